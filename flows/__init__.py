@@ -1,0 +1,1 @@
+"""The DAG in Prefect, and the command `sdcore`."""

@@ -1,0 +1,62 @@
+"""The main flow: prepare, then per condition and seed sample, align, distill and evaluate."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from sdcore.config import Experiment
+from sdcore.rounds import checkpoint_rounds
+from tasks import progress
+from tasks.align import align, has_work
+from tasks.compare import compare
+from tasks.distill import distill
+from tasks.evaluate import evaluate
+from tasks.prepare import prepare
+from tasks.sample import sample
+from tasks.track import track
+from tasks.workspace import Lineage, base_lineage, finished_rounds
+
+SPLITS = ("validation", "test")
+
+
+@flow(flow_run_name="{experiment.name}")
+def compare_contexts(experiment: Experiment, root: Path) -> str:
+    """Train the solver under every condition and seed of an experiment and compare the results.
+
+    What the workspace folder `root` already holds is not done again, so an interrupted run goes on
+    where it stopped. Returns the experiment's id.
+    """
+    base = base_lineage(experiment, root)
+    prepare(base)
+    for split in SPLITS:
+        evaluate(base, 0, split)
+    for seed in experiment.seeds:
+        for condition in experiment.conditions:
+            train_condition(experiment, root, condition, seed)
+    compare(base)
+    return experiment.experiment_id
+
+
+@flow(flow_run_name="{experiment.name}/{condition}/seed-{seed}")
+def train_condition(experiment: Experiment, root: Path, condition: str, seed: int) -> None:
+    """Train one condition with one seed: a chain of rounds, scored at its checkpoints."""
+    lineage = Lineage(experiment, root, condition, seed)
+    done = finished_rounds(lineage)
+    with progress.bar(lineage.label, total=experiment.training.rounds) as advance:
+        advance(done)
+        for checkpoint in checkpoint_rounds(experiment, lineage.settings):
+            for round_ in range(done, checkpoint):
+                train_round(lineage, round_)
+                advance(1)
+            done = max(done, checkpoint)
+            for split in SPLITS:
+                evaluate(lineage, checkpoint, split)
+            track(lineage, checkpoint)
+
+
+def train_round(lineage: Lineage, round_: int) -> None:
+    """One round: the three stages, each a task run of its own."""
+    sample(lineage, round_)
+    if has_work(lineage, round_):
+        align(lineage, round_)
+    distill(lineage, round_)

@@ -1,0 +1,92 @@
+"""The Prefect server of a workspace: one real local server, started and stopped with the run."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from sdcore.errors import SdcoreError
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+    "PREFECT_CLI_PROMPT": "false",
+}
+
+
+@contextmanager
+def prefect_server(root: Path, *, timeout: float = 60.0) -> Iterator[str]:
+    """Yield the API address of the user's server (``PREFECT_API_URL``) or of one started here.
+
+    The server keeps its database in the workspace and listens on loopback only. Call this before
+    Prefect is imported: its settings are read then.
+
+    Raises:
+        SdcoreError: the server did not answer within `timeout` seconds.
+    """
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    if given := os.environ.get("PREFECT_API_URL"):
+        yield given
+        return
+    home = root / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ["PREFECT_HOME"] = str(home.absolute())
+    port = _free_port()
+    address = f"http://127.0.0.1:{port}/api"
+    log_path = root / "prefect-server.log"
+    with log_path.open("ab") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start"]
+            + ["--host", "127.0.0.1", "--port", str(port)],
+            stdout=log,
+            stderr=log,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads run yet
+        )
+    try:
+        _wait_until_healthy(address, server, log_path, timeout)
+        os.environ["PREFECT_API_URL"] = address
+        yield address
+    finally:
+        os.environ.pop("PREFECT_API_URL", None)
+        server.terminate()
+        server.wait(timeout=20)
+
+
+def _wait_until_healthy(
+    address: str, server: subprocess.Popen[bytes], log_path: Path, timeout: float
+) -> None:
+    deadline = time.monotonic() + timeout
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{address}/health", timeout=1).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise SdcoreError(
+        "the Prefect server did not start",
+        got=f"exit code {server.poll()}",
+        expected=f"an answer from {address} within {timeout:g} s",
+        where=str(log_path),
+        mend="read the log, or set PREFECT_API_URL to a running server",
+    )
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end the server when the run is killed, so that none is left behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,271 @@
+"""A procedural family of problems whose every step can be checked.
+
+Four two-digit numbers are added and subtracted in three steps. A trace may combine them in any
+order and in several phrasings; the reference solution uses an order and a phrasing of its own.
+Every intermediate result stays between -99 and 99, whichever order is taken.
+"""
+
+import hashlib
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from sdcore.errors import DataError
+
+# An order names, for each step, the two terms that it combines: 0-3 are the operands with their
+# signs, 4 and 5 the results of the first and the second step.
+ORDERS = {
+    "left": ((0, 1), (4, 2), (5, 3)),
+    "pairs": ((0, 1), (2, 3), (4, 5)),
+    "tail": ((2, 3), (1, 4), (0, 5)),
+}
+REFERENCE_ORDER = ((2, 3), (0, 1), (4, 5))
+
+# A style words an addition and a subtraction.
+STYLES = {
+    "symbols": ("{x}+{y}={r}", "{x}-{y}={r}"),
+    "words": ("{x} plus {y} is {r}", "{x} minus {y} is {r}"),
+    "recipe": ("take {x}, add {y}: {r}", "take {x}, subtract {y}: {r}"),
+    "walk": ("from {x} up {y} to {r}", "from {x} down {y} to {r}"),
+}
+REFERENCE_STYLE = (
+    "when we add {y} to {x} the result is {r}",
+    "when we subtract {y} from {x} the result is {r}",
+)
+
+QUESTIONS = ("Compute {}.", "What is {}?", "Find the value of {}.")
+LIMIT = 99
+HOLDOUT_BUCKETS = 16  # one in so many problems is never shown in pre-training
+
+Order = Sequence[tuple[int, int]]
+Style = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Move:
+    """One step: ``left + right``, where a subtraction has a negative ``right``."""
+
+    left: int
+    right: int
+
+    @property
+    def result(self) -> int:
+        """What the step should come to."""
+        return self.left + self.right
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Four operands joined by three operators; the first operand counts as added."""
+
+    operands: tuple[int, ...]
+    operators: tuple[str, ...]
+
+    @cached_property
+    def terms(self) -> tuple[int, ...]:
+        """The operands with their signs."""
+        signs = ("+", *self.operators)
+        return tuple(int(sign + str(value)) for sign, value in zip(signs, self.operands))
+
+    @cached_property
+    def expression(self) -> str:
+        """The problem as a formula, such as ``47+23-31-12``."""
+        rest = zip(self.operators, self.operands[1:])
+        return str(self.operands[0]) + "".join(f"{sign}{value}" for sign, value in rest)
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the content, the same in every process."""
+        return hashlib.sha256(self.expression.encode()).hexdigest()[:16]
+
+    @property
+    def answer(self) -> int:
+        """The value of the formula."""
+        return sum(self.terms)
+
+    @property
+    def question(self) -> str:
+        """The problem as text; its phrasing follows from the content."""
+        return QUESTIONS[int(self.key, 16) // HOLDOUT_BUCKETS % len(QUESTIONS)].format(
+            self.expression
+        )
+
+    @property
+    def held_out(self) -> bool:
+        """Whether pre-training may never see it."""
+        return int(self.key, 16) % HOLDOUT_BUCKETS == 0
+
+
+def generate_problems(count: int, seed: int, *, holdout: bool) -> list[Problem]:
+    """Draw distinct problems, the same for the same seed, from one side of the hold-out cut."""
+    problems: dict[str, Problem] = {}
+    for problem in draw_problems(seed, holdout=holdout):
+        problems.setdefault(problem.expression, problem)
+        if len(problems) == count:
+            break
+    return list(problems.values())
+
+
+def draw_problems(seed: int, *, holdout: bool) -> Iterator[Problem]:
+    """Draw problems without end, repeats included, from one side of the hold-out cut."""
+    rng = random.Random(seed)  # noqa: S311
+    while True:
+        operands = tuple(rng.randint(10, LIMIT) for _ in range(4))
+        problem = Problem(operands, tuple(rng.choice("+-") for _ in range(3)))
+        if _fits(problem) and problem.held_out == holdout:
+            yield problem
+
+
+def parse_question(text: str) -> Problem:
+    """Rebuild a problem from its question.
+
+    Raises:
+        DataError: the text is not a question of this family.
+    """
+    formula = _FORMULA.search(text)
+    expression = formula[0] if formula else ""
+    if text.strip() not in [question.format(expression) for question in QUESTIONS]:
+        raise DataError("not an arithmetic question", got=text, expected="Compute 47+23-31-12.")
+    operands = tuple(int(number) for number in re.findall(r"\d+", expression))
+    return Problem(operands, tuple(re.findall(r"[+-]", expression)))
+
+
+def moves(problem: Problem, order: Order) -> list[Move]:
+    """The steps of an order, with the numbers of this problem."""
+    terms, steps = list(problem.terms), []
+    for left, right in order:
+        steps.append(Move(terms[left], terms[right]))
+        terms.append(steps[-1].result)
+    return steps
+
+
+def phrase(move: Move, style: Style, result: int | None = None) -> str:
+    """Word one step; a given ``result`` replaces the right one."""
+    template = style[0] if move.right >= 0 else style[1]
+    value = move.result if result is None else result
+    return template.format(x=move.left, y=abs(move.right), r=value)
+
+
+def solve(problem: Problem, order: str, style: str) -> list[str]:
+    """The three steps of a correct trace in a named order and style."""
+    return [phrase(move, STYLES[style]) for move in moves(problem, ORDERS[order])]
+
+
+def trace_text(steps: Sequence[str], answer: int) -> str:
+    """Put steps and answer into the tags of a trace."""
+    tagged = [f"<step_{n}>{step}</step_{n}>" for n, step in enumerate(steps, start=1)]
+    return "".join(tagged) + f"<answer>{answer}</answer>"
+
+
+def reference_solution(problem: Problem) -> str:
+    """A correct trace in an order and a phrasing that no trace of the solver uses."""
+    steps = [phrase(move, REFERENCE_STYLE) for move in moves(problem, REFERENCE_ORDER)]
+    return trace_text(steps, problem.answer)
+
+
+def verify_steps(problem: Problem, steps: Sequence[str]) -> int | None:
+    """Index (from 0) of the earliest wrong step, or None where all are right.
+
+    A step is wrong that cannot be read, that uses a number which is not available (an operand
+    with its sign, or an earlier result, each once), or whose result is not the sum.
+    """
+    available = Counter(problem.terms)
+    for index, step in enumerate(steps):
+        reading = read_step(step)
+        if reading is None or not _take(available, reading.move, reading.result):
+            return index
+    return None
+
+
+def continue_trace(problem: Problem, correct_steps: Sequence[str], hint: str = "") -> list[str]:
+    """The steps that remain after a correct prefix, in its style and order.
+
+    ``hint`` is the wrong step that comes next: it decides the order where the prefix leaves it
+    open, and the style where the prefix is empty.
+
+    Raises:
+        DataError: the prefix is not correct.
+    """
+    if (wrong := verify_steps(problem, correct_steps)) is not None:
+        place = f"{problem.expression}, step {wrong + 1}"
+        raise DataError("the prefix is not correct", got=correct_steps[wrong], where=place)
+    readings = [reading for step in correct_steps if (reading := read_step(step))]
+    wish = read_step(hint)
+    known = readings[-1:] or ([wish] if wish else [])
+    style = known[0].style if known else STYLES["symbols"]
+    taken = [reading.move for reading in readings]
+    rest = _remaining(problem, taken, wish.move if wish else None)
+    return [phrase(move, style) for move in rest]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A step as it was read: what it combines, the result that it claims, and its style."""
+
+    move: Move
+    result: int
+    style: Style
+
+
+def read_step(text: str) -> Reading | None:
+    """Read a step in any style; None where it fits none."""
+    for pattern, sign, style in _PATTERNS:
+        if match := pattern.fullmatch(text.strip()):
+            move = Move(int(match["x"]), sign * int(match["y"]))
+            return Reading(move, int(match["r"]), style)
+    return None
+
+
+def _fits(problem: Problem) -> bool:
+    """Whether every run of neighbours stays in range, and with it every order."""
+    a, b, c, d = problem.terms
+    sums = (a + b, b + c, c + d, a + b + c, b + c + d, a + b + c + d)
+    return all(abs(value) <= LIMIT for value in sums)
+
+
+def _take(available: Counter[int], move: Move, result: int) -> bool:
+    """Replace the two terms of a right step by its result; False where the step is wrong."""
+    needed = Counter((move.left, move.right))
+    if needed - available or result != move.result:
+        return False
+    available -= needed
+    available[result] += 1
+    return True
+
+
+def _remaining(problem: Problem, taken: list[Move], wish: Move | None) -> list[Move]:
+    """The moves of the order that begins with those taken, and best with the wished next one."""
+    plans = [moves(problem, order) for order in (*ORDERS.values(), REFERENCE_ORDER)]
+    fitting = [plan[len(taken) :] for plan in plans if plan[: len(taken)] == taken]
+    wished = [rest for rest in fitting if rest and rest[0] == wish]
+    return next(iter(wished + fitting), None) or list(_leftovers(problem, taken))
+
+
+def _leftovers(problem: Problem, taken: list[Move]) -> Iterator[Move]:
+    """Combine what a prefix in no known order left over, from left to right."""
+    terms = list(problem.terms)
+    for move in taken:
+        terms.remove(move.left)
+        terms.remove(move.right)
+        terms.insert(0, move.result)
+    while len(terms) > 1:
+        move = Move(terms.pop(0), terms.pop(0))
+        yield move
+        terms.insert(0, move.result)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    text = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
+    groups = {"x": r"(?P<x>-?\d{1,4})", "y": r"(?P<y>\d{1,4})", "r": r"(?P<r>-?\d{1,4})"}
+    return re.compile(text.format(**groups))
+
+
+_PATTERNS = [
+    (_pattern(template), sign, style)
+    for style in (*STYLES.values(), REFERENCE_STYLE)
+    for template, sign in zip(style, (1, -1))
+]
+_FORMULA = re.compile(r"\d{1,4}(?:[+-]\d{1,4}){3}")

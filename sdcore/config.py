@@ -1,0 +1,284 @@
+"""The experiment file: typed, frozen, bounded; unknown keys are refused.
+
+An experiment is one TOML file plus dotted overrides (``training.rounds=3``). Its fingerprint is the
+hash of the fully resolved settings and names every row that the experiment writes.
+"""
+
+import re
+import tomllib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sdcore.contexts import CONTEXTS
+from sdcore.errors import ConfigError
+from sdcore.schema import content_key
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of all sections: immutable, and an unknown key is an error rather than a no-op."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Settings):
+    """The policy that is trained, and whose initial weights are the self-teacher."""
+
+    name: str = Field(
+        description="builtin:tiny-solver, builtin:smollm2, a hub id or a local folder"
+    )
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class ProblemsConfig(Settings):
+    """Where the questions come from, and how many go into each split."""
+
+    source: Literal["arithmetic", "jsonl"]
+    path: Path | None = Field(None, description="the JSONL file, for source = jsonl")
+    question: str = Field("question", description="JSONL key of the question")
+    solution: str = Field("solution", description="JSONL key of the reference solution")
+    answer: str = Field("answer", description="JSONL key of the final answer")
+    answer_pattern: str | None = Field(
+        None,
+        description="regular expression whose one group is the final answer in the answer text",
+    )
+    train: Count = 256
+    validation: Count = 64
+    test: Count = 200
+    seed: int = Field(0, description="of the generator, or of the order in which a file is split")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.source == "jsonl") != (self.path is not None):
+            raise ValueError("problems.path is needed for source = 'jsonl', and only there")
+        if self.answer_pattern is not None and re.compile(self.answer_pattern).groups != 1:
+            raise ValueError(
+                "problems.answer_pattern must have exactly one group, e.g. '#### (.+)$'"
+            )
+        return self
+
+
+class PromptsConfig(Settings):
+    """Jinja templates of the user messages; the model's own chat template is put around them."""
+
+    system: str | None = Field(None, description="system message, for student and teacher alike")
+    student: str = Field(
+        "Solve the problem step by step. Write each step as <step_1>...</step_1>, "
+        "<step_2>...</step_2> and so on, then only the final answer as <answer>...</answer>.\n\n"
+        "{{ question }}",
+        description="sees: question",
+    )
+    teacher: str = Field(
+        "{{ student }}\n\nHere is feedback that shows how the problem is solved correctly:\n"
+        "{{ context }}\n\nNow solve the problem yourself, in your own steps.",
+        description="sees: student (the rendered student message), question, context",
+    )
+
+
+class SamplingConfig(Settings):
+    """How rollouts are sampled, in training and in evaluation alike."""
+
+    temperature: float = Field(1.0, ge=0, le=5, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(2048, ge=1, le=131072)
+    batch_size: int = Field(
+        1024,
+        ge=1,
+        description="sequences decoded together; part of the result "
+        "only through floating-point rounding",
+    )
+
+
+class LoraConfig(Settings):
+    """Low-rank adapters on every linear layer (the paper: rank 64, alpha 128)."""
+
+    rank: int = Field(64, ge=1)
+    alpha: float = Field(128, gt=0)
+    targets: tuple[str, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+
+
+class TrainingConfig(Settings):
+    """The budget that all conditions share; a round is sample, align, then optimizer steps."""
+
+    rounds: Count = 60
+    questions_per_round: int = Field(
+        32, ge=1, description="each question gives group_size rollouts"
+    )
+    steps_per_round: int = Field(
+        1, ge=1, description="optimizer steps a round; 1 is strictly on-policy"
+    )
+    lora: LoraConfig | None = Field(None, description="absent: all weights are trained")
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    tokens_per_microbatch: int = Field(16384, ge=1, description="prompt + response tokens, padded")
+
+
+class EvaluationConfig(Settings):
+    """Scores of a policy; the checkpoint is chosen on validation and reported on test."""
+
+    every: int = Field(20, ge=1, description="rounds between checkpoints that are scored")
+    samples: int = Field(12, ge=1, description="n of avg@n, maj@n, pass@n on the test split")
+    validation_samples: int = Field(
+        4, ge=1, description="samples a problem on the validation split"
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    resamples: int = Field(10_000, ge=100, description="bootstrap resamples over problems")
+
+
+class TeacherConfig(Settings):
+    """Which weights score the context-conditioned prompt."""
+
+    kind: Literal["frozen", "live", "ema", "trust_region"] = "frozen"
+    decay: float = Field(
+        0.99, ge=0, lt=1, description="of the EMA: teacher = decay teacher + (1 - decay) student"
+    )
+    mix: float = Field(
+        0.5, gt=0, le=1, description="trust region: logits = (1 - mix) initial + mix live"
+    )
+
+
+class DistillConfig(Settings):
+    """Self-distillation of the context-conditioned teacher into the student."""
+
+    objective: Literal["distill"]
+    context: str = Field(description="one of the registered contexts")
+    learning_rate: float = Field(gt=0, le=1)
+    group_size: int = Field(1, ge=1, description="rollouts a question")
+    teacher: TeacherConfig = TeacherConfig()
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "policy_gradient", "topk"] = "forward_kl"
+    beta: float = Field(0.5, gt=0, lt=1, description="of the generalised Jensen-Shannon divergence")
+    top_k: int = Field(
+        100, ge=1, description="support size of the top-k divergence, plus a tail bucket"
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="of both softmaxes; not the sampling temperature"
+    )
+    clip: Literal["none", "token", "entry"] = "none"
+    clip_value: float = Field(10.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.context not in CONTEXTS:
+            raise ValueError(
+                f"context {self.context!r} is not one of {', '.join(sorted(CONTEXTS))}"
+            )
+        return self
+
+
+class GrpoConfig(Settings):
+    """Group-relative policy optimisation on the binary reward (arXiv 2402.03300)."""
+
+    objective: Literal["grpo"]
+    learning_rate: float = Field(gt=0, le=1)
+    group_size: int = Field(8, ge=2)
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0)
+    kl_coefficient: float = Field(0.0, ge=0, description="weight of the KL to the initial policy")
+    normalise: Literal["token", "sequence"] = Field(
+        "token", description="average over tokens or sequences"
+    )
+
+
+Condition = Annotated[DistillConfig | GrpoConfig, Field(discriminator="objective")]
+
+
+class Experiment(Settings):
+    """One experiment: the same solver trained under several conditions, all else equal."""
+
+    name: Name
+    description: str = ""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    model: ModelConfig
+    problems: ProblemsConfig
+    prompts: PromptsConfig = PromptsConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    conditions: dict[Name, Condition] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds repeat: {self.seeds}")
+        if "base" in self.conditions:
+            raise ValueError("the condition name 'base' is taken by the untrained policy")
+        if self.training.questions_per_round > self.problems.train:
+            raise ValueError("training.questions_per_round exceeds problems.train")
+        return self
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of every resolved setting except the free-text description."""
+        return content_key(self.model_dump(mode="json", exclude={"description"}))
+
+    @property
+    def experiment_id(self) -> str:
+        """Name and start of the fingerprint: the same file again is the same run."""
+        return f"{self.name}-{self.fingerprint[:8]}"
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file and apply dotted ``key=value`` overrides (values are TOML).
+
+    Raises:
+        ConfigError: file missing, not TOML, or a setting that does not validate.
+    """
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "experiment file not found", got=path, mend="see deployments/experiments/"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("experiment file is not TOML", got=error, where=str(path)) from error
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise _explained(error, path) from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError("not an override", got=override, expected="section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word or path needs no quotes on the command line
+    *parents, leaf = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(
+                "override goes through a value", got=override, expected=f"{parent} to be a section"
+            )
+    node[leaf] = value
+
+
+def _explained(error: ValidationError, path: Path) -> ConfigError:
+    lines = [
+        f"{'.'.join(map(str, item['loc'])) or 'experiment'}: {item['msg']} "
+        f"(got {item['input']!r:.80})"
+        for item in error.errors()
+    ]
+    return ConfigError(
+        "experiment file has settings that do not validate",
+        got="; ".join(lines),
+        where=str(path),
+        mend="`sdcore run FILE --dry-run` prints the resolved settings of a valid file",
+    )

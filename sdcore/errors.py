@@ -1,0 +1,54 @@
+"""Every error that sdcore raises on purpose: what, got, expected, where, and the mend."""
+
+
+class SdcoreError(Exception):
+    """Base of all sdcore errors; the parts are attributes, the message is made of them."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        got: object = None,
+        expected: object = None,
+        where: str = "",
+        mend: str = "",
+    ) -> None:
+        self.what, self.got, self.expected, self.where, self.mend = what, got, expected, where, mend
+        labelled = (("got", got), ("expected", expected), ("where", where), ("mend", mend))
+        parts = [
+            f"{label}: {_short(value)}" for label, value in labelled if value not in (None, "")
+        ]
+        super().__init__("\n  ".join([what, *parts]))
+
+
+class ConfigError(SdcoreError, ValueError):
+    """An experiment file, an override or a combination of settings is wrong."""
+
+
+class DataError(SdcoreError, ValueError):
+    """A row, a trace or a dataset is not what its schema promises."""
+
+
+class StoreError(SdcoreError, RuntimeError):
+    """The DuckDB file could not be read or written as asked."""
+
+
+class StoreBusyError(StoreError, TimeoutError):
+    """Another process held the DuckDB file for longer than the bounded wait."""
+
+
+class ModelError(SdcoreError, RuntimeError):
+    """A model, a tokenizer or a checkpoint cannot be loaded or does not fit."""
+
+
+class EngineError(SdcoreError, RuntimeError):
+    """A sampling engine failed or returned something it must not."""
+
+
+class TrainingError(SdcoreError, ArithmeticError):
+    """A loss or gradient is not finite, or student and teacher do not match."""
+
+
+def _short(value: object, limit: int = 600) -> str:
+    text = str(value)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

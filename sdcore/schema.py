@@ -1,0 +1,200 @@
+"""Every table: its columns, its key, and what one row means. The store creates them from here."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import polars as pl
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column; `nullable` columns say in `meaning` when they are empty."""
+
+    name: str
+    dtype: pl.DataType
+    meaning: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table; `key` are the columns on which an append is an anti-join."""
+
+    name: str
+    meaning: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    @property
+    def dtypes(self) -> dict[str, pl.DataType]:
+        """Column names and Polars types, in order."""
+        return {column.name: column.dtype for column in self.columns}
+
+    def frame(self, rows: list[dict[str, object]]) -> pl.DataFrame:
+        """Rows as a frame of this table's types.
+
+        Raises:
+            KeyError: a row lacks a column or brings one that the table does not have.
+        """
+        for row in rows:
+            if row.keys() != self.dtypes.keys():
+                raise KeyError(f"{self.name}: columns differ: {row.keys() ^ self.dtypes.keys()}")
+        return pl.DataFrame(rows, schema=self.dtypes, orient="row")
+
+
+def content_key(*parts: object) -> str:
+    """Key derived from content: 128 bits of SHA-256 over canonical JSON, as 32 hex digits."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+TEXT, INT, REAL, FLAG, TIME = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean(), pl.Datetime("us")
+IDS, FLOATS = pl.List(pl.Int32()), pl.List(pl.Float32())
+
+_RUN = (
+    Column("experiment_id", TEXT, "the experiment run"),
+    Column("condition", TEXT, "name of the condition; 'base' is the untrained policy"),
+    Column("seed", INT, "seed of the run; the base policy has the first seed of the experiment"),
+)
+
+_TABLES = (
+    Table("experiments", "a run of an experiment file", ("experiment_id",), (
+        Column("experiment_id", TEXT, "name and start of the fingerprint"),
+        Column("name", TEXT, "name in the experiment file"),
+        Column("fingerprint", TEXT, "hash of all resolved settings"),
+        Column("config", TEXT, "all resolved settings, JSON"),
+        Column("code_version", TEXT, "package version and git commit"),
+        Column("libraries", TEXT, "versions of the libraries that matter, JSON"),
+        Column("created_at", TIME, "UTC time of the first start"),
+    )),
+    Table("problems", "a question of an experiment", ("experiment_id", "problem_id"), (
+        Column("experiment_id", TEXT, "the experiment run"),
+        Column("problem_id", TEXT, "hash of question and answer"),
+        Column("question", TEXT, "what the solver sees"),
+        Column("solution", TEXT, "worked reference solution; empty where the source has none", True),
+        Column("answer", TEXT, "the reference's final answer"),
+        Column("split", TEXT, "train, validation or test"),
+        Column("position", INT, "order within the split, from 0"),
+        Column("source", TEXT, "generator or file that it comes from, with the row"),
+    )),
+    Table("policies", "a set of weights", ("policy_id",), (
+        *_RUN,
+        Column("policy_id", TEXT, "hash of lineage and weights"),
+        Column("parent_id", TEXT, "the policy it was trained from; empty for the base", True),
+        Column("step", INT, "optimizer steps since the base"),
+        Column("round", INT, "rounds since the base"),
+        Column("kind", TEXT, "base, lora or full"),
+        Column("path", TEXT, "checkpoint folder below the workspace, or the model's name for the "
+               "base; empty where only the digest was kept", True),
+        Column("sha256", TEXT, "digest of the safetensors"),
+    )),
+    Table("rollouts", "one sampled trace", ("rollout_id",), (
+        *_RUN,
+        Column("rollout_id", TEXT, "hash of policy, prompt ids, sampling settings, seed and sample index"),
+        Column("policy_id", TEXT, "the weights that sampled it"),
+        Column("problem_id", TEXT, "the question"),
+        Column("purpose", TEXT, "filter, train, validation or test"),
+        Column("round", INT, "training round, or rounds of the scored policy"),
+        Column("sample_index", INT, "0 .. n - 1 among the samples of this question"),
+        Column("sampling_seed", INT, "seed of this sample's random numbers"),
+        Column("prompt_ids", IDS, "token ids of the student prompt"),
+        Column("response_ids", IDS, "token ids of the response, end token included"),
+        Column("text", TEXT, "the response as text"),
+        Column("logprobs", FLOATS, "log-prob of each response token at temperature 1"),
+        Column("finish_reason", TEXT, "stop or length"),
+        Column("answer", TEXT, "the parsed final answer; empty where there is none", True),
+        Column("correct", FLAG, "the answer equals the reference"),
+        Column("grade_reason", TEXT, "why it is not correct; empty where it is", True),
+        Column("well_formed", FLAG, "steps tagged 1 .. N and one answer"),
+    )),
+    Table("critiques", "one critique of one rollout", ("critique_id",), (
+        *_RUN,
+        Column("critique_id", TEXT, "hash of rollout and critic"),
+        Column("rollout_id", TEXT, "the rollout that was criticised"),
+        Column("critic", TEXT, "oracle, or the critic model's name"),
+        Column("verdict", TEXT, "case A correct, B step missing, C unfinished, D incorrect; empty where invalid", True),
+        Column("first_wrong_step", INT, "number of the earliest wrong step; empty where none", True),
+        Column("corrected", TEXT, "the corrected trace; empty where invalid", True),
+        Column("valid", FLAG, "it is step-aligned and ends in the reference answer"),
+        Column("invalid_reason", TEXT, "why it is not valid; empty where it is", True),
+        Column("attempts", INT, "times that the critic was asked"),
+        Column("tokens", INT, "tokens that the critic wrote"),
+    )),
+    Table("contexts", "what the self-teacher saw for one rollout", ("context_id",), (
+        *_RUN,
+        Column("context_id", TEXT, "hash of rollout, context and teacher prompt"),
+        Column("rollout_id", TEXT, "the rollout that is scored"),
+        Column("context", TEXT, "name of the registered context"),
+        Column("text", TEXT, "the context as text; empty for none", True),
+        Column("critique_id", TEXT, "the critique it quotes; empty where it quotes none", True),
+        Column("teacher_prompt_ids", IDS, "token ids of the teacher prompt"),
+    )),
+    Table("token_signals", "one response token under one context",
+          ("rollout_id", "context", "policy_id", "position"), (
+        *_RUN,
+        Column("rollout_id", TEXT, "the rollout"),
+        Column("context", TEXT, "the context of the teacher; the objective's name for GRPO"),
+        Column("policy_id", TEXT, "the student that was scored"),
+        Column("round", INT, "training round"),
+        Column("position", INT, "index of the response token"),
+        Column("token_id", INT, "the token"),
+        Column("token", TEXT, "the token as text"),
+        Column("student_logprob", REAL, "log p_student of the token"),
+        Column("teacher_logprob", REAL, "log p_teacher of the token; empty without a teacher", True),
+        Column("advantage", REAL, "teacher minus student log-prob, or GRPO's normalised reward"),
+        Column("kl", REAL, "full-vocabulary forward KL; empty without a teacher", True),
+        Column("entropy", REAL, "entropy of the student"),
+        Column("step", INT, "number of the step that holds the token; empty outside", True),
+        Column("region", TEXT, "before, at or after the first wrong step; tag; answer; other"),
+    )),
+    Table("updates", "one optimizer step", ("update_id",), (
+        *_RUN,
+        Column("update_id", TEXT, "hash of lineage and step"),
+        Column("policy_id", TEXT, "the weights after the round"),
+        Column("round", INT, "training round, from 0"),
+        Column("step", INT, "optimizer step, from 1"),
+        Column("loss", REAL, "mean loss a response token"),
+        Column("grad_norm", REAL, "norm before clipping"),
+        Column("learning_rate", REAL, "of this step"),
+        Column("rollouts", INT, "rollouts in the batch"),
+        Column("tokens", INT, "response tokens in the batch"),
+        Column("mean_length", REAL, "response tokens a rollout"),
+        Column("entropy", REAL, "mean entropy of the student, nats a token"),
+        Column("accuracy", REAL, "share of the batch's rollouts that are correct"),
+        Column("zero_variance_groups", INT, "GRPO groups without a signal; 0 for distillation"),
+        Column("logprob_drift", REAL, "mean |engine - trainer| log-prob of the sampled tokens"),
+        Column("padding_share", REAL, "share of padded positions in the micro-batches"),
+        Column("seconds", REAL, "wall time of the step"),
+    )),
+    Table("scores", "one policy on one split", ("score_id",), (
+        *_RUN,
+        Column("score_id", TEXT, "hash of policy, split and sampling"),
+        Column("policy_id", TEXT, "the scored weights"),
+        Column("round", INT, "rounds since the base"),
+        Column("split", TEXT, "validation or test"),
+        Column("problems", INT, "problems of the split"),
+        Column("k", INT, "samples a problem"),
+        *(Column(f"{metric}_at_k{end}", REAL, meaning + note)
+          for metric, meaning in (("avg", "mean accuracy"), ("maj", "accuracy of the majority answer"),
+                                  ("pass", "share of problems with a correct sample"))
+          for end, note in (("", ""), ("_low", ", lower bound"), ("_high", ", upper bound"))),
+        Column("mean_length", REAL, "response tokens a rollout"),
+        Column("format_rate", REAL, "share of well-formed traces"),
+        Column("sampled_tokens", INT, "training tokens sampled to get here"),
+        Column("seconds", REAL, "wall time of sampling and grading"),
+    )),
+    Table("comparisons", "a paired difference between two conditions on the test split",
+          ("experiment_id", "condition", "baseline", "metric", "budget"), (
+        Column("experiment_id", TEXT, "the experiment run"),
+        Column("condition", TEXT, "the condition"),
+        Column("baseline", TEXT, "what it is compared with"),
+        Column("metric", TEXT, "avg_at_k, maj_at_k or pass_at_k"),
+        Column("budget", TEXT, "epochs: validation-chosen checkpoints; tokens: equal sampled tokens"),
+        Column("difference", REAL, "condition minus baseline, mean over seeds"),
+        Column("low", REAL, "lower bound, bootstrap over problems"),
+        Column("high", REAL, "upper bound, bootstrap over problems"),
+    )),
+)  # fmt: skip
+
+TABLES: dict[str, Table] = {table.name: table for table in _TABLES}

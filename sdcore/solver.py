@@ -1,0 +1,70 @@
+"""A trained policy to keep and to use: its weights, the base model's name, prompts and sampling."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdcore import hub, policies
+from sdcore.config import Experiment
+from sdcore.engines import Request
+from sdcore.engines.transformers import TransformersEngine
+from sdcore.errors import ModelError
+from sdcore.prompts import prompt_ids, student_messages
+
+
+def save_solver(folder: Path, experiment: Experiment, checkpoint: Path) -> None:
+    """Write what `Solver` loads: the weights of a checkpoint and, by name, all else they need."""
+    shutil.copytree(checkpoint, folder / "weights")
+    about = {
+        "experiment": experiment.model_dump(mode="json"),
+        "base_sha256": policies.weights_digest(hub.resolve(experiment.model.name)),
+    }
+    (folder / "solver.json").write_text(json.dumps(about, indent=2), "utf-8")
+
+
+class Solver:
+    """Answers questions with the prompts and the sampling settings of the policy's experiment."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the base model by its name and put the saved weights on it.
+
+        Raises:
+            ModelError: the name now stands for other weights than those trained from.
+        """
+        about = json.loads((folder / "solver.json").read_text("utf-8"))
+        self.experiment = Experiment.model_validate(about["experiment"])
+        base = hub.resolve(self.experiment.model.name)
+        digest = policies.weights_digest(base)
+        if digest != about["base_sha256"]:
+            raise ModelError(
+                "the base model is not the one that this policy was trained from",
+                got=digest,
+                expected=about["base_sha256"],
+                where=str(base),
+            )
+        self._tokenizer = policies.load_tokenizer(base)
+        model = policies.load_policy(base, self.experiment.model)
+        self._engine = TransformersEngine(
+            model, end_ids=policies.end_ids(base), pad_id=self._tokenizer.pad_token_id
+        )
+        if self.experiment.training.lora:
+            model = policies.attach_lora(model, self.experiment.training.lora, seed=0)
+        policies.load_weights(model, folder / "weights")
+        self._engine.load(model)
+
+    def predict(self, questions: Sequence[str]) -> list[str]:
+        """One sampled trace for each question; the same call gives the same traces."""
+        prompts = [
+            prompt_ids(self._tokenizer, student_messages(self.experiment.prompts, question))
+            for question in questions
+        ]
+        requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+        completions = self._engine.generate(requests, self.experiment.sampling)
+        token_ids = [completion.token_ids for completion in completions]
+        return list(self._tokenizer.batch_decode(token_ids, skip_special_tokens=True))
+
+
+def _load_pyfunc(path: str) -> Solver:
+    """What MLflow calls in the module that a model names as its loader."""
+    return Solver(Path(path))

@@ -1,0 +1,214 @@
+"""The workspace's DuckDB file: the only module that knows DuckDB.
+
+While a process has the file open for writing no other process can open it at all, so it is attached
+for one short transaction at a time, under a lock file that all sdcore processes share. Attaching to
+a standing in-memory instance costs about a millisecond; opening a database costs fifteen.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import polars as pl
+from filelock import FileLock, Timeout
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from sdcore.errors import DataError, StoreBusyError, StoreError
+from sdcore.schema import TABLES, Table
+
+_SQL_TYPES: dict[pl.DataType, str] = {
+    pl.String(): "VARCHAR", pl.Int64(): "BIGINT", pl.Int32(): "INTEGER", pl.Float64(): "DOUBLE",
+    pl.Float32(): "FLOAT", pl.Boolean(): "BOOLEAN", pl.Datetime("us"): "TIMESTAMP",
+}  # fmt: skip
+
+
+class Store:
+    """Reads and appends to the tables of one DuckDB file, which is created when first needed.
+
+    Safe to use from several processes and threads. `timeout` bounds, in seconds, the wait for
+    another writer; then `StoreBusyError` is raised.
+    """
+
+    def __init__(self, path: Path, *, timeout: float = 60.0) -> None:
+        self.path, self._timeout = path, timeout
+        self._lock = FileLock(f"{path}.lock", timeout=timeout)
+        self._duckdb = duckdb.connect(":memory:")
+        self._created = False
+
+    def append_missing(self, **frames: pl.DataFrame) -> dict[str, int]:
+        """Append to each named table the rows whose key is not there yet, all in one transaction.
+
+        Returns:
+            Rows written per table.
+
+        Raises:
+            DataError: columns or types differ from the schema, a required value is null, or a key
+                occurs twice in the frame. Nothing is written then.
+            StoreBusyError: another process held the file for too long.
+        """
+        checked = {name: _checked(TABLES[name], frame) for name, frame in frames.items()}
+        with self._attached(read_only=False) as connection:
+            connection.execute("BEGIN")
+            try:
+                written = {
+                    name: _append(connection, TABLES[name], frame)
+                    for name, frame in checked.items()
+                }
+            except duckdb.Error:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+        return written
+
+    def query(
+        self, sql: str, parameters: Sequence[object] | dict[str, object] = ()
+    ) -> pl.DataFrame:
+        """Run one read-only SQL statement over the tables; values go in as `parameters`.
+
+        Raises:
+            StoreError: the statement is wrong or tries to write.
+            StoreBusyError: another process held the file for too long.
+        """
+        with self._attached(read_only=True) as connection:
+            try:
+                relation = connection.sql(sql, params=parameters)
+                return pl.DataFrame() if relation is None else relation.pl()
+            except duckdb.Error as error:
+                raise StoreError(
+                    "query failed",
+                    got=sql,
+                    expected=str(error),
+                    where=str(self.path),
+                    mend="tables: " + ", ".join(TABLES),
+                ) from error
+
+    def rows(self, table: str, **equals: object) -> pl.DataFrame:
+        """Rows of a table whose columns equal the given values (None matches null)."""
+        unknown = equals.keys() - TABLES[table].dtypes.keys()
+        if unknown:
+            raise StoreError(
+                "no such column", got=unknown, expected=list(TABLES[table].dtypes), where=table
+            )
+        where = (
+            " AND ".join(f"{column} IS NOT DISTINCT FROM ${column}" for column in equals) or "true"
+        )
+        return self.query(f"SELECT * FROM {table} WHERE {where}", equals)
+
+    @contextmanager
+    def _attached(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
+        try:
+            with self._lock:
+                if not self._created:
+                    self._create_tables()
+                self._attach(read_only=read_only)
+                try:
+                    yield self._duckdb
+                finally:
+                    self._detach()
+        except Timeout as error:
+            raise self._busy() from error
+
+    def _attach(self, *, read_only: bool) -> None:
+        # Another program (a DuckDB shell, a notebook) does not know our lock file: wait for it too.
+        attempts = Retrying(
+            retry=retry_if_exception_type(duckdb.IOException),
+            stop=stop_after_delay(self._timeout),
+            wait=wait_random_exponential(multiplier=0.02, max=1.0),
+            retry_error_callback=self._give_up,
+        )
+        mode = " (READ_ONLY)" if read_only else ""
+        path = str(self.path).replace("'", "''")
+        attempts(self._duckdb.execute, f"ATTACH '{path}' AS workspace{mode}")
+        self._duckdb.execute("USE workspace")
+
+    def _detach(self) -> None:
+        self._duckdb.execute("USE memory")
+        self._duckdb.execute("DETACH workspace")
+
+    def _create_tables(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._attach(read_only=False)
+        try:
+            for table in TABLES.values():
+                self._duckdb.execute(_ddl(table))
+                stored = [
+                    row[0] for row in self._duckdb.execute(f"DESCRIBE {table.name}").fetchall()
+                ]
+                if stored != list(table.dtypes):
+                    raise StoreError(
+                        "table was made by another version of sdcore",
+                        got=stored,
+                        expected=list(table.dtypes),
+                        where=f"{self.path}: {table.name}",
+                        mend="use a new --workspace",
+                    )
+        finally:
+            self._detach()
+        self._created = True
+
+    def _give_up(self, state: RetryCallState) -> None:
+        assert state.outcome is not None
+        raise self._busy() from state.outcome.exception()
+
+    def _busy(self) -> StoreBusyError:
+        return StoreBusyError(
+            "the database is open for writing elsewhere",
+            expected=f"to be free within {self._timeout:g} s",
+            where=str(self.path),
+            mend="close the other program, then try again",
+        )
+
+
+def _append(connection: duckdb.DuckDBPyConnection, table: Table, frame: pl.DataFrame) -> int:
+    connection.register("incoming", frame.to_arrow())
+    try:
+        count = connection.execute(
+            f"INSERT INTO {table.name} SELECT incoming.* FROM incoming "
+            f"ANTI JOIN {table.name} USING ({', '.join(table.key)})"
+        ).fetchone()
+    finally:
+        connection.unregister("incoming")
+    return int(count[0]) if count else 0
+
+
+def _checked(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
+    if set(frame.columns) != set(table.dtypes):
+        raise DataError(
+            "columns differ from the schema", got=sorted(set(frame.columns) ^ set(table.dtypes)),
+            expected="no difference", where=table.name,
+        )  # fmt: skip
+    try:
+        frame = frame.select(pl.col(name).cast(dtype) for name, dtype in table.dtypes.items())
+    except pl.exceptions.PolarsError as error:
+        raise DataError("a column has the wrong type", got=error, where=table.name) from error
+    for column in table.columns:
+        if not column.nullable and frame[column.name].null_count():
+            row = frame[column.name].is_null().arg_max()
+            raise DataError(
+                "a required value is null", got=f"row {row}", where=f"{table.name}.{column.name}"
+            )
+    repeated = frame.filter(pl.struct(table.key).is_duplicated())
+    if len(repeated):
+        raise DataError(
+            "a key occurs twice", got=repeated.select(table.key).row(0), where=table.name
+        )
+    return frame
+
+
+def _ddl(table: Table) -> str:
+    columns = ", ".join(
+        f"{column.name} {_sql_type(column.dtype)}{'' if column.nullable else ' NOT NULL'}"
+        for column in table.columns
+    )
+    return f"CREATE TABLE IF NOT EXISTS {table.name} ({columns})"
+
+
+def _sql_type(dtype: pl.DataType) -> str:
+    return f"{_SQL_TYPES[dtype.inner]}[]" if isinstance(dtype, pl.List) else _SQL_TYPES[dtype]  # type: ignore[index]

@@ -1,0 +1,30 @@
+"""Where a run's wall time goes: compute, storage, tracking; what is left is orchestration."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopwatch:
+    """Adds up seconds by kind of work; nested measurements count for the innermost only."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._nested: list[float] = []
+
+    @contextmanager
+    def measure(self, kind: str) -> Iterator[None]:
+        """Count the time inside the block as `kind`."""
+        start = time.perf_counter()
+        self._nested.append(0.0)
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self.seconds[kind] += elapsed - self._nested.pop()
+            if self._nested:
+                self._nested[-1] += elapsed
+
+
+STOPWATCH = Stopwatch()

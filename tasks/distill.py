@@ -1,0 +1,148 @@
+"""Stage 4: optimizer steps on the round's rollouts, then a checkpoint."""
+
+import shutil
+from typing import Any
+
+import polars as pl
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from sdcore import policies
+from sdcore.config import GrpoConfig
+from sdcore.errors import TrainingError
+from sdcore.losses import group_advantages
+from sdcore.rounds import checkpoint_rounds, signal_rounds
+from sdcore.schema import TABLES
+from sdcore.signals import signal_rows
+from sdcore.timing import STOPWATCH
+from sdcore.trainer import Example, Update
+from tasks import models
+from tasks.workspace import Lineage, Reference, policy_row, round_rollouts
+
+Row = dict[str, Any]
+
+
+@task(cache_policy=NO_CACHE, task_run_name="distill {lineage.label} round {round_}")
+def distill(lineage: Lineage, round_: int) -> Reference:
+    """Train on the round's rollouts; store the checkpoint, then the rows that speak of it.
+
+    Raises:
+        TrainingError: no rollout has a context, or the loss or gradient is not finite.
+    """
+    rollouts = _with_contexts(lineage, round_)
+    steps = lineage.experiment.training.steps_per_round
+    with models.training(lineage, round_) as trainer:
+        with STOPWATCH.measure("compute"):
+            examples = _examples(lineage, rollouts)
+            updates = [trainer.step(examples[start::steps]) for start in range(steps)]
+        with STOPWATCH.measure("storage"):
+            trainer.save(lineage.checkpoint(round_ + 1))
+    policy = _policy(lineage, round_)
+    frames = {
+        "policies": TABLES["policies"].frame([policy]),
+        "updates": _updates(lineage, round_, policy["policy_id"], rollouts, updates),
+    }
+    if round_ in signal_rounds(lineage.experiment):
+        frames["token_signals"] = _token_signals(lineage, round_, rollouts, updates)
+    lineage.store.append_missing(**frames)
+    _prune(lineage, round_)
+    return Reference("policies", policy["policy_id"], 1)
+
+
+def _with_contexts(lineage: Lineage, round_: int) -> pl.DataFrame:
+    """The round's rollouts that train: with their context for distillation, all for GRPO."""
+    rollouts = round_rollouts(lineage, round_)
+    contexts = lineage.store.query(
+        "SELECT rollout_id, context, teacher_prompt_ids FROM contexts WHERE rollout_id IN "
+        "(SELECT unnest(?))",
+        [rollouts["rollout_id"].to_list()],
+    )
+    how = "left" if isinstance(lineage.settings, GrpoConfig) else "inner"
+    joined = rollouts.join(contexts, on="rollout_id", how=how, maintain_order="left")
+    if not len(joined):
+        raise TrainingError(
+            "no rollout of the round can be trained on",
+            got=f"{len(rollouts)} rollouts, none with a context",
+            where=f"{lineage.label} round {round_}",
+            mend="critiques.invalid_reason says why critiques were refused",
+        )
+    return joined
+
+
+def _examples(lineage: Lineage, rollouts: pl.DataFrame) -> list[Example]:
+    advantages = [None] * len(rollouts)
+    if isinstance(lineage.settings, GrpoConfig):
+        advantages, _ = _group_advantages(lineage.settings, rollouts)
+    return [
+        Example(
+            rollout_id=row["rollout_id"],
+            prompt_ids=row["prompt_ids"],
+            response_ids=row["response_ids"],
+            teacher_prompt_ids=row["teacher_prompt_ids"],
+            advantage=advantage,
+            sampled_logprobs=row["logprobs"],
+        )
+        for row, advantage in zip(rollouts.iter_rows(named=True), advantages, strict=True)
+    ]
+
+
+def _group_advantages(settings: GrpoConfig, rollouts: pl.DataFrame) -> tuple[list[float], int]:
+    """Advantages in row order; the rows are sorted so that a group's rollouts are neighbours."""
+    rewards_PG = torch.tensor(rollouts["correct"].to_list(), dtype=torch.float32)
+    advantages_PG, zero_variance = group_advantages(rewards_PG.view(-1, settings.group_size))
+    return advantages_PG.flatten().tolist(), int(zero_variance)
+
+
+def _policy(lineage: Lineage, round_: int) -> Row:
+    training = lineage.experiment.training
+    folder = lineage.checkpoint(round_ + 1)
+    digest = policies.weights_digest(folder)
+    kept = round_ + 1 in checkpoint_rounds(lineage.experiment, lineage.settings)
+    return lineage.columns | {
+        "policy_id": lineage.key(round_ + 1, digest),
+        "parent_id": policy_row(lineage, round_)["policy_id"],
+        "step": (round_ + 1) * training.steps_per_round,
+        "round": round_ + 1,
+        "kind": "full" if training.lora is None else "lora",
+        "path": str(folder.relative_to(lineage.root)) if kept else None,
+        "sha256": digest,
+    }
+
+
+def _updates(
+    lineage: Lineage, round_: int, policy_id: str, rollouts: pl.DataFrame, updates: list[Update]
+) -> pl.DataFrame:
+    silent = 0
+    if isinstance(lineage.settings, GrpoConfig):
+        _, silent = _group_advantages(lineage.settings, rollouts)
+    first = round_ * len(updates) + 1
+    rows = [
+        lineage.columns
+        | {
+            "update_id": lineage.key("update", step),
+            "policy_id": policy_id,
+            "round": round_,
+            "step": step,
+            "accuracy": rollouts["correct"].mean(),
+            "zero_variance_groups": silent,
+        }
+        | {name: getattr(update, name) for name in UPDATE_FIELDS}
+        for step, update in enumerate(updates, first)
+    ]
+    return TABLES["updates"].frame(rows)
+
+
+UPDATE_FIELDS = (
+    "loss", "grad_norm", "learning_rate", "rollouts", "tokens", "mean_length", "entropy",
+    "logprob_drift", "padding_share", "seconds",
+)  # fmt: skip
+
+
+def _prune(lineage: Lineage, round_: int) -> None:
+    """Drop the checkpoints before this round, except those that are scored."""
+    kept = checkpoint_rounds(lineage.experiment, lineage.settings)
+    for folder in lineage.checkpoint(round_).parent.glob("round-*"):
+        number = int(folder.name.removeprefix("round-"))
+        if number <= round_ and number not in kept:
+            shutil.rmtree(folder)

@@ -1,0 +1,47 @@
+"""Stage 5: a policy's score on a split it never trains on."""
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from sdcore.metrics import score
+from sdcore.schema import TABLES
+from sdcore.timing import STOPWATCH
+from tasks.sample import sample_missing
+from tasks.workspace import Lineage, Reference, policy_row, split_problems
+
+
+@task(cache_policy=NO_CACHE, task_run_name="evaluate {lineage.label} round {round_} on {split}")
+def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
+    """Sample, grade and score the policy after `round_` rounds on a split."""
+    settings = lineage.experiment.evaluation
+    samples = settings.samples if split == "test" else settings.validation_samples
+    policy = policy_row(lineage, round_)["policy_id"]
+    key = lineage.key("score", policy, split, samples)
+    if not len(lineage.store.rows("scores", score_id=key)):
+        problems = split_problems(lineage, split)
+        sample_missing(lineage, round_, split, problems, samples)
+        rollouts = lineage.store.rows("rollouts", policy_id=policy, purpose=split, **lineage.columns)
+        with STOPWATCH.measure("compute"):
+            numbers = score(rollouts, k=samples, settings=settings)
+        row = lineage.columns | {
+            "score_id": key,
+            "policy_id": policy,
+            "round": round_,
+            "split": split,
+            "sampled_tokens": _sampled_tokens(lineage, round_),
+        }
+        lineage.store.append_missing(scores=TABLES["scores"].frame([row | numbers]))
+    return Reference("scores", key, 1)
+
+
+def _sampled_tokens(lineage: Lineage, round_: int) -> int:
+    """Response tokens that training has sampled up to here."""
+    total = lineage.store.query(
+        "SELECT coalesce(sum(len(response_ids)), 0)::BIGINT AS tokens FROM rollouts "
+        "WHERE purpose = 'train' AND experiment_id = $experiment_id AND condition = $condition "
+        "AND seed = $seed AND round < $round",
+        lineage.columns | {"round": round_},
+    )
+    return int(total["tokens"][0])

@@ -1,0 +1,89 @@
+"""The weights and engines that this process keeps alive between its tasks.
+
+They are caches: whatever is here can be rebuilt from the tables and checkpoints, bit for bit.
+"""
+
+from functools import cache
+from pathlib import Path
+
+from sdcore import hub, policies
+from sdcore.config import LoraConfig, ModelConfig
+from sdcore.engines.transformers import TransformersEngine
+from sdcore.trainer import Trainer
+from tasks.workspace import BASE, Lineage
+
+_live: dict[str, tuple[int, Trainer]] = {}
+_sampled: dict[ModelConfig, str] = {}
+
+
+@cache
+def model_folder(name: str) -> Path:
+    """Local folder with the base model's weights and tokenizer."""
+    return hub.resolve(name)
+
+
+@cache
+def tokenizer(name: str) -> policies.Tokenizer:
+    """The base model's tokenizer."""
+    return policies.load_tokenizer(model_folder(name))
+
+
+def trainer(lineage: Lineage, round_: int) -> Trainer:
+    """The lineage's trainer after `round_` rounds: the live one, or restored from its checkpoint."""
+    key = _key(lineage)
+    if key not in _live or _live[key][0] != round_:
+        _live.clear()  # one set of trainable weights in memory at a time
+        _live[key] = round_, _restored(lineage, round_)
+    return _live[key][1]
+
+
+def advanced(lineage: Lineage, round_: int) -> None:
+    """Note that the live trainer has finished `round_` rounds."""
+    _live[_key(lineage)] = round_, _live[_key(lineage)][1]
+
+
+def engine(lineage: Lineage, round_: int, policy_id: str) -> TransformersEngine:
+    """The sampling engine with the weights of a policy loaded."""
+    model = lineage.experiment.model
+    sampler = _engine(model)
+    if _sampled.get(model) != policy_id:
+        is_base = lineage.condition == BASE or round_ == 0
+        sampler.load(_base(model) if is_base else trainer(lineage, round_).model)
+        _sampled[model] = policy_id
+    return sampler
+
+
+def _restored(lineage: Lineage, round_: int) -> Trainer:
+    training = lineage.experiment.training
+    model = policies.load_policy(model_folder(lineage.experiment.model.name), lineage.experiment.model)
+    if isinstance(training.lora, LoraConfig):
+        model = policies.attach_lora(model, training.lora, lineage.seed)
+    trainer = Trainer(
+        model,
+        lineage.settings,
+        training,
+        total_steps=training.rounds * training.steps_per_round,
+        seed=lineage.seed,
+    )
+    if round_:
+        trainer.load(lineage.checkpoint(round_))
+    return trainer
+
+
+@cache
+def _base(model: ModelConfig) -> policies.PreTrainedModel:
+    return policies.load_policy(model_folder(model.name), model)
+
+
+@cache
+def _engine(model: ModelConfig) -> TransformersEngine:
+    ends = tokenizer(model.name)
+    return TransformersEngine(
+        policies.load_policy(model_folder(model.name), model),
+        end_ids=policies.end_ids(model_folder(model.name)),
+        pad_id=ends.pad_token_id,
+    )
+
+
+def _key(lineage: Lineage) -> str:
+    return lineage.key(str(lineage.root))

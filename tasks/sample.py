@@ -1,0 +1,119 @@
+"""Stage 2: the policy answers a round's questions. Evaluation samples through here too."""
+
+import polars as pl
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from sdcore.engines import Completion, Request
+from sdcore.grading import grade_many
+from sdcore.prompts import prompt_ids, student_messages
+from sdcore.rounds import round_questions, sampling_seed
+from sdcore.schema import TABLES
+from sdcore.timing import STOPWATCH
+from sdcore.traces import parse_trace
+from tasks import models, progress
+from tasks.workspace import Lineage, Reference, policy_row, split_problems
+
+
+@task(cache_policy=NO_CACHE, task_run_name="sample {lineage.label} round {round_}")
+def sample(lineage: Lineage, round_: int) -> Reference:
+    """Sample `group_size` rollouts of each of the round's questions from the current policy."""
+    problems = split_problems(lineage, "train")
+    count = lineage.experiment.training.questions_per_round
+    chosen = round_questions(problems["problem_id"].to_list(), count, round_, lineage.seed)
+    asked = pl.DataFrame({"problem_id": chosen}).join(problems, on="problem_id", how="left")
+    rows = sample_missing(lineage, round_, "train", asked, lineage.settings.group_size)
+    return Reference("rollouts", f"{lineage.label} round {round_}", rows)
+
+
+def sample_missing(
+    lineage: Lineage, round_: int, purpose: str, problems: pl.DataFrame, samples: int
+) -> int:
+    """Sample, grade and store what is missing of `samples` rollouts a problem.
+
+    Requests go to the engine in batches that depend on the request list only; a batch is stored as
+    soon as it is done and sampled again as a whole if any of it is missing, so that a resumed run
+    repeats the same arithmetic and gets the same tokens.
+
+    Returns:
+        Rollouts of this purpose and round that are now stored.
+    """
+    policy = policy_row(lineage, round_)["policy_id"]
+    planned = _plan(lineage, round_, purpose, problems, samples, policy)
+    known = lineage.store.rows("rollouts", policy_id=policy, purpose=purpose, **lineage.columns)
+    done = set(known["rollout_id"])
+    size = lineage.experiment.sampling.batch_size
+    batches = [planned[start : start + size] for start in range(0, len(planned), size)]
+    with progress.bar(f"{purpose} samples of {lineage.label}", total=len(planned)) as advance:
+        for batch in batches:
+            if not done.issuperset(row["rollout_id"] for row in batch):
+                _sample_batch(lineage, round_, policy, batch, problems)
+            advance(len(batch))
+    return len(planned)
+
+
+def _plan(
+    lineage: Lineage, round_: int, purpose: str, problems: pl.DataFrame, samples: int, policy: str
+) -> list[dict[str, object]]:
+    """The rollouts to have, as rows without their results."""
+    tokenizer = models.tokenizer(lineage.experiment.model.name)
+    sampling = lineage.experiment.sampling.model_dump(mode="json", exclude={"batch_size"})
+    planned: list[dict[str, object]] = []
+    for problem_id, question in problems.select("problem_id", "question").iter_rows():
+        prompt = prompt_ids(tokenizer, student_messages(lineage.experiment.prompts, question))
+        for index in range(samples):
+            seed = sampling_seed(lineage.seed, purpose, round_, problem_id, index)
+            key = lineage.key("rollout", policy, purpose, round_, prompt, sampling, seed)
+            planned.append(
+                lineage.columns
+                | {
+                    "rollout_id": key,
+                    "policy_id": policy,
+                    "problem_id": problem_id,
+                    "purpose": purpose,
+                    "round": round_,
+                    "sample_index": index,
+                    "sampling_seed": seed,
+                    "prompt_ids": prompt,
+                }
+            )
+    return planned
+
+
+def _sample_batch(
+    lineage: Lineage,
+    round_: int,
+    policy: str,
+    batch: list[dict[str, object]],
+    problems: pl.DataFrame,
+) -> None:
+    with STOPWATCH.measure("compute"):
+        engine = models.engine(lineage, round_, policy)
+        requests = [Request(tuple(row["prompt_ids"]), row["sampling_seed"]) for row in batch]  # type: ignore[arg-type]
+        completions = engine.generate(requests, lineage.experiment.sampling)
+        references = dict(problems.select("problem_id", "answer").iter_rows())
+        results = _graded(lineage, completions, [references[row["problem_id"]] for row in batch])
+    rows = [row | result for row, result in zip(batch, results, strict=True)]
+    lineage.store.append_missing(rollouts=TABLES["rollouts"].frame(rows))
+
+
+def _graded(
+    lineage: Lineage, completions: list[Completion], references: list[str]
+) -> list[dict[str, object]]:
+    tokenizer = models.tokenizer(lineage.experiment.model.name)
+    texts = tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
+    traces = [parse_trace(text) for text in texts]
+    grades = grade_many([trace.answer for trace in traces], references)
+    return [
+        {
+            "response_ids": completion.token_ids,
+            "text": trace.text,
+            "logprobs": completion.logprobs,
+            "finish_reason": completion.finish_reason,
+            "answer": trace.answer,
+            "correct": grade.correct,
+            "grade_reason": grade.reason,
+            "well_formed": trace.well_formed,
+        }
+        for completion, trace, grade in zip(completions, traces, grades, strict=True)
+    ]

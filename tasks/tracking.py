@@ -1,0 +1,282 @@
+"""MLflow on the workspace's SQLite file: the only module that imports mlflow.
+
+DuckDB is the truth; what is logged here is copied from its tables, so both hold the same numbers.
+"""
+
+import json
+import os
+import sqlite3
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+from filelock import FileLock
+from matplotlib.figure import Figure
+
+import sdcore
+from sdcore import plots
+from sdcore.config import Experiment
+from sdcore.solver import save_solver
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # both are read while mlflow is imported
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # MLflow warns about its own type hints
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
+    from mlflow.models import Model
+    from mlflow.pyfunc import save_model
+
+_UPDATE_METRICS = (
+    "loss", "grad_norm", "learning_rate", "entropy", "mean_length", "accuracy", "rollouts",
+    "tokens", "zero_variance_groups", "logprob_drift", "padding_share", "seconds",
+)  # fmt: skip
+_SCORE_METRICS = (
+    *(f"{metric}_at_k{end}" for metric in ("avg", "maj", "pass") for end in ("", "_low", "_high")),
+    "mean_length", "format_rate", "sampled_tokens", "seconds",
+)  # fmt: skip
+_POINTS_PER_CALL = 1000  # MLflow splits longer batches, and a kill could then cut a step in two
+_LONGEST_PARAM = 6000
+_ARTIFACT_ADDRESSES = (
+    ("experiments", "artifact_location"), ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"), ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)  # fmt: skip
+_REQUIREMENTS = (
+    "accelerate", "jinja2", "mlflow", "peft", "pydantic", "safetensors", "tokenizers", "torch",
+    "transformers",
+)  # fmt: skip
+
+
+class Tracking:
+    """The MLflow side of a workspace: a parent run per experiment, a child per condition and seed.
+
+    Runs are found by their tags, points are logged for missing steps only, and a policy is
+    registered once: every call can be repeated.
+    """
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.uri = f"sqlite:///{root.absolute() / 'mlflow.db'}"
+        self._artifacts = (root.absolute() / "mlflow-artifacts").as_uri()
+        self._lock = FileLock(root / "mlflow.db.lock", timeout=60)
+        self._runs: dict[tuple[str, str | None, str | None], str] = {}
+        with self._lock:
+            self._client = MlflowClient(self.uri, registry_uri=self.uri)
+            self._client.search_experiments(max_results=1)  # creates the tables
+            _follow_move(root / "mlflow.db", self._artifacts)
+
+    def start(self, experiment: Experiment, code_version: str, libraries: Mapping[str, str]) -> str:
+        """Open the experiment's parent run, or open it again: parameters, exact config, versions.
+
+        Returns:
+            MLflow's id of the parent run.
+        """
+        run_id = self._run(experiment)
+        tags = {
+            "mlflow.note.content": experiment.description,
+            "sdcore.code_version": code_version,
+            **{f"library.{name}": number for name, number in libraries.items()},
+        }
+        self._client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
+        self.log_text(experiment, experiment.model_dump_json(indent=2), "experiment.json")
+        for each in self._find(experiment).values():
+            self._client.update_run(each, status="RUNNING")
+        return run_id
+
+    def log_checkpoint(
+        self,
+        experiment: Experiment,
+        condition: str,
+        seed: int,
+        updates: pl.DataFrame,
+        scores: pl.DataFrame,
+    ) -> None:
+        """Log rows of the tables `updates` and `scores` of one condition and seed.
+
+        Metrics are named `train/loss`, `validation/avg_at_k`, `test/avg_at_k` and so on; `train`
+        has the optimizer step as its step, the others the round. Steps logged before are skipped.
+        """
+        run_id = self._run(experiment, condition, seed)
+        self._log_missing(run_id, "train", updates, "step", _UPDATE_METRICS)
+        for (split,), rows in scores.group_by("split", maintain_order=True):
+            self._log_missing(run_id, str(split), rows, "round", _SCORE_METRICS)
+
+    def log_figure(self, experiment: Experiment, figure: Figure, file: str) -> None:
+        """Log a figure of the parent run as a PNG file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, file)
+            path.write_bytes(plots.png(figure))
+            self._client.log_artifact(self._run(experiment), str(path))
+
+    def log_table(self, experiment: Experiment, table: pl.DataFrame, file: str) -> None:
+        """Log a table of the parent run as CSV, which MLflow shows as a table."""
+        self.log_text(experiment, table.write_csv(), file)
+
+    def log_text(self, experiment: Experiment, text: str, file: str) -> None:
+        """Log text of the parent run (plain, JSON, HTML) as a file; an earlier one is replaced."""
+        self._client.log_text(self._run(experiment), text, file)
+
+    def register(
+        self,
+        experiment: Experiment,
+        policy: Mapping[str, Any],
+        folder: Path,
+        aliases: Sequence[str],
+    ) -> str:
+        """Register a policy as a version of the model named like the experiment, with aliases.
+
+        `mlflow.pyfunc.load_model("models:/<experiment>@<alias>").predict([question, ...])` answers
+        questions. The version holds the trained weights and the base model's name, not the base.
+
+        Args:
+            experiment: whose policy it is.
+            policy: its row of the table `policies`.
+            folder: its checkpoint.
+            aliases: names that from now on point to this version.
+
+        Returns:
+            The version; a policy that was registered before keeps its own.
+        """
+        with self._lock:
+            number = self._version(experiment.name, policy["policy_id"])
+            if number is None:
+                number = self._new_version(experiment, policy, folder)
+            for alias in aliases:
+                self._client.set_registered_model_alias(experiment.name, alias, number)
+        return number
+
+    def finish(
+        self, experiment: Experiment, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
+    ) -> None:
+        """Close the parent run and its children."""
+        for run_id in self._find(experiment).values():
+            self._client.set_terminated(run_id, status)
+
+    def _run(
+        self, experiment: Experiment, condition: str | None = None, seed: int | None = None
+    ) -> str:
+        key = (experiment.experiment_id, condition, None if seed is None else str(seed))
+        if key not in self._runs:
+            with self._lock:
+                self._runs |= self._find(experiment)
+                if key not in self._runs:
+                    self._runs[key] = self._create(experiment, condition, seed)
+        return self._runs[key]
+
+    def _find(self, experiment: Experiment) -> dict[tuple[str, str | None, str | None], str]:
+        name = experiment.experiment_id
+        found = self._client.search_runs(
+            [self._folder(experiment)], f"tags.`sdcore.experiment_id` = '{name}'"
+        )
+        return {
+            (name, run.data.tags.get("sdcore.condition"), run.data.tags.get("sdcore.seed")):
+            run.info.run_id
+            for run in found
+        }  # fmt: skip
+
+    def _create(self, experiment: Experiment, condition: str | None, seed: int | None) -> str:
+        tags = {"sdcore.experiment_id": experiment.experiment_id, "mlflow.source.name": "sdcore"}
+        if condition is None:
+            name, settings = experiment.experiment_id, experiment.model_dump(mode="json")
+            del settings["description"]  # may change from one start to the next
+        else:
+            name = f"{condition}/seed-{seed}"
+            chosen = experiment.conditions.get(condition)  # the base has none
+            settings = {"condition": condition, "seed": seed}
+            settings |= chosen.model_dump(mode="json") if chosen else {}
+            tags |= {"sdcore.condition": condition, "sdcore.seed": str(seed)}
+            tags |= {"mlflow.parentRunId": self._run(experiment)}
+        run = self._client.create_run(self._folder(experiment), tags=tags, run_name=name)
+        self._client.log_batch(run.info.run_id, params=list(_params(settings)))
+        return str(run.info.run_id)
+
+    def _folder(self, experiment: Experiment) -> str:
+        """Id of what MLflow calls an experiment: all runs of experiment files of one name."""
+        known = self._client.get_experiment_by_name(experiment.name)
+        if known is not None:
+            return str(known.experiment_id)
+        return str(self._client.create_experiment(experiment.name, self._artifacts))
+
+    def _log_missing(
+        self, run_id: str, group: str, rows: pl.DataFrame, step: str, metrics: Sequence[str]
+    ) -> None:
+        history = self._client.get_metric_history(run_id, f"{group}/{metrics[0]}")
+        missing = rows.filter(~pl.col(step).is_in([point.step for point in history])).sort(step)
+        now = int(time.time() * 1000)
+        for part in missing.iter_slices(_POINTS_PER_CALL // len(metrics)):
+            points = [
+                Metric(f"{group}/{metric}", row[metric], now, row[step])
+                for row in part.iter_rows(named=True)
+                for metric in metrics
+            ]
+            self._client.log_batch(run_id, metrics=points)
+
+    def _version(self, name: str, policy_id: str) -> str | None:
+        found = self._client.search_model_versions(f"name = '{name}'")
+        return next((str(v.version) for v in found if v.tags["policy_id"] == policy_id), None)
+
+    def _new_version(self, experiment: Experiment, policy: Mapping[str, Any], folder: Path) -> str:
+        run_id = self._run(experiment, policy["condition"], policy["seed"])
+        tags = {name: str(policy[name]) for name in ("policy_id", "condition", "seed", "round")}
+        model = self._client.create_logged_model(
+            self._folder(experiment), f"{experiment.name}-policy", run_id, tags
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            save_solver(Path(scratch, "solver"), experiment, folder)
+            save_model(
+                path=f"{scratch}/model",
+                mlflow_model=Model(model_id=model.model_id, run_id=run_id),
+                loader_module="sdcore.solver",
+                data_path=f"{scratch}/solver",
+                pip_requirements=_requirements(),
+                metadata=dict(policy),
+            )
+            self._client.log_model_artifacts(model.model_id, f"{scratch}/model")
+        self._client.finalize_logged_model(model.model_id, "READY")
+        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, policy["step"])])
+        if not self._client.search_registered_models(f"name = '{experiment.name}'"):
+            self._client.create_registered_model(experiment.name)
+        created = self._client.create_model_version(
+            experiment.name, model.artifact_location, run_id, tags, model_id=model.model_id
+        )
+        return str(created.version)
+
+
+def _requirements() -> list[str]:
+    """Given to MLflow, which would otherwise load and run the model to find out."""
+    installed = (f"{name}=={version(name).partition('+')[0]}" for name in _REQUIREMENTS)
+    return [f"sdcore=={sdcore.__version__}", *installed]
+
+
+def _params(settings: Mapping[str, Any], prefix: str = "") -> Iterator[Param]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _params(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield Param(prefix + name, text[:_LONGEST_PARAM])
+
+
+def _follow_move(database: Path, artifacts: str) -> None:
+    """MLflow stores absolute artifact addresses: correct them if the workspace was moved."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        stored = connection.execute(
+            "SELECT DISTINCT artifact_location FROM experiments "
+            "WHERE artifact_location LIKE '%/mlflow-artifacts' AND artifact_location <> ?",
+            [artifacts],
+        ).fetchall()
+        for (old,) in stored:
+            for table, column in _ARTIFACT_ADDRESSES:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, length(?) + 1) "  # noqa: S608
+                    f"WHERE substr({column}, 1, length(?)) = ?",
+                    [artifacts, old, old, old],
+                )

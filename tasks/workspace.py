@@ -1,0 +1,124 @@
+"""Where a run lives on disk, and which run a task works for."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from sdcore.config import Condition, Experiment
+from sdcore.errors import StoreError
+from sdcore.schema import content_key
+from sdcore.store import Store
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a task returns: where its rows are. The frames themselves stay in DuckDB."""
+
+    table: str
+    key: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """One condition and seed of an experiment in a workspace folder: the unit that is trained.
+
+    The untrained policy is the lineage with condition 'base' and the experiment's first seed.
+    """
+
+    experiment: Experiment
+    root: Path
+    condition: str
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """Short name for task runs and progress lines."""
+        return self.condition if self.condition == BASE else f"{self.condition}/seed-{self.seed}"
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """The columns that name the lineage in every table."""
+        return {
+            "experiment_id": self.experiment.experiment_id,
+            "condition": self.condition,
+            "seed": self.seed,
+        }
+
+    @property
+    def settings(self) -> Condition:
+        """The condition's settings."""
+        return self.experiment.conditions[self.condition]
+
+    @property
+    def store(self) -> Store:
+        """The workspace's tables."""
+        return open_store(self.root)
+
+    @property
+    def base(self) -> "Lineage":
+        """The untrained policy that this lineage starts from."""
+        return base_lineage(self.experiment, self.root)
+
+    def key(self, *parts: object) -> str:
+        """A content key below this lineage."""
+        return content_key(*self.columns.values(), *parts)
+
+    def checkpoint(self, round_: int) -> Path:
+        """Folder of the checkpoint after `round_` rounds."""
+        folder = self.root / "checkpoints" / self.experiment.experiment_id / self.condition
+        return folder / f"seed-{self.seed}" / f"round-{round_:04d}"
+
+
+def base_lineage(experiment: Experiment, root: Path) -> Lineage:
+    """The lineage of the untrained policy."""
+    return Lineage(experiment, root, BASE, experiment.seeds[0])
+
+
+@cache
+def open_store(root: Path) -> Store:
+    """The one store of a workspace folder in this process."""
+    return Store(root / "sdcore.duckdb")
+
+
+def split_problems(lineage: Lineage, split: str) -> pl.DataFrame:
+    """The problems of a split, in order."""
+    experiment_id = lineage.experiment.experiment_id
+    rows = lineage.store.rows("problems", experiment_id=experiment_id, split=split)
+    return rows.sort("position")
+
+
+def policy_row(lineage: Lineage, round_: int) -> dict[str, Any]:
+    """The stored policy of a lineage after `round_` rounds; after none it is the base.
+
+    Raises:
+        StoreError: the rounds before have not been trained in this workspace.
+    """
+    owner = lineage.base if round_ == 0 else lineage
+    rows = lineage.store.rows("policies", round=round_, **owner.columns)
+    if len(rows) != 1:
+        raise StoreError(
+            "the policy is not stored",
+            got=f"{len(rows)} rows",
+            expected="1",
+            where=f"{lineage.label} after {round_} rounds",
+            mend="run the experiment again: it trains what is missing",
+        )
+    return rows.row(0, named=True)
+
+
+def finished_rounds(lineage: Lineage) -> int:
+    """Rounds that this lineage has behind it, according to its stored policies."""
+    rounds = lineage.store.rows("policies", **lineage.columns)["round"]
+    return max(rounds, default=0)
+
+
+def round_rollouts(lineage: Lineage, round_: int) -> pl.DataFrame:
+    """The rollouts of a training round; the samples of a question are neighbours."""
+    rows = lineage.store.rows("rollouts", purpose="train", round=round_, **lineage.columns)
+    return rows.sort("problem_id", "sample_index")

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from sdcore.config import Experiment, load_experiment
+from sdcore.errors import ConfigError
+
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "deployments/experiments").glob("*.toml"))
+QUICKSTART = next(path for path in EXPERIMENTS if path.stem == "quickstart")
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_shipped_experiment_parses_and_survives_a_round_trip(path):
+    overrides = ["problems.path=some.jsonl"] if 'source = "jsonl"' in path.read_text() else []
+    experiment = load_experiment(path, overrides)
+    assert experiment.name == path.stem
+    assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
+
+
+def test_overrides_are_dotted_toml_or_bare_words():
+    overrides = ["training.rounds=3", "seeds=[5]", "model.name=some/hub-id", "training.lora.rank=8"]
+    experiment = load_experiment(QUICKSTART, overrides)
+    assert experiment.training.rounds == 3
+    assert experiment.seeds == (5,)
+    assert experiment.model.name == "some/hub-id"
+    assert experiment.training.lora is not None and experiment.training.lora.rank == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.round=3", r"training.round: Extra inputs"),
+        ("training.rounds=0", r"training.rounds: .*greater than or equal to 1 \(got 0\)"),
+        ("conditions.reference.context=refrence", r"'refrence' is not one of .*reference"),
+        ("conditions.reference.objective=ppo", r"conditions.reference: .*'distill', 'grpo'"),
+        ("conditions.base.objective=grpo", r"base"),
+        ("problems.source=jsonl", r"problems.path is needed"),
+        ("seeds=[1, 1]", r"seeds repeat"),
+        ("training.questions_per_round=513", r"exceeds problems.train"),
+        ("name=a b", r"name: .*pattern"),
+        ("rounds", r"not an override"),
+        ("name.first=x", r"goes through a value"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_was_got(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(QUICKSTART, [override])
+
+
+def test_a_missing_or_broken_file_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match="not found"):
+        load_experiment(tmp_path / "none.toml")
+    (tmp_path / "broken.toml").write_text("name = ")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_experiment(tmp_path / "broken.toml")
+
+
+def test_the_fingerprint_names_every_setting_but_the_description():
+    experiment = load_experiment(QUICKSTART)
+    described = load_experiment(QUICKSTART, ["description='other words'"])
+    changed = load_experiment(QUICKSTART, ["training.rounds=3"])
+    assert experiment.fingerprint == described.fingerprint != changed.fingerprint
+    assert experiment.experiment_id == f"quickstart-{experiment.fingerprint[:8]}"
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        load_experiment(QUICKSTART).training.rounds = 4  # type: ignore[misc]

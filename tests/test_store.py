@@ -1,0 +1,138 @@
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+from sdcore.errors import DataError, StoreBusyError, StoreError
+from sdcore.schema import TABLES, content_key
+from sdcore.store import Store
+
+
+def problem(number: int, **changes: object) -> dict[str, object]:
+    row: dict[str, object] = {
+        "experiment_id": "e",
+        "problem_id": f"p{number}",
+        "question": "1+1=?",
+        "solution": None,
+        "answer": "2",
+        "split": "train",
+        "position": number,
+        "source": "test",
+    }
+    return row | changes
+
+
+def frame(*rows: dict[str, object]) -> pl.DataFrame:
+    return TABLES["problems"].frame(list(rows))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "new" / "sdcore.duckdb", timeout=0.5)
+
+
+def test_a_second_append_writes_only_what_is_missing(store):
+    assert store.append_missing(problems=frame(problem(0), problem(1))) == {"problems": 2}
+    assert store.append_missing(problems=frame(problem(1), problem(2))) == {"problems": 1}
+    assert sorted(store.rows("problems")["problem_id"]) == ["p0", "p1", "p2"]
+
+
+def test_rows_come_back_equal_whatever_their_text(store):
+    nasty = problem(0, question="'; DROP TABLE problems; -- \x00\u2603 \"", solution=None)
+    store.append_missing(problems=frame(nasty))
+    assert store.rows("problems", question=nasty["question"]).row(0, named=True) == nasty
+    assert len(store.rows("problems", solution=None)) == 1
+
+
+def test_lists_keep_their_types(store):
+    row = {
+        "experiment_id": "e", "condition": "c", "seed": 0, "context_id": "x", "rollout_id": "r",
+        "context": "none", "text": None, "critique_id": None, "teacher_prompt_ids": [1, 2, 3],
+    }  # fmt: skip
+    store.append_missing(contexts=TABLES["contexts"].frame([row]))
+    assert store.rows("contexts").schema == pl.Schema(TABLES["contexts"].dtypes)
+
+
+def test_one_bad_table_leaves_all_unwritten(store):
+    bad = frame(problem(0)).with_columns(answer=pl.lit(None, pl.String))
+    with pytest.raises(DataError, match=r"row 0[\s\S]*problems.answer"):
+        store.append_missing(problems=bad)
+    with pytest.raises(DataError, match="occurs twice"):
+        store.append_missing(problems=frame(problem(0), problem(0)))
+    with pytest.raises(DataError, match="columns differ"):
+        store.append_missing(problems=frame(problem(0)).drop("answer"))
+    assert len(store.rows("problems")) == 0
+
+
+def test_query_is_read_only_and_names_the_tables_on_error(store):
+    store.append_missing(problems=frame(problem(0)))
+    assert store.query("SELECT count(*) AS n FROM problems WHERE position = ?", [0])["n"][0] == 1
+    with pytest.raises(StoreError, match="read-only"):
+        store.query("DELETE FROM problems")
+    with pytest.raises(StoreError, match="rollouts"):
+        store.query("SELECT * FROM rollout")
+    with pytest.raises(StoreError, match="no such column"):
+        store.rows("problems", colour="red")
+
+
+def test_a_foreign_writer_gives_a_message_not_a_hang(store):
+    store.append_missing(problems=frame(problem(0)))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', "
+         "flush=True); sys.stdin.read()", str(store.path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == "open\n"
+        with pytest.raises(StoreBusyError, match="close the other program"):
+            store.rows("problems")
+    finally:
+        holder.communicate()
+    assert len(store.rows("problems")) == 1
+
+
+def test_processes_append_at_once_without_losing_a_row(store):
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from sdcore.schema import TABLES
+        from sdcore.store import Store
+        from tests.test_store import problem
+        store = Store(Path(sys.argv[1]))
+        for i in range(10):
+            own, shared = f"{sys.argv[2]}-{i}", f"shared-{i}"
+            rows = [problem(0, problem_id=own), problem(0, problem_id=shared)]
+            store.append_missing(problems=TABLES["problems"].frame(rows))
+    """
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, str(store.path), name]) for name in "abc"
+    ]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert store.rows("problems")["problem_id"].n_unique() == len(store.rows("problems")) == 40
+
+
+def test_a_file_of_another_version_is_refused(tmp_path):
+    store = Store(tmp_path / "old.duckdb")
+    with store._attached(read_only=False) as connection:
+        connection.execute("ALTER TABLE problems DROP COLUMN source")
+    with pytest.raises(StoreError, match="another version"):
+        Store(tmp_path / "old.duckdb").rows("problems")
+
+
+def test_content_key_depends_on_content_only():
+    assert content_key("a", 1) == content_key("a", 1)
+    assert content_key("a", 1) != content_key("a", "1") != content_key("a1")
+    assert content_key({"x": 1, "y": 2}) == content_key({"y": 2, "x": 1})
+
+
+def test_every_table_has_its_key_among_its_required_columns():
+    for table in TABLES.values():
+        required = {column.name for column in table.columns if not column.nullable}
+        assert set(table.key) <= required, table.name
+        assert all(column.meaning for column in table.columns)
+
+
+def test_a_row_with_an_unknown_column_is_refused():
+    with pytest.raises(KeyError, match="colour"):
+        frame(problem(0) | {"colour": "red"})

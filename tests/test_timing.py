@@ -1,0 +1,16 @@
+import itertools
+
+from sdcore import timing
+
+
+def test_nested_work_counts_for_the_innermost_kind(monkeypatch):
+    # The clock reads 0, 1, 2, …: outer 0-5 holds inner 1-2 and inner 3-4.
+    ticks = itertools.count()
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks))
+    watch = timing.Stopwatch()
+    with watch.measure("compute"):
+        with watch.measure("storage"):
+            pass
+        with watch.measure("storage"):
+            pass
+    assert watch.seconds == {"compute": 3, "storage": 2}
