@@ -1,10 +1,7 @@
 """The command `sdcore`: run an experiment, query its tables, report on it, list what there is."""
 
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +9,7 @@ from typing import Annotated
 import polars as pl
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sdcore.config import Experiment, load_experiment
@@ -95,3 +93,102 @@ def report(
     experiment_id = _resolve(_store(workspace), run)
     _print_summary(workspace, experiment_id, as_json=as_json)
     Console(stderr=True).print(f"Report: {_report(workspace, experiment_id)}")
+
+
+@app.command("list")
+def list_(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False) -> None:
+    """List the experiments of a workspace and how far each has come."""
+    frame = _store(workspace).query(
+        """
+        SELECT experiment_id, created_at AS started,
+            (SELECT count(*) FROM rollouts r WHERE r.experiment_id = e.experiment_id) AS rollouts,
+            (SELECT max(step) FROM updates u WHERE u.experiment_id = e.experiment_id) AS steps,
+            EXISTS (FROM comparisons c WHERE c.experiment_id = e.experiment_id) AS compared
+        FROM experiments e ORDER BY started DESC
+        """
+    )
+    print(frame.write_json()) if as_json else _print_table(frame)
+
+
+@app.command("build-tiny-solver")
+def build_tiny_solver(
+    folder: Annotated[Path, typer.Argument(help="where the model is written")],
+    workspace: WorkspaceOption = Path("runs"),
+) -> None:
+    """Pre-train builtin:tiny-solver from scratch (minutes on two cores)."""
+    from flows.server import prefect_server
+
+    with prefect_server(workspace.absolute()):
+        from flows.build_tiny_solver import build_tiny_solver as flow
+
+        flow(folder.absolute())
+
+
+def _report(root: Path, experiment_id: str) -> Path:
+    from sdcore.report import write_report
+
+    return write_report(_store(root), experiment_id, root / "reports")
+
+
+def _print_summary(root: Path, experiment_id: str, *, as_json: bool) -> None:
+    from sdcore import comparison, printing
+
+    store = _store(root)
+    table = comparison.summary(store, experiment_id)
+    differences = store.rows("comparisons", experiment_id=experiment_id)
+    signals = comparison.signal_summary(store, experiment_id)
+    if as_json:
+        parts = {"summary": table, "comparisons": differences, "signals": signals}
+        print(json.dumps({name: part.to_dicts() for name, part in parts.items()}))
+        return
+    for title, frame in printing.printable(table, differences, signals):
+        _print_table(frame, title=title)
+
+
+def _print_table(frame: pl.DataFrame, title: str | None = None) -> None:
+    table = Table(*frame.columns, title=title, title_justify="left", header_style="bold")
+    for row in frame.iter_rows():
+        table.add_row(*(escape(_cell(value)) for value in row))
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _flat(frame: pl.DataFrame) -> pl.DataFrame:
+    """Lists as JSON text: CSV has no lists."""
+    lists = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.List)]
+    return frame.with_columns(
+        pl.col(name).map_elements(lambda v: json.dumps(v.to_list()), pl.String) for name in lists
+    )
+
+
+def _store(workspace: Path) -> Store:
+    path = workspace / "sdcore.duckdb"
+    if not path.exists():
+        raise SdcoreError("no tables here", got=str(path), mend="`sdcore run` makes them, or name "
+                          "another folder with --workspace")  # fmt: skip
+    return Store(path)
+
+
+def _resolve(store: Store, run: str) -> str:
+    found = store.query(
+        "SELECT experiment_id FROM experiments WHERE experiment_id = $run OR name = $run "
+        "ORDER BY created_at DESC",
+        {"run": run},
+    )
+    if not len(found):
+        raise SdcoreError("no such experiment", got=run, mend="`sdcore list` names them")
+    return str(found["experiment_id"][0])
+
+
+def main() -> None:
+    """Entry point: sdcore's own errors are messages, not tracebacks."""
+    try:
+        app()
+    except SdcoreError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        raise SystemExit(1) from None

@@ -13,7 +13,7 @@ from tasks.distill import distill
 from tasks.evaluate import evaluate
 from tasks.prepare import prepare
 from tasks.sample import sample
-from tasks.track import track
+from tasks.track import start_tracking, track
 from tasks.workspace import Lineage, base_lineage, finished_rounds
 
 SPLITS = ("validation", "test")
@@ -28,8 +28,10 @@ def compare_contexts(experiment: Experiment, root: Path) -> str:
     """
     base = base_lineage(experiment, root)
     prepare(base)
+    start_tracking(base)
     for split in SPLITS:
         evaluate(base, 0, split)
+    track(base)
     for seed in experiment.seeds:
         for condition in experiment.conditions:
             train_condition(experiment, root, condition, seed)
@@ -51,7 +53,7 @@ def train_condition(experiment: Experiment, root: Path, condition: str, seed: in
             done = max(done, checkpoint)
             for split in SPLITS:
                 evaluate(lineage, checkpoint, split)
-            track(lineage, checkpoint)
+            track(lineage)
 
 
 def train_round(lineage: Lineage, round_: int) -> None:

@@ -45,7 +45,7 @@ def prefect_server(root: Path, *, timeout: float = 60.0) -> Iterator[str]:
     log_path = root / "prefect-server.log"
     with log_path.open("ab") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start"]
+            [sys.executable, "-m", "prefect", "server", "start"]  # noqa: RUF005
             + ["--host", "127.0.0.1", "--port", str(port)],
             stdout=log,
             stderr=log,

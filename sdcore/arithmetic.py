@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sdcore.errors import DataError
+from sdcore.traces import render_trace
 
 # An order names, for each step, the two terms that it combines: 0-3 are the operands with their
 # signs, 4 and 5 the results of the first and the second step.
@@ -154,16 +155,10 @@ def solve(problem: Problem, order: str, style: str) -> list[str]:
     return [phrase(move, STYLES[style]) for move in moves(problem, ORDERS[order])]
 
 
-def trace_text(steps: Sequence[str], answer: int) -> str:
-    """Put steps and answer into the tags of a trace."""
-    tagged = [f"<step_{n}>{step}</step_{n}>" for n, step in enumerate(steps, start=1)]
-    return "".join(tagged) + f"<answer>{answer}</answer>"
-
-
 def reference_solution(problem: Problem) -> str:
     """A correct trace in an order and a phrasing that no trace of the solver uses."""
     steps = [phrase(move, REFERENCE_STYLE) for move in moves(problem, REFERENCE_ORDER)]
-    return trace_text(steps, problem.answer)
+    return render_trace(steps, str(problem.answer))
 
 
 def verify_steps(problem: Problem, steps: Sequence[str]) -> int | None:

@@ -7,13 +7,14 @@ a problem is the unit that a new test set would redraw.
 from dataclasses import dataclass
 
 import polars as pl
+import polars.selectors as cs
 
 from sdcore.config import EvaluationConfig, Experiment
+from sdcore.diagnostics import correct_rollouts, region_advantages
 from sdcore.errors import DataError
-from sdcore.metrics import interval, per_problem
+from sdcore.metrics import METRICS, interval, per_problem
 from sdcore.store import Store
 
-METRICS = ("avg_at_k", "maj_at_k", "pass_at_k")
 BASE = "base"
 TOKEN_TOLERANCE = 1.1  # equal sampled tokens means within ten per cent of the cheapest condition's
 _RUN = ("condition", "seed", "round")
@@ -88,6 +89,29 @@ def comparisons(store: Store, experiment_id: str) -> pl.DataFrame:
     )
 
 
+def signal_summary(store: Store, experiment_id: str) -> pl.DataFrame:
+    """What the contexts say, by condition and round: where the advantage lies (nats a token).
+
+    Mean advantage before, at and after the first wrong step of wrong rollouts, and on correct
+    rollouts the share of tokens below -0.1; each with an interval over rollouts.
+    """
+    signals = store.query(
+        "SELECT s.condition, s.round, s.rollout_id, s.region, s.advantage, r.correct "
+        "FROM token_signals s JOIN rollouts r USING (rollout_id) WHERE s.experiment_id = ? "
+        "ORDER BY s.rollout_id, s.position",
+        [experiment_id],
+    )
+    by = ["condition", "round"]
+    settings = results(store, experiment_id).experiment.evaluation
+    regions = region_advantages(signals, by, settings).pivot(
+        "region", index=by, values=["mean", "low", "high"]
+    )
+    correct = correct_rollouts(signals, by, settings).select(
+        *by, cs.starts_with("negative_share"), correct_mean="mean"
+    )
+    return regions.join(correct, on=by, how="full", coalesce=True).sort(by)
+
+
 def chosen_rounds(scores: pl.DataFrame, max_tokens: float = float("inf")) -> pl.DataFrame:
     """The checkpoint of each condition and seed that is best on validation, the earliest if tied.
 
@@ -106,7 +130,11 @@ def chosen_rounds(scores: pl.DataFrame, max_tokens: float = float("inf")) -> pl.
 def best_test_rounds(scores: pl.DataFrame, condition: str, metric: str) -> pl.DataFrame:
     """The round of a condition with the best mean test metric over seeds. Columns as above."""
     test = scores.filter(split="test", condition=condition)
-    means = test.group_by("round").agg(pl.col(metric).mean()).sort(metric, "round", descending=[True, False])
+    means = (
+        test.group_by("round")
+        .agg(pl.col(metric).mean())
+        .sort(metric, "round", descending=[True, False])
+    )
     return test.filter(round=means["round"][0]).select(_RUN).sort(_RUN)
 
 
@@ -124,7 +152,9 @@ def _base_rounds(found: Results) -> pl.DataFrame:
 def _values(found: Results, rounds: pl.DataFrame, metric: str) -> pl.DataFrame:
     """Per-problem values of a metric, averaged over the seeds of the chosen policies."""
     policies = found.test.join(rounds, on=_RUN)
-    return policies.group_by("problem_id").agg(pl.col(metric).mean().alias("value")).sort("problem_id")
+    return (
+        policies.group_by("problem_id").agg(pl.col(metric).mean().alias("value")).sort("problem_id")
+    )
 
 
 def _row(
@@ -146,3 +176,33 @@ def _row(
     for column in ("mean_length", "format_rate", "sampled_tokens"):
         row[column] = of_avg[column].mean()
     return row
+
+
+def _gain(found: Results, rounds: pl.DataFrame, condition: str) -> dict[str, object]:
+    """Difference to the base in avg@k, with its interval; empty for the base itself."""
+    if condition == BASE:
+        return dict.fromkeys(("gain", "gain_low", "gain_high"))
+    difference = _paired(found, rounds, _base_rounds(found), "avg_at_k")
+    return _with_interval("gain", difference, found.experiment.evaluation)
+
+
+def _difference(
+    found: Results, chosen: pl.DataFrame, condition: str, baseline: str, metric: str
+) -> dict[str, object]:
+    rounds = [
+        _base_rounds(found) if name == BASE else chosen.filter(condition=name)
+        for name in (condition, baseline)
+    ]
+    values = _with_interval("x", _paired(found, *rounds, metric), found.experiment.evaluation)
+    return {"difference": values["x"], "low": values["x_low"], "high": values["x_high"]}
+
+
+def _paired(found: Results, one: pl.DataFrame, other: pl.DataFrame, metric: str) -> pl.Series:
+    """Per-problem differences: both policies answered the same problems."""
+    pairs = _values(found, one, metric).join(_values(found, other, metric), on="problem_id")
+    return pairs["value"] - pairs["value_right"]
+
+
+def _with_interval(name: str, values_P: pl.Series, settings: EvaluationConfig) -> dict[str, object]:
+    low, high = interval(values_P.to_numpy(), settings.confidence, settings.resamples)
+    return {name: values_P.mean(), f"{name}_low": low, f"{name}_high": high}

@@ -123,6 +123,9 @@ class TrainingConfig(Settings):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     tokens_per_microbatch: int = Field(16384, ge=1, description="prompt + response tokens, padded")
+    activation_checkpointing: bool = Field(
+        False, description="recompute each layer in the backward pass: less memory, a third slower"
+    )
 
 
 class EvaluationConfig(Settings):
@@ -157,11 +160,12 @@ class DistillConfig(Settings):
     learning_rate: float = Field(gt=0, le=1)
     group_size: int = Field(1, ge=1, description="rollouts a question")
     teacher: TeacherConfig = TeacherConfig()
-    divergence: Literal["forward_kl", "reverse_kl", "jsd", "policy_gradient", "topk"] = "forward_kl"
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "policy_gradient"] = "forward_kl"
     beta: float = Field(0.5, gt=0, lt=1, description="of the generalised Jensen-Shannon divergence")
-    top_k: int = Field(
-        100, ge=1, description="support size of the top-k divergence, plus a tail bucket"
+    support: Literal["vocabulary", "teacher", "student"] = Field(
+        "vocabulary", description="whole vocabulary, or one side's top_k tokens and a tail bucket"
     )
+    top_k: int = Field(100, ge=1, description="tokens of a teacher or student support")
     temperature: float = Field(
         1.0, gt=0, description="of both softmaxes; not the sampling temperature"
     )
@@ -174,6 +178,10 @@ class DistillConfig(Settings):
             raise ValueError(
                 f"context {self.context!r} is not one of {', '.join(sorted(CONTEXTS))}"
             )
+        if self.divergence == "policy_gradient" and (
+            self.clip != "none" or self.support != "vocabulary"
+        ):
+            raise ValueError("policy_gradient looks at the sampled token: no clip, no support")
         return self
 
 

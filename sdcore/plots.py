@@ -20,7 +20,7 @@ _STYLE = {
     "font.family": "sans-serif", "font.size": 10, "axes.titlesize": 10, "text.color": INK,
     "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-    "svg.fonttype": "none", "svg.hashsalt": "sdcore",
+    "svg.fonttype": "none",  # text stays text, in the page's font
 }  # fmt: skip
 
 
@@ -67,13 +67,13 @@ def advantage_bars(
         conditions: names in the order of the experiment file.
         moments: one panel each; all panels share the scale of the whole frame.
     """
-    limits = signals.select(low=pl.min_horizontal("low", "mean").min(),
-                            high=pl.max_horizontal("high", "mean").max()).row(0)  # fmt: skip
+    known = signals.select(pl.col("mean", "low", "high").fill_nan(None))
+    limits = known.min_horizontal().min(), known.max_horizontal().max()
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(0.2 + 4.1 * len(moments), 3.3), layout="constrained")
         for panel, moment in zip(_panels(figure, len(moments)), moments, strict=True):
             _bars(panel, signals.filter(pl.col("moment") == moment), conditions)
-            panel.set_ylim(*_widened(*limits))
+            panel.set_ylim(*_widened(*limits))  # type: ignore[arg-type]
             panel.set_title(f"{moment} round", loc="left")
         _legend(figure)
     return figure
@@ -94,12 +94,12 @@ def svg(figure: Figure, label: str) -> str:
         label: what it shows, for those who cannot see it; plain text without markup.
     """
     buffer = io.StringIO()
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": label}):  # makes its ids unique in the page
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r' id="[a-z0-9]+_\d+"', "", drawing)  # would repeat in a page of two figures
+    drawing = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", drawing)  # the same in every figure
     return drawing.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
@@ -179,4 +179,5 @@ def _widened(low: float | None, high: float | None) -> tuple[float, float]:
 
 def _legend(figure: Figure) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, handlelength=1.8)
+    columns = min(len(labels), 2 * len(figure.axes))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=1.8)

@@ -146,7 +146,7 @@ _TABLES = (
         Column("kl", REAL, "full-vocabulary forward KL; empty without a teacher", True),
         Column("entropy", REAL, "entropy of the student"),
         Column("step", INT, "number of the step that holds the token; empty outside", True),
-        Column("region", TEXT, "before, at or after the first wrong step; tag; answer; other"),
+        Column("region", TEXT, "before, at or after the first wrong step; unjudged where no critic has looked; tag; answer; other"),
     )),
     Table("updates", "one optimizer step", ("update_id",), (
         *_RUN,

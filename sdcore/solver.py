@@ -15,7 +15,10 @@ from sdcore.prompts import prompt_ids, student_messages
 
 def save_solver(folder: Path, experiment: Experiment, checkpoint: Path) -> None:
     """Write what `Solver` loads: the weights of a checkpoint and, by name, all else they need."""
-    shutil.copytree(checkpoint, folder / "weights")
+    adapted = experiment.training.lora is not None
+    file = policies.ADAPTER_FILE if adapted else policies.FULL_FILE
+    folder.mkdir(parents=True)
+    shutil.copyfile(checkpoint / file, folder / file)
     about = {
         "experiment": experiment.model_dump(mode="json"),
         "base_sha256": policies.weights_digest(hub.resolve(experiment.model.name)),
@@ -44,14 +47,16 @@ class Solver:
                 where=str(base),
             )
         self._tokenizer = policies.load_tokenizer(base)
-        model = policies.load_policy(base, self.experiment.model)
         self._engine = TransformersEngine(
-            model, end_ids=policies.end_ids(base), pad_id=self._tokenizer.pad_token_id
+            policies.load_policy(base, self.experiment.model),
+            end_ids=policies.end_ids(base),
+            pad_id=self._tokenizer.pad_token_id,
         )
+        trained = policies.load_policy(base, self.experiment.model)
         if self.experiment.training.lora:
-            model = policies.attach_lora(model, self.experiment.training.lora, seed=0)
-        policies.load_weights(model, folder / "weights")
-        self._engine.load(model)
+            trained = policies.attach_lora(trained, self.experiment.training.lora, seed=0)
+        policies.load_weights(trained, folder)
+        self._engine.load(trained)
 
     def predict(self, questions: Sequence[str]) -> list[str]:
         """One sampled trace for each question; the same call gives the same traces."""

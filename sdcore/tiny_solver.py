@@ -10,12 +10,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from sdcore import arithmetic
-from sdcore.arithmetic import Move, Problem
+from sdcore.arithmetic import Move
 
 STUDENT_PROMPT = "{{ question }}"
 TEACHER_PROMPT = "Hint: {{ context }}\n{{ question }}"

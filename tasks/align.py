@@ -1,6 +1,6 @@
 """Stage 3: the critic aligns its feedback with each trace; the teacher prompts are built."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import polars as pl
@@ -8,8 +8,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sdcore.config import DistillConfig
-from sdcore.contexts import CONTEXTS, ContextInputs
-from sdcore.critics import ORACLE, Critique, critique, has_oracle
+from sdcore.contexts import CONTEXTS, ContextInputs, Critique
+from sdcore.critics import ORACLE, critique, has_oracle
 from sdcore.prompts import prompt_ids, teacher_messages
 from sdcore.rounds import signal_rounds
 from sdcore.schema import TABLES
@@ -29,12 +29,11 @@ def align(lineage: Lineage, round_: int) -> Reference:
     correct sibling) gets no row here and is left out of training.
     """
     rollouts = _with_problems(lineage, round_)
-    critiques = _critiques(lineage, rollouts) if _wants_critiques(lineage, round_) else {}
-    frames = {"critiques": TABLES["critiques"].frame(list(critiques.values()))}
-    if isinstance(lineage.settings, DistillConfig):
-        with STOPWATCH.measure("compute"):
-            rows = _contexts(lineage, lineage.settings.context, rollouts, critiques)
-        frames["contexts"] = TABLES["contexts"].frame(rows)
+    with STOPWATCH.measure("compute"):
+        critiques = _critiques(rollouts) if _wants_critiques(lineage, round_) else {}
+        frames = {"critiques": _critique_rows(lineage, critiques)}
+        if isinstance(lineage.settings, DistillConfig):
+            frames["contexts"] = _contexts(lineage, lineage.settings.context, rollouts, critiques)
     lineage.store.append_missing(**frames)
     table = "contexts" if "contexts" in frames else "critiques"
     return Reference(table, f"{lineage.label} round {round_}", len(frames[table]))
@@ -58,15 +57,19 @@ def _with_problems(lineage: Lineage, round_: int) -> list[Row]:
     return round_rollouts(lineage, round_).join(reference, on="problem_id", how="left").to_dicts()
 
 
-def _critiques(lineage: Lineage, rollouts: list[Row]) -> dict[str, Row]:
-    """A `critiques` row for each rollout, by rollout id."""
-    with STOPWATCH.measure("compute"):
-        verdicts = [critique(r["question"], r["reference"], r["text"]) for r in rollouts]
+def _critiques(rollouts: list[Row]) -> dict[str, Critique]:
     return {
-        rollout["rollout_id"]: lineage.columns
+        row["rollout_id"]: critique(row["question"], row["reference"], row["text"])
+        for row in rollouts
+    }
+
+
+def _critique_rows(lineage: Lineage, critiques: Mapping[str, Critique]) -> pl.DataFrame:
+    rows = [
+        lineage.columns
         | {
-            "critique_id": lineage.key("critique", rollout["rollout_id"], ORACLE),
-            "rollout_id": rollout["rollout_id"],
+            "critique_id": _critique_id(lineage, rollout_id),
+            "rollout_id": rollout_id,
             "critic": ORACLE,
             "verdict": verdict.case,
             "first_wrong_step": verdict.first_wrong_step,
@@ -76,59 +79,68 @@ def _critiques(lineage: Lineage, rollouts: list[Row]) -> dict[str, Row]:
             "attempts": verdict.attempts,
             "tokens": verdict.tokens,
         }
-        for rollout, verdict in zip(rollouts, verdicts, strict=True)
-    }
+        for rollout_id, verdict in critiques.items()
+    ]
+    return TABLES["critiques"].frame(rows)
+
+
+def _critique_id(lineage: Lineage, rollout_id: str) -> str:
+    return lineage.key("critique", rollout_id, ORACLE)
 
 
 def _contexts(
-    lineage: Lineage, name: str, rollouts: list[Row], critiques: Mapping[str, Row]
-) -> list[Row]:
+    lineage: Lineage, name: str, rollouts: list[Row], critiques: Mapping[str, Critique]
+) -> pl.DataFrame:
     context, tokenizer = CONTEXTS[name], models.tokenizer(lineage.experiment.model.name)
     rows: list[Row] = []
-    for index, rollout in enumerate(rollouts):
-        inputs = _inputs(rollouts, critiques, index)
+    for rollout, inputs in zip(rollouts, _inputs(rollouts, critiques), strict=True):
         if not context.available(inputs):
             continue
-        text = context.build(inputs)
+        rollout_id, text = rollout["rollout_id"], context.build(inputs)
         messages = teacher_messages(lineage.experiment.prompts, rollout["question"], text)
         prompt = prompt_ids(tokenizer, messages)
-        quoted = critiques.get(rollout["rollout_id"]) if "critique" in context.needs else None
         rows.append(
             lineage.columns
             | {
-                "context_id": lineage.key("context", rollout["rollout_id"], name, prompt),
-                "rollout_id": rollout["rollout_id"],
+                "context_id": lineage.key("context", rollout_id, name, prompt),
+                "rollout_id": rollout_id,
                 "context": name,
                 "text": text,
-                "critique_id": quoted["critique_id"] if quoted else None,
+                "critique_id": _critique_id(lineage, rollout_id)
+                if "critique" in context.needs
+                else None,
                 "teacher_prompt_ids": prompt,
             }
         )
-    return rows
+    return TABLES["contexts"].frame(rows)
 
 
-def _inputs(rollouts: list[Row], critiques: Mapping[str, Row], index: int) -> ContextInputs:
-    rollout = rollouts[index]
-    others = rollouts[index + 1 :] + rollouts[:index]
-    sibling = next(
-        (r["text"] for r in others if r["problem_id"] == rollout["problem_id"] and r["correct"]),
-        None,
-    )
-    other = next(
-        (
-            critiques[r["rollout_id"]]
-            for r in others
-            if r["problem_id"] != rollout["problem_id"] and r["rollout_id"] in critiques
-        ),
-        None,
-    )
-    return ContextInputs(
-        question=rollout["question"],
-        solution=rollout["solution"],
-        answer=rollout["reference"],
-        trace=rollout["text"],
-        correct=rollout["correct"],
-        critique=_as_critique(critiques.get(rollout["rollout_id"])),
-        other_critique=_as_critique(other),
-        sibling=sibling,
-    )
+def _inputs(rollouts: list[Row], critiques: Mapping[str, Critique]) -> Iterator[ContextInputs]:
+    """What is known about each rollout; other rollouts are looked for in a fixed cyclic order."""
+    for index, rollout in enumerate(rollouts):
+        others = rollouts[index + 1 :] + rollouts[:index]
+        yield ContextInputs(
+            question=rollout["question"],
+            solution=rollout["solution"],
+            answer=rollout["reference"],
+            trace=rollout["text"],
+            correct=rollout["correct"],
+            critique=critiques.get(rollout["rollout_id"]),
+            other_critique=next(_other_critiques(rollout, others, critiques), None),
+            sibling=next(_siblings(rollout, others), None),
+        )
+
+
+def _other_critiques(
+    rollout: Row, others: list[Row], critiques: Mapping[str, Critique]
+) -> Iterator[Critique]:
+    for other in others:
+        found = critiques.get(other["rollout_id"])
+        if found is not None and found.valid and other["problem_id"] != rollout["problem_id"]:
+            yield found
+
+
+def _siblings(rollout: Row, others: list[Row]) -> Iterator[str]:
+    for other in others:
+        if other["correct"] and other["problem_id"] == rollout["problem_id"]:
+            yield other["text"]

@@ -14,7 +14,7 @@ from sdcore.errors import TrainingError
 from sdcore.losses import group_advantages
 from sdcore.rounds import checkpoint_rounds, signal_rounds
 from sdcore.schema import TABLES
-from sdcore.signals import signal_rows
+from sdcore.signals import signal_frame
 from sdcore.timing import STOPWATCH
 from sdcore.trainer import Example, Update
 from tasks import models
@@ -131,6 +131,28 @@ def _updates(
         for step, update in enumerate(updates, first)
     ]
     return TABLES["updates"].frame(rows)
+
+
+def _token_signals(
+    lineage: Lineage, round_: int, rollouts: pl.DataFrame, updates: list[Update]
+) -> pl.DataFrame:
+    """Signals of the round's rollouts as the first optimizer step that used them saw them."""
+    judged = lineage.store.query(
+        "SELECT rollout_id, valid AS judged, first_wrong_step FROM critiques WHERE rollout_id IN "
+        "(SELECT unnest(?))",
+        [rollouts["rollout_id"].to_list()],
+    )
+    rows = rollouts.join(judged, on="rollout_id", how="left", maintain_order="left").with_columns(
+        pl.col("judged").fill_null(False),
+        pl.col("context").fill_null(lineage.settings.objective),
+    )
+    steps = len(updates)
+    parts = [rows[start::steps].to_dicts() for start in range(steps)]
+    tokenizer = models.tokenizer(lineage.experiment.model.name)
+    return pl.concat(
+        signal_frame(tokenizer, part, update.signals, lineage.columns)
+        for part, update in zip(parts, updates, strict=True)
+    )
 
 
 UPDATE_FIELDS = (

@@ -1,6 +1,6 @@
 """Stage 5: a policy's score on a split it never trains on."""
 
-from typing import Any
+import time
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -20,9 +20,12 @@ def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
     policy = policy_row(lineage, round_)["policy_id"]
     key = lineage.key("score", policy, split, samples)
     if not len(lineage.store.rows("scores", score_id=key)):
+        start = time.perf_counter()
         problems = split_problems(lineage, split)
         sample_missing(lineage, round_, split, problems, samples)
-        rollouts = lineage.store.rows("rollouts", policy_id=policy, purpose=split, **lineage.columns)
+        rollouts = lineage.store.rows(
+            "rollouts", policy_id=policy, purpose=split, **lineage.columns
+        )
         with STOPWATCH.measure("compute"):
             numbers = score(rollouts, k=samples, settings=settings)
         row = lineage.columns | {
@@ -31,6 +34,7 @@ def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
             "round": round_,
             "split": split,
             "sampled_tokens": _sampled_tokens(lineage, round_),
+            "seconds": time.perf_counter() - start,
         }
         lineage.store.append_missing(scores=TABLES["scores"].frame([row | numbers]))
     return Reference("scores", key, 1)

@@ -3,6 +3,8 @@
 They are caches: whatever is here can be rebuilt from the tables and checkpoints, bit for bit.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def tokenizer(name: str) -> policies.Tokenizer:
 
 
 def trainer(lineage: Lineage, round_: int) -> Trainer:
-    """The lineage's trainer after `round_` rounds: the live one, or restored from its checkpoint."""
+    """The lineage's trainer after `round_` rounds: the live one, or one restored from disk."""
     key = _key(lineage)
     if key not in _live or _live[key][0] != round_:
         _live.clear()  # one set of trainable weights in memory at a time
@@ -37,9 +39,17 @@ def trainer(lineage: Lineage, round_: int) -> Trainer:
     return _live[key][1]
 
 
-def advanced(lineage: Lineage, round_: int) -> None:
-    """Note that the live trainer has finished `round_` rounds."""
-    _live[_key(lineage)] = round_, _live[_key(lineage)][1]
+@contextmanager
+def training(lineage: Lineage, round_: int) -> Iterator[Trainer]:
+    """Lend the trainer for a round; it counts as one round further only if the block succeeds.
+
+    After a failure the live weights may be half updated: they are dropped, and the next use
+    restores the last checkpoint.
+    """
+    live = trainer(lineage, round_)
+    _live.clear()
+    yield live
+    _live[_key(lineage)] = round_ + 1, live
 
 
 def engine(lineage: Lineage, round_: int, policy_id: str) -> TransformersEngine:
@@ -55,7 +65,9 @@ def engine(lineage: Lineage, round_: int, policy_id: str) -> TransformersEngine:
 
 def _restored(lineage: Lineage, round_: int) -> Trainer:
     training = lineage.experiment.training
-    model = policies.load_policy(model_folder(lineage.experiment.model.name), lineage.experiment.model)
+    model = policies.load_policy(
+        model_folder(lineage.experiment.model.name), lineage.experiment.model
+    )
     if isinstance(training.lora, LoraConfig):
         model = policies.attach_lora(model, training.lora, lineage.seed)
     trainer = Trainer(

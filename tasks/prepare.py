@@ -17,7 +17,16 @@ from sdcore.schema import TABLES
 from tasks import models
 from tasks.workspace import Lineage, Reference
 
-LIBRARIES = ("torch", "transformers", "peft", "polars", "duckdb", "prefect", "mlflow", "math-verify")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "polars",
+    "duckdb",
+    "prefect",
+    "mlflow",
+    "math-verify",
+)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="prepare {base.experiment.name}")

@@ -4,7 +4,9 @@ DuckDB is the truth; what is logged here is copied from its tables, so both hold
 """
 
 import json
+import logging
 import os
+import re
 import sqlite3
 import tempfile
 import time
@@ -12,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +27,7 @@ from sdcore import plots
 from sdcore.config import Experiment
 from sdcore.solver import save_solver
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # both are read while mlflow is imported
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow warns about its own type hints
@@ -34,6 +36,7 @@ with warnings.catch_warnings():
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
 
+logging.getLogger("mlflow").setLevel(logging.WARNING)
 _UPDATE_METRICS = (
     "loss", "grad_norm", "learning_rate", "entropy", "mean_length", "accuracy", "rollouts",
     "tokens", "zero_variance_groups", "logprob_drift", "padding_share", "seconds",
@@ -42,17 +45,15 @@ _SCORE_METRICS = (
     *(f"{metric}_at_k{end}" for metric in ("avg", "maj", "pass") for end in ("", "_low", "_high")),
     "mean_length", "format_rate", "sampled_tokens", "seconds",
 )  # fmt: skip
-_POINTS_PER_CALL = 1000  # MLflow splits longer batches, and a kill could then cut a step in two
+# MLflow splits calls of more than 1000 points, and a kill in between could cut a step in two.
+_STEPS_PER_CALL = 1000 // max(len(_UPDATE_METRICS), len(_SCORE_METRICS))
 _LONGEST_PARAM = 6000
 _ARTIFACT_ADDRESSES = (
     ("experiments", "artifact_location"), ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"), ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )  # fmt: skip
-_REQUIREMENTS = (
-    "accelerate", "jinja2", "mlflow", "peft", "pydantic", "safetensors", "tokenizers", "torch",
-    "transformers",
-)  # fmt: skip
+_REQUIREMENTS = ("mlflow", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
 
 class Tracking:
@@ -69,6 +70,7 @@ class Tracking:
         self._lock = FileLock(root / "mlflow.db.lock", timeout=60)
         self._runs: dict[tuple[str, str | None, str | None], str] = {}
         with self._lock:
+            _write_ahead(root / "mlflow.db")
             self._client = MlflowClient(self.uri, registry_uri=self.uri)
             self._client.search_experiments(max_results=1)  # creates the tables
             _follow_move(root / "mlflow.db", self._artifacts)
@@ -105,9 +107,12 @@ class Tracking:
         has the optimizer step as its step, the others the round. Steps logged before are skipped.
         """
         run_id = self._run(experiment, condition, seed)
-        self._log_missing(run_id, "train", updates, "step", _UPDATE_METRICS)
+        steps = self._missing(run_id, "train", updates, "step", _UPDATE_METRICS)
         for (split,), rows in scores.group_by("split", maintain_order=True):
-            self._log_missing(run_id, str(split), rows, "round", _SCORE_METRICS)
+            steps += self._missing(run_id, str(split), rows, "round", _SCORE_METRICS)
+        for start in range(0, len(steps), _STEPS_PER_CALL):
+            points = list(chain.from_iterable(steps[start : start + _STEPS_PER_CALL]))
+            self._client.log_batch(run_id, metrics=points)
 
     def log_figure(self, experiment: Experiment, figure: Figure, file: str) -> None:
         """Log a figure of the parent run as a PNG file."""
@@ -150,7 +155,8 @@ class Tracking:
             if number is None:
                 number = self._new_version(experiment, policy, folder)
             for alias in aliases:
-                self._client.set_registered_model_alias(experiment.name, alias, number)
+                allowed = re.sub(r"[^\w-]", "-", alias)
+                self._client.set_registered_model_alias(experiment.name, allowed, number)
         return number
 
     def finish(
@@ -203,32 +209,29 @@ class Tracking:
         known = self._client.get_experiment_by_name(experiment.name)
         if known is not None:
             return str(known.experiment_id)
-        return str(self._client.create_experiment(experiment.name, self._artifacts))
+        tags = {"mlflow.experimentKind": "custom_model_development"}  # its pages show training runs
+        return str(self._client.create_experiment(experiment.name, self._artifacts, tags))
 
-    def _log_missing(
+    def _missing(
         self, run_id: str, group: str, rows: pl.DataFrame, step: str, metrics: Sequence[str]
-    ) -> None:
+    ) -> list[list[Metric]]:
+        """The points of each step that is not logged yet."""
         history = self._client.get_metric_history(run_id, f"{group}/{metrics[0]}")
         missing = rows.filter(~pl.col(step).is_in([point.step for point in history])).sort(step)
         now = int(time.time() * 1000)
-        for part in missing.iter_slices(_POINTS_PER_CALL // len(metrics)):
-            points = [
-                Metric(f"{group}/{metric}", row[metric], now, row[step])
-                for row in part.iter_rows(named=True)
-                for metric in metrics
-            ]
-            self._client.log_batch(run_id, metrics=points)
+        return [
+            [Metric(f"{group}/{metric}", row[metric], now, row[step]) for metric in metrics]
+            for row in missing.iter_rows(named=True)
+        ]
 
     def _version(self, name: str, policy_id: str) -> str | None:
         found = self._client.search_model_versions(f"name = '{name}'")
-        return next((str(v.version) for v in found if v.tags["policy_id"] == policy_id), None)
+        return next((str(v.version) for v in found if v.tags.get("policy_id") == policy_id), None)
 
     def _new_version(self, experiment: Experiment, policy: Mapping[str, Any], folder: Path) -> str:
         run_id = self._run(experiment, policy["condition"], policy["seed"])
         tags = {name: str(policy[name]) for name in ("policy_id", "condition", "seed", "round")}
-        model = self._client.create_logged_model(
-            self._folder(experiment), f"{experiment.name}-policy", run_id, tags
-        )
+        model = self._client.create_logged_model(self._folder(experiment), "policy", run_id, tags)
         with tempfile.TemporaryDirectory() as scratch:
             save_solver(Path(scratch, "solver"), experiment, folder)
             save_model(
@@ -263,6 +266,12 @@ def _params(settings: Mapping[str, Any], prefix: str = "") -> Iterator[Param]:
         else:
             text = value if isinstance(value, str) else json.dumps(value)
             yield Param(prefix + name, text[:_LONGEST_PARAM])
+
+
+def _write_ahead(database: Path) -> None:
+    """Far fewer waits for the disk, and the MLflow server can read while a run writes."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _follow_move(database: Path, artifacts: str) -> None:

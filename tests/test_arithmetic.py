@@ -17,7 +17,6 @@ from sdcore.arithmetic import (
     read_step,
     reference_solution,
     solve,
-    trace_text,
     verify_steps,
 )
 from sdcore.errors import DataError
@@ -178,7 +177,3 @@ def test_a_finished_trace_needs_nothing_more():
 def test_a_wrong_prefix_is_refused():
     with pytest.raises(DataError, match="prefix is not correct"):
         continue_trace(PROBLEM, ["47+23=71"])
-
-
-def test_trace_text_numbers_its_tags():
-    assert trace_text(["a", "b"], 3) == "<step_1>a</step_1><step_2>b</step_2><answer>3</answer>"

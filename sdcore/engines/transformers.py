@@ -1,0 +1,326 @@
+"""The transformers engine: batched sampling through a model's own forward pass.
+
+Axes: B batch rows, P distinct prompts, T tokens, V vocabulary, N samples of a batch.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from sdcore.config import SamplingConfig
+from sdcore.engines import Completion, Request
+from sdcore.errors import EngineError, ModelError
+
+GROWTH = 32  # tokens by which a key-value buffer grows
+SHRINK = 0.8  # share of unfinished rows below which the finished ones are dropped
+
+
+class TransformersEngine:
+    """Samples from its own copy of the weights, so that training may go on with the policy's.
+
+    Requests are ordered by prompt and cut into batches, so the composition of a batch depends on
+    the request list alone. A distinct prompt of a batch is computed once and its keys and values
+    are given to all its samples; finished samples leave the batch. The same requests in the same
+    order give the same tokens bit for bit on the same machine and number of threads.
+
+    Args:
+        model: this object becomes the engine's copy; nobody else may change it.
+        end_ids: token ids that end a response.
+        pad_id: any valid token id; it is masked wherever it stands.
+        memory_bytes: bound on keys, values and logits of a batch; it may make batches smaller
+            than `SamplingConfig.batch_size`, never larger.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        end_ids: Collection[int],
+        pad_id: int,
+        memory_bytes: int = 4 << 30,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._device = next(model.parameters()).device
+        self._end_ids = torch.tensor(sorted(end_ids), device=self._device)
+        self._pad_id = pad_id
+        self._memory_bytes = memory_bytes
+
+    @torch.no_grad()
+    def load(self, policy: PreTrainedModel | PeftModel) -> None:
+        """Copy a policy's weights in, LoRA adapters merged: W + scale B A.
+
+        Raises:
+            ModelError: the policy's weights are not those of this engine's model.
+        """
+        own = dict(self.model.named_parameters())
+        theirs = merged_weights(policy)
+        if own.keys() != theirs.keys():
+            raise ModelError(
+                "policy does not fit the engine's model",
+                got=sorted(theirs.keys() - own.keys()),
+                expected=sorted(own.keys() - theirs.keys()),
+            )
+        for name, weight in own.items():
+            weight.copy_(theirs[name])
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingConfig,
+        on_progress: Callable[[int], None] = lambda finished: None,
+    ) -> list[Completion]:
+        """Draw one sample a request, in the order of the requests.
+
+        Args:
+            requests: prompts and seeds.
+            sampling: temperature, top-p, length and batch size.
+            on_progress: called with the number of samples that just finished.
+
+        Raises:
+            EngineError: a prompt is empty, or prompt and response exceed the model's positions.
+        """
+        self._check(requests, sampling)
+        order = sorted(range(len(requests)), key=lambda i: _prompt_order(requests[i]))
+        size = self._batch_size(requests, sampling)
+        completions: dict[int, Completion] = {}
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            batch = [requests[i] for i in chosen]
+            completions.update(zip(chosen, self._sample(batch, sampling, on_progress), strict=True))
+        return [completions[i] for i in range(len(requests))]
+
+    def _check(self, requests: Sequence[Request], sampling: SamplingConfig) -> None:
+        if not all(request.prompt_ids for request in requests):
+            raise EngineError("a prompt is empty", expected="at least one token id")
+        longest = max((len(request.prompt_ids) for request in requests), default=0)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and longest + sampling.max_new_tokens > limit:
+            raise EngineError(
+                "prompt and response do not fit into the model's positions",
+                got=f"{longest} prompt tokens + {sampling.max_new_tokens} new tokens",
+                expected=f"at most {limit}",
+                mend="lower sampling.max_new_tokens",
+            )
+
+    def _batch_size(self, requests: Sequence[Request], sampling: SamplingConfig) -> int:
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        token = 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
+        longest = max((len(request.prompt_ids) for request in requests), default=0)
+        logits = 32 * config.vocab_size  # float32 and float64 copies while a token is drawn
+        sample = token * (longest + sampling.max_new_tokens) + logits
+        return max(1, min(sampling.batch_size, self._memory_bytes // sample))
+
+    def _sample(
+        self,
+        batch: Sequence[Request],
+        sampling: SamplingConfig,
+        on_progress: Callable[[int], None],
+    ) -> list[Completion]:
+        """Draw the samples of one batch; rows draw on after their end token until they leave."""
+        rows, logits_BV = _Rows.prefill(self.model, [r.prompt_ids for r in batch], self._pad_id)
+        uniforms_NT = _uniforms(batch, sampling).to(self._device)
+        tokens_NT = torch.zeros(uniforms_NT.shape, dtype=torch.long, device=self._device)
+        logprobs_NT = torch.zeros(uniforms_NT.shape, device=self._device)
+        sample_B = torch.arange(len(batch), device=self._device)
+        running_B = torch.ones(len(batch), dtype=torch.bool, device=self._device)
+        running = len(batch)
+        for step in range(sampling.max_new_tokens):
+            token_B, logprob_B = draw(logits_BV, uniforms_NT[sample_B, step], sampling)
+            tokens_NT[sample_B, step], logprobs_NT[sample_B, step] = token_B, logprob_B
+            running_B &= ~torch.isin(token_B, self._end_ids)
+            finished = running - int(running_B.sum())
+            if finished:
+                running -= finished
+                on_progress(finished)
+            if not running:
+                break
+            if running <= SHRINK * len(sample_B):
+                kept_B = running_B.nonzero()[:, 0]
+                rows.keep(kept_B)
+                token_B, sample_B, running_B = token_B[kept_B], sample_B[kept_B], running_B[kept_B]
+            if step + 1 < sampling.max_new_tokens:
+                logits_BV = rows.advance(token_B)
+        on_progress(running)
+        return _completions(tokens_NT, logprobs_NT, torch.isin(tokens_NT, self._end_ids))
+
+
+class _Rows:
+    """The sequences that are being decoded: their keys and values, padding and next position."""
+
+    def __init__(
+        self, model: PreTrainedModel, cache: DynamicCache, mask_BT: Tensor, row_B: Tensor
+    ) -> None:
+        """Give each row the cache of its prompt, `row_B` being the prompt's index."""
+        self._model, self._cache = model, cache
+        self._padded = not bool(mask_BT.all())
+        self._mask_BT = mask_BT
+        self._position_B = mask_BT.sum(1)
+        self.keep(row_B)
+        cache.layers = [
+            _GrowingLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers
+        ]
+
+    @classmethod
+    def prefill(
+        cls, model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], pad_id: int
+    ) -> tuple["_Rows", Tensor]:
+        """Run each distinct prompt once; the rows of all prompts, and their next-token logits."""
+        index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        longest = max(map(len, index))
+        ids_PT = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in index])
+        mask_PT = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in index])
+        ids_PT, mask_PT = ids_PT.to(model.device), mask_PT.to(model.device)
+        cache = DynamicCache(config=model.config)
+        logits_PV = model(
+            ids_PT,
+            attention_mask=None if bool(mask_PT.all()) else mask_PT,
+            position_ids=(mask_PT.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        row_B = torch.tensor([index[prompt] for prompt in prompts], device=model.device)
+        return cls(model, cache, mask_PT, row_B), logits_PV[row_B]
+
+    def keep(self, index_B: Tensor) -> None:
+        """Make the rows those at `index_B`; an index may repeat."""
+        self._cache.reorder_cache(index_B)
+        self._mask_BT, self._position_B = self._mask_BT[index_B], self._position_B[index_B]
+
+    def advance(self, token_B: Tensor) -> Tensor:
+        """Append a token to each row; the logits of the next one, [B, V]."""
+        self._mask_BT = pad(self._mask_BT, (0, 1), value=True)
+        logits_B1V = self._model(
+            token_B[:, None],
+            attention_mask=self._mask_BT if self._padded else None,
+            position_ids=self._position_B[:, None],
+            past_key_values=self._cache,
+        ).logits
+        self._position_B = self._position_B + 1
+        return logits_B1V[:, -1]
+
+
+class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """A cache layer that appends in place.
+
+    `DynamicLayer` copies all keys and values for each new token. Here they are views of buffers
+    with room for more, so that they are copied once in `GROWTH` tokens.
+    """
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self.keys, self.values, self._room = layer.keys, layer.values, 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append the keys and values of one token, [B, H, 1, D]; all so far, [B, H, T, D]."""
+        if not self._room:
+            self._key_buffer = pad(self.keys, (0, 0, 0, GROWTH))
+            self._value_buffer = pad(self.values, (0, 0, 0, GROWTH))
+            self._room = GROWTH
+        end = self.keys.shape[2] + 1
+        self._key_buffer[:, :, end - 1 : end] = key_states
+        self._value_buffer[:, :, end - 1 : end] = value_states
+        self.keys, self.values = self._key_buffer[:, :, :end], self._value_buffer[:, :, :end]
+        self._room -= 1
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep the rows at `beam_idx`."""
+        super().reorder_cache(beam_idx)
+        self._room = 0
+
+
+def draw(
+    logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfig
+) -> tuple[Tensor, Tensor]:
+    """Draw a token a row by inversion of the cumulative distribution.
+
+    Args:
+        logits_BV: next-token logits of the model.
+        uniforms_B: float64 numbers in [0, 1), one a row; a row's token depends on no other's.
+        sampling: temperature (0 takes the most likely token) and top-p: the smallest set of the
+            most likely tokens whose probability reaches p (arXiv 1904.09751).
+
+    Returns:
+        Token ids [B], and their float32 log-probs [B] at temperature 1 without top-p.
+    """
+    logits_BV = logits_BV.float()
+    if sampling.temperature == 0:
+        token_B1 = logits_BV.argmax(-1, keepdim=True)
+    else:
+        probs_BV = (logits_BV / sampling.temperature).softmax(-1)
+        if sampling.top_p < 1:
+            probs_BV = _nucleus(probs_BV, sampling.top_p)
+        cumulative_BV = probs_BV.double().cumsum(-1)
+        total_B1 = cumulative_BV[:, -1:]
+        below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
+        target_B1 = torch.minimum(uniforms_B[:, None] * total_B1, below_B1)
+        token_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
+    logprob_B1 = logits_BV.gather(1, token_B1) - logits_BV.logsumexp(-1, keepdim=True)
+    return token_B1[:, 0], logprob_B1[:, 0]
+
+
+def merged_weights(policy: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
+    """Each weight of a policy by its name in the base model, active LoRA adapters merged in.
+
+    W + scale B A is computed afresh from W, A and B, so that a live policy and one that was read
+    back from its checkpoint give the same bits.
+    """
+    if not isinstance(policy, PeftModel):
+        return dict(policy.named_parameters())
+    base, merged = policy.get_base_model(), {}
+    modules = dict(base.named_modules())
+    for name, weight in base.named_parameters():
+        owner, adapted, leaf = name.partition(".base_layer.")
+        if adapted and leaf == "weight":
+            layer = modules[owner]
+            for adapter in () if layer.disable_adapters else layer.active_adapters:
+                weight = weight + layer.get_delta_weight(adapter)
+        if ".lora_" not in name:
+            merged[name.replace(".base_layer.", ".")] = weight
+    return merged
+
+
+def _nucleus(probs_BV: Tensor, top_p: float) -> Tensor:
+    """Set to zero what is outside the smallest set of likely tokens that reaches `top_p`."""
+    sorted_BV, token_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
+    before_BV = sorted_BV.cumsum(-1) - sorted_BV
+    return probs_BV.scatter(-1, token_BV, sorted_BV.masked_fill(before_BV >= top_p, 0.0))
+
+
+def _uniforms(batch: Sequence[Request], sampling: SamplingConfig) -> Tensor:
+    """Random numbers in [0, 1) of each sample and step, [N, T]; each row from its seed alone."""
+    count = sampling.max_new_tokens
+    return torch.from_numpy(
+        np.stack([np.random.default_rng(request.seed).random(count) for request in batch])
+    )
+
+
+def _completions(tokens_NT: Tensor, logprobs_NT: Tensor, is_end_NT: Tensor) -> list[Completion]:
+    """Cut each sample after its first end token."""
+    stopped_N = is_end_NT.any(1)
+    lengths_N = torch.where(stopped_N, is_end_NT.int().argmax(1) + 1, tokens_NT.shape[1])
+    columns = zip(
+        tokens_NT.tolist(), logprobs_NT.tolist(), lengths_N.tolist(), stopped_N.tolist(), strict=True
+    )
+    return [
+        Completion(tuple(ids[:length]), tuple(logprobs[:length]), "stop" if stopped else "length")
+        for ids, logprobs, length, stopped in columns
+    ]
+
+
+def _prompt_order(request: Request) -> tuple[int, tuple[int, ...]]:
+    return len(request.prompt_ids), request.prompt_ids

@@ -1,0 +1,248 @@
+"""From hidden states to a loss, exact over the vocabulary, in memory that T does not enter.
+
+Hidden states go through the head in chunks of rows. A chunk's logits live only until its loss, its
+diagnostics and the analytic gradient of its hidden states are known, so autograd never keeps a
+[T, V] tensor: a handful of [chunk, V] buffers is all there is, whatever T. The gradient costs no
+second projection.
+
+Axes: T response tokens, N tokens of a chunk, V vocabulary, D hidden, S scores. All is in nats.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sdcore.divergences import Pair
+
+MIN_ROWS = 128  # fewer, and a chunk's matrix product is bound by reading the head
+ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}  # of a [N, V] buffer: near the cache, or enough work
+
+
+@dataclass(frozen=True)
+class Head:
+    """Logits = softcap(scale · (hidden · weightᵀ + bias)); softcap(x) = cap · tanh(x / cap)."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V], in float32 or wider."""
+        logits_NV = F.linear(hidden_ND, self.weight_VD, self.bias_V).to(_wide(hidden_ND))
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        if self.softcap is not None:
+            logits_NV = self.softcap * (logits_NV / self.softcap).tanh()
+        return logits_NV
+
+    def pull_back(self, gradient_NV: Tensor, hidden_ND: Tensor) -> Tensor:
+        """Gradient by the matrix product, from the gradient by the logits (overwritten)."""
+        if self.softcap is not None:
+            gradient_NV.mul_(1 - (self.logits(hidden_ND) / self.softcap).square_())
+        if self.scale != 1.0:
+            gradient_NV.mul_(self.scale)
+        return gradient_NV.to(self.weight_VD.dtype)
+
+
+@dataclass(frozen=True)
+class View:
+    """One set of weights looking on; a teacher's logits are the sum of views times shares."""
+
+    hidden_TD: Tensor
+    head: Head
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a pass tells of each response token, detached, at temperature 1.
+
+    `kl` is the forward KL, teacher to student, over the whole vocabulary.
+    """
+
+    student_logprob_T: Tensor
+    entropy_T: Tensor
+    teacher_logprob_T: Tensor | None = None
+    kl_T: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some consecutive response tokens; the objective that gets it may overwrite its buffers."""
+
+    log_q_NV: Tensor
+    q_NV: Tensor
+    pair: Pair | None
+    tokens_N: Tensor
+    rows: slice
+
+
+Objective = Callable[[Chunk], tuple[Tensor, Tensor]]
+"""From a chunk to the losses [N] and their gradients by the student's logits [N, V]."""
+
+
+def chunked_loss(
+    student: View,
+    teacher: Sequence[View],
+    tokens_T: Tensor,
+    weights_T: Tensor,
+    objective: Objective,
+    *,
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor, TokenScores]:
+    """Σ_t weight_t · loss_t, differentiable by the student's hidden states and head.
+
+    Args:
+        student: hidden states [T, D] that predict the tokens, and the head.
+        teacher: views whose logits add up to the teacher's; empty where there is no teacher.
+        tokens_T: the response tokens.
+        weights_T: weights of the tokens; the normalisation of the loss is in them.
+        objective: see `sdcore.losses`.
+        chunk_rows: rows a chunk; by default so that its buffers stay small and its products busy.
+
+    Returns:
+        The weighted sum, each token's unweighted loss [T] (detached), and the diagnostics.
+    """
+    student, teacher = _autocast(student), [_autocast(view) for view in teacher]
+    with torch.autocast(student.hidden_TD.device.type, enabled=False):
+        loss, loss_T, *scores = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+            student.hidden_TD, student.head.weight_VD, student.head.bias_V,
+            student.head, teacher, tokens_T, weights_T, objective, chunk_rows,
+        )  # fmt: skip
+    return loss, loss_T, TokenScores(*scores)
+
+
+@torch.no_grad()
+def token_scores(student: View, teacher: Sequence[View], tokens_T: Tensor) -> TokenScores:
+    """The diagnostics alone."""
+    student, teacher = _autocast(student), [_autocast(view) for view in teacher]
+    with torch.autocast(student.hidden_TD.device.type, enabled=False):
+        scores = [_diagnosed(chunk) for chunk in _chunks(student, teacher, tokens_T, None)]
+    return TokenScores(*torch.cat(scores, 1))
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Makes the gradients in the forward pass, where the logits are; backward scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        head: Head,
+        teacher: Sequence[View],
+        tokens_T: Tensor,
+        weights_T: Tensor,
+        objective: Objective,
+        chunk_rows: int | None,
+    ) -> tuple[Tensor, ...]:
+        gradients = [
+            None if tensor is None or not needed else torch.zeros_like(tensor, dtype=_wide(tensor))
+            for tensor, needed in zip((hidden_TD, weight_VD, bias_V), ctx.needs_input_grad)
+        ]
+        scores: list[Tensor] = []
+        for chunk in _chunks(View(hidden_TD, head), teacher, tokens_T, chunk_rows):
+            diagnosed_SN = _diagnosed(chunk)
+            loss_N, gradient_NV = objective(chunk)
+            scores.append(torch.cat([loss_N[None], diagnosed_SN]))
+            hidden_ND, weight_N1 = hidden_TD[chunk.rows], weights_T[chunk.rows, None]
+            gradient_NV = head.pull_back(gradient_NV, hidden_ND)
+            _accumulate(gradients, gradient_NV, hidden_ND, weight_VD, weight_N1, chunk.rows)
+        ctx.save_for_backward(*gradients)
+        ctx.dtype = hidden_TD.dtype
+        scores_ST = torch.cat(scores, 1)
+        ctx.mark_non_differentiable(*(outputs := scores_ST.unbind()))
+        return (scores_ST[0] @ weights_T.to(scores_ST.dtype), *outputs)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias = (
+            None if gradient is None else (gradient * slope).to(ctx.dtype)
+            for gradient in ctx.saved_tensors
+        )
+        return hidden, weight, bias, *[None] * 6
+
+
+def _chunks(
+    student: View, teacher: Sequence[View], tokens_T: Tensor, chunk_rows: int | None
+) -> Iterator[Chunk]:
+    vocabulary = len(student.head.weight_VD)
+    affordable = ELEMENTS[tokens_T.device.type] // vocabulary
+    step = chunk_rows or max(MIN_ROWS, affordable)
+    for start in range(0, len(tokens_T), step):
+        rows = slice(start, start + step)
+        log_q_NV = torch.log_softmax(student.head.logits(student.hidden_TD[rows]), -1)
+        if teacher:
+            pair = Pair.of(log_q_NV, _teacher_log_probs(teacher, rows))
+            yield Chunk(log_q_NV, pair.q_NV, pair, tokens_T[rows], rows)
+        else:
+            yield Chunk(log_q_NV, log_q_NV.exp(), None, tokens_T[rows], rows)
+
+
+def _teacher_log_probs(views: Sequence[View], rows: slice) -> Tensor:
+    first, *rest = views
+    logits_NV = first.head.logits(first.hidden_TD[rows])
+    if first.share != 1.0:
+        logits_NV.mul_(first.share)
+    for view in rest:
+        logits_NV.add_(view.head.logits(view.hidden_TD[rows]), alpha=view.share)
+    return torch.log_softmax(logits_NV, -1)
+
+
+def _diagnosed(chunk: Chunk) -> Tensor:
+    """The fields of TokenScores, as rows [S, N]."""
+    logprob_N = chunk.log_q_NV.gather(1, chunk.tokens_N[:, None])[:, 0]
+    entropy_N = -(chunk.q_NV * chunk.log_q_NV).sum(1)
+    if chunk.pair is None:
+        return torch.stack([logprob_N, entropy_N])
+    advantage_N = chunk.pair.log_ratio_NV.gather(1, chunk.tokens_N[:, None])[:, 0]
+    kl_N = (chunk.pair.t_NV * chunk.pair.log_ratio_NV).sum(1)
+    return torch.stack([logprob_N, entropy_N, logprob_N + advantage_N, kl_N])
+
+
+def _accumulate(
+    gradients: Sequence[Tensor | None],
+    gradient_NV: Tensor,
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    weight_N1: Tensor,
+    rows: slice,
+) -> None:
+    hidden, weight, bias = gradients
+    if hidden is not None:
+        hidden[rows] = (gradient_NV @ weight_VD) * weight_N1
+    if weight is not None:
+        weighted_ND = (hidden_ND * weight_N1).to(gradient_NV.dtype)
+        if weight.dtype == gradient_NV.dtype:
+            weight.addmm_(gradient_NV.T, weighted_ND)  # no [V, D] temporary
+        else:
+            weight += gradient_NV.T @ weighted_ND
+    if bias is not None:
+        bias += (gradient_NV * weight_N1).sum(0)
+
+
+def _autocast(view: View) -> View:
+    """The view in the type that autocast asks for; gradients come back in the weights' own type."""
+    device = view.hidden_TD.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    else:
+        dtype = view.head.weight_VD.dtype
+    head, bias_V = view.head, view.head.bias_V
+    head = replace(
+        head,
+        weight_VD=head.weight_VD.to(dtype),
+        bias_V=None if bias_V is None else bias_V.to(dtype),
+    )
+    return replace(view, hidden_TD=view.hidden_TD.to(dtype), head=head)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """Type for logits and sums: float32, or float64 for float64."""
+    return torch.promote_types(torch.float32, tensor.dtype)

@@ -1,0 +1,348 @@
+"""One optimizer step over a set of examples, with its diagnostics, and checkpoints of all of it.
+
+A step draws no random numbers: dropout is off, and the micro-batches follow from the lengths. So
+weights, moments, the teacher's average and the step number are the whole state, and a run that is
+resumed from them goes on bit for bit.
+
+Axes: N examples, T their response tokens, S signals.
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from sdcore import batches, losses, policies
+from sdcore.batches import Example, Padded
+from sdcore.config import DistillConfig, GrpoConfig, TeacherConfig, TrainingConfig
+from sdcore.errors import ModelError, TrainingError
+from sdcore.optimizer import Optimizer
+from sdcore.policies import Policy
+from sdcore.projection import Objective, TokenScores, View, chunked_loss, token_scores
+from sdcore.teacher import Teacher, trained
+from sdcore.views import checkpointed, plain, require_exact_head, view
+
+__all__ = ["Example", "TokenSignals", "Trainer", "Update"]
+
+STATE, ABOUT = Path("trainer", "state.safetensors"), Path("trainer", "state.json")
+IDENTITY = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # largest KL (nats) that is rounding
+
+
+@dataclass(frozen=True)
+class TokenSignals:
+    """Signals of one example, each [response tokens], in nats, by the weights before the step.
+
+    `advantage` is teacher minus student log-prob or, for GRPO, the rollout's advantage; `kl` is
+    the forward KL over the vocabulary. Without a teacher `teacher_logprob` and `kl` are None.
+    """
+
+    student_logprob: Tensor
+    entropy: Tensor
+    advantage: Tensor
+    teacher_logprob: Tensor | None = None
+    kl: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step did; `loss`, `entropy` and `kl` are means over response tokens.
+
+    `grad_norm` is before clipping, `logprob_drift` the mean |sampler − trainer| log-prob (None
+    without stored log-probs), `padding_share` that of padded positions, both sides counted.
+    """
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    rollouts: int
+    tokens: int
+    mean_length: float
+    entropy: float
+    kl: float | None
+    logprob_drift: float | None
+    padding_share: float
+    seconds: float
+    signals: list[TokenSignals]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One micro-batch: which examples, its share of the loss, and what it tells of their tokens."""
+
+    group: list[int]
+    loss: float
+    loss_T: Tensor
+    signals_ST: Tensor
+
+
+class Trainer:
+    """Trains a policy under one condition; `condition.learning_rate` is the peak rate.
+
+    Where the policy has an adapter that alone is trained, else all weights are. A bfloat16 policy
+    keeps its frozen weights in bfloat16, trains float32 weights and multiplies in bfloat16.
+
+    Raises:
+        ModelError: the policy's head is not one that the losses are exact for.
+    """
+
+    def __init__(
+        self,
+        model: Policy,
+        condition: DistillConfig | GrpoConfig,
+        training: TrainingConfig,
+        *,
+        total_steps: int,
+        seed: int,
+    ) -> None:
+        self.model, self._condition, self._training = model.eval(), condition, training
+        self._settings: dict[str, Any] = {
+            "condition": condition.model_dump(mode="json"),
+            "training": training.model_dump(mode="json"),
+            "total_steps": total_steps,
+            "seed": seed,
+        }
+        bare = plain(model)
+        self._dtype, self._device = bare.dtype, bare.device
+        self._limit = getattr(bare.config.get_text_config(), "max_position_embeddings", None)
+        require_exact_head(model)
+        if not isinstance(model, PeftModel):
+            model.requires_grad_(True)
+        self._teacher = _teacher(model, condition)
+        weights = trained(model)
+        for weight in weights.values():
+            weight.data = weight.data.float()
+        self._optimizer = Optimizer(weights, condition.learning_rate, training, total_steps)
+
+    def step(self, examples: Sequence[Example]) -> Update:
+        """Take one optimizer step on the loss of all examples, micro-batch by micro-batch.
+
+        Raises:
+            TrainingError: an example does not fit, or the loss or the gradient is not finite; the
+                weights and the optimizer are then as they were.
+        """
+        started = time.perf_counter()
+        self._require_fit(examples)
+        weights_N = batches.loss_weights(examples, self._by_sequence)
+        passes = [self._backward(group, examples, weights_N) for group in self._groups(examples)]
+        loss, norm = sum(each.loss for each in passes), self._optimizer.clip()
+        if not math.isfinite(loss + norm):
+            self._optimizer.discard()
+            raise _not_finite(examples, passes, loss, norm)
+        rate = self._optimizer.apply()
+        if self._teacher is not None:
+            self._teacher.follow()
+        signals_ST = torch.cat([each.signals_ST for each in passes], 1)
+        return Update(
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=rate,
+            rollouts=len(examples),
+            tokens=signals_ST.shape[1],
+            mean_length=signals_ST.shape[1] / len(examples),
+            entropy=float(signals_ST[1].mean()),
+            kl=float(signals_ST[4].mean()) if self._teacher else None,
+            logprob_drift=_drift(examples, passes),
+            padding_share=batches.padding_share(examples, [each.group for each in passes]),
+            signals=_by_example(examples, passes),
+            seconds=time.perf_counter() - started,
+        )
+
+    @torch.no_grad()
+    def signals(self, examples: Sequence[Example]) -> list[TokenSignals]:
+        """The signals of a step, without taking it."""
+        self._require_fit(examples)
+        passes = [self._scored(group, examples) for group in self._groups(examples)]
+        return _by_example(examples, passes)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights and, under `trainer/`, the rest of the state: whole or not at all."""
+        about = {"step": self._optimizer.step, "settings": self._settings}
+        with policies.replacing(folder) as fresh:
+            policies.write_weights(self.model, fresh)
+            (fresh / STATE).parent.mkdir()
+            policies.save_tensors(self._state(), fresh / STATE)
+            (fresh / ABOUT).write_text(json.dumps(about, indent=2), "utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint. The frozen teacher stays what it was: the initial weights.
+
+        Raises:
+            ModelError: there is none, it is damaged, or it was written under other settings.
+        """
+        about = _about(folder / ABOUT)
+        _require_same_settings(about["settings"], self._settings, folder)
+        state = policies.load_tensors(folder / STATE)
+        policies.load_weights(self.model, folder)
+        self._optimizer.restore(state, about["step"])
+        if self._teacher is not None:
+            self._teacher.restore(state)
+
+    @property
+    def _by_sequence(self) -> bool:
+        return isinstance(self._condition, GrpoConfig) and self._condition.normalise == "sequence"
+
+    def _require_fit(self, examples: Sequence[Example]) -> None:
+        batches.require_whole(examples, self._limit)
+        if self._teacher is not None and self._optimizer.step == 0:
+            same = replace(examples[0], teacher_prompt_ids=examples[0].prompt_ids)
+            _require_identity(self._scored([0], [same]).signals_ST[4], self._dtype)
+
+    def _groups(self, examples: Sequence[Example]) -> list[list[int]]:
+        return list(batches.microbatches(examples, self._training.tokens_per_microbatch))
+
+    def _backward(self, group: list[int], examples: Sequence[Example], weights_N: Tensor) -> _Pass:
+        """Add the gradient of one micro-batch."""
+        chosen = [examples[index] for index in group]
+        with self._autocast():
+            student, teacher = self._sides(chosen)
+            with checkpointed(self.model, enabled=self._training.activation_checkpointing):
+                looked = view(self.model, student)
+            weights_T = batches.token_weights(chosen, weights_N[group]).to(self._device)
+            loss, loss_T, scores = chunked_loss(
+                looked, teacher, student.tokens_T, weights_T, self._objective(chosen)
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        return _Pass(group, float(loss.detach()), loss_T, self._signals(chosen, scores))
+
+    @torch.no_grad()
+    def _scored(self, group: list[int], examples: Sequence[Example]) -> _Pass:
+        """What a micro-batch tells, without a gradient."""
+        chosen = [examples[index] for index in group]
+        with self._autocast():
+            student, teacher = self._sides(chosen)
+            scores = token_scores(view(self.model, student), teacher, student.tokens_T)
+        return _Pass(group, 0.0, torch.zeros(0), self._signals(chosen, scores))
+
+    def _sides(self, examples: Sequence[Example]) -> tuple[Padded, list[View]]:
+        """The student's sequences, and the teacher's views of the same responses."""
+        student = batches.student_side(examples).to(self._device)
+        if self._teacher is None:
+            return student, []
+        distils = isinstance(self._condition, DistillConfig)
+        other = batches.teacher_side(examples).to(self._device) if distils else student
+        batches.require_same_response(student, other)
+        return student, self._teacher.views(other)
+
+    def _objective(self, examples: Sequence[Example]) -> Objective:
+        if isinstance(self._condition, DistillConfig):
+            return partial(losses.distillation, settings=self._condition)
+        old_T = batches.sampled_logprobs(examples)
+        return partial(
+            losses.grpo,
+            settings=self._condition,
+            advantages_T=batches.advantages(examples).to(self._device),
+            old_logprobs_T=None if old_T is None else old_T.to(self._device),
+        )
+
+    def _signals(self, examples: Sequence[Example], scores: TokenScores) -> Tensor:
+        """The fields of TokenSignals as rows [S, T]."""
+        if isinstance(self._condition, GrpoConfig):
+            advantage_T = batches.advantages(examples).to(self._device)
+        else:
+            assert scores.teacher_logprob_T is not None
+            advantage_T = scores.teacher_logprob_T - scores.student_logprob_T
+        rows = [scores.student_logprob_T, scores.entropy_T, advantage_T]
+        if scores.teacher_logprob_T is not None and scores.kl_T is not None:
+            rows += [scores.teacher_logprob_T, scores.kl_T]
+        return torch.stack(rows).float().cpu()
+
+    def _state(self) -> dict[str, Tensor]:
+        return self._optimizer.state() | (self._teacher.state() if self._teacher else {})
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._dtype)
+
+
+def _teacher(model: Policy, condition: DistillConfig | GrpoConfig) -> Teacher | None:
+    if isinstance(condition, DistillConfig):
+        return Teacher(model, condition.teacher)
+    return Teacher(model, TeacherConfig()) if condition.kl_coefficient else None
+
+
+def _require_identity(kl_T: Tensor, dtype: torch.dtype) -> None:
+    """Before the first step the teacher on the student's own prompt must be the student."""
+    largest = float(kl_T.max())
+    if not largest <= IDENTITY[dtype]:
+        raise TrainingError(
+            "student and teacher differ on the same prompt before any step",
+            got=f"a KL of {largest:.3g} nats",
+            expected="0, because they are the same weights",
+            mend="start from the base model, and from an adapter whose B is zero",
+        )
+
+
+def _not_finite(
+    examples: Sequence[Example], passes: Sequence[_Pass], loss: float, norm: float
+) -> TrainingError:
+    """Names the rollouts whose loss is not finite or, where all are, those of the step."""
+    culprits = [
+        examples[index].rollout_id
+        for each in passes
+        for index, loss_T in zip(each.group, _split(examples, each.group, each.loss_T))
+        if not loss_T.isfinite().all()
+    ]
+    return TrainingError(
+        "the loss or its gradient is not finite",
+        got=f"loss {loss:g}, gradient norm {norm:g}",
+        where=f"rollouts {', '.join(culprits or [e.rollout_id for e in examples])}",
+        mend="the weights are as before the step; lower the learning rate or drop these rollouts",
+    )
+
+
+def _by_example(examples: Sequence[Example], passes: Sequence[_Pass]) -> list[TokenSignals]:
+    found = {
+        index: TokenSignals(*signals_ST)
+        for each in passes
+        for index, signals_ST in zip(each.group, _split(examples, each.group, each.signals_ST))
+    }
+    return [found[index] for index in range(len(examples))]
+
+
+def _split(examples: Sequence[Example], group: Sequence[int], values: Tensor) -> Sequence[Tensor]:
+    return torch.split(values, [len(examples[index].response_ids) for index in group], -1)
+
+
+def _drift(examples: Sequence[Example], passes: Sequence[_Pass]) -> float | None:
+    sampled_T = batches.sampled_logprobs([examples[i] for each in passes for i in each.group])
+    if sampled_T is None:
+        return None
+    return float((torch.cat([each.signals_ST[0] for each in passes]) - sampled_T).abs().mean())
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError("not a checkpoint to resume from", got=error, where=str(path)) from error
+    return about
+
+
+def _require_same_settings(stored: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
+    if stored != ours:
+        before, now = _flat(stored), _flat(ours)
+        drifted = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
+        raise ModelError(
+            "the checkpoint was written under other settings",
+            got="; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in drifted),
+            where=str(folder),
+            mend="resume with the checkpoint's settings, or start anew",
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat

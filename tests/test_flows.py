@@ -1,0 +1,217 @@
+"""The DAG end to end with real parts: model, DuckDB file, Prefect server, MLflow store."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from mlflow import MlflowClient, pyfunc
+
+from sdcore.schema import TABLES
+from sdcore.store import Store
+from tests.test_config import QUICKSTART
+
+SMALL = [
+    "seeds=[3]", "problems.train=8", "problems.validation=4", "problems.test=6",
+    "training.rounds=3", "training.questions_per_round=4", "evaluation.every=2",
+    "evaluation.samples=3", "evaluation.validation_samples=2", "evaluation.resamples=200",
+    "sampling.batch_size=8", "conditions.grpo.group_size=4",
+]  # fmt: skip
+TIMES = {"seconds", "created_at", "code_version"}
+
+
+def sdcore(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).with_name("sdcore"), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def run(workspace: Path) -> subprocess.CompletedProcess[str]:
+    return sdcore("run", QUICKSTART, *SMALL, "--workspace", workspace, "--json")
+
+
+def tables(workspace: Path) -> dict[str, pl.DataFrame]:
+    """Every table, sorted, without the columns that tell the time."""
+    store = Store(workspace / "sdcore.duckdb")
+    return {
+        name: store.rows(name).drop(TIMES & set(table.dtypes)).sort(table.key)
+        for name, table in TABLES.items()
+    }
+
+
+def metrics(workspace: Path) -> dict[str, dict[str, float]]:
+    """Last value of every MLflow metric by run name, times aside."""
+    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    return {
+        r.info.run_name: {k: v for k, v in r.data.metrics.items() if not k.endswith("seconds")}
+        for r in runs
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workspace = tmp_path_factory.mktemp("finished")
+    return workspace, json.loads(run(workspace).stdout)
+
+
+def test_a_run_fills_every_table_with_what_was_planned(finished):
+    workspace, _ = finished
+    rows = tables(workspace)
+    assert all(len(frame) for frame in rows.values())
+    counts = rows["rollouts"].group_by("condition", "purpose").len().sort("condition", "purpose")
+    # validation: 4 problems x 2, test: 6 x 3; checkpoints after rounds 2 and 3, for GRPO also
+    # after round 3 // 4 -> 1 (as many rollouts as the cheapest condition); training: 3 rounds x 4
+    # questions, x 4 for GRPO.
+    assert counts.rows() == [
+        ("base", "test", 18), ("base", "validation", 8),
+        ("grpo", "test", 54), ("grpo", "train", 48), ("grpo", "validation", 24),
+        ("reference", "test", 36), ("reference", "train", 12), ("reference", "validation", 16),
+        ("step_aligned", "test", 36), ("step_aligned", "train", 12),
+        ("step_aligned", "validation", 16),
+    ]  # fmt: skip
+    assert len(rows["updates"]) == 9
+    assert set(rows["token_signals"]["round"]) == {0, 2}
+
+
+def test_student_and_teacher_scored_the_sampled_tokens(finished):
+    rows = tables(finished[0])
+    signals = rows["token_signals"].filter(pl.col("condition") != "grpo")
+    rollouts = rows["rollouts"].select("rollout_id", "response_ids", "logprobs")
+    joined = signals.join(rollouts, on="rollout_id").with_columns(
+        sampled=pl.col("response_ids").list.get(pl.col("position")),
+        engine=pl.col("logprobs").list.get(pl.col("position")),
+    )
+    assert (joined["token_id"] == joined["sampled"]).all()
+    assert (joined["student_logprob"] - joined["engine"]).abs().max() < 1e-3
+    gap = joined["teacher_logprob"] - joined["student_logprob"] - joined["advantage"]
+    assert gap.abs().max() < 1e-5
+    assert (joined["kl"] > -1e-6).all()
+
+
+def test_step_aligned_contexts_keep_the_correct_steps_verbatim(finished):
+    rows = tables(finished[0])
+    critiques = rows["critiques"].filter(pl.col("valid"), condition="step_aligned", verdict="D")
+    assert len(critiques)
+    for row in critiques.join(rows["rollouts"], on="rollout_id").iter_rows(named=True):
+        prefix = row["text"].split(f"<step_{row['first_wrong_step']}>")[0]
+        assert row["corrected"].startswith(prefix)
+
+
+def test_the_printed_summary_has_the_papers_table_and_intervals(finished):
+    summary = finished[1]["summary"]
+    assert [(row["condition"], row["checkpoint"]) for row in summary] == [
+        ("base", "untrained"),
+        ("grpo", "validation"), ("grpo", "optimistic"),
+        ("reference", "validation"), ("reference", "optimistic"),
+        ("step_aligned", "validation"), ("step_aligned", "optimistic"),
+    ]  # fmt: skip
+    for row in summary:
+        for metric in ("avg_at_k", "maj_at_k", "pass_at_k"):
+            assert row[f"{metric}_low"] <= row[metric] <= row[f"{metric}_high"]
+    assert finished[1]["signals"] and finished[1]["comparisons"]
+
+
+def test_the_same_command_again_changes_nothing(finished):
+    workspace, printed = finished
+    before, logged = tables(workspace), metrics(workspace)
+    assert json.loads(run(workspace).stdout) == printed
+    after = tables(workspace)
+    assert all(before[name].equals(after[name]) for name in TABLES)
+    assert metrics(workspace) == logged
+
+
+def test_a_fresh_workspace_gives_the_same_tables(finished, tmp_path):
+    run(tmp_path)
+    before, after = tables(finished[0]), tables(tmp_path)
+    assert all(before[name].equals(after[name]) for name in TABLES)
+
+
+@pytest.mark.parametrize("rollouts", [40, 110, 200])
+def test_killed_and_started_again_it_ends_as_if_never_interrupted(finished, tmp_path, rollouts):
+    command = [Path(sys.executable).with_name("sdcore"), "run", QUICKSTART, *SMALL]
+    process = subprocess.Popen(
+        [*map(str, command), "--workspace", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    store = Store(tmp_path / "sdcore.duckdb")
+    while process.poll() is None and len(store.query("SELECT 1 FROM rollouts")) < rollouts:
+        pass
+    assert process.poll() is None, "it finished before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run(tmp_path)
+    expected, found = tables(finished[0]), tables(tmp_path)
+    assert all(expected[name].equals(found[name]) for name in TABLES)
+    assert metrics(tmp_path) == metrics(finished[0])
+
+
+def test_mlflow_holds_the_same_numbers_as_the_tables(finished):
+    rows = tables(finished[0])["scores"].filter(condition="grpo", split="test").sort("round")
+    logged = metrics(finished[0])["grpo/seed-3"]
+    assert logged["test/avg_at_k"] == rows["avg_at_k"][-1]
+    assert logged["test/pass_at_k"] == rows["pass_at_k"][-1]
+
+
+def test_the_champion_loads_back_and_answers(finished):
+    workspace, _ = finished
+    uri = f"sqlite:///{workspace}/mlflow.db"
+    version = MlflowClient(uri, registry_uri=uri).get_model_version_by_alias(
+        "quickstart", "champion"
+    )
+    model = pyfunc.load_model(f"{version.source}")
+    question = tables(workspace)["problems"]["question"][0]
+    assert "<step_1>" in model.predict([question])[0]
+
+
+def test_query_answers_in_every_format(finished, tmp_path):
+    where = ["--workspace", finished[0]]
+    sql = "SELECT split, count(*) AS n FROM problems GROUP BY split ORDER BY split"
+    expected = [
+        {"split": "test", "n": 6},
+        {"split": "train", "n": 8},
+        {"split": "validation", "n": 4},
+    ]
+    assert json.loads(sdcore("query", sql, *where, "--format", "json").stdout) == expected
+    assert sdcore("query", sql, *where, "--format", "csv").stdout.splitlines()[1] == "test,6"
+    assert "validation" in sdcore("query", sql, *where).stdout
+    ids = sdcore("query", "SELECT prompt_ids FROM rollouts", *where, "--format", "csv").stdout
+    assert json.loads(json.loads(ids.splitlines()[1]))
+
+
+def test_list_and_report_find_the_run_by_its_name(finished):
+    where = ["--workspace", finished[0]]
+    (listed,) = json.loads(sdcore("list", *where, "--json").stdout)
+    assert listed["compared"] and listed["steps"] == 3
+    result = sdcore("report", "quickstart", *where)
+    page = finished[0] / "reports" / f"{listed['experiment_id']}.html"
+    assert str(page.name) in result.stderr.replace("\n", "") and page.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "none.toml"], "experiment file not found"),
+        (["run", QUICKSTART, "training.round=1"], "training.round"),
+        (["query", "SELECT 1"], "no tables here"),
+        (["report", "quickstart"], "no tables here"),
+    ],
+)
+def test_a_mistake_is_a_message_not_a_traceback(arguments, message, tmp_path):
+    result = sdcore(*arguments, "--workspace", tmp_path, check=False)
+    assert result.returncode == 1
+    assert message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_dry_run_prints_the_resolved_settings_and_writes_nothing(tmp_path):
+    workspace = tmp_path / "new"
+    result = sdcore("run", QUICKSTART, *SMALL, "--workspace", workspace, "--dry-run")
+    assert json.loads(result.stdout)["training"]["rounds"] == 3
+    assert not workspace.exists()

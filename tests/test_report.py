@@ -1,0 +1,122 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from sdcore.config import load_experiment
+from sdcore.errors import DataError
+from sdcore.report import render_report, toml, write_report
+from sdcore.schema import TABLES
+from sdcore.store import Store
+from tests.example import EXPERIMENT, fill, run_row
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return fill(Store(tmp_path_factory.mktemp("workspace") / "sdcore.duckdb"))
+
+
+@pytest.fixture(scope="module")
+def page(store):
+    return render_report(store, EXPERIMENT.experiment_id)
+
+
+class Elements(HTMLParser):
+    """Collects tags with their attributes, ids, and tags that were never closed."""
+
+    VOID = ("meta", "link", "br", "img", "path", "use", "rect")
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.open = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def table(page, title):
+    """Cell texts of the table whose scroll region has this label."""
+    part = page[page.index(f'aria-label="{title}"') :]
+    rows = re.findall(r"<tr>(.*?)</tr>", part[: part.index("</table>")], re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    return [[re.sub(r"<[^>]+>", " ", cell).split() for cell in row] for row in cells]
+
+
+def test_the_page_stands_alone(page):
+    elements = Elements(page)
+    assert not elements.open
+    loading = [
+        value
+        for tag, attributes in elements.tags
+        for key, value in attributes.items()
+        if key in ("src", "href", "xlink:href", "data") and not value.startswith("#")
+    ]
+    assert loading == []
+    assert not [tag for tag, _ in elements.tags if tag in ("script", "link", "iframe")]
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page):
+    tags = Elements(page).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {attributes["href"] for tag, attributes in tags if tag == "a"}
+    assert targets == {f"#{name}" for name in ids} & targets
+
+
+def test_text_from_tables_is_escaped(page):
+    assert "A &lt;b&gt;small&lt;/b&gt; &amp; hand-made run" in page
+    assert "<script>" not in page
+    assert "42 - 5 = 37 &lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_the_table_holds_the_scores(page):
+    # Two of six samples of the base are right; step_aligned 4 of 6 at round 2, 5 of 6 at round 4.
+    base, grpo, reference, aligned = table(page, "Chosen on validation, scored once on test")[1:]
+    assert base[0] == ["base"] and base[1][0] == "33.3"
+    assert grpo[1][0] == "50.0"
+    assert reference[1][0] == "50.0"
+    assert aligned[0] == ["step_aligned"] and aligned[1][0] == "83.3"
+    assert aligned[4][0] == "+50.0"
+    assert base[4] == []
+
+
+def test_paired_differences_name_both_sides(page):
+    rows = {" ".join(row[0]): row[1] for row in table(page, "Paired differences")[1:]}
+    assert rows["step_aligned − base"][0] == "+50.0"
+    assert rows["step_aligned − reference"][0] == "+33.3"
+    assert rows["reference − grpo"][0] == "+0.0"
+
+
+def test_settings_on_the_page_give_the_same_experiment(page, tmp_path):
+    path = tmp_path / "again.toml"
+    path.write_text(toml(EXPERIMENT.model_dump(mode="json", exclude_none=True)), "utf-8")
+    assert load_experiment(path) == EXPERIMENT
+
+
+def test_toml_quotes_what_needs_quotes():
+    assert toml({"a": 'x"\n', "b.c": {"d": [1, 2.5]}}) == 'a = "x\\"\\n"\n\n["b.c"]\nd = [1, 2.5]\n'
+
+
+def test_an_experiment_that_has_only_started_has_a_page(tmp_path):
+    store = Store(tmp_path / "sdcore.duckdb")
+    store.append_missing(experiments=TABLES["experiments"].frame([run_row()]))
+    path = write_report(store, EXPERIMENT.experiment_id, tmp_path / "reports")
+    assert path == tmp_path / "reports" / f"{EXPERIMENT.experiment_id}.html"
+    assert "No condition has been scored yet" in path.read_text("utf-8")
+
+
+def test_an_unknown_experiment_is_refused(store):
+    with pytest.raises(DataError, match="no such experiment"):
+        render_report(store, "small-00000000")
