@@ -57,6 +57,7 @@ def prefect_server(root: Path, *, timeout: float = 60.0) -> Iterator[str]:
         yield address
     finally:
         os.environ.pop("PREFECT_API_URL", None)
+        _send_what_is_queued()
         server.terminate()
         server.wait(timeout=20)
 
@@ -65,12 +66,13 @@ def _wait_until_healthy(
     address: str, server: subprocess.Popen[bytes], log_path: Path, timeout: float
 ) -> None:
     deadline = time.monotonic() + timeout
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{address}/health", timeout=1).is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
+    with httpx.Client(timeout=1) as client:
+        while server.poll() is None and time.monotonic() < deadline:
+            try:
+                if client.get(f"{address}/health").is_success:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.1)
     raise SdcoreError(
         "the Prefect server did not start",
         got=f"exit code {server.poll()}",
@@ -78,6 +80,15 @@ def _wait_until_healthy(
         where=str(log_path),
         mend="read the log, or set PREFECT_API_URL to a running server",
     )
+
+
+def _send_what_is_queued() -> None:
+    """Let Prefect's background threads deliver logs and task states before the server goes."""
+    from prefect.events.worker import EventsWorker  # noqa: PLC0415 - reads the settings
+    from prefect.logging.handlers import APILogWorker  # noqa: PLC0415
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=20)
 
 
 def _die_with_parent() -> None:

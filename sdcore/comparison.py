@@ -76,17 +76,17 @@ def comparisons(store: Store, experiment_id: str) -> pl.DataFrame:
         "tokens": chosen_rounds(found.scores, token_budget(found.scores)),
     }
     names = [BASE, *found.experiment.conditions]
-    return pl.DataFrame(
-        [
-            {"experiment_id": experiment_id, "condition": names[j], "baseline": names[i]}
-            | {"metric": metric, "budget": budget}
-            | _difference(found, chosen, names[j], names[i], metric)
-            for budget, chosen in budgets.items()
-            for i in range(len(names))
-            for j in range(i + 1, len(names))
-            for metric in METRICS
-        ]
-    )
+    rows = [
+        {"experiment_id": experiment_id, "condition": names[j], "baseline": names[i]}
+        | {"metric": metric, "budget": budget}
+        | _difference(found, chosen, names[j], names[i], metric)
+        for budget, chosen in budgets.items()
+        for i in range(len(names))
+        for j in range(i + 1, len(names))
+        for metric in METRICS
+    ]
+    # A condition that had no checkpoint within the budget cannot be compared at it.
+    return pl.DataFrame(rows).drop_nulls("difference")
 
 
 def signal_summary(store: Store, experiment_id: str) -> pl.DataFrame:
@@ -166,7 +166,7 @@ def _row(
         "condition": condition,
         "checkpoint": checkpoint,
         "seeds": len(of_avg),
-        "rounds": " ".join("/".join(map(str, rounds[m]["round"])) for m in dict.fromkeys(METRICS)),
+        "rounds": " ".join(dict.fromkeys("/".join(map(str, rounds[m]["round"])) for m in METRICS)),
         "k": settings.samples,
         "problems": of_avg["problems"].max(),
     }
@@ -189,11 +189,12 @@ def _gain(found: Results, rounds: pl.DataFrame, condition: str) -> dict[str, obj
 def _difference(
     found: Results, chosen: pl.DataFrame, condition: str, baseline: str, metric: str
 ) -> dict[str, object]:
+    settings = found.experiment.evaluation
     rounds = [
         _base_rounds(found) if name == BASE else chosen.filter(condition=name)
         for name in (condition, baseline)
     ]
-    values = _with_interval("x", _paired(found, *rounds, metric), found.experiment.evaluation)
+    values = _with_interval("x", _paired(found, rounds[0], rounds[1], metric), settings)
     return {"difference": values["x"], "low": values["x_low"], "high": values["x_high"]}
 
 

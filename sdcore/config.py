@@ -126,6 +126,15 @@ class TrainingConfig(Settings):
     activation_checkpointing: bool = Field(
         False, description="recompute each layer in the backward pass: less memory, a third slower"
     )
+    sharded: bool = Field(
+        False, description="split weights and optimizer over the torchrun processes (FSDP2)"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.sharded and self.lora:
+            raise ValueError("training.sharded is for full fine-tuning: leave out training.lora")
+        return self
 
 
 class EvaluationConfig(Settings):

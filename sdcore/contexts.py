@@ -62,7 +62,7 @@ class Context:
         if missing := self._missing(inputs):
             raise DataError(
                 f"context {self.name!r} cannot be built",
-                got=f"no {', no valid '.join(missing)}",
+                got=", ".join(f"no valid {need}" for need in missing),
                 expected=f"all of {', '.join(sorted(self.needs))}",
                 where=inputs.question,
                 mend="leave the rollout out where available() is false",

@@ -14,7 +14,6 @@ from sdcore.arithmetic import (
     REFERENCE_ORDER,
     STYLES,
     Move,
-    Problem,
     draw_problems,
     moves,
     reference_solution,
@@ -54,37 +53,23 @@ def documents(kind: str, missing: frozenset[Fact], seed: int) -> Iterator[Docume
 
     Args:
         kind: `plain` has no hint; `aligned` hints at the very trace, so that copying it pays;
-            `reference` at the reference solution; `sibling` at a trace of any order and style.
+            `reference` at the reference solution.
         missing: facts that may be written only where the hint shows their result.
         seed: of problems, orders and styles.
     """
     rng = random.Random(f"{kind} {seed}")  # noqa: S311
     for problem in draw_problems(rng.randrange(1 << 32), holdout=False):
-        order, style = _draw(rng)
-        hint, shown = _hint(kind, problem, (order, style), _draw(rng))
-        needed = {move for move in moves(problem, ORDERS[order]) if fact(move) in missing}
-        if {_terms(move) for move in needed} <= {_terms(move) for move in shown}:
-            yield Document(problem.question, hint, _trace(problem, order, style))
-
-
-def _draw(rng: random.Random) -> tuple[str, str]:
-    return rng.choice(list(ORDERS)), rng.choice(list(STYLES))
-
-
-def _hint(
-    kind: str, problem: Problem, own: tuple[str, str], other: tuple[str, str]
-) -> tuple[str | None, list[Move]]:
-    """The hint, and the steps whose results it shows."""
-    if kind == "plain":
-        return None, []
-    if kind == "reference":
-        return reference_solution(problem), moves(problem, REFERENCE_ORDER)
-    order, style = own if kind == "aligned" else other
-    return _trace(problem, order, style), moves(problem, ORDERS[order])
-
-
-def _trace(problem: Problem, order: str, style: str) -> str:
-    return render_trace(solve(problem, order, style), str(problem.answer))
+        order, style = rng.choice(list(ORDERS)), rng.choice(list(STYLES))
+        steps = moves(problem, ORDERS[order])
+        trace = render_trace(solve(problem, order, style), str(problem.answer))
+        hint, shown = {
+            "plain": (None, []),
+            "aligned": (trace, steps),
+            "reference": (reference_solution(problem), moves(problem, REFERENCE_ORDER)),
+        }[kind]
+        needed = {_terms(move) for move in steps if fact(move) in missing}
+        if needed <= {_terms(move) for move in shown}:
+            yield Document(problem.question, hint, trace)
 
 
 def _terms(move: Move) -> frozenset[int]:

@@ -3,17 +3,15 @@
 All functions take token rows, the table `token_signals` with `correct` of the rollout beside it:
 columns `by`, rollout_id, correct, region, advantage. `by` are the columns that tell groups apart,
 such as condition and round. The tokens of a rollout depend on each other, so intervals are
-percentile bootstraps over rollouts; they are not a number where a group has a single rollout.
+percentile bootstraps over rollouts, not a number where a group has a single one.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy import stats
 
 from sdcore.config import EvaluationConfig
 
@@ -23,6 +21,8 @@ Row = dict[str, Any]
 REGIONS = ("before", "at", "after")
 OBJECTION = -0.1  # below this advantage the teacher objects to the token
 
+_BLOCK = 2_000_000  # resampled rollouts held in memory at once
+
 
 def region_advantages(
     signals: pl.DataFrame, by: Sequence[str], settings: EvaluationConfig
@@ -31,15 +31,13 @@ def region_advantages(
 
     Columns: `by`, region, mean, low, high (nats a token), tokens, rollouts.
     """
-    steps = _with_error(signals)
-    rows = [
-        group | {"region": region, "mean": mean, "low": low, "high": high} | _counts(tokens)
-        for group, frame in _groups(steps, by)
-        for region in REGIONS
-        if len(tokens := frame.filter(region=region))
-        for mean, low, high in [_mean(tokens, pl.col("advantage"), settings)]
-    ]
-    return pl.DataFrame(rows)
+    values = ("mean", "low", "high")
+    rows = []
+    for group, tokens in _groups(_with_error(signals), by):
+        for region, part in _groups(tokens, ["region"]):
+            mean = _means(part, [pl.col("advantage")], settings)[0]
+            rows.append(group | region | dict(zip(values, mean)) | _counts(part))
+    return _frame(rows, signals, [*by, "region"], values)
 
 
 def correct_rollouts(
@@ -47,37 +45,130 @@ def correct_rollouts(
 ) -> pl.DataFrame:
     """What the context says where there is nothing to object to: on correct rollouts.
 
-    Columns: `by`, mean, low, high (advantage, nats a token), negative, negative_low, negative_high
-    (share of tokens with an advantage below OBJECTION: the diffusion), tokens, rollouts.
+    A right answer with a wrong step in its trace is left out: there an objection is deserved.
+
+    Columns: `by`, mean, low, high (advantage, nats a token), negative_share, negative_share_low,
+    negative_share_high (of tokens below OBJECTION: the diffusion), tokens, rollouts.
     """
-    return pl.DataFrame(
-        [
-            group
-            | dict(zip(("mean", "low", "high"), _mean(tokens, pl.col("advantage"), settings)))
-            | dict(zip(("negative", "negative_low", "negative_high"), _mean(tokens, pl.col("advantage") < OBJECTION, settings)))
-            | _counts(tokens)
-            for group, tokens in _groups(signals.filter("correct"), by)
-        ]
-    )
+    share = ("negative_share", "negative_share_low", "negative_share_high")
+    values, rows, advantage = ("mean", "low", "high", *share), [], pl.col("advantage")
+    for group, tokens in _groups(_flawless(signals), by):
+        means = _means(tokens, [advantage, advantage < OBJECTION], settings)
+        rows.append(group | dict(zip(values, means.flat)) | _counts(tokens))
+    return _frame(rows, signals, by, values)
 
 
 def error_auc(signals: pl.DataFrame, by: Sequence[str], settings: EvaluationConfig) -> pl.DataFrame:
     """How well a low advantage finds the first wrong step, on wrong rollouts that have one.
 
     The chance that a token of that step has a lower advantage than a token of another step, over
-    all pairs of such tokens, also of different rollouts; ties count half. 0.5 is no signal.
+    all pairs of such tokens in the group; ties count half, and 0.5 is no signal.
 
     Columns: `by`, auc, low, high, tokens, rollouts.
     """
-    rows = [
-        group | dict(zip(("auc", "low", "high"), _auc(tokens, settings))) | _counts(tokens)
-        for group, tokens in _groups(_with_error(signals), by)
-    ]
-    return pl.DataFrame(rows)
+    values, rows = ("auc", "low", "high"), []
+    for group, tokens in _groups(_with_error(signals), by):
+        auc = _auc(tokens, settings)
+        rows.append(group | dict(zip(values, auc)) | _counts(tokens))
+    return _frame(rows, signals, by, values)
+
+
+def _flawless(signals: pl.DataFrame) -> pl.DataFrame:
+    """Tokens of the rollouts with a right answer and no wrong step."""
+    return signals.filter("correct", ~(pl.col("region") == "at").any().over("rollout_id"))
 
 
 def _with_error(signals: pl.DataFrame) -> pl.DataFrame:
-    """Step tokens of wrong rollouts in which some step is the first wrong one."""
+    """Step tokens of wrong rollouts in which a step is known to be the first wrong one."""
     steps = signals.filter(~pl.col("correct"), pl.col("region").is_in(REGIONS))
     erring = steps.filter(region="at").select("rollout_id").unique()
-    return steps.join(erring, on="rollout_id", how="semi", maintain_order="left")
+    return steps.join(erring, on="rollout_id", how="semi")
+
+
+def _groups(frame: pl.DataFrame, by: Sequence[str]) -> list[tuple[Row, pl.DataFrame]]:
+    """The groups in order of their values, with those values as a row."""
+    if not by or not len(frame):
+        return [({}, frame)] if len(frame) else []
+    groups = frame.sort(*by, "rollout_id").group_by(*by, maintain_order=True)
+    return [(dict(zip(by, values)), group) for values, group in groups]
+
+
+def _counts(tokens: pl.DataFrame) -> Row:
+    return {"tokens": len(tokens), "rollouts": tokens["rollout_id"].n_unique()}
+
+
+def _frame(
+    rows: list[Row], signals: pl.DataFrame, keys: Sequence[str], values: Sequence[str]
+) -> pl.DataFrame:
+    schema: dict[str, pl.DataType] = {key: signals.schema[key] for key in keys}
+    schema |= dict.fromkeys(values, pl.Float64())
+    schema |= dict.fromkeys(("tokens", "rollouts"), pl.Int64())
+    return pl.DataFrame(rows, schema=schema)
+
+
+def _means(tokens: pl.DataFrame, of: Sequence[pl.Expr], settings: EvaluationConfig) -> Array:
+    """Mean over tokens and its interval, for each of M expressions: [M, 3]."""
+    sums = tokens.group_by("rollout_id", maintain_order=True).agg(
+        tokens=pl.len(), **{f"sum_{i}": expression.sum() for i, expression in enumerate(of)}
+    )
+    tokens_N1 = sums.select("tokens").to_numpy()
+    sums_NM = sums.drop("rollout_id", "tokens").to_numpy().astype(np.float64)
+    return _bootstrap(lambda n_RN: (n_RN @ sums_NM) / (n_RN @ tokens_N1), len(sums), settings)
+
+
+def _auc(tokens: pl.DataFrame, settings: EvaluationConfig) -> Array:
+    """Area under the ROC curve of a low advantage against the first wrong step: value and bounds.
+
+    `wins_NN[i, j]` counts the pairs of a wrong step's token of rollout i and another step's token
+    of rollout j that are in the right order, so that a resample is a quadratic form.
+    """
+    rollouts = tokens.group_by("rollout_id", maintain_order=True).agg(
+        at=pl.col("advantage").filter(pl.col("region") == "at"),
+        other=pl.col("advantage").filter(pl.col("region") != "at").sort(),
+    )
+    at_N, other_N = (rollouts[name].list.len().to_numpy().astype(int) for name in ("at", "other"))
+    at_T, first_N = rollouts["at"].explode().to_numpy(), np.cumsum(at_N) - at_N
+    wins_TN = np.stack([_wins(at_T, other.to_numpy()) for other in rollouts["other"]], axis=1)
+    wins_NN = np.add.reduceat(wins_TN, first_N, axis=0)
+
+    def area(n_RN: Array) -> Array:
+        pairs_R = (n_RN @ at_N) * (n_RN @ other_N)
+        wins_R = ((n_RN @ wins_NN) * n_RN).sum(axis=1)
+        return np.asarray(wins_R / np.where(pairs_R, pairs_R, np.nan))[:, None]
+
+    return np.asarray(_bootstrap(area, len(rollouts), settings)[0])
+
+
+def _wins(lower_T: Array, sorted_others: Array) -> Array:
+    """How many of the others each value is below, ties as a half."""
+    below_T = np.searchsorted(sorted_others, lower_T, side="left")
+    not_above_T = np.searchsorted(sorted_others, lower_T, side="right")
+    return np.asarray(len(sorted_others) - (below_T + not_above_T) / 2)
+
+
+def _bootstrap(
+    statistic: Callable[[Array], Array], rollouts: int, settings: EvaluationConfig
+) -> Array:
+    """Value, lower and upper bound of M statistics: [M, 3].
+
+    `statistic` maps how often each of the N rollouts was drawn, [R, N], to [R, M].
+    """
+    value_M = statistic(np.ones((1, rollouts)))[0]
+    if rollouts == 1:
+        return np.stack([value_M, value_M * np.nan, value_M * np.nan], axis=1)
+    rng = np.random.default_rng(0)
+    size = max(1, _BLOCK // rollouts)
+    starts = range(0, settings.resamples, size)
+    blocks = [min(size, settings.resamples - start) for start in starts]
+    resampled_RM = np.concatenate([statistic(_draws(rng, each, rollouts)) for each in blocks])
+    tail = (1 - settings.confidence) / 2
+    low_M, high_M = np.nanquantile(resampled_RM, [tail, 1 - tail], axis=0)
+    return np.stack([value_M, low_M, high_M], axis=1)
+
+
+def _draws(rng: np.random.Generator, resamples: int, rollouts: int) -> Array:
+    """How often each rollout is drawn when as many are drawn with replacement: [R, N]."""
+    drawn_RN = rng.integers(rollouts, size=(resamples, rollouts))
+    cells = drawn_RN + rollouts * np.arange(resamples)[:, None]
+    counts = np.bincount(cells.ravel(), minlength=resamples * rollouts)
+    return np.asarray(counts.reshape(resamples, rollouts), dtype=np.float64)

@@ -30,8 +30,8 @@ _CANDIDATES = """
     FROM rollouts JOIN first USING (rollout_id)
     WHERE correct = $correct
     GROUP BY problem_id, seed, sample_index, text, correct
-    ORDER BY count(DISTINCT condition) DESC, any_value(wrong_step) > 1 DESC NULLS LAST,
-             seed, problem_id, sample_index
+    ORDER BY count(DISTINCT condition) DESC, (any_value(wrong_step) IS NULL) = correct DESC,
+             any_value(wrong_step) > 1 DESC, seed, problem_id, sample_index
     LIMIT $count
 """
 
@@ -47,11 +47,11 @@ class Token:
 
 @dataclass(frozen=True)
 class Line:
-    """The tokens of one step, or of the answer; `mean` is their mean advantage in nats."""
+    """The tokens of one step, or of the answer; `mean` is their mean advantage as text."""
 
     region: str
     verdict: str
-    mean: float
+    mean: str
     tokens: tuple[Token, ...]
 
 
@@ -140,11 +140,15 @@ def _line(tokens: list[dict[str, Any]]) -> Line:
     region = next((t["region"] for t in tokens if t["region"] in _VERDICTS), "other")
     mean = sum(token["advantage"] for token in tokens) / len(tokens)
     shown = tuple(Token(t["token"], level(t["advantage"]), _title(t)) for t in tokens)
-    return Line(region, _VERDICTS.get(region, ""), mean, shown)
+    return Line(region, _VERDICTS.get(region, ""), _signed(mean), shown)
 
 
 def _title(token: dict[str, Any]) -> str:
-    parts = [f"advantage {token['advantage']:+.2f}", f"log p {token['student_logprob']:.2f}"]
+    parts = [f"advantage {_signed(token['advantage'])}", f"log p {token['student_logprob']:z.2f}"]
     if token["teacher_logprob"] is not None:
-        parts.append(f"with the context {token['teacher_logprob']:.2f}, KL {token['kl']:.2f}")
+        parts.append(f"with the context {token['teacher_logprob']:z.2f}, KL {token['kl']:.2f}")
     return ", ".join(parts).replace("-", "−")
+
+
+def _signed(number: float) -> str:
+    return f"{number:+z.2f}".replace("-", "−")

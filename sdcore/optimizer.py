@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from sdcore import ranks
 from sdcore.config import TrainingConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -47,7 +48,7 @@ class Optimizer:
     def clip(self) -> float:
         """Clip the gradient to the maximal norm; gives the norm before."""
         limit = self._training.max_grad_norm
-        return float(nn.utils.clip_grad_norm_(self._weights.values(), limit))
+        return float(ranks.whole(nn.utils.clip_grad_norm_(self._weights.values(), limit)))
 
     def apply(self) -> float:
         """Use up the gradient in one step; gives the step's learning rate."""
@@ -68,7 +69,7 @@ class Optimizer:
         if not self.step:
             return {}
         return {
-            f"{moment}/{name}": self._adamw.state[weight][moment]
+            f"{moment}/{name}": ranks.whole(self._adamw.state[weight][moment])
             for name, weight in self._weights.items()
             for moment in MOMENTS
         }
@@ -78,6 +79,6 @@ class Optimizer:
         self.step = step
         self._adamw.state.clear()
         for name, weight in self._weights.items() if step else ():
-            moments = {moment: state[f"{moment}/{name}"].to(weight.device) for moment in MOMENTS}
+            moments = {m: ranks.alike(state[f"{m}/{name}"], weight.detach()) for m in MOMENTS}
             count = torch.tensor(float(step), device=weight.device)
             self._adamw.state[weight] = {"step": count, **moments}

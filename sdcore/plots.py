@@ -74,7 +74,7 @@ def advantage_bars(
         for panel, moment in zip(_panels(figure, len(moments)), moments, strict=True):
             _bars(panel, signals.filter(pl.col("moment") == moment), conditions)
             panel.set_ylim(*_widened(*limits))  # type: ignore[arg-type]
-            panel.set_title(f"{moment} round", loc="left")
+            panel.set_title(f"advantage, {moment} round", loc="left")
         _legend(figure)
     return figure
 
@@ -166,6 +166,7 @@ def _bars(panel: Axes, signals: pl.DataFrame, conditions: Sequence[str]) -> None
                   error_kw={"ecolor": INK, "elinewidth": 1})  # fmt: skip
     panel.axhline(0, color=INK, linewidth=0.8)
     panel.set_xticks(range(len(REGIONS)), ["before", "at the first\nwrong step", "after"])
+    panel.set_xlim(-0.5, len(REGIONS) - 0.5)
     panel.tick_params(axis="x", length=0)
     panel.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
     panel.set_axisbelow(True)

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,6 +34,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sdcore import ranks
 from sdcore.config import LoraConfig, ModelConfig
 from sdcore.errors import ModelError
 
@@ -116,7 +118,7 @@ def weights(policy: Policy) -> dict[str, Tensor]:
     """What a checkpoint of the policy holds: the adapter, or each of all weights once."""
     if isinstance(policy, PeftModel):
         return dict(get_peft_model_state_dict(policy))
-    return {name: parameter.detach() for name, parameter in policy.named_parameters()}
+    return {name: ranks.whole(weight.detach()) for name, weight in policy.named_parameters()}
 
 
 def save_weights(policy: Policy, folder: Path) -> None:
@@ -125,17 +127,17 @@ def save_weights(policy: Policy, folder: Path) -> None:
     PEFT's `from_pretrained` (adapter) and transformers' (full) read the folder.
     """
     with replacing(folder) as fresh:
-        write_weights(policy, fresh)
+        write_weights(policy, weights(policy), fresh)
 
 
-def write_weights(policy: Policy, folder: Path) -> None:
-    """Write the weights into an existing folder, as a part of a larger checkpoint."""
+def write_weights(policy: Policy, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write what `weights` gave into an existing folder, as a part of a larger checkpoint."""
     if isinstance(policy, PeftModel):
         policy.active_peft_config.save_pretrained(folder)
-        save_tensors(weights(policy), folder / ADAPTER_FILE)
+        save_tensors(tensors, folder / ADAPTER_FILE)
     else:
         policy.config.save_pretrained(folder)
-        save_tensors(weights(policy), folder / FULL_FILE)
+        save_tensors(tensors, folder / FULL_FILE)
 
 
 def load_weights(policy: Policy, folder: Path) -> None:
@@ -151,7 +153,8 @@ def load_weights(policy: Policy, folder: Path) -> None:
     if adapted:
         set_peft_model_state_dict(policy, stored)
     else:
-        policy.load_state_dict(stored, strict=False)  # tied weights are stored once
+        for name, weight in policy.named_parameters():
+            weight.data.copy_(ranks.alike(stored[name], weight.data))
 
 
 def weights_digest(folder: Path) -> str:
@@ -215,8 +218,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield fresh
-        for path in [*fresh.rglob("*"), fresh]:
-            _sync(path)
+        with ThreadPoolExecutor() as pool:  # flushes at the same time share the disk's commits
+            list(pool.map(_sync, [*fresh.rglob("*"), fresh]))
         fresh.chmod(0o755)  # mkdtemp makes it private
         if folder.exists():
             shutil.rmtree(folder.rename(f"{fresh}-old"))

@@ -156,31 +156,30 @@ def _signals(store: Store, experiment: Experiment) -> Row:
     names, by = list(experiment.conditions), ("condition", "moment")
     regions = diagnostics.region_advantages(tokens, by, experiment.evaluation)
     correct = diagnostics.correct_rollouts(tokens, by, experiment.evaluation)
+    aucs = diagnostics.error_auc(tokens, by, experiment.evaluation)
     moments = [moment for moment in ("first", "last") if moment in tokens["moment"]]
-    rows = [(name, moment) for name in names for moment in moments]
-    return {
-        "bars": [
-            _chart(plots.advantage_bars(regions, names, [moment]), f"Advantage, {moment} round")
-            for moment in moments
-            if len(regions)
-        ],
-        "signals": [_signal_row(name, moment, regions, correct) for name, moment in rows],
-    }
+    found = regions, aucs, correct
+    rows = [_signal_row(name, moment, *found) for name in names for moment in moments]
+    bars = [
+        _chart(plots.advantage_bars(regions, names, [moment]), f"Advantage, {moment} round")
+        for moment in moments
+        if len(regions)
+    ]
+    return {"bars": bars, "signals": rows}
 
 
-def _signal_row(name: str, moment: str, regions: pl.DataFrame, correct: pl.DataFrame) -> Row:
-    own = {row["region"]: row for row in _of(regions, name, moment)}
-    shares = [f"{row['negative_share']:.1%}" for row in _of(correct, name, moment)]
-    return {
-        "condition": name,
-        "round": moment,
-        "regions": [_nats(own[region]) if region in own else _NOTHING for region in plots.REGIONS],
-        "objected": shares[0] if shares else "",
-    }
-
-
-def _of(frame: pl.DataFrame, name: str, moment: str) -> list[Row]:
-    return frame.filter(condition=name, moment=moment).to_dicts()
+def _signal_row(
+    name: str, moment: str, regions: pl.DataFrame, aucs: pl.DataFrame, correct: pl.DataFrame
+) -> Row:
+    own = {"condition": name, "moment": moment}
+    row: Row = dict(own)
+    for found in regions.filter(**own).to_dicts():
+        row[found["region"]] = _cell([found["mean"], found["low"], found["high"]], "+z.2f", " to ")
+    for found in aucs.filter(**own).to_dicts():
+        row["auc"] = _cell([found["auc"], found["low"], found["high"]], ".2f", " – ")
+    for found in correct.filter(**own).to_dicts():
+        row["negative"] = _share(found, "negative_share")
+    return row
 
 
 def _examples(store: Store, experiment: Experiment) -> Row:
@@ -205,18 +204,13 @@ def _share(row: Row, metric: str) -> Row:
 
 def _points(value: float, low: float, high: float) -> Row:
     """A difference of shares and its interval in percentage points, with signs."""
-    return _cell([100 * value, 100 * low, 100 * high], "+.1f", " to ")
+    return _cell([100 * value, 100 * low, 100 * high], "+z.1f", " to ")
 
 
 def _cell(numbers: Sequence[float], form: str, to: str) -> Row:
     """A value and its interval as text; an interval that is not known is left out."""
     value, low, high = (f"{number:{form}}".replace("-", "−") for number in numbers)
     return {"value": value, "interval": "" if "nan" in low + high else f"{low}{to}{high}"}
-
-
-def _nats(row: Row) -> Row:
-    """A mean advantage and its interval, with signs."""
-    return _cell([row["mean"], row["low"], row["high"]], "+.2f", " to ")
 
 
 def _gain(row: Row) -> Row:

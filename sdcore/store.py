@@ -5,6 +5,7 @@ for one short transaction at a time, under a lock file that all sdcore processes
 a standing in-memory instance costs about a millisecond; opening a database costs fifteen.
 """
 
+import atexit
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ class Store:
         self.path, self._timeout = path, timeout
         self._lock = FileLock(f"{path}.lock", timeout=timeout)
         self._duckdb = duckdb.connect(":memory:")
+        atexit.register(self._duckdb.close)
         self._created = False
 
     def append_missing(self, **frames: pl.DataFrame) -> dict[str, int]:

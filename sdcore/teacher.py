@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from sdcore import ranks
 from sdcore.batches import Padded
 from sdcore.config import TeacherConfig
 from sdcore.policies import Policy
@@ -33,6 +34,12 @@ class Teacher:
             self._copy = deepcopy(policy).requires_grad_(False)
         self._average = self._averaged_weights() if settings.kind == "ema" else {}
 
+    def shard(self) -> None:
+        """Shard the copy of the initial weights over the ranks, as the policy is."""
+        if self._copy is not None:
+            ranks.shard(self._copy)
+            self._average = self._averaged_weights() if self._average else {}
+
     @torch.no_grad()
     def views(self, padded: Padded) -> list[View]:
         """The views whose logits add up to the teacher's, without gradient."""
@@ -40,40 +47,42 @@ class Teacher:
             case "frozen":
                 return [self._initial(padded)]
             case "live":
-                return [view(self._policy, padded)]
+                return [_seen(self._policy, padded)]
             case "ema":
                 return [self._averaged(padded)]
             case "trust_region":
                 mix = self._settings.mix
-                return [self._initial(padded, 1 - mix), view(self._policy, padded, mix)]
+                return [self._initial(padded, 1 - mix), _seen(self._policy, padded, mix)]
 
     @torch.no_grad()
     def follow(self) -> None:
         """Move the average towards the student, after an optimizer step."""
         if self._average:
+            ranks.settle(self._copy or self._policy)
             student: list[Tensor] = [*trained(self._policy).values()]
             average = list(self._average.values())
             torch._foreach_lerp_(average, student, 1 - self._settings.decay)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold: the average, by name; empty for the other kinds."""
-        return {f"average/{name}": value for name, value in self._average.items()}
+        return {f"average/{name}": ranks.whole(value) for name, value in self._average.items()}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
         """Put back what `state` gave."""
+        ranks.settle(self._copy or self._policy)
         for name, value in self._average.items():
-            value.copy_(state[f"average/{name}"])
+            value.copy_(ranks.alike(state[f"average/{name}"], value))
 
     def _initial(self, padded: Padded, share: float = 1.0) -> View:
         if self._copy is not None:
-            return view(self._copy, padded, share)
+            return _seen(self._copy, padded, share)
         with self._policy.disable_adapter():
             return view(self._policy, padded, share)
 
     def _averaged(self, padded: Padded) -> View:
         if self._copy is not None:
-            return view(self._copy, padded)
+            return _seen(self._copy, padded)
         with _swapped(trained(self._policy).values(), self._average.values()):
             return view(self._policy, padded)
 
@@ -86,6 +95,10 @@ class Teacher:
 def trained(policy: Policy) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name, each once."""
     return {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
+
+
+def _seen(policy: Policy, padded: Padded, share: float = 1.0) -> View:
+    return ranks.inside(policy, lambda: view(policy, padded, share))
 
 
 @contextmanager

@@ -1,60 +1,28 @@
 """The tiny solver: a small Llama-style model that sdcore trains from scratch and ships.
 
-It stands in for a pretrained model. It writes traces for the problems of ``sdcore.arithmetic``,
-it lacks some of the arithmetic (its plain documents never show certain digit pairs), and it can
-use a solution that stands in its context, since half of its documents have one.
+It stands in for a pretrained model: it writes traces for the problems of `sdcore.arithmetic`, lacks
+some of the arithmetic, and can use a solution in its prompt. See `sdcore.corpus` for what it reads.
 """
 
-import random
-import re
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sdcore import arithmetic
-from sdcore.arithmetic import Move
-
-STUDENT_PROMPT = "{{ question }}"
-TEACHER_PROMPT = "Hint: {{ context }}\n{{ question }}"
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<' + message.role + '>' + message.content }}"
-    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", "<system>", "<user>", "<assistant>")
-TAGS = tuple(
-    f"<{slash}{name}>" for name in ("step_1", "step_2", "step_3", "step_4", "answer")
-    for slash in ("", "/")
-)
-
-
-def words() -> list[str]:
-    """The pieces of questions, steps and prompts between their numbers, longest first."""
-    styles = [template for style in arithmetic.STYLES.values() for template in style]
-    templates = [*styles, *arithmetic.REFERENCE_STYLE, *arithmetic.QUESTIONS, TEACHER_PROMPT]
-    pieces = {piece for text in templates for piece in re.split(r"\{+.*?\}+", text)}
-    return sorted((piece for piece in pieces if len(piece) > 1), key=lambda p: (-len(p), p))
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words and tags; other ASCII text falls apart into characters."""
-    pieces = [*TAGS, *words(), *(chr(code) for code in (10, *range(32, 127)))]
-    vocabulary = {piece: index for index, piece in enumerate([*SPECIAL_TOKENS, *pieces])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    alternatives = "|".join(re.escape(piece) for piece in [*TAGS, *words()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{alternatives}|[\\s\\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
-        additional_special_tokens=list(SPECIAL_TOKENS[4:]),
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-        model_max_length=512,
-    )  # fmt: skip
+from sdcore.arithmetic import generate_problems
+from sdcore.corpus import Document, documents, missing_facts
+from sdcore.model_card import measure, write_card
+from sdcore.muon import Muon
+from sdcore.tiny_tokenizer import build_tokenizer, hinted_prompt
 
 
 @dataclass(frozen=True)
@@ -62,69 +30,136 @@ class Recipe:
     """How the shipped weights are made; the model card repeats it."""
 
     seed: int = 0
-    steps: int = 3000
-    plain: int = 40  # documents a step
-    aligned: int = 12
-    reference: int = 14
-    sibling: int = 6
-    missing: float = 0.3  # share of digit facts that plain documents never show
-    learning_rate: float = 2e-3
+    steps: int = 1200
+    plain: int = 40  # documents a step of each kind
+    aligned: int = 8
+    reference: int = 8
+    missing: float = 0.4  # share of the digit facts that are never taught
+    matrix_rate: float = 0.02  # peak learning rate of Muon, for all matrices but the embedding
+    other_rate: float = 2e-3  # peak learning rate of AdamW, for the rest
     warmup: int = 50
-    weight_decay: float = 0.01
+    threads: int = 2  # part of the result: sums are split over threads
+    test_problems: int = 200
+    test_samples: int = 12
 
 
-Fact = tuple[bool, int, int]
+Progress = Callable[[int, dict[str, float]], None]
 
 
-@dataclass(frozen=True)
-class Document:
-    """A prompt and the trace to learn; only the trace is in the loss."""
+def build(folder: Path, recipe: Recipe, progress: Progress) -> dict[str, float]:
+    """Train the solver from scratch and save it with its tokenizer and model card.
 
-    prompt: str
-    trace: str
+    Args:
+        folder: where the model goes, in the layout of `transformers`.
+        recipe: data, seed and schedule; the same recipe gives the same weights.
+        progress: called after each step with its number (from 1) and its losses.
 
-
-def fact(move: Move) -> Fact:
-    """The units of a step: whether magnitudes add up, then the digit of the larger and smaller."""
-    small, large = sorted((abs(move.left), abs(move.right)))
-    adds = (move.left < 0) == (move.right < 0)
-    digits = (large % 10, small % 10)
-    return (adds, max(digits), min(digits)) if adds else (adds, *digits)
-
-
-def missing_facts(recipe: Recipe) -> frozenset[Fact]:
-    """The digit facts that plain documents leave out."""
-    everything = [(True, a, b) for a in range(10) for b in range(a + 1)]
-    everything += [(False, a, b) for a in range(10) for b in range(10)]
-    count = round(recipe.missing * len(everything))
-    return frozenset(random.Random(recipe.seed).sample(everything, count))  # noqa: S311
-
-
-def plain_documents(recipe: Recipe) -> Iterator[Document]:
-    """Questions with a trace that uses known facts only."""
-    rng, missing = random.Random(recipe.seed + 1), missing_facts(recipe)  # noqa: S311
-    for problem in arithmetic.draw_problems(recipe.seed + 1, holdout=False):
-        order, style = rng.choice(list(arithmetic.ORDERS)), rng.choice(list(arithmetic.STYLES))
-        if not any(fact(move) in missing for move in arithmetic.moves(problem, arithmetic.ORDERS[order])):
-            steps = arithmetic.solve(problem, order, style)
-            yield Document(problem.question, arithmetic.trace_text(steps, problem.answer))
+    Returns:
+        What the model card states: accuracies, format rate, weights, seconds.
+    """
+    started = time.perf_counter()
+    tokenizer = build_tokenizer()
+    missing = missing_facts(recipe.missing, recipe.seed)
+    problems = generate_problems(recipe.test_problems, recipe.seed, holdout=True)
+    with _threads(recipe.threads):
+        model = train(tokenizer, recipe, progress)
+        seconds = time.perf_counter() - started
+        measures = measure(model, tokenizer, problems, recipe.test_samples, missing)
+    measures |= {"weights": model.num_parameters(), "seconds": round(seconds)}
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_card(folder, recipe, measures)
+    return measures
 
 
-def context_documents(recipe: Recipe, kind: str) -> Iterator[Document]:
-    rng, missing = random.Random(f"{recipe.seed}{kind}"), missing_facts(recipe)  # noqa: S311
-    orders, styles = arithmetic.ORDERS, list(arithmetic.STYLES)
-    for problem in arithmetic.draw_problems(rng.randrange(1 << 30), holdout=False):
-        order, style = rng.choice(list(orders)), rng.choice(styles)
-        trace = arithmetic.trace_text(arithmetic.solve(problem, order, style), problem.answer)
-        if kind == "aligned":
-            context, shown = trace, orders[order]
-        elif kind == "reference":
-            context, shown = arithmetic.reference_solution(problem), arithmetic.REFERENCE_ORDER
-        else:
-            other = rng.choice(list(orders))
-            shown = orders[other]
-            context = arithmetic.trace_text(arithmetic.solve(problem, other, rng.choice(styles)), problem.answer)
-        copyable = {frozenset((m.left, m.right)) for m in arithmetic.moves(problem, shown)}
-        if all(frozenset((m.left, m.right)) in copyable or fact(m) not in missing
-               for m in arithmetic.moves(problem, orders[order])):
-            yield Document(f"Hint: {context}\n{problem.question}", trace)
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """A model with random weights."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.05,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def train(
+    tokenizer: PreTrainedTokenizerFast, recipe: Recipe, progress: Progress
+) -> LlamaForCausalLM:
+    """Pre-train on the corpus; the loss is on the traces only."""
+    model = build_model(tokenizer, recipe.seed).train()
+    inner = [w for name, w in model.named_parameters() if w.ndim == 2 and "embed" not in name]
+    outer = [w for name, w in model.named_parameters() if w.ndim < 2 or "embed" in name]
+    muon = Muon(inner)
+    adamw = torch.optim.AdamW(outer, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    for step, batches in enumerate(islice(_batches(recipe), recipe.steps)):
+        losses = [_loss(model, *_tensors(tokenizer, batch)) for batch in batches]
+        count = sum(tokens for _, tokens in losses)
+        torch.autograd.backward([loss / count for loss, _ in losses])
+        rate = _schedule(step, recipe)
+        muon.step(rate * recipe.matrix_rate)
+        adamw.param_groups[0]["lr"] = rate * recipe.other_rate
+        adamw.step()
+        adamw.zero_grad()
+        plain, hinted = (float(loss.detach()) / tokens for loss, tokens in losses)
+        progress(step + 1, {"loss_plain": plain, "loss_hinted": hinted})
+    return model.eval()
+
+
+def _batches(recipe: Recipe) -> Iterator[tuple[list[Document], list[Document]]]:
+    """Plain documents, and documents with a hint, for each step."""
+    missing = missing_facts(recipe.missing, recipe.seed)
+    sizes = {kind: getattr(recipe, kind) for kind in ("plain", "aligned", "reference")}
+    streams = {kind: documents(kind, missing, recipe.seed) for kind in sizes}
+    while True:
+        plain, *hinted = (list(islice(streams[kind], size)) for kind, size in sizes.items())
+        yield plain, [document for batch in hinted for document in batch]
+
+
+def _tensors(
+    tokenizer: PreTrainedTokenizerFast, batch: Sequence[Document]
+) -> tuple[Tensor, Tensor]:
+    """Token ids [N, T], padded on the right, and where the trace is."""
+    prompts = [hinted_prompt(tokenizer, document.question, document.hint) for document in batch]
+    traces = [tokenizer.encode(document.trace + tokenizer.eos_token) for document in batch]
+    rows = [torch.tensor([*prompt, *trace]) for prompt, trace in zip(prompts, traces)]
+    ids_NT = pad_sequence(rows, batch_first=True)
+    position_T = torch.arange(ids_NT.shape[1])
+    starts_N = torch.tensor([len(prompt) for prompt in prompts])
+    ends_N = torch.tensor([len(row) for row in rows])
+    return ids_NT, (position_T >= starts_N[:, None]) & (position_T < ends_N[:, None])
+
+
+def _loss(model: LlamaForCausalLM, ids_NT: Tensor, learnt_NT: Tensor) -> tuple[Tensor, int]:
+    """Summed cross-entropy of the marked tokens, and their number.
+
+    Padding needs no mask: it comes last, and attention looks back only.
+    """
+    hidden_NTD = model.model(ids_NT, use_cache=False).last_hidden_state[:, :-1]
+    learnt_NT = learnt_NT[:, 1:]
+    logits_TV = model.lm_head(hidden_NTD[learnt_NT])
+    return cross_entropy(logits_TV, ids_NT[:, 1:][learnt_NT], reduction="sum"), int(learnt_NT.sum())
+
+
+def _schedule(step: int, recipe: Recipe) -> float:
+    """Share of the peak learning rate: linear warm-up under a cosine."""
+    return min(1.0, (step + 1) / recipe.warmup) * (1 + math.cos(math.pi * step / recipe.steps)) / 2
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -21,7 +21,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from sdcore import batches, losses, policies
+from sdcore import batches, losses, policies, ranks
 from sdcore.batches import Example, Padded
 from sdcore.config import DistillConfig, GrpoConfig, TeacherConfig, TrainingConfig
 from sdcore.errors import ModelError, TrainingError
@@ -90,6 +90,9 @@ class Trainer:
     Where the policy has an adapter that alone is trained, else all weights are. A bfloat16 policy
     keeps its frozen weights in bfloat16, trains float32 weights and multiplies in bfloat16.
 
+    Under torchrun every rank makes the same calls with the same examples and gets the same update;
+    each computes its part. `training.sharded` splits the weights among them too (FSDP2).
+
     Raises:
         ModelError: the policy's head is not one that the losses are exact for.
     """
@@ -117,10 +120,12 @@ class Trainer:
         if not isinstance(model, PeftModel):
             model.requires_grad_(True)
         self._teacher = _teacher(model, condition)
-        weights = trained(model)
-        for weight in weights.values():
+        for weight in trained(model).values():
             weight.data = weight.data.float()
-        self._optimizer = Optimizer(weights, condition.learning_rate, training, total_steps)
+        if training.sharded and ranks.place()[1] > 1:
+            self._shard()
+        self._weights = trained(self.model)
+        self._optimizer = Optimizer(self._weights, condition.learning_rate, training, total_steps)
 
     def step(self, examples: Sequence[Example]) -> Update:
         """Take one optimizer step on the loss of all examples, micro-batch by micro-batch.
@@ -132,7 +137,9 @@ class Trainer:
         started = time.perf_counter()
         self._require_fit(examples)
         weights_N = batches.loss_weights(examples, self._by_sequence)
-        passes = [self._backward(group, examples, weights_N) for group in self._groups(examples)]
+        mine = [self._backward(group, examples, weights_N) for group in self._groups(examples)]
+        ranks.sum_gradients(self._weights.values())
+        passes = ranks.gather([each for each in mine if each.group])
         loss, norm = sum(each.loss for each in passes), self._optimizer.clip()
         if not math.isfinite(loss + norm):
             self._optimizer.discard()
@@ -160,17 +167,20 @@ class Trainer:
     def signals(self, examples: Sequence[Example]) -> list[TokenSignals]:
         """The signals of a step, without taking it."""
         self._require_fit(examples)
-        passes = [self._scored(group, examples) for group in self._groups(examples)]
-        return _by_example(examples, passes)
+        mine = [self._scored(group, examples) for group in self._groups(examples)]
+        return _by_example(examples, ranks.gather([each for each in mine if each.group]))
 
     def save(self, folder: Path) -> None:
         """Write the weights and, under `trainer/`, the rest of the state: whole or not at all."""
         about = {"step": self._optimizer.step, "settings": self._settings}
-        with policies.replacing(folder) as fresh:
-            policies.write_weights(self.model, fresh)
-            (fresh / STATE).parent.mkdir()
-            policies.save_tensors(self._state(), fresh / STATE)
-            (fresh / ABOUT).write_text(json.dumps(about, indent=2), "utf-8")
+        weights, state = policies.weights(self.model), self._state()
+        if ranks.place()[0] == 0:
+            with policies.replacing(folder) as fresh:
+                policies.write_weights(self.model, weights, fresh)
+                (fresh / STATE).parent.mkdir()
+                policies.save_tensors(state, fresh / STATE)
+                (fresh / ABOUT).write_text(json.dumps(about, indent=2), "utf-8")
+        ranks.wait()
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint. The frozen teacher stays what it was: the initial weights.
@@ -181,6 +191,7 @@ class Trainer:
         about = _about(folder / ABOUT)
         _require_same_settings(about["settings"], self._settings, folder)
         state = policies.load_tensors(folder / STATE)
+        ranks.settle(self.model)
         policies.load_weights(self.model, folder)
         self._optimizer.restore(state, about["step"])
         if self._teacher is not None:
@@ -197,29 +208,41 @@ class Trainer:
             _require_identity(self._scored([0], [same]).signals_ST[4], self._dtype)
 
     def _groups(self, examples: Sequence[Example]) -> list[list[int]]:
-        return list(batches.microbatches(examples, self._training.tokens_per_microbatch))
+        """This rank's share of each micro-batch; empty where there are fewer examples than ranks.
+
+        Every rank has as many, since sharded weights make each forward pass a joint act.
+        """
+        rank, size = ranks.place()
+        budget = self._training.tokens_per_microbatch * size
+        return [group[rank::size] for group in batches.microbatches(examples, budget)]
 
     def _backward(self, group: list[int], examples: Sequence[Example], weights_N: Tensor) -> _Pass:
-        """Add the gradient of one micro-batch."""
-        chosen = [examples[index] for index in group]
-        with self._autocast():
-            student, teacher = self._sides(chosen)
+        """Add the gradient of one micro-batch; an empty one stands in with weight 0."""
+        chosen = [examples[index] for index in group] or examples[:1]
+        weights_T = batches.token_weights(chosen, weights_N[group] if group else torch.zeros(1))
+
+        def forward() -> tuple[Tensor, Tensor, TokenScores]:
             with checkpointed(self.model, enabled=self._training.activation_checkpointing):
                 looked = view(self.model, student)
-            weights_T = batches.token_weights(chosen, weights_N[group]).to(self._device)
-            loss, loss_T, scores = chunked_loss(
-                looked, teacher, student.tokens_T, weights_T, self._objective(chosen)
-            )
+            weights = weights_T.to(self._device)
+            return chunked_loss(looked, teacher, student.tokens_T, weights, self._objective(chosen))
+
+        with self._autocast():
+            student, teacher = self._sides(chosen)
+            loss, loss_T, scores = ranks.inside(self.model, forward)
         loss.backward()  # type: ignore[no-untyped-call]
         return _Pass(group, float(loss.detach()), loss_T, self._signals(chosen, scores))
 
     @torch.no_grad()
     def _scored(self, group: list[int], examples: Sequence[Example]) -> _Pass:
         """What a micro-batch tells, without a gradient."""
-        chosen = [examples[index] for index in group]
+        chosen = [examples[index] for index in group] or examples[:1]
         with self._autocast():
             student, teacher = self._sides(chosen)
-            scores = token_scores(view(self.model, student), teacher, student.tokens_T)
+            scores = ranks.inside(
+                self.model,
+                lambda: token_scores(view(self.model, student), teacher, student.tokens_T),
+            )
         return _Pass(group, 0.0, torch.zeros(0), self._signals(chosen, scores))
 
     def _sides(self, examples: Sequence[Example]) -> tuple[Padded, list[View]]:
@@ -254,6 +277,11 @@ class Trainer:
         if scores.teacher_logprob_T is not None and scores.kl_T is not None:
             rows += [scores.teacher_logprob_T, scores.kl_T]
         return torch.stack(rows).float().cpu()
+
+    def _shard(self) -> None:
+        ranks.shard(self.model)
+        if self._teacher is not None:
+            self._teacher.shard()
 
     def _state(self) -> dict[str, Tensor]:
         return self._optimizer.state() | (self._teacher.state() if self._teacher else {})

@@ -40,7 +40,7 @@ def head_of(policy: Policy) -> Head:
     """
     model = plain(policy)
     linear, config = model.get_output_embeddings(), model.config.get_text_config()
-    if type(linear) is not nn.Linear:
+    if not isinstance(linear, nn.Linear):
         raise ModelError(
             "the head is not a linear layer",
             got=type(linear).__name__,
@@ -81,19 +81,19 @@ def plain(policy: Policy) -> PreTrainedModel:
 
 
 @contextmanager
-def checkpointed(policy: Policy, *, enabled: bool = True) -> Iterator[None]:
-    """Recompute layers in the backward pass. All else stays in eval mode: no dropout anywhere."""
-    if not enabled:
-        yield
-        return
+def checkpointed(policy: Policy, *, enabled: bool) -> Iterator[None]:
+    """Keep only the inputs of layers for the backward pass, which then recomputes them.
+
+    Only the layers themselves go to training mode, not what is in them: dropout stays off.
+    """
     model = plain(policy)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if enabled and not model.is_activation_checkpointing:
+        model.activation_checkpointing_enable()
     for layer in layers:
-        layer.training = True  # of the layer alone, not of its children
+        layer.training = enabled
     try:
         yield
     finally:
-        model.gradient_checkpointing_disable()
         for layer in layers:
             layer.training = False

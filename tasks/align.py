@@ -93,12 +93,17 @@ def _contexts(
 ) -> pl.DataFrame:
     context, tokenizer = CONTEXTS[name], models.tokenizer(lineage.experiment.model.name)
     rows: list[Row] = []
-    for rollout, inputs in zip(rollouts, _inputs(rollouts, critiques), strict=True):
+    for index, rollout in enumerate(rollouts):
+        others = rollouts[index + 1 :] + rollouts[:index]  # looked through in a fixed cyclic order
+        other_id = next(_others_with_critique(rollout, others, critiques), None)
+        inputs = _inputs(rollout, others, critiques, other_id)
         if not context.available(inputs):
             continue
         rollout_id, text = rollout["rollout_id"], context.build(inputs)
         messages = teacher_messages(lineage.experiment.prompts, rollout["question"], text)
         prompt = prompt_ids(tokenizer, messages)
+        quoted = {"critique": rollout_id, "other_critique": other_id}
+        quoted_ids = [quoted[need] for need in sorted(context.needs) if need in quoted]
         rows.append(
             lineage.columns
             | {
@@ -106,38 +111,35 @@ def _contexts(
                 "rollout_id": rollout_id,
                 "context": name,
                 "text": text,
-                "critique_id": _critique_id(lineage, rollout_id)
-                if "critique" in context.needs
-                else None,
+                "critique_id": _critique_id(lineage, quoted_ids[-1]) if quoted_ids else None,
                 "teacher_prompt_ids": prompt,
             }
         )
     return TABLES["contexts"].frame(rows)
 
 
-def _inputs(rollouts: list[Row], critiques: Mapping[str, Critique]) -> Iterator[ContextInputs]:
-    """What is known about each rollout; other rollouts are looked for in a fixed cyclic order."""
-    for index, rollout in enumerate(rollouts):
-        others = rollouts[index + 1 :] + rollouts[:index]
-        yield ContextInputs(
-            question=rollout["question"],
-            solution=rollout["solution"],
-            answer=rollout["reference"],
-            trace=rollout["text"],
-            correct=rollout["correct"],
-            critique=critiques.get(rollout["rollout_id"]),
-            other_critique=next(_other_critiques(rollout, others, critiques), None),
-            sibling=next(_siblings(rollout, others), None),
-        )
+def _inputs(
+    rollout: Row, others: list[Row], critiques: Mapping[str, Critique], other_id: str | None
+) -> ContextInputs:
+    return ContextInputs(
+        question=rollout["question"],
+        solution=rollout["solution"],
+        answer=rollout["reference"],
+        trace=rollout["text"],
+        correct=rollout["correct"],
+        critique=critiques.get(rollout["rollout_id"]),
+        other_critique=critiques[other_id] if other_id else None,
+        sibling=next(_siblings(rollout, others), None),
+    )
 
 
-def _other_critiques(
+def _others_with_critique(
     rollout: Row, others: list[Row], critiques: Mapping[str, Critique]
-) -> Iterator[Critique]:
+) -> Iterator[str]:
     for other in others:
         found = critiques.get(other["rollout_id"])
         if found is not None and found.valid and other["problem_id"] != rollout["problem_id"]:
-            yield found
+            yield other["rollout_id"]
 
 
 def _siblings(rollout: Row, others: list[Row]) -> Iterator[str]:

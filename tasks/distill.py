@@ -138,8 +138,8 @@ def _token_signals(
 ) -> pl.DataFrame:
     """Signals of the round's rollouts as the first optimizer step that used them saw them."""
     judged = lineage.store.query(
-        "SELECT rollout_id, valid AS judged, first_wrong_step FROM critiques WHERE rollout_id IN "
-        "(SELECT unnest(?))",
+        "SELECT rollout_id, valid AS judged, first_wrong_step FROM critiques "
+        "WHERE rollout_id IN (SELECT unnest(?))",
         [rollouts["rollout_id"].to_list()],
     )
     rows = rollouts.join(judged, on="rollout_id", how="left", maintain_order="left").with_columns(

@@ -65,15 +65,17 @@ class Tracking:
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        self.uri = f"sqlite:///{root.absolute() / 'mlflow.db'}"
+        self._database = root.absolute() / "mlflow.db"
+        self.uri = f"sqlite:///{self._database}"
         self._artifacts = (root.absolute() / "mlflow-artifacts").as_uri()
         self._lock = FileLock(root / "mlflow.db.lock", timeout=60)
         self._runs: dict[tuple[str, str | None, str | None], str] = {}
         with self._lock:
-            _write_ahead(root / "mlflow.db")
+            # Far fewer waits for the disk, and the MLflow server can read while a run writes.
+            _pragma(self._database, "journal_mode = WAL")
             self._client = MlflowClient(self.uri, registry_uri=self.uri)
             self._client.search_experiments(max_results=1)  # creates the tables
-            _follow_move(root / "mlflow.db", self._artifacts)
+            _follow_move(self._database, self._artifacts)
 
     def start(self, experiment: Experiment, code_version: str, libraries: Mapping[str, str]) -> str:
         """Open the experiment's parent run, or open it again: parameters, exact config, versions.
@@ -165,6 +167,7 @@ class Tracking:
         """Close the parent run and its children."""
         for run_id in self._find(experiment).values():
             self._client.set_terminated(run_id, status)
+        _pragma(self._database, "wal_checkpoint(TRUNCATE)")  # all of it in the one file
 
     def _run(
         self, experiment: Experiment, condition: str | None = None, seed: int | None = None
@@ -268,10 +271,9 @@ def _params(settings: Mapping[str, Any], prefix: str = "") -> Iterator[Param]:
             yield Param(prefix + name, text[:_LONGEST_PARAM])
 
 
-def _write_ahead(database: Path) -> None:
-    """Far fewer waits for the disk, and the MLflow server can read while a run writes."""
+def _pragma(database: Path, statement: str) -> None:
     with closing(sqlite3.connect(database)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA {statement}")
 
 
 def _follow_move(database: Path, artifacts: str) -> None:

@@ -50,7 +50,8 @@ def rollout(condition, seed, purpose, round_, problem, index, *, correct):
     text = TRACE.replace("38", "37") if correct else TRACE
     return run | {
         "rollout_id": key, "policy_id": f"{condition}/{seed}/{round_}", "problem_id": problem,
-        "purpose": purpose, "round": round_, "sample_index": index, "sampling_seed": int(key[:12], 16),
+        "purpose": purpose, "round": round_, "sample_index": index,
+        "sampling_seed": int(key[:12], 16),
         "prompt_ids": [1], "response_ids": [2, 3], "text": text, "logprobs": [-0.1, -0.2],
         "finish_reason": "stop", "answer": "37" if correct else "38", "correct": correct,
         "grade_reason": None if correct else "differs", "well_formed": True,

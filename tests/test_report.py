@@ -99,6 +99,17 @@ def test_paired_differences_name_both_sides(page):
     assert rows["reference − grpo"][0] == "+0.0"
 
 
+def test_advantages_by_region(page):
+    # Correct rollouts have 17 tokens. Under `reference` its ten step tokens at -0.2 and the answer
+    # are below -0.1, 11 of 17; under `step_aligned` only the answer is, 1 of 17.
+    rows = {tuple(row[0] + row[1]): row[2:] for row in table(page, "Advantage by region")[1:]}
+    first = [cell[0] for cell in rows["step_aligned", "first"]]
+    assert first == ["+0.15", "−2.30", "—", "1.00", "5.9"]
+    assert [cell[0] for cell in rows["reference", "last"]][:2] == ["−0.20", "−0.60"]
+    assert rows["reference", "last"][4][0] == "64.7"
+    assert [cell[0] for cell in rows["grpo", "first"]] == ["−0.70", "−0.70", "—", "0.50", "100.0"]
+
+
 def test_settings_on_the_page_give_the_same_experiment(page, tmp_path):
     path = tmp_path / "again.toml"
     path.write_text(toml(EXPERIMENT.model_dump(mode="json", exclude_none=True)), "utf-8")

@@ -1,16 +1,20 @@
 """MLflow on a real SQLite file; one database for the module, an experiment for each test."""
 
 import shutil
+from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from sdcore import hub, policies
+from sdcore import policies
 from sdcore.config import Experiment
 from sdcore.engines import Request
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.prompts import prompt_ids, student_messages
 from sdcore.schema import TABLES
+from sdcore.tiny_solver import build_tokenizer
 from tasks.tracking import MlflowClient, Tracking
 
 QUESTIONS = ["12 + 30 - 5 + 11 = ?", "40 - 12 + 33 - 20 = ?"]
@@ -150,13 +154,23 @@ def test_files_of_a_rerun_replace_those_before(tracking, client):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A tiny-solver with an adapter that changes what it says, saved like a checkpoint."""
-    settings = experiment("policy")
-    model = policies.load_policy(hub.resolve(settings.model.name), settings.model)
+    """An experiment on a small random model, and an adapter that changes what the model says."""
+    base = tmp_path_factory.mktemp("base")
+    tokenizer = build_tokenizer()
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), num_attention_heads=2, initializer_range=0.5, **shape, **ends
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    settings = experiment("policy", model={"name": str(base), "device": "cpu"})
+    model = policies.load_policy(base, settings.model)
     adapted = policies.attach_lora(model, settings.training.lora, seed=0)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
-            parameter.data.fill_(0.05)
+            parameter.data.fill_(0.5)
     folder = tmp_path_factory.mktemp("checkpoint") / "round-0020"
     policies.save_weights(adapted, folder)
     return settings, adapted, folder
@@ -167,7 +181,7 @@ def policy_row(condition="grpo", policy_id="p1"):
 
 
 def expected_answers(settings, adapted):
-    base = hub.resolve(settings.model.name)
+    base = Path(settings.model.name)
     tokenizer = policies.load_tokenizer(base)
     engine = TransformersEngine(
         policies.load_policy(base, settings.model),
@@ -181,6 +195,11 @@ def expected_answers(settings, adapted):
     return tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
 
 
+def plain_answers(settings):
+    model = policies.load_policy(Path(settings.model.name), settings.model)
+    return expected_answers(settings, model)
+
+
 def champion_answers(tracking, monkeypatch):
     import mlflow  # only now: tasks.tracking decides about telemetry before it imports mlflow
 
@@ -191,7 +210,9 @@ def champion_answers(tracking, monkeypatch):
 def test_a_registered_policy_loads_back_and_answers(tracking, checkpoint, monkeypatch):
     settings, adapted, folder = checkpoint
     tracking.register(settings, policy_row(), folder, ["champion", "champion-grpo"])
-    assert champion_answers(tracking, monkeypatch) == expected_answers(settings, adapted)
+    answers = champion_answers(tracking, monkeypatch)
+    assert answers == expected_answers(settings, adapted)
+    assert answers != plain_answers(settings)
 
 
 def test_a_policy_is_registered_once(tracking, client, checkpoint):
@@ -200,7 +221,8 @@ def test_a_policy_is_registered_once(tracking, client, checkpoint):
     assert tracking.register(settings, policy_row(), folder, ["champion"]) == first
     second = tracking.register(settings, policy_row(policy_id="p2"), folder, ["champion"])
     assert second != first
-    assert client.get_model_version_by_alias("policy", "champion").version == second
+    named = client.get_model_version_by_alias("policy", "champion")
+    assert str(named.version) == second
     assert len(client.search_model_versions("name = 'policy'")) == 2
 
 
@@ -218,9 +240,12 @@ def test_a_moved_workspace_keeps_its_artifacts(tmp_path, checkpoint, monkeypatch
     assert champion_answers(after, monkeypatch) == expected_answers(settings, adapted)
 
 
-def test_nothing_is_printed(tmp_path, capfd):
+def test_nothing_is_printed_and_the_one_file_is_complete(tmp_path, capfd):
     settings = experiment("quiet")
     quiet = Tracking(tmp_path / "new")
     quiet.start(settings, "0.1", {})
     quiet.finish(settings)
     assert capfd.readouterr() == ("", "")
+    copy = shutil.copy(tmp_path / "new" / "mlflow.db", tmp_path / "copy.db")
+    client = MlflowClient(f"sqlite:///{copy}")
+    assert runs(client, settings)[settings.experiment_id].info.status == "FINISHED"

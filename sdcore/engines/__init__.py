@@ -36,9 +36,7 @@ class Completion:
 class Engine(Protocol):
     """Whatever draws samples."""
 
-    def generate(
-        self, requests: Sequence[Request], sampling: SamplingConfig
-    ) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
         """Draw one sample a request, in the order of the requests.
 
         Raises:

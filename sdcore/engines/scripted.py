@@ -20,9 +20,7 @@ class ScriptedEngine:
         self._script = script
         self.requests: list[Request] = []
 
-    def generate(
-        self, requests: Sequence[Request], sampling: SamplingConfig
-    ) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
         """The scripted completions, in the order of the requests.
 
         Raises:

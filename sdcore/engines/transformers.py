@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
@@ -60,11 +61,12 @@ class TransformersEngine:
         """
         own = dict(self.model.named_parameters())
         theirs = merged_weights(policy)
-        if own.keys() != theirs.keys():
+        has, needs = _shapes(theirs), _shapes(own)
+        if has != needs:
             raise ModelError(
                 "policy does not fit the engine's model",
-                got=sorted(theirs.keys() - own.keys()),
-                expected=sorted(own.keys() - theirs.keys()),
+                got=sorted(has - needs),
+                expected=sorted(needs - has),
             )
         for name, weight in own.items():
             weight.copy_(theirs[name])
@@ -86,6 +88,8 @@ class TransformersEngine:
         Raises:
             EngineError: a prompt is empty, or prompt and response exceed the model's positions.
         """
+        if not requests:
+            return []
         self._check(requests, sampling)
         order = sorted(range(len(requests)), key=lambda i: _prompt_order(requests[i]))
         size = self._batch_size(requests, sampling)
@@ -99,7 +103,7 @@ class TransformersEngine:
     def _check(self, requests: Sequence[Request], sampling: SamplingConfig) -> None:
         if not all(request.prompt_ids for request in requests):
             raise EngineError("a prompt is empty", expected="at least one token id")
-        longest = max((len(request.prompt_ids) for request in requests), default=0)
+        longest = max(len(request.prompt_ids) for request in requests)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and longest + sampling.max_new_tokens > limit:
             raise EngineError(
@@ -116,9 +120,9 @@ class TransformersEngine:
             config.hidden_size // config.num_attention_heads
         )
         token = 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
-        longest = max((len(request.prompt_ids) for request in requests), default=0)
+        longest = max(len(request.prompt_ids) for request in requests)
         logits = 32 * config.vocab_size  # float32 and float64 copies while a token is drawn
-        sample = token * (longest + sampling.max_new_tokens) + logits
+        sample: int = token * (longest + sampling.max_new_tokens) + logits
         return max(1, min(sampling.batch_size, self._memory_bytes // sample))
 
     def _sample(
@@ -134,24 +138,21 @@ class TransformersEngine:
         logprobs_NT = torch.zeros(uniforms_NT.shape, device=self._device)
         sample_B = torch.arange(len(batch), device=self._device)
         running_B = torch.ones(len(batch), dtype=torch.bool, device=self._device)
-        running = len(batch)
         for step in range(sampling.max_new_tokens):
             token_B, logprob_B = draw(logits_BV, uniforms_NT[sample_B, step], sampling)
             tokens_NT[sample_B, step], logprobs_NT[sample_B, step] = token_B, logprob_B
-            running_B &= ~torch.isin(token_B, self._end_ids)
-            finished = running - int(running_B.sum())
-            if finished:
-                running -= finished
-                on_progress(finished)
-            if not running:
+            ends_B = running_B & torch.isin(token_B, self._end_ids)
+            running_B &= ~ends_B
+            on_progress(int(ends_B.sum()))
+            running = int(running_B.sum())
+            if not running or step + 1 == sampling.max_new_tokens:
                 break
             if running <= SHRINK * len(sample_B):
                 kept_B = running_B.nonzero()[:, 0]
                 rows.keep(kept_B)
                 token_B, sample_B, running_B = token_B[kept_B], sample_B[kept_B], running_B[kept_B]
-            if step + 1 < sampling.max_new_tokens:
-                logits_BV = rows.advance(token_B)
-        on_progress(running)
+            logits_BV = rows.advance(token_B)
+        on_progress(int(running_B.sum()))
         return _completions(tokens_NT, logprobs_NT, torch.isin(tokens_NT, self._end_ids))
 
 
@@ -200,7 +201,7 @@ class _Rows:
     def advance(self, token_B: Tensor) -> Tensor:
         """Append a token to each row; the logits of the next one, [B, V]."""
         self._mask_BT = pad(self._mask_BT, (0, 1), value=True)
-        logits_B1V = self._model(
+        logits_B1V: Tensor = self._model(
             token_B[:, None],
             attention_mask=self._mask_BT if self._padded else None,
             position_ids=self._position_B[:, None],
@@ -220,32 +221,36 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
     def __init__(self, layer: DynamicLayer) -> None:
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
-        self.keys, self.values, self._room = layer.keys, layer.values, 0
+        self._buffers = [layer.keys, layer.values]
+        self._show(layer.keys.shape[2])
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Append the keys and values of one token, [B, H, 1, D]; all so far, [B, H, T, D]."""
-        if not self._room:
-            self._key_buffer = pad(self.keys, (0, 0, 0, GROWTH))
-            self._value_buffer = pad(self.values, (0, 0, 0, GROWTH))
-            self._room = GROWTH
-        end = self.keys.shape[2] + 1
-        self._key_buffer[:, :, end - 1 : end] = key_states
-        self._value_buffer[:, :, end - 1 : end] = value_states
-        self.keys, self.values = self._key_buffer[:, :, :end], self._value_buffer[:, :, :end]
-        self._room -= 1
+        length = self.keys.shape[2]
+        if length == self._buffers[0].shape[2]:
+            self._buffers = [_grown(buffer) for buffer in self._buffers]
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, length : length + 1] = states
+        self._show(length + 1)
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep the rows at `beam_idx`."""
-        super().reorder_cache(beam_idx)
-        self._room = 0
+        self._buffers = [buffer.index_select(0, beam_idx) for buffer in self._buffers]
+        self._show(self.keys.shape[2])
 
 
-def draw(
-    logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfig
-) -> tuple[Tensor, Tensor]:
+def _grown(buffer_BHTD: Tensor) -> Tensor:
+    rows, heads, _, width = buffer_BHTD.shape
+    return torch.cat([buffer_BHTD, buffer_BHTD.new_empty(rows, heads, GROWTH, width)], dim=2)
+
+
+def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfig) -> tuple[Tensor, Tensor]:
     """Draw a token a row by inversion of the cumulative distribution.
 
     Args:
@@ -281,17 +286,23 @@ def merged_weights(policy: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
     """
     if not isinstance(policy, PeftModel):
         return dict(policy.named_parameters())
-    base, merged = policy.get_base_model(), {}
-    modules = dict(base.named_modules())
-    for name, weight in base.named_parameters():
-        owner, adapted, leaf = name.partition(".base_layer.")
-        if adapted and leaf == "weight":
-            layer = modules[owner]
-            for adapter in () if layer.disable_adapters else layer.active_adapters:
-                weight = weight + layer.get_delta_weight(adapter)
-        if ".lora_" not in name:
-            merged[name.replace(".base_layer.", ".")] = weight
+    base = policy.get_base_model()
+    merged = {
+        name.replace(".base_layer.", "."): weight
+        for name, weight in base.named_parameters()
+        if ".lora_" not in name
+    }
+    for name, layer in base.named_modules():
+        if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters:
+            for adapter in layer.active_adapters:
+                merged[f"{name}.weight"] = merged[f"{name}.weight"] + layer.get_delta_weight(
+                    adapter
+                )
     return merged
+
+
+def _shapes(weights: dict[str, Tensor]) -> set[tuple[str, tuple[int, ...]]]:
+    return {(name, tuple(weight.shape)) for name, weight in weights.items()}
 
 
 def _nucleus(probs_BV: Tensor, top_p: float) -> Tensor:
@@ -314,7 +325,7 @@ def _completions(tokens_NT: Tensor, logprobs_NT: Tensor, is_end_NT: Tensor) -> l
     stopped_N = is_end_NT.any(1)
     lengths_N = torch.where(stopped_N, is_end_NT.int().argmax(1) + 1, tokens_NT.shape[1])
     columns = zip(
-        tokens_NT.tolist(), logprobs_NT.tolist(), lengths_N.tolist(), stopped_N.tolist(), strict=True
+        *(x.tolist() for x in (tokens_NT, logprobs_NT, lengths_N, stopped_N)), strict=True
     )
     return [
         Completion(tuple(ids[:length]), tuple(logprobs[:length]), "stop" if stopped else "length")

@@ -1,0 +1,136 @@
+"""Prompts: Jinja user messages inside the model's own chat template, as token ids.
+
+Questions, solutions, traces and critiques are data. They fill a template but are never read as
+one, and special tokens that occur in them are broken up before anything is tokenised.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+from transformers import PreTrainedTokenizerBase
+
+from sdcore.config import PromptsConfig
+from sdcore.errors import ConfigError
+
+Message = dict[str, str]
+
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message.role | capitalize }}: "
+    "{{ message.content }}\n\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""Chat template of a tokenizer that brings none: `User: ...`, an empty line, `Assistant:`."""
+
+_JINJA = SandboxedEnvironment(
+    undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
+)
+
+
+def render(template: str, **values: object) -> str:
+    """Fill a Jinja template, in a sandbox.
+
+    Raises:
+        ConfigError: the template is malformed, names a value that is not there, or fails.
+    """
+    try:
+        return _compiled(template).render(**values)
+    except (TemplateError, ArithmeticError, TypeError, ValueError) as error:
+        raise ConfigError(
+            "prompt template does not render",
+            got=f"{type(error).__name__}: {error}",
+            expected=f"a template of {', '.join(sorted(values))}",
+            where=template,
+        ) from error
+
+
+def student_messages(prompts: PromptsConfig, question: str) -> list[Message]:
+    """Chat messages that ask the student; the system message only where one is set.
+
+    Raises:
+        ConfigError: the template does not render.
+    """
+    return _messages(prompts, render(prompts.student, question=question))
+
+
+def teacher_messages(prompts: PromptsConfig, question: str, context: str | None) -> list[Message]:
+    """Chat messages that show the teacher the context; without one, exactly the student's.
+
+    Raises:
+        ConfigError: a template does not render.
+    """
+    if not context:
+        return student_messages(prompts, question)
+    student = render(prompts.student, question=question)
+    return _messages(
+        prompts, render(prompts.teacher, student=student, question=question, context=context)
+    )
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    thinking: bool | None = None,
+) -> tuple[int, ...]:
+    """Token ids of a conversation that the model is to continue as the assistant.
+
+    Args:
+        tokenizer: its chat template is used, or `PLAIN_TEMPLATE` where it has none.
+        messages: role and content; special tokens in a content are broken up.
+        thinking: `enable_thinking` of the chat template; None leaves it to the template.
+
+    Raises:
+        ConfigError: the chat template refuses the messages.
+    """
+    safe = [
+        message | {"content": neutralise(message["content"], tokenizer)} for message in messages
+    ]
+    switches = {} if thinking is None else {"enable_thinking": thinking}
+    try:
+        text = tokenizer.apply_chat_template(
+            safe,
+            chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
+            add_generation_prompt=True,
+            tokenize=False,
+            **switches,
+        )
+    except TemplateError as error:
+        raise ConfigError(
+            "the model's chat template refuses the messages",
+            got=error,
+            where=f"roles {', '.join(message['role'] for message in messages)}",
+            mend="some models know no system message: leave prompts.system out",
+        ) from error
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def neutralise(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Break up special tokens with a space after their first character; other text is unchanged.
+
+    So `<|im_end|>` in a question becomes `< |im_end|>` and cannot end the user's turn.
+    """
+    return _start_of(frozenset(_special_tokens(tokenizer))).sub(r"\1 ", text)
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """All tokens marked special; some tokenizers name only a part of them in a role like eos."""
+    added = tokenizer.added_tokens_decoder.values()
+    return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+
+
+@cache
+def _start_of(tokens: frozenset[str]) -> re.Pattern[str]:
+    """The first character of each occurrence of a token, overlapping ones too."""
+    return re.compile(f"(?={'|'.join(map(re.escape, sorted(tokens))) or '(?!)'})(.)", re.DOTALL)
+
+
+@cache
+def _compiled(template: str) -> Template:
+    return _JINJA.from_string(template)
+
+
+def _messages(prompts: PromptsConfig, text: str) -> list[Message]:
+    system = [{"role": "system", "content": prompts.system}] if prompts.system else []
+    return [*system, {"role": "user", "content": text}]

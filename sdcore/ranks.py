@@ -1,0 +1,98 @@
+"""Several processes on one step: each takes its part of every micro-batch, gradients are summed.
+
+Without torch.distributed there is one rank and nothing here costs anything. Sharded weights
+(FSDP2) are DTensors; outside of a forward pass each rank holds its part only.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+Item = TypeVar("Item")
+
+
+def place() -> tuple[int, int]:
+    """This process's rank, and how many there are."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def gather(items: list[Item]) -> list[Item]:
+    """The items of all ranks, on every rank."""
+    if place()[1] == 1:
+        return items
+    parts: list[list[Item]] = [[] for _ in range(place()[1])]
+    distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def wait() -> None:
+    """Until all ranks are here."""
+    if place()[1] > 1:
+        distributed.barrier()
+
+
+def sum_gradients(weights: Iterable[nn.Parameter]) -> None:
+    """Sum gradients over ranks in one exchange; those of sharded weights were summed already."""
+    if place()[1] == 1:
+        return
+    mine = [weight for weight in weights if not isinstance(weight, DTensor)]
+    if mine:
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in mine]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat)
+        for weight, total in zip(mine, torch.split(flat, [weight.numel() for weight in mine])):
+            weight.grad = total.view_as(weight)
+
+
+def shard(policy: PreTrainedModel) -> None:
+    """Shard a policy's weights over the ranks, layer by layer (FSDP2), in place."""
+    mesh = init_device_mesh(policy.device.type, (place()[1],))
+    for module in policy.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            fully_shard(module, mesh=mesh)
+    fully_shard(policy, mesh=mesh)
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+            module.set_gradient_divide_factor(1.0)  # the loss is normalised over the whole batch
+
+
+def inside(policy: nn.Module, function: Callable[[], Item]) -> Item:
+    """Call a function as the policy's forward pass, in which sharded weights are whole."""
+    if not isinstance(policy, FSDPModule):
+        return function()
+    forward = policy.forward
+    policy.forward = function
+    try:
+        result: Item = policy()
+        return result
+    finally:
+        policy.forward = forward
+
+
+def settle(policy: nn.Module) -> None:
+    """Before sharded weights are changed: drop whole ones that a pass without gradient left."""
+    if isinstance(policy, FSDPModule):
+        policy.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor, on every rank."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def alike(tensor: Tensor, pattern: Tensor) -> Tensor:
+    """A full tensor on the device of a pattern, and sharded as the pattern is."""
+    tensor = tensor.to(pattern.device)
+    if isinstance(pattern, DTensor):
+        return distribute_tensor(tensor, pattern.device_mesh, pattern.placements)
+    return tensor

@@ -1,0 +1,102 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdcore.grading import Grade, equivalent, grade, grade_many, plain_number, refusal
+
+numbers = st.from_regex(
+    r"-?\$?([0-9]{1,4}|[1-9][0-9]{0,2},[0-9]{3})(\.[0-9]{1,3})?\.?", fullmatch=True
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("42", "42"), (" 42. ", "42"), ("1,080", "1080"), ("$18", "18"), (r"\$18.50", "18.5"),
+        ("-$5", "-5"), ("3.0", "3"), ("007", "7"), ("-0", "0"), ("18 dollars", "18"),
+        ("10 km", "10"), ("1/2", "0.5"), (r"\frac{2}{4}", "1/2"), (r"2\sqrt{2}", r"\sqrt{8}"),
+        ("x^2-1", "(x-1)(x+1)"), (r"\{2, 1\}", r"\{1, 2\}"), ("x = 5", "5"), (r"\boxed{7}", "7"),
+        (r"\text{even}", "even"), ("Monday", "monday"), ("(A)", "A"), (r"50\%", "0.5"),
+        ("0.333333", "1/3"),
+    ],
+)  # fmt: skip
+def test_equal_answers(answer, reference):
+    assert grade(answer, reference) == Grade(True, None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("41", "42"), ("-5", "5"), ("1,08", "108"), ("0,080", "80"), ("18.5", "18"), ("5, 6", "6"),
+        ("5 or 6", "6"),
+        ("12 3", "3"), ("1/3", "0.3"), ("x", "5"), ("(1,2)", "[1,2]"), ("42 43", "42"), ("?", "0"),
+        ("2 x", "2"), ("the answer is 42", "42"),
+    ],
+)  # fmt: skip
+def test_different_answers(answer, reference):
+    assert grade(answer, reference) == Grade(False, "differs from the reference")
+
+
+@pytest.mark.parametrize("answer", [None, "", "  "])
+def test_no_answer_is_wrong_even_where_the_reference_is_blank(answer):
+    assert grade(answer, " ") == Grade(False, "no answer")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "9^9^9", "9**9**9", "9^{9^{9}}", "2^{99999}", "10^{100,000,000}", "(x+y+z)^{300}", "10000!",
+        "((3!)!)!", "5!!!!", "(10^9)!", "((9^{99})^{99})^{99}", r"\int e^{x^2} dx",
+        r"\binom{1000000}{500000}", r"\sum_{i=1}^{10} i", "|x|" * 9, "(" * 30 + "1" + ")" * 30,
+        r"\frac{" * 20 + "1" + "}{2}" * 20, "1+" * 150 + "1", "9" * 10_000,
+    ],
+)  # fmt: skip
+def test_costly_answers_are_refused_unread(answer):
+    reason = refusal(answer)
+    assert reason is not None
+    assert grade(answer, "18") == Grade(False, reason)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["2^{100}", "(x+1)^{12}", r"\frac{1}{2}x^2+y^{-3}", "5!", "|x-1|", "((1,2),3)"],
+)
+def test_ordinary_formulas_are_not_refused(answer):
+    assert refusal(answer) is None
+
+
+def test_a_costly_reference_is_only_compared_as_text():
+    assert grade("9^{9^{9}}", "9^{9^{9}}").correct
+    assert not grade("5", "9^{9^{9}}").correct
+
+
+@settings(deadline=None)  # the computer algebra warms up
+@given(numbers, numbers)
+def test_the_fast_path_agrees_with_the_general_one(answer, reference):
+    assert None not in (plain_number(answer), plain_number(reference))
+    for other in (reference, answer.replace("$", "").rstrip(".") + "0" * ("." in answer[:-1])):
+        assert grade(answer, other).correct == (
+            equivalent(answer, other) or answer.strip() == other.strip()
+        )
+
+
+@settings(deadline=None)  # the computer algebra warms up
+@given(st.text(max_size=40), st.sampled_from(["18", r"\frac{1}{2}", "x^2+1", "even"]))
+def test_any_text_gets_a_grade(answer, reference):
+    result = grade(answer, reference)
+    assert result.correct == (result.reason is None)
+
+
+def test_many_are_graded_each_against_its_own_reference():
+    answers, references = ["1", "2", None, "1", "1/2"], ["1", "1", "1", "2", "0.5"]
+    assert [g.correct for g in grade_many(answers, references)] == [True, False, False, False, True]
+    with pytest.raises(ValueError, match="zip"):
+        grade_many(["1"], ["1", "2"])
+
+
+def test_grading_works_in_worker_threads():
+    answers = [rf"\frac{{{n}}}{{{2 * n}}}" for n in range(1, 9)]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(g.correct for g in pool.map(lambda answer: grade(answer, "0.5"), answers))

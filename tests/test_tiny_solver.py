@@ -1,0 +1,123 @@
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+import sdcore
+from sdcore.arithmetic import ORDERS, STYLES, generate_problems, reference_solution, solve
+from sdcore.config import ModelConfig, load_experiment
+from sdcore.corpus import documents, missing_facts
+from sdcore.model_card import measure
+from sdcore.policies import load_policy, load_tokenizer
+from sdcore.tiny_solver import Recipe, build, hinted_prompt, train
+from sdcore.tiny_solver import _tensors as tensors
+from sdcore.tiny_tokenizer import PROMPTS, TAGS, build_tokenizer
+from sdcore.traces import render_trace
+
+SHIPPED = Path(sdcore.__file__).parent / "models" / "tiny-solver"
+QUICKSTART = Path(__file__).parents[1] / "deployments" / "experiments" / "quickstart.toml"
+SMALL = Recipe(steps=3, plain=4, aligned=2, reference=2, warmup=1, threads=1,
+               test_problems=4, test_samples=2)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+def texts():
+    for problem in generate_problems(40, seed=2, holdout=True):
+        yield problem.question
+        yield reference_solution(problem)
+        for order in ORDERS:
+            for style in STYLES:
+                yield render_trace(solve(problem, order, style), str(problem.answer))
+
+
+def test_texts_are_tokenised_without_loss_and_without_unknowns(tokenizer):
+    for text in texts():
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+        assert tokenizer.unk_token_id not in ids
+        assert len(ids) <= 50
+
+
+def test_any_ascii_text_comes_back(tokenizer):
+    text = "".join(map(chr, range(32, 127))) + "\n two  spaces , and 's  <step_9> \n"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_tags_are_single_ordinary_tokens(tokenizer):
+    assert not set(TAGS) & set(tokenizer.all_special_tokens)
+    assert [len(tokenizer.encode(tag)) for tag in TAGS] == [1] * 10
+
+
+def test_prompts_are_those_of_the_chat_template(tokenizer):
+    question, hint = "Compute 47+23-31-12.", "<step_1>47+23=70</step_1>"
+    plain, hinted = (hinted_prompt(tokenizer, question, given) for given in (None, hint))
+    assert tokenizer.decode(plain) == f"<bos><user>{question}<assistant>"
+    assert tokenizer.decode(hinted) == f"<bos><user>Hint: {hint}\n{question}<assistant>"
+
+
+def test_the_quickstart_asks_as_in_pre_training():
+    assert load_experiment(QUICKSTART).prompts == PROMPTS
+
+
+def test_only_the_trace_is_learnt(tokenizer):
+    batch = list(islice(documents("aligned", missing_facts(0.4, 0), seed=0), 3))
+    ids_NT, learnt_NT = tensors(tokenizer, batch)
+    for document, ids_T, learnt_T in zip(batch, ids_NT, learnt_NT):
+        assert tokenizer.decode(ids_T[learnt_T]) == document.trace + "<eos>"
+
+
+def test_training_is_reproducible_and_seeded(tokenizer):
+    def weights(recipe):
+        return train(tokenizer, recipe, lambda step, losses: None).state_dict()
+
+    first, again = weights(SMALL), weights(SMALL)
+    other = weights(replace(SMALL, seed=1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
+
+
+def test_training_lowers_the_loss(tokenizer):
+    losses = []
+    train(tokenizer, replace(SMALL, steps=20), lambda step, now: losses.append(now["loss_plain"]))
+    # untrained, each of 132 tokens is about as likely: ln 132 = 4.9
+    assert losses[0] > 4.5
+    assert losses[-1] < 3.5
+
+
+def test_build_writes_a_model_that_loads_and_a_card(tmp_path):
+    threads, steps = torch.get_num_threads(), []
+    measures = build(tmp_path, SMALL, lambda step, losses: steps.append(step))
+    assert steps == [1, 2, 3]
+    assert torch.get_num_threads() == threads
+    model = load_policy(tmp_path, ModelConfig(name=str(tmp_path)))
+    assert model.num_parameters() == measures["weights"]
+    assert load_tokenizer(tmp_path).chat_template == build_tokenizer().chat_template
+    assert "On 4 held-out problems × 2 samples" in (tmp_path / "README.md").read_text("utf-8")
+
+
+def test_the_shipped_tokenizer_is_the_one_that_is_built(tokenizer):
+    shipped = load_tokenizer(SHIPPED)
+    assert shipped.get_vocab() == tokenizer.get_vocab()
+    assert shipped.chat_template == tokenizer.chat_template
+    assert all(shipped.encode(text) == tokenizer.encode(text) for text in texts())
+
+
+def test_the_shipped_weights_are_small():
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 8_000_000
+
+
+def test_the_shipped_solver_is_weak_alone_and_strong_with_a_hint(tokenizer):
+    model = load_policy(SHIPPED, ModelConfig(name="builtin:tiny-solver"))
+    problems = generate_problems(60, seed=9, holdout=True)
+    measures = measure(model, tokenizer, problems, 4, missing_facts(Recipe.missing, Recipe.seed))
+    assert 0.15 < measures["avg"] < 0.45
+    assert measures["reference"] > 0.85
+    assert measures["aligned"] > 0.85
+    assert measures["format"] > 0.95
+    assert measures["taught"] > 0.9 > 0.5 > measures["untaught"]

@@ -1,0 +1,262 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sdcore import policies
+from sdcore.config import DistillConfig, GrpoConfig, TeacherConfig, TrainingConfig
+from sdcore.errors import ModelError, TrainingError
+from sdcore.trainer import Trainer
+from tests.tiny import LORA, adapted, examples, llama
+
+ADAPTER, FULL = LORA, None
+
+
+def distill(**changes):
+    defaults = {"context": "none", "learning_rate": 1e-2}
+    return DistillConfig(objective="distill", **defaults | changes)
+
+
+def reward(**changes):
+    return GrpoConfig(objective="grpo", learning_rate=1e-2, **changes)
+
+
+def trainer(condition=None, lora=ADAPTER, *, model=None, seed=0, total_steps=20, **training):
+    model = model or (adapted() if lora else llama())
+    settings = TrainingConfig(lora=lora, **training)
+    return Trainer(model, condition or distill(), settings, total_steps=total_steps, seed=seed)
+
+
+def bits(made):
+    return {name: weight.clone() for name, weight in policies.weights(made.model).items()}
+
+
+def assert_same_bits(first, second):
+    ours, theirs = bits(first), bits(second)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def naive_logprobs(model, prompt, response):
+    logits_LV = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0].detach()
+    return torch.log_softmax(logits_LV[len(prompt) - 1 : -1], -1)
+
+
+@pytest.mark.parametrize("lora", [ADAPTER, FULL], ids=["adapter", "full"])
+def test_loss_is_the_mean_kl_of_all_response_tokens_from_the_base(lora):
+    base, some = llama(), examples()
+    divergences = []
+    for each in some:
+        log_q = naive_logprobs(base, each.prompt_ids, each.response_ids)
+        log_t = naive_logprobs(base, each.teacher_prompt_ids, each.response_ids)
+        divergences.append((log_t.exp() * (log_t - log_q)).sum(1))
+    update = trainer(lora=lora).step(some)
+    assert update.loss == pytest.approx(torch.cat(divergences).mean().item(), rel=1e-4)
+    assert update.kl == pytest.approx(update.loss)
+    assert (update.rollouts, update.tokens) == (6, sum(len(e.response_ids) for e in some))
+    assert update.mean_length == update.tokens / 6
+
+
+@pytest.mark.parametrize("lora", [ADAPTER, FULL], ids=["adapter", "full"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"divergence": "forward_kl"},
+        {"divergence": "reverse_kl"},
+        {"divergence": "jsd"},
+        {"support": "teacher", "top_k": 4},
+    ],
+    ids=str,
+)
+def test_distillation_closes_the_gap_to_the_frozen_teacher(lora, changes):
+    made, some = trainer(distill(**changes), lora), examples()
+    first, *_, last = [made.step(some).kl for _ in range(12)]
+    assert last < 0.5 * first
+
+
+def test_grpo_makes_rewarded_rollouts_likelier_and_others_less_so():
+    made, some = trainer(reward(normalise="sequence")), examples()
+    before, after = (_sequence_logprobs(made, some, steps) for steps in (0, 5))
+    gains = [(b - a) * e.advantage for a, b, e in zip(before, after, some)]
+    assert min(gains) > 0
+
+
+def _sequence_logprobs(made, some, steps):
+    for _ in range(steps):
+        made.step([replace(e, sampled_logprobs=None) for e in some])
+    return [float(s.student_logprob.sum()) for s in made.signals(some)]
+
+
+@pytest.mark.parametrize("condition", [distill(), reward(), reward(normalise="sequence")], ids=str)
+def test_micro_batches_change_nothing(condition):
+    some = examples(9)
+    whole, split = trainer(condition), trainer(condition, tokens_per_microbatch=20)
+    ours, theirs = split.step(some), whole.step(some)
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5, abs=1e-7)
+    assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
+    for mine, other in zip(ours.signals, theirs.signals, strict=True):
+        torch.testing.assert_close(mine.kl, other.kl)
+        torch.testing.assert_close(mine.student_logprob, other.student_logprob)
+
+
+def test_signals_are_those_of_the_step_in_the_order_of_the_examples():
+    made, some = trainer(), examples()
+    before = made.signals(some)
+    update = made.step(some)
+    for example, ours, theirs in zip(some, before, update.signals, strict=True):
+        assert len(ours.advantage) == len(example.response_ids)
+        torch.testing.assert_close(ours.advantage, theirs.advantage)
+        torch.testing.assert_close(ours.advantage, ours.teacher_logprob - ours.student_logprob)
+        log_q = naive_logprobs(llama(), example.prompt_ids, example.response_ids)
+        entropy = -(log_q.exp() * log_q).sum(1)
+        torch.testing.assert_close(ours.entropy, entropy, rtol=1e-4, atol=1e-4)
+    assert update.entropy == pytest.approx(
+        float(torch.cat([s.entropy for s in before]).mean()), rel=1e-5
+    )
+
+
+def test_grpo_signals_carry_the_advantage_and_no_teacher():
+    signals = trainer(reward()).signals(examples(2))
+    assert signals[1].advantage.tolist() == [-1.0] * 6
+    assert signals[0].teacher_logprob is None
+
+
+def test_drift_is_the_mean_distance_to_the_samplers_logprobs():
+    made, some = trainer(), examples()
+    exact = [s.student_logprob.tolist() for s in made.signals(some)]
+    shifted = [replace(e, sampled_logprobs=[p + 0.25 for p in own]) for e, own in zip(some, exact)]
+    assert made.step(shifted).logprob_drift == pytest.approx(0.25, abs=1e-5)
+    assert made.step([replace(e, sampled_logprobs=None) for e in some]).logprob_drift is None
+
+
+def test_without_a_context_the_teacher_is_the_student():
+    update = trainer().step(examples(same_prompt=True))
+    assert abs(update.kl) < 1e-6
+    assert update.grad_norm < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["frozen", "trust_region"])
+def test_a_teacher_that_is_not_the_student_at_the_start_is_found_out(kind):
+    model = adapted()
+    with torch.no_grad():
+        for weight in policies.weights(model).values():
+            weight.add_(0.3)
+    made = trainer(distill(teacher=TeacherConfig(kind=kind)), model=model)
+    with pytest.raises(TrainingError, match="differ on the same prompt"):
+        made.step(examples())
+
+
+def test_examples_longer_than_the_models_positions_are_refused():
+    long = replace(examples()[0], teacher_prompt_ids=[3] * 64)
+    with pytest.raises(TrainingError, match="rollout-0"):
+        trainer().step([*examples(), long])
+
+
+def test_grpo_needs_an_advantage_and_distillation_a_teacher_prompt():
+    bare = [replace(e, advantage=None, teacher_prompt_ids=None) for e in examples()]
+    for condition in (reward(), distill()):
+        with pytest.raises(TrainingError, match="rollout-3"):
+            trainer(condition).step(bare)
+
+
+def test_a_loss_that_is_not_finite_names_its_rollout_and_changes_nothing(tmp_path):
+    made, twin, some = trainer(reward()), trainer(reward()), examples()
+    for each in (made, twin):
+        each.step(some)
+    made.save(tmp_path / "good")
+    digest = policies.weights_digest(tmp_path / "good")
+    broken = [*some[:4], replace(some[4], advantage=float("inf")), some[5]]
+    with pytest.raises(TrainingError, match="rollouts rollout-4\n"):
+        made.step(broken)
+    assert policies.weights_digest(tmp_path / "good") == digest
+    for each in (made, twin):
+        each.step(some)
+    assert_same_bits(made, twin)
+
+
+CASES = {
+    "frozen": (distill(), ADAPTER),
+    "frozen, full": (distill(), FULL),
+    "ema": (distill(teacher=TeacherConfig(kind="ema", decay=0.5)), ADAPTER),
+    "ema, full": (distill(teacher=TeacherConfig(kind="ema", decay=0.5)), FULL),
+    "trust region": (distill(teacher=TeacherConfig(kind="trust_region")), ADAPTER),
+    "live": (distill(teacher=TeacherConfig(kind="live")), ADAPTER),
+    "grpo": (reward(kl_coefficient=0.1), ADAPTER),
+    "grpo, full": (reward(kl_coefficient=0.1), FULL),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_run_goes_on_bit_for_bit(case, tmp_path):
+    schedule = {"schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1}
+    made, again = (trainer(*CASES[case], **schedule) for _ in range(2))
+    some, others = examples(4), examples(5)
+    made.step(some)
+    made.step(others)
+    made.save(tmp_path / "checkpoint")
+    torch.manual_seed(123)  # whatever the new process's random state
+    again.load(tmp_path / "checkpoint")
+    for _ in range(2):
+        ours, theirs = made.step(some), again.step(some)
+        assert replace(ours, seconds=0, signals=[]) == replace(theirs, seconds=0, signals=[])
+    assert_same_bits(made, again)
+
+
+def test_checkpoint_is_digested_by_its_weights_alone(tmp_path):
+    made = trainer()
+    made.save(tmp_path / "checkpoint")
+    policies.save_weights(made.model, tmp_path / "weights")
+    digests = {policies.weights_digest(tmp_path / name) for name in ("checkpoint", "weights")}
+    assert len(digests) == 1
+
+
+def test_resume_under_other_settings_is_refused_and_the_drift_named(tmp_path):
+    trainer().save(tmp_path / "checkpoint")
+    other = trainer(distill(learning_rate=0.5), warmup_steps=3)
+    with pytest.raises(ModelError) as caught:
+        other.load(tmp_path / "checkpoint")
+    assert "condition.learning_rate was 0.01, is 0.5" in str(caught.value)
+    assert "training.warmup_steps was 0, is 3" in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_damaged_checkpoint_is_refused(damage, tmp_path):
+    made = trainer()
+    made.step(examples())
+    made.save(tmp_path / "checkpoint")
+    state = tmp_path / "checkpoint" / "trainer" / "state.safetensors"
+    if damage == "missing":
+        state.with_suffix(".json").unlink()
+    else:
+        state.write_bytes(state.read_bytes()[:-8])
+    with pytest.raises(ModelError):
+        trainer().load(tmp_path / "checkpoint")
+
+
+def test_checkpoint_holds_safetensors_and_json_only(tmp_path):
+    made = trainer()
+    made.step(examples())
+    made.save(tmp_path / "checkpoint")
+    files = [path for path in (tmp_path / "checkpoint").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert json.loads((tmp_path / "checkpoint/trainer/state.json").read_text())["step"] == 1
+
+
+@pytest.mark.parametrize("lora", [ADAPTER, FULL], ids=["adapter", "full"])
+def test_activation_checkpointing_changes_nothing(lora):
+    plain, frugal = trainer(lora=lora), trainer(lora=lora, activation_checkpointing=True)
+    for made in (plain, frugal):
+        made.step(examples())
+    assert_same_bits(plain, frugal)
+
+
+@pytest.mark.parametrize("lora", [ADAPTER, FULL], ids=["adapter", "full"])
+def test_bfloat16_policy_trains_float32_weights_and_learns(lora):
+    half = llama().to(torch.bfloat16)
+    made = trainer(lora=lora, model=policies.attach_lora(half, lora, 0) if lora else half)
+    some = examples()
+    first, *_, last = [made.step(some).kl for _ in range(12)]
+    assert {weight.dtype for weight in policies.weights(made.model).values()} == {torch.float32}
+    assert first == pytest.approx(trainer().step(some).kl, rel=0.1)
+    assert last < 0.6 * first
