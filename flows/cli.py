@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -55,14 +56,26 @@ def run(
 def _run(settings: Experiment, root: Path, *, as_json: bool) -> None:
     from flows.server import prefect_server
 
+    start = time.perf_counter()
     with prefect_server(root) as address:
         from flows.compare_contexts import compare_contexts
 
         Console(stderr=True).print(f"Prefect: {address.removesuffix('/api')}  workspace: {root}")
         experiment_id = compare_contexts(settings, root)
     _print_summary(root, experiment_id, as_json=as_json)
-    report_path = _report(root, experiment_id)
-    Console(stderr=True).print(f"Report: {report_path}")
+    notes = Console(stderr=True)
+    notes.print(f"Report: {root / 'reports' / experiment_id}.html", soft_wrap=True)
+    notes.print(_spent(time.perf_counter() - start))
+
+
+def _spent(wall: float) -> str:
+    """Where the wall time went; what is not measured is orchestration."""
+    from sdcore.timing import STOPWATCH
+
+    parts = {kind: STOPWATCH.seconds[kind] for kind in ("compute", "storage", "tracking")}
+    parts["orchestration"] = wall - sum(parts.values())
+    shares = ", ".join(f"{kind} {s:.0f} s ({s / wall:.1%})" for kind, s in parts.items())
+    return f"Time: {wall:.0f} s, of which {shares}"
 
 
 @app.command()

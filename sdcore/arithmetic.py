@@ -37,7 +37,7 @@ REFERENCE_STYLE = (
     "when we subtract {y} from {x} the result is {r}",
 )
 
-QUESTIONS = ("Compute {}.", "What is {}?", "Find the value of {}.")
+QUESTIONS = ("Compute {}.", "What is {}?", "Find the value of {}.", "Work out {}.")
 LIMIT = 99
 HOLDOUT_BUCKETS = 16  # one in so many problems is never shown in pre-training
 
@@ -88,11 +88,14 @@ class Problem:
         return sum(self.terms)
 
     @property
+    def phrasing(self) -> int:
+        """Which of the phrasings the question has; it follows from the content."""
+        return int(self.key, 16) // HOLDOUT_BUCKETS % len(QUESTIONS)
+
+    @property
     def question(self) -> str:
-        """The problem as text; its phrasing follows from the content."""
-        return QUESTIONS[int(self.key, 16) // HOLDOUT_BUCKETS % len(QUESTIONS)].format(
-            self.expression
-        )
+        """The problem as text."""
+        return QUESTIONS[self.phrasing].format(self.expression)
 
     @property
     def held_out(self) -> bool:

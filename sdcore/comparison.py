@@ -142,7 +142,7 @@ def token_budget(scores: pl.DataFrame) -> float:
     """Training tokens that every condition may have sampled in the comparison at equal tokens."""
     trained = scores.filter(pl.col("condition") != BASE)
     finals = trained.group_by("condition").agg(pl.col("sampled_tokens").max())
-    return TOKEN_TOLERANCE * float(finals["sampled_tokens"].min() or 0)
+    return TOKEN_TOLERANCE * min(finals["sampled_tokens"].to_list(), default=0)
 
 
 def _base_rounds(found: Results) -> pl.DataFrame:

@@ -127,11 +127,15 @@ def save_weights(policy: Policy, folder: Path) -> None:
     PEFT's `from_pretrained` (adapter) and transformers' (full) read the folder.
     """
     with replacing(folder) as fresh:
-        write_weights(policy, weights(policy), fresh)
+        write_weights(policy, fresh)
 
 
-def write_weights(policy: Policy, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write what `weights` gave into an existing folder, as a part of a larger checkpoint."""
+def write_weights(policy: Policy, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
+    """Write the weights into an existing folder, as a part of a larger checkpoint.
+
+    `tensors` is what `weights` gave, where all ranks had to join in and one writes.
+    """
+    tensors = weights(policy) if tensors is None else tensors
     if isinstance(policy, PeftModel):
         policy.active_peft_config.save_pretrained(folder)
         save_tensors(tensors, folder / ADAPTER_FILE)

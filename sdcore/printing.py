@@ -84,4 +84,4 @@ def _text(name: str, low: str, high: str, scale: float, value: str, interval: st
         numbers = [scale * (row[column] or 0.0) for column in (name, low, high)]
         return f"{value.format(numbers[0])} ({interval.format(*numbers[1:])})"
 
-    return pl.struct(dict.fromkeys([name, low, high])).map_elements(cell, pl.String).alias(name)
+    return pl.struct(name, low, high).map_elements(cell, pl.String).alias(name)

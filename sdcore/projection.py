@@ -8,7 +8,7 @@ second projection.
 Axes: T response tokens, N tokens of a chunk, V vocabulary, D hidden, S scores. All is in nats.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,7 +122,10 @@ def token_scores(student: View, teacher: Sequence[View], tokens_T: Tensor) -> To
     """The diagnostics alone."""
     student, teacher = _autocast(student), [_autocast(view) for view in teacher]
     with torch.autocast(student.hidden_TD.device.type, enabled=False):
-        scores = [_diagnosed(chunk) for chunk in _chunks(student, teacher, tokens_T, None)]
+        scores = [
+            _diagnosed(_chunk(student, teacher, tokens_T, rows))
+            for rows in _spans(tokens_T, len(student.head.weight_VD))
+        ]
     return TokenScores(*torch.cat(scores, 1))
 
 
@@ -142,47 +145,50 @@ class _ChunkedLoss(torch.autograd.Function):
         objective: Objective,
         chunk_rows: int | None,
     ) -> tuple[Tensor, ...]:
-        gradients = [
+        ctx.dtype = hidden_TD.dtype
+        ctx.gradients = [
             None if tensor is None or not needed else torch.zeros_like(tensor, dtype=_wide(tensor))
             for tensor, needed in zip((hidden_TD, weight_VD, bias_V), ctx.needs_input_grad)
         ]
-        scores: list[Tensor] = []
-        for chunk in _chunks(View(hidden_TD, head), teacher, tokens_T, chunk_rows):
+        student = View(hidden_TD, head)
+
+        def scored(rows: slice) -> Tensor:
+            """A chunk's loss and diagnostics; a function, so that its buffers die with it."""
+            chunk = _chunk(student, teacher, tokens_T, rows)
             diagnosed_SN = _diagnosed(chunk)
             loss_N, gradient_NV = objective(chunk)
-            scores.append(torch.cat([loss_N[None], diagnosed_SN]))
-            hidden_ND, weight_N1 = hidden_TD[chunk.rows], weights_T[chunk.rows, None]
-            gradient_NV = head.pull_back(gradient_NV, hidden_ND)
-            _accumulate(gradients, gradient_NV, hidden_ND, weight_VD, weight_N1, chunk.rows)
-        ctx.save_for_backward(*gradients)
-        ctx.dtype = hidden_TD.dtype
-        scores_ST = torch.cat(scores, 1)
+            gradient_NV = head.pull_back(gradient_NV, hidden_TD[rows])
+            _accumulate(ctx.gradients, gradient_NV, student, weights_T[rows, None], rows)
+            return torch.cat([loss_N[None], diagnosed_SN])
+
+        spans = _spans(tokens_T, len(weight_VD), chunk_rows)
+        scores_ST = torch.cat([scored(rows) for rows in spans], 1)
         ctx.mark_non_differentiable(*(outputs := scores_ST.unbind()))
         return (scores_ST[0] @ weights_T.to(scores_ST.dtype), *outputs)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias = (
-            None if gradient is None else (gradient * slope).to(ctx.dtype)
-            for gradient in ctx.saved_tensors
-        )
+        gradients: Sequence[Tensor | None] = ctx.gradients
+        if float(slope) == 1.0:
+            ctx.gradients = ()  # handed over rather than copied; a second backward fails
+        else:
+            gradients = [None if each is None else each * slope for each in gradients]
+        hidden, weight, bias = (None if each is None else each.to(ctx.dtype) for each in gradients)
         return hidden, weight, bias, *[None] * 6
 
 
-def _chunks(
-    student: View, teacher: Sequence[View], tokens_T: Tensor, chunk_rows: int | None
-) -> Iterator[Chunk]:
-    vocabulary = len(student.head.weight_VD)
+def _spans(tokens_T: Tensor, vocabulary: int, chunk_rows: int | None = None) -> list[slice]:
     affordable = ELEMENTS[tokens_T.device.type] // vocabulary
     step = chunk_rows or max(MIN_ROWS, affordable)
-    for start in range(0, len(tokens_T), step):
-        rows = slice(start, start + step)
-        log_q_NV = torch.log_softmax(student.head.logits(student.hidden_TD[rows]), -1)
-        if teacher:
-            pair = Pair.of(log_q_NV, _teacher_log_probs(teacher, rows))
-            yield Chunk(log_q_NV, pair.q_NV, pair, tokens_T[rows], rows)
-        else:
-            yield Chunk(log_q_NV, log_q_NV.exp(), None, tokens_T[rows], rows)
+    return [slice(start, start + step) for start in range(0, len(tokens_T), step)]
+
+
+def _chunk(student: View, teacher: Sequence[View], tokens_T: Tensor, rows: slice) -> Chunk:
+    log_q_NV = torch.log_softmax(student.head.logits(student.hidden_TD[rows]), -1)
+    if not teacher:
+        return Chunk(log_q_NV, log_q_NV.exp(), None, tokens_T[rows], rows)
+    pair = Pair.of(log_q_NV, _teacher_log_probs(teacher, rows))
+    return Chunk(log_q_NV, pair.q_NV, pair, tokens_T[rows], rows)
 
 
 def _teacher_log_probs(views: Sequence[View], rows: slice) -> Tensor:
@@ -209,16 +215,15 @@ def _diagnosed(chunk: Chunk) -> Tensor:
 def _accumulate(
     gradients: Sequence[Tensor | None],
     gradient_NV: Tensor,
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
+    student: View,
     weight_N1: Tensor,
     rows: slice,
 ) -> None:
     hidden, weight, bias = gradients
     if hidden is not None:
-        hidden[rows] = (gradient_NV @ weight_VD) * weight_N1
+        hidden[rows] = (gradient_NV @ student.head.weight_VD) * weight_N1
     if weight is not None:
-        weighted_ND = (hidden_ND * weight_N1).to(gradient_NV.dtype)
+        weighted_ND = (student.hidden_TD[rows] * weight_N1).to(gradient_NV.dtype)
         if weight.dtype == gradient_NV.dtype:
             weight.addmm_(gradient_NV.T, weighted_ND)  # no [V, D] temporary
         else:

@@ -33,10 +33,8 @@ def signal_frame(
 def _tokens(tokenizer: Any, rollout: Mapping[str, Any], signals: TokenSignals) -> pl.DataFrame:
     ids = rollout["response_ids"]
     offsets = token_offsets(tokenizer, ids)
-    regions = token_regions(parse_trace(rollout["text"]), offsets, rollout["first_wrong_step"])
-    if not rollout["correct"] and not rollout["judged"]:
-        regions = [(step, UNJUDGED if kind == "before" else kind) for step, kind in regions]
-    steps, kinds = zip(*regions, strict=True)
+    labels = token_regions(parse_trace(rollout["text"]), offsets, rollout["first_wrong_step"])
+    unjudged = not rollout["correct"] and not rollout["judged"]
     return pl.DataFrame(
         {
             "position": range(len(ids)),
@@ -47,8 +45,8 @@ def _tokens(tokenizer: Any, rollout: Mapping[str, Any], signals: TokenSignals) -
             "advantage": signals.advantage,
             "kl": signals.kl,
             "entropy": signals.entropy,
-            "step": steps,
-            "region": kinds,
+            "step": [step for step, _ in labels],
+            "region": [UNJUDGED if unjudged and r == "before" else r for _, r in labels],
         },
         schema_overrides={"step": pl.Int64},
     ).with_columns(pl.lit(rollout[name]).alias(name) for name in _COPIED)

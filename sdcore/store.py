@@ -23,6 +23,7 @@ from tenacity import (
 
 from sdcore.errors import DataError, StoreBusyError, StoreError
 from sdcore.schema import TABLES, Table
+from sdcore.timing import STOPWATCH
 
 _SQL_TYPES: dict[pl.DataType, str] = {
     pl.String(): "VARCHAR", pl.Int64(): "BIGINT", pl.Int32(): "INTEGER", pl.Float64(): "DOUBLE",
@@ -81,7 +82,7 @@ class Store:
         with self._attached(read_only=True) as connection:
             try:
                 relation = connection.sql(sql, params=parameters)
-                return pl.DataFrame() if relation is None else relation.pl()
+                return pl.DataFrame(None if relation is None else relation.pl())
             except duckdb.Error as error:
                 raise StoreError(
                     "query failed",
@@ -106,7 +107,7 @@ class Store:
     @contextmanager
     def _attached(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
         try:
-            with self._lock:
+            with STOPWATCH.measure("storage"), self._lock:
                 if not self._created:
                     self._create_tables()
                 self._attach(read_only=read_only)

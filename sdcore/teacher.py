@@ -32,6 +32,8 @@ class Teacher:
         self._copy: Policy | None = None
         if settings.kind != "live" and not isinstance(policy, PeftModel):
             self._copy = deepcopy(policy).requires_grad_(False)
+            if settings.kind == "ema":
+                self._copy.float()  # bfloat16 would round small moves away
         self._average = self._averaged_weights() if settings.kind == "ema" else {}
 
     def shard(self) -> None:

@@ -1,7 +1,7 @@
 """Where a run's wall time goes: compute, storage, tracking; what is left is orchestration."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +10,7 @@ class Stopwatch:
     """Adds up seconds by kind of work; nested measurements count for the innermost only."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._nested: list[float] = []
 
     @contextmanager

@@ -176,7 +176,7 @@ class Trainer:
         weights, state = policies.weights(self.model), self._state()
         if ranks.place()[0] == 0:
             with policies.replacing(folder) as fresh:
-                policies.write_weights(self.model, weights, fresh)
+                policies.write_weights(self.model, fresh, weights)
                 (fresh / STATE).parent.mkdir()
                 policies.save_tensors(state, fresh / STATE)
                 (fresh / ABOUT).write_text(json.dumps(about, indent=2), "utf-8")

@@ -21,9 +21,7 @@ def compare(base: Lineage) -> Reference:
     base.store.append_missing(comparisons=differences)
     table = comparison.summary(base.store, experiment_id)
     report = write_report(base.store, experiment_id, base.root / "reports")
-    create_markdown_artifact(
-        comparison.markdown(table), key="comparison", description=experiment_id
-    )
+    create_markdown_artifact(_markdown(base, table), key="comparison", description=experiment_id)
     with STOPWATCH.measure("tracking"):
         tracking = open_tracking(base.root)
         _register(base, tracking)

@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 from sdcore import hub, policies
 from sdcore.config import LoraConfig, ModelConfig
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.trainer import Trainer
 from tasks.workspace import BASE, Lineage
+
+disable_progress_bar()  # of loading weights: the run has its own
 
 _live: dict[str, tuple[int, Trainer]] = {}
 _sampled: dict[ModelConfig, str] = {}

@@ -1,5 +1,7 @@
 """Stage 2: the policy answers a round's questions. Evaluation samples through here too."""
 
+from typing import Any
+
 import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -13,6 +15,8 @@ from sdcore.timing import STOPWATCH
 from sdcore.traces import parse_trace
 from tasks import models, progress
 from tasks.workspace import Lineage, Reference, policy_row, split_problems
+
+Row = dict[str, Any]
 
 
 @task(cache_policy=NO_CACHE, task_run_name="sample {lineage.label} round {round_}")
@@ -40,8 +44,7 @@ def sample_missing(
     """
     policy = policy_row(lineage, round_)["policy_id"]
     planned = _plan(lineage, round_, purpose, problems, samples, policy)
-    known = lineage.store.rows("rollouts", policy_id=policy, purpose=purpose, **lineage.columns)
-    done = set(known["rollout_id"])
+    done = _stored(lineage, policy, purpose)
     size = lineage.experiment.sampling.batch_size
     batches = [planned[start : start + size] for start in range(0, len(planned), size)]
     with progress.bar(f"{purpose} samples of {lineage.label}", total=len(planned)) as advance:
@@ -52,13 +55,22 @@ def sample_missing(
     return len(planned)
 
 
+def _stored(lineage: Lineage, policy: str, purpose: str) -> set[str]:
+    rows = lineage.store.query(
+        "SELECT rollout_id FROM rollouts WHERE policy_id = $policy AND purpose = $purpose "
+        "AND condition = $condition AND seed = $seed AND experiment_id = $experiment_id",
+        lineage.columns | {"policy": policy, "purpose": purpose},
+    )
+    return set(rows["rollout_id"])
+
+
 def _plan(
     lineage: Lineage, round_: int, purpose: str, problems: pl.DataFrame, samples: int, policy: str
-) -> list[dict[str, object]]:
+) -> list[Row]:
     """The rollouts to have, as rows without their results."""
     tokenizer = models.tokenizer(lineage.experiment.model.name)
     sampling = lineage.experiment.sampling.model_dump(mode="json", exclude={"batch_size"})
-    planned: list[dict[str, object]] = []
+    planned: list[Row] = []
     for problem_id, question in problems.select("problem_id", "question").iter_rows():
         prompt = prompt_ids(tokenizer, student_messages(lineage.experiment.prompts, question))
         for index in range(samples):
@@ -84,12 +96,12 @@ def _sample_batch(
     lineage: Lineage,
     round_: int,
     policy: str,
-    batch: list[dict[str, object]],
+    batch: list[Row],
     problems: pl.DataFrame,
 ) -> None:
     with STOPWATCH.measure("compute"):
         engine = models.engine(lineage, round_, policy)
-        requests = [Request(tuple(row["prompt_ids"]), row["sampling_seed"]) for row in batch]  # type: ignore[arg-type]
+        requests = [Request(row["prompt_ids"], row["sampling_seed"]) for row in batch]
         completions = engine.generate(requests, lineage.experiment.sampling)
         references = dict(problems.select("problem_id", "answer").iter_rows())
         results = _graded(lineage, completions, [references[row["problem_id"]] for row in batch])
@@ -97,9 +109,7 @@ def _sample_batch(
     lineage.store.append_missing(rollouts=TABLES["rollouts"].frame(rows))
 
 
-def _graded(
-    lineage: Lineage, completions: list[Completion], references: list[str]
-) -> list[dict[str, object]]:
+def _graded(lineage: Lineage, completions: list[Completion], references: list[str]) -> list[Row]:
     tokenizer = models.tokenizer(lineage.experiment.model.name)
     texts = tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
     traces = [parse_trace(text) for text in texts]

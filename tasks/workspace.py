@@ -1,5 +1,6 @@
 """Where a run lives on disk, and which run a task works for."""
 
+import atexit
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,10 +87,18 @@ def open_store(root: Path) -> Store:
     return Store(root / "sdcore.duckdb")
 
 
+atexit.register(open_store.cache_clear)  # DuckDB complains of what lives on at exit
+
+
 def split_problems(lineage: Lineage, split: str) -> pl.DataFrame:
     """The problems of a split, in order."""
-    experiment_id = lineage.experiment.experiment_id
-    rows = lineage.store.rows("problems", experiment_id=experiment_id, split=split)
+    return _split_problems(lineage.root, lineage.experiment.experiment_id, split)
+
+
+@cache
+def _split_problems(root: Path, experiment_id: str, split: str) -> pl.DataFrame:
+    """Read once a process: `prepare` writes them all before anything else, and only then."""
+    rows = open_store(root).rows("problems", experiment_id=experiment_id, split=split)
     return rows.sort("position")
 
 

@@ -53,12 +53,16 @@ def sliding_window_mistral() -> MistralForCausalLM:
     return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=4)).eval()
 
 
+UNEVEN = [Request(PROMPTS[0], seed) for seed in range(9)] + requests(1)
+
+
 @pytest.mark.parametrize("build", [llama, sliding_window_mistral])
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-def test_logprobs_are_those_of_a_plain_forward_pass(build, temperature):
+@pytest.mark.parametrize("asked", [requests(3), UNEVEN], ids=["even", "uneven"])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_logprobs_are_those_of_a_plain_forward_pass(build, asked, temperature):
     sampling = SamplingConfig(temperature=temperature, top_p=0.9, max_new_tokens=40)
-    completions = engine(build()).generate(requests(), sampling)
-    for request, completion in zip(requests(), completions, strict=True):
+    completions = engine(build()).generate(asked, sampling)
+    for request, completion in zip(asked, completions, strict=True):
         expected = reference_logprobs(build(), request.prompt_ids, completion.token_ids)
         assert torch.tensor(completion.logprobs).sub(expected).abs().max() < 1e-4
 
@@ -168,6 +172,13 @@ def test_draw_never_takes_a_token_of_probability_zero():
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(2, 4)
     ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     assert draw(logits, ends, SamplingConfig())[0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("logit", [torch.nan, torch.inf])
+def test_draw_refuses_logits_that_are_not_finite(logit):
+    logits = torch.tensor([[0.0, 1.0], [logit, 0.0]])
+    with pytest.raises(EngineError, match="not finite"):
+        draw(logits, torch.zeros(2, dtype=torch.float64), SamplingConfig())
 
 
 def test_draw_at_temperature_zero_is_greedy():

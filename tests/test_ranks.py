@@ -21,7 +21,7 @@ def together(tmp_path_factory):
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
             "-m", "tests.two_ranks", str(folder),
         ],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     lines = [ast.literal_eval(line) for line in run.stdout.splitlines() if line.startswith("{")]

@@ -88,6 +88,16 @@ def test_ema_scores_with_its_average_and_gives_the_students_weights_back(make):
         assert weight.requires_grad
 
 
+def test_average_of_a_bfloat16_policy_keeps_small_moves():
+    policy = llama().to(torch.bfloat16)
+    teacher = Teacher(policy, TeacherConfig(kind="ema", decay=0.999))
+    policy.float().requires_grad_(True)
+    before = {name: value.clone() for name, value in teacher.state().items()}
+    move(policy)
+    teacher.follow()
+    assert all(not torch.equal(value, before[name]) for name, value in teacher.state().items())
+
+
 @pytest.mark.parametrize("make", [adapted, full])
 def test_state_restores_the_average_bit_for_bit(make):
     policy = make()

@@ -7,10 +7,12 @@ import torch
 
 import sdcore
 from sdcore.arithmetic import ORDERS, STYLES, generate_problems, reference_solution, solve
-from sdcore.config import ModelConfig, load_experiment
+from sdcore.config import ModelConfig, SamplingConfig, load_experiment
 from sdcore.corpus import documents, missing_facts
+from sdcore.engines import Request
+from sdcore.engines.transformers import TransformersEngine
 from sdcore.model_card import measure
-from sdcore.policies import load_policy, load_tokenizer
+from sdcore.policies import end_ids, load_policy, load_tokenizer
 from sdcore.tiny_solver import Recipe, build, hinted_prompt, train
 from sdcore.tiny_solver import _tensors as tensors
 from sdcore.tiny_tokenizer import PROMPTS, TAGS, build_tokenizer
@@ -110,6 +112,22 @@ def test_the_shipped_tokenizer_is_the_one_that_is_built(tokenizer):
 
 def test_the_shipped_weights_are_small():
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 8_000_000
+
+
+def test_the_shipped_solver_writes_no_special_token_but_the_end(tokenizer):
+    model = load_policy(SHIPPED, ModelConfig(name="builtin:tiny-solver"))
+    engine = TransformersEngine(model, end_ids=end_ids(SHIPPED), pad_id=tokenizer.pad_token_id)
+    prompts = [
+        hinted_prompt(tokenizer, problem.question, hint)
+        for problem in generate_problems(60, seed=8, holdout=True)
+        for hint in (None, reference_solution(problem))
+    ]
+    requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+    drawn = engine.generate(requests, SamplingConfig(max_new_tokens=64))
+    stopped = [c.token_ids[-1] == tokenizer.eos_token_id for c in drawn]
+    special = set(tokenizer.all_special_ids)
+    assert sum(stopped) >= 0.98 * len(drawn)
+    assert not any(special & set(c.token_ids[:-1]) for c in drawn)
 
 
 def test_the_shipped_solver_is_weak_alone_and_strong_with_a_hint(tokenizer):

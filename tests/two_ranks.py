@@ -1,5 +1,6 @@
 """What tests/test_ranks.py runs under torchrun: each case trains, saves, and resumes once."""
 
+import faulthandler
 import sys
 from dataclasses import asdict, replace
 from functools import partial
@@ -46,6 +47,7 @@ def train(case: str, folder: Path) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(120, exit=True)  # a hang ends, and says where it was
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     for name in CASES:

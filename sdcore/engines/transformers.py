@@ -10,15 +10,13 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
-from torch.nn.functional import pad
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
 
 from sdcore.config import SamplingConfig
 from sdcore.engines import Completion, Request
+from sdcore.engines.decoding import PLAIN, SHARED, Rows
 from sdcore.errors import EngineError, ModelError
 
-GROWTH = 32  # tokens by which a key-value buffer grows
 SHRINK = 0.8  # share of unfinished rows below which the finished ones are dropped
 
 
@@ -47,6 +45,8 @@ class TransformersEngine:
         memory_bytes: int = 4 << 30,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
+        if model.config.model_type in PLAIN:
+            model.set_attn_implementation(SHARED)
         self._device = next(model.parameters()).device
         self._end_ids = torch.tensor(sorted(end_ids), device=self._device)
         self._pad_id = pad_id
@@ -132,7 +132,7 @@ class TransformersEngine:
         on_progress: Callable[[int], None],
     ) -> list[Completion]:
         """Draw the samples of one batch; rows draw on after their end token until they leave."""
-        rows, logits_BV = _Rows.prefill(self.model, [r.prompt_ids for r in batch], self._pad_id)
+        rows, logits_BV = Rows.prefill(self.model, [r.prompt_ids for r in batch], self._pad_id)
         uniforms_NT = _uniforms(batch, sampling).to(self._device)
         tokens_NT = torch.zeros(uniforms_NT.shape, dtype=torch.long, device=self._device)
         logprobs_NT = torch.zeros(uniforms_NT.shape, device=self._device)
@@ -156,100 +156,6 @@ class TransformersEngine:
         return _completions(tokens_NT, logprobs_NT, torch.isin(tokens_NT, self._end_ids))
 
 
-class _Rows:
-    """The sequences that are being decoded: their keys and values, padding and next position."""
-
-    def __init__(
-        self, model: PreTrainedModel, cache: DynamicCache, mask_BT: Tensor, row_B: Tensor
-    ) -> None:
-        """Give each row the cache of its prompt, `row_B` being the prompt's index."""
-        self._model, self._cache = model, cache
-        self._padded = not bool(mask_BT.all())
-        self._mask_BT = mask_BT
-        self._position_B = mask_BT.sum(1)
-        self.keep(row_B)
-        cache.layers = [
-            _GrowingLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers
-        ]
-
-    @classmethod
-    def prefill(
-        cls, model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], pad_id: int
-    ) -> tuple["_Rows", Tensor]:
-        """Run each distinct prompt once; the rows of all prompts, and their next-token logits."""
-        index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-        longest = max(map(len, index))
-        ids_PT = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in index])
-        mask_PT = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in index])
-        ids_PT, mask_PT = ids_PT.to(model.device), mask_PT.to(model.device)
-        cache = DynamicCache(config=model.config)
-        logits_PV = model(
-            ids_PT,
-            attention_mask=None if bool(mask_PT.all()) else mask_PT,
-            position_ids=(mask_PT.cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        row_B = torch.tensor([index[prompt] for prompt in prompts], device=model.device)
-        return cls(model, cache, mask_PT, row_B), logits_PV[row_B]
-
-    def keep(self, index_B: Tensor) -> None:
-        """Make the rows those at `index_B`; an index may repeat."""
-        self._cache.reorder_cache(index_B)
-        self._mask_BT, self._position_B = self._mask_BT[index_B], self._position_B[index_B]
-
-    def advance(self, token_B: Tensor) -> Tensor:
-        """Append a token to each row; the logits of the next one, [B, V]."""
-        self._mask_BT = pad(self._mask_BT, (0, 1), value=True)
-        logits_B1V: Tensor = self._model(
-            token_B[:, None],
-            attention_mask=self._mask_BT if self._padded else None,
-            position_ids=self._position_B[:, None],
-            past_key_values=self._cache,
-        ).logits
-        self._position_B = self._position_B + 1
-        return logits_B1V[:, -1]
-
-
-class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
-    """A cache layer that appends in place.
-
-    `DynamicLayer` copies all keys and values for each new token. Here they are views of buffers
-    with room for more, so that they are copied once in `GROWTH` tokens.
-    """
-
-    def __init__(self, layer: DynamicLayer) -> None:
-        super().__init__()
-        self.lazy_initialization(layer.keys, layer.values)
-        self._buffers = [layer.keys, layer.values]
-        self._show(layer.keys.shape[2])
-
-    def _show(self, length: int) -> None:
-        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Append the keys and values of one token, [B, H, 1, D]; all so far, [B, H, T, D]."""
-        length = self.keys.shape[2]
-        if length == self._buffers[0].shape[2]:
-            self._buffers = [_grown(buffer) for buffer in self._buffers]
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, length : length + 1] = states
-        self._show(length + 1)
-        return self.keys, self.values
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep the rows at `beam_idx`."""
-        self._buffers = [buffer.index_select(0, beam_idx) for buffer in self._buffers]
-        self._show(self.keys.shape[2])
-
-
-def _grown(buffer_BHTD: Tensor) -> Tensor:
-    rows, heads, _, width = buffer_BHTD.shape
-    return torch.cat([buffer_BHTD, buffer_BHTD.new_empty(rows, heads, GROWTH, width)], dim=2)
-
-
 def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfig) -> tuple[Tensor, Tensor]:
     """Draw a token a row by inversion of the cumulative distribution.
 
@@ -261,8 +167,14 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfig) -> tup
 
     Returns:
         Token ids [B], and their float32 log-probs [B] at temperature 1 without top-p.
+
+    Raises:
+        EngineError: the model's logits are not numbers, or infinite.
     """
     logits_BV = logits_BV.float()
+    total_B1 = logits_BV.logsumexp(-1, keepdim=True)
+    if not bool(total_B1.isfinite().all()):
+        raise EngineError("the model's logits are not finite", mend="its weights may have diverged")
     if sampling.temperature == 0:
         token_B1 = logits_BV.argmax(-1, keepdim=True)
     else:
@@ -270,11 +182,11 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfig) -> tup
         if sampling.top_p < 1:
             probs_BV = _nucleus(probs_BV, sampling.top_p)
         cumulative_BV = probs_BV.double().cumsum(-1)
-        total_B1 = cumulative_BV[:, -1:]
-        below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
-        target_B1 = torch.minimum(uniforms_B[:, None] * total_B1, below_B1)
+        mass_B1 = cumulative_BV[:, -1:]
+        below_B1 = torch.nextafter(mass_B1, torch.zeros_like(mass_B1))
+        target_B1 = torch.minimum(uniforms_B[:, None] * mass_B1, below_B1)
         token_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
-    logprob_B1 = logits_BV.gather(1, token_B1) - logits_BV.logsumexp(-1, keepdim=True)
+    logprob_B1 = logits_BV.gather(1, token_B1) - total_B1
     return token_B1[:, 0], logprob_B1[:, 0]
 
 
@@ -295,9 +207,8 @@ def merged_weights(policy: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
     for name, layer in base.named_modules():
         if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters:
             for adapter in layer.active_adapters:
-                merged[f"{name}.weight"] = merged[f"{name}.weight"] + layer.get_delta_weight(
-                    adapter
-                )
+                delta = layer.get_delta_weight(adapter)
+                merged[f"{name}.weight"] = merged[f"{name}.weight"] + delta
     return merged
 
 

@@ -1,0 +1,67 @@
+"""Model FLOP/s of a step over the machine's GEMM peak, and how cost grows with length and batch.
+
+FLOPs are the model's: 2 a weight and token forward, 4 backward, of real tokens only; padding,
+attention scores, softmax and recomputation count as nothing, so the share is a lower bound.
+"""
+
+import math
+import statistics
+
+import _steps
+import torch
+from _measure import report, seconds
+
+REPEATS = 5
+
+
+def gemm_peak() -> float:
+    """FLOP/s of a large float32 matrix product, the best of several."""
+    left, right = torch.randn(2, 2048, 2048)
+    return 2 * 2048**3 / min(seconds(lambda: left @ right) for _ in range(8))
+
+
+def model_flops(lengths: tuple[int, ...]) -> float:
+    """Of a step on all weights: student forward and backward, teacher forward, the heads of both."""
+    model = _steps.smollm2()
+    head = model.lm_head.weight.numel()
+    body = sum(weight.numel() for weight in model.parameters()) - head  # the embedding is tied
+    response = sum(lengths)
+    student = response + _steps.PROMPT * len(lengths)
+    teacher = response + _steps.TEACHER_PROMPT * len(lengths)
+    return body * (6 * student + 2 * teacher) + head * (6 + 2) * response
+
+
+def measured(lengths: tuple[int, ...]) -> float:
+    work = _steps.ours(_steps.rollouts(lengths), lora=None)
+    work()
+    return statistics.median(seconds(work) for _ in range(REPEATS))
+
+
+def exponent(sizes: tuple[int, ...], times: list[float]) -> float:
+    """Slope of log time by log size, 1 where cost is linear."""
+    return math.log(times[-1] / times[0]) / math.log(sizes[-1] / sizes[0])
+
+
+def main() -> None:
+    before = gemm_peak()
+    spent = measured(_steps.LENGTHS)
+    peak = max(before, gemm_peak())
+    share = model_flops(_steps.LENGTHS) / spent / peak
+    by_length = {n: measured((n,) * 4) for n in (64, 128, 256)}
+    by_batch = {n: measured((128,) * n) for n in (2, 4, 8)}
+    report(
+        "mfu",
+        share,
+        "at least 0.6 of the GEMM peak in float32",
+        share >= 0.6,
+        gemm_peak_flops=peak,
+        step_seconds=spent,
+        seconds_by_response_length=by_length,
+        seconds_by_batch=by_batch,
+        exponent_by_response_length=round(exponent((64, 256), [by_length[64], by_length[256]]), 3),
+        exponent_by_batch=round(exponent((2, 8), [by_batch[2], by_batch[8]]), 3),
+    )
+
+
+if __name__ == "__main__":
+    main()
