@@ -10,7 +10,7 @@ import polars as pl
 import polars.selectors as cs
 
 from sdcore.config import EvaluationConfig, Experiment
-from sdcore.diagnostics import correct_rollouts, region_advantages
+from sdcore.diagnostics import REGIONS, correct_rollouts, region_advantages
 from sdcore.errors import DataError
 from sdcore.metrics import METRICS, interval, per_problem
 from sdcore.store import Store
@@ -104,7 +104,7 @@ def signal_summary(store: Store, experiment_id: str) -> pl.DataFrame:
     by = ["condition", "round"]
     settings = results(store, experiment_id).experiment.evaluation
     regions = region_advantages(signals, by, settings).pivot(
-        "region", index=by, values=["mean", "low", "high"]
+        "region", REGIONS, index=by, values=["mean", "low", "high"]
     )
     correct = correct_rollouts(signals, by, settings).select(
         *by, cs.starts_with("negative_share"), correct_mean="mean"

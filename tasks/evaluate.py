@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from sdcore.metrics import score
 from sdcore.schema import TABLES
 from sdcore.timing import STOPWATCH
+from tasks.progress import note
 from tasks.sample import sample_missing
 from tasks.workspace import Lineage, Reference, policy_row, split_problems
 
@@ -37,6 +38,7 @@ def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
             "seconds": time.perf_counter() - start,
         }
         lineage.store.append_missing(scores=TABLES["scores"].frame([row | numbers]))
+        note(f"{lineage.label} after {round_} rounds: {split} avg@{samples} {numbers['avg_at_k']:.1%}")
     return Reference("scores", key, 1)
 
 

@@ -38,3 +38,8 @@ def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
         _progress.remove_task(row)
         if outermost:
             _progress.stop()
+
+
+def note(text: str) -> None:
+    """Print a line above the bars; without a terminal these lines are all there is."""
+    CONSOLE.print(text, highlight=False, markup=False)

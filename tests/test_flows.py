@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from mlflow import MlflowClient, pyfunc
 
+from sdcore.config import load_experiment
 from sdcore.schema import TABLES
 from sdcore.store import Store
 from tests.test_config import QUICKSTART
@@ -151,6 +152,25 @@ def test_killed_and_started_again_it_ends_as_if_never_interrupted(finished, tmp_
     expected, found = tables(finished[0]), tables(tmp_path)
     assert all(expected[name].equals(found[name]) for name in TABLES)
     assert metrics(tmp_path) == metrics(finished[0])
+
+
+def test_a_failed_stage_is_rerun_without_redoing_the_others(finished, tmp_path):
+    experiment_id = load_experiment(QUICKSTART, SMALL).experiment_id
+    obstacle = tmp_path / "checkpoints" / experiment_id / "step_aligned"
+    obstacle.parent.mkdir(parents=True)
+    obstacle.write_text("a file where the stage needs a folder")
+    failed = sdcore("run", QUICKSTART, *SMALL, "--workspace", tmp_path, check=False)
+    assert failed.returncode != 0 and str(obstacle) in failed.stderr
+    store = Store(tmp_path / "sdcore.duckdb")
+    before = {name: store.rows(name) for name in TABLES}
+    assert set(before["updates"]["condition"]) == {"grpo", "reference"}
+    obstacle.unlink()
+    run(tmp_path)
+    for name, table in TABLES.items():  # the rows that were there still are, times included
+        kept = store.rows(name).join(before[name].select(table.key), on=table.key, how="semi")
+        assert kept.sort(table.key).equals(before[name].sort(table.key)), name
+    expected, found = tables(finished[0]), tables(tmp_path)
+    assert all(expected[name].equals(found[name]) for name in TABLES)
 
 
 def test_mlflow_holds_the_same_numbers_as_the_tables(finished):
