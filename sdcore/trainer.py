@@ -7,12 +7,10 @@ resumed from them goes on bit for bit.
 Axes: N examples, T their response tokens, S signals.
 """
 
-import json
-import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,67 +19,20 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from sdcore import batches, losses, policies, ranks
+from sdcore import batches, checkpoints, losses, policies, ranks, updates
 from sdcore.batches import Example, Padded
 from sdcore.config import DistillConfig, GrpoConfig, TeacherConfig, TrainingConfig
-from sdcore.errors import ModelError, TrainingError
+from sdcore.errors import TrainingError
 from sdcore.optimizer import Optimizer
 from sdcore.policies import Policy
 from sdcore.projection import Objective, TokenScores, View, chunked_loss, token_scores
 from sdcore.teacher import Teacher, trained
+from sdcore.updates import KL, Pass, TokenSignals, Update
 from sdcore.views import checkpointed, plain, require_exact_head, view
 
 __all__ = ["Example", "TokenSignals", "Trainer", "Update"]
 
-STATE, ABOUT = Path("trainer", "state.safetensors"), Path("trainer", "state.json")
 IDENTITY = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # largest KL (nats) that is rounding
-
-
-@dataclass(frozen=True)
-class TokenSignals:
-    """Signals of one example, each [response tokens], in nats, by the weights before the step.
-
-    `advantage` is teacher minus student log-prob or, for GRPO, the rollout's advantage; `kl` is
-    the forward KL over the vocabulary. Without a teacher `teacher_logprob` and `kl` are None.
-    """
-
-    student_logprob: Tensor
-    entropy: Tensor
-    advantage: Tensor
-    teacher_logprob: Tensor | None = None
-    kl: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one optimizer step did; `loss`, `entropy` and `kl` are means over response tokens.
-
-    `grad_norm` is before clipping, `logprob_drift` the mean |sampler − trainer| log-prob (None
-    without stored log-probs), `padding_share` that of padded positions, both sides counted.
-    """
-
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    rollouts: int
-    tokens: int
-    mean_length: float
-    entropy: float
-    kl: float | None
-    logprob_drift: float | None
-    padding_share: float
-    seconds: float
-    signals: list[TokenSignals]
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """One micro-batch: which examples, its share of the loss, and what it tells of their tokens."""
-
-    group: list[int]
-    loss: float
-    loss_T: Tensor
-    signals_ST: Tensor
 
 
 class Trainer:
@@ -140,27 +91,18 @@ class Trainer:
         mine = [self._backward(group, examples, weights_N) for group in self._groups(examples)]
         ranks.sum_gradients(self._weights.values())
         passes = ranks.gather([each for each in mine if each.group])
-        loss, norm = sum(each.loss for each in passes), self._optimizer.clip()
-        if not math.isfinite(loss + norm):
+        norm = self._optimizer.clip()
+        try:
+            updates.require_finite(examples, passes, norm)
+        except TrainingError:
             self._optimizer.discard()
-            raise _not_finite(examples, passes, loss, norm)
+            raise
         rate = self._optimizer.apply()
         if self._teacher is not None:
             self._teacher.follow()
-        signals_ST = torch.cat([each.signals_ST for each in passes], 1)
-        return Update(
-            loss=loss,
-            grad_norm=norm,
-            learning_rate=rate,
-            rollouts=len(examples),
-            tokens=signals_ST.shape[1],
-            mean_length=signals_ST.shape[1] / len(examples),
-            entropy=float(signals_ST[1].mean()),
-            kl=float(signals_ST[4].mean()) if self._teacher else None,
-            logprob_drift=_drift(examples, passes),
-            padding_share=batches.padding_share(examples, [each.group for each in passes]),
-            signals=_by_example(examples, passes),
-            seconds=time.perf_counter() - started,
+        seconds = time.perf_counter() - started
+        return updates.update_of(
+            examples, passes, grad_norm=norm, learning_rate=rate, seconds=seconds
         )
 
     @torch.no_grad()
@@ -168,19 +110,12 @@ class Trainer:
         """The signals of a step, without taking it."""
         self._require_fit(examples)
         mine = [self._scored(group, examples) for group in self._groups(examples)]
-        return _by_example(examples, ranks.gather([each for each in mine if each.group]))
+        return updates.signals_of(examples, ranks.gather([each for each in mine if each.group]))
 
     def save(self, folder: Path) -> None:
         """Write the weights and, under `trainer/`, the rest of the state: whole or not at all."""
-        about = {"step": self._optimizer.step, "settings": self._settings}
-        weights, state = policies.weights(self.model), self._state()
-        if ranks.place()[0] == 0:
-            with policies.replacing(folder) as fresh:
-                policies.write_weights(self.model, fresh, weights)
-                (fresh / STATE).parent.mkdir()
-                policies.save_tensors(state, fresh / STATE)
-                (fresh / ABOUT).write_text(json.dumps(about, indent=2), "utf-8")
-        ranks.wait()
+        state = self._optimizer.state() | (self._teacher.state() if self._teacher else {})
+        checkpoints.write(folder, self.model, state, self._optimizer.step, self._settings)
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint. The frozen teacher stays what it was: the initial weights.
@@ -188,12 +123,10 @@ class Trainer:
         Raises:
             ModelError: there is none, it is damaged, or it was written under other settings.
         """
-        about = _about(folder / ABOUT)
-        _require_same_settings(about["settings"], self._settings, folder)
-        state = policies.load_tensors(folder / STATE)
+        step, state = checkpoints.read(folder, self._settings)
         ranks.settle(self.model)
         policies.load_weights(self.model, folder)
-        self._optimizer.restore(state, about["step"])
+        self._optimizer.restore(state, step)
         if self._teacher is not None:
             self._teacher.restore(state)
 
@@ -205,7 +138,7 @@ class Trainer:
         batches.require_whole(examples, self._limit)
         if self._teacher is not None and self._optimizer.step == 0:
             same = replace(examples[0], teacher_prompt_ids=examples[0].prompt_ids)
-            _require_identity(self._scored([0], [same]).signals_ST[4], self._dtype)
+            _require_identity(self._scored([0], [same]).signals_ST[KL], self._dtype)
 
     def _groups(self, examples: Sequence[Example]) -> list[list[int]]:
         """This rank's share of each micro-batch; empty where there are fewer examples than ranks.
@@ -216,7 +149,7 @@ class Trainer:
         budget = self._training.tokens_per_microbatch * size
         return [group[rank::size] for group in batches.microbatches(examples, budget)]
 
-    def _backward(self, group: list[int], examples: Sequence[Example], weights_N: Tensor) -> _Pass:
+    def _backward(self, group: list[int], examples: Sequence[Example], weights_N: Tensor) -> Pass:
         """Add the gradient of one micro-batch; an empty one stands in with weight 0."""
         chosen = [examples[index] for index in group] or examples[:1]
         weights_T = batches.token_weights(chosen, weights_N[group] if group else torch.zeros(1))
@@ -231,10 +164,10 @@ class Trainer:
             student, teacher = self._sides(chosen)
             loss, loss_T, scores = ranks.inside(self.model, forward)
         loss.backward()  # type: ignore[no-untyped-call]
-        return _Pass(group, float(loss.detach()), loss_T, self._signals(chosen, scores))
+        return Pass(group, float(loss.detach()), loss_T, self._signals(chosen, scores))
 
     @torch.no_grad()
-    def _scored(self, group: list[int], examples: Sequence[Example]) -> _Pass:
+    def _scored(self, group: list[int], examples: Sequence[Example]) -> Pass:
         """What a micro-batch tells, without a gradient."""
         chosen = [examples[index] for index in group] or examples[:1]
         with self._autocast():
@@ -243,7 +176,7 @@ class Trainer:
                 self.model,
                 lambda: token_scores(view(self.model, student), teacher, student.tokens_T),
             )
-        return _Pass(group, 0.0, torch.zeros(0), self._signals(chosen, scores))
+        return Pass(group, 0.0, torch.zeros(0), self._signals(chosen, scores))
 
     def _sides(self, examples: Sequence[Example]) -> tuple[Padded, list[View]]:
         """The student's sequences, and the teacher's views of the same responses."""
@@ -283,9 +216,6 @@ class Trainer:
         if self._teacher is not None:
             self._teacher.shard()
 
-    def _state(self) -> dict[str, Tensor]:
-        return self._optimizer.state() | (self._teacher.state() if self._teacher else {})
-
     def _autocast(self) -> AbstractContextManager[object]:
         if self._dtype == torch.float32:
             return nullcontext()
@@ -308,69 +238,3 @@ def _require_identity(kl_T: Tensor, dtype: torch.dtype) -> None:
             expected="0, because they are the same weights",
             mend="start from the base model, and from an adapter whose B is zero",
         )
-
-
-def _not_finite(
-    examples: Sequence[Example], passes: Sequence[_Pass], loss: float, norm: float
-) -> TrainingError:
-    """Names the rollouts whose loss is not finite or, where all are, those of the step."""
-    culprits = [
-        examples[index].rollout_id
-        for each in passes
-        for index, loss_T in zip(each.group, _split(examples, each.group, each.loss_T))
-        if not loss_T.isfinite().all()
-    ]
-    return TrainingError(
-        "the loss or its gradient is not finite",
-        got=f"loss {loss:g}, gradient norm {norm:g}",
-        where=f"rollouts {', '.join(culprits or [e.rollout_id for e in examples])}",
-        mend="the weights are as before the step; lower the learning rate or drop these rollouts",
-    )
-
-
-def _by_example(examples: Sequence[Example], passes: Sequence[_Pass]) -> list[TokenSignals]:
-    found = {
-        index: TokenSignals(*signals_ST)
-        for each in passes
-        for index, signals_ST in zip(each.group, _split(examples, each.group, each.signals_ST))
-    }
-    return [found[index] for index in range(len(examples))]
-
-
-def _split(examples: Sequence[Example], group: Sequence[int], values: Tensor) -> Sequence[Tensor]:
-    return torch.split(values, [len(examples[index].response_ids) for index in group], -1)
-
-
-def _drift(examples: Sequence[Example], passes: Sequence[_Pass]) -> float | None:
-    sampled_T = batches.sampled_logprobs([examples[i] for each in passes for i in each.group])
-    if sampled_T is None:
-        return None
-    return float((torch.cat([each.signals_ST[0] for each in passes]) - sampled_T).abs().mean())
-
-
-def _about(path: Path) -> dict[str, Any]:
-    try:
-        about: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError("not a checkpoint to resume from", got=error, where=str(path)) from error
-    return about
-
-
-def _require_same_settings(stored: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
-    if stored != ours:
-        before, now = _flat(stored), _flat(ours)
-        drifted = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
-        raise ModelError(
-            "the checkpoint was written under other settings",
-            got="; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in drifted),
-            where=str(folder),
-            mend="resume with the checkpoint's settings, or start anew",
-        )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat

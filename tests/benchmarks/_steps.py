@@ -24,6 +24,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 LENGTHS = (16, 24, 40, 64, 96, 128, 160, 192)  # response tokens of the rollouts
 PROMPT, TEACHER_PROMPT = 48, 160
+LORA = LoraConfig(rank=64, alpha=128)
 
 
 def smollm2() -> LlamaForCausalLM:
@@ -49,7 +50,7 @@ def rollouts(lengths: tuple[int, ...] = LENGTHS) -> list[Example]:
     ]
 
 
-def ours(examples: list[Example], lora: LoraConfig | None = LoraConfig()) -> Callable[[], float]:
+def ours(examples: list[Example], lora: LoraConfig | None = LORA) -> Callable[[], float]:
     model: Policy = smollm2()
     if lora is not None:
         model = policies.attach_lora(model, lora, 0)
@@ -61,7 +62,7 @@ def ours(examples: list[Example], lora: LoraConfig | None = LoraConfig()) -> Cal
 def trl(examples: list[Example]) -> Callable[[], float]:
     from trl.experimental.sdft import SDFTTrainer
 
-    model = policies.attach_lora(smollm2(), LoraConfig(), 0)
+    model = policies.attach_lora(smollm2(), LORA, 0)
     trainer = SDFTTrainer.__new__(SDFTTrainer)  # its methods, without its data set and sampling
     trainer.model = trainer.teacher_model = model
     trainer.args = SimpleNamespace(

@@ -21,7 +21,7 @@ def gemm_peak() -> float:
 
 
 def model_flops(lengths: tuple[int, ...]) -> float:
-    """Of a step on all weights: student forward and backward, teacher forward, the heads of both."""
+    """Of a step on all weights: student forward and backward, teacher forward, both heads."""
     model = _steps.smollm2()
     head = model.lm_head.weight.numel()
     body = sum(weight.numel() for weight in model.parameters()) - head  # the embedding is tied

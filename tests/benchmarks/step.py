@@ -14,7 +14,7 @@ WORK = {"sdcore": _steps.ours, "trl": _steps.trl}
 def peak_rss(name: str) -> int:
     """Peak resident bytes of a process that takes two steps."""
     command = [sys.executable, __file__, name]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(run.stdout.split()[-1])
 
 

@@ -1,0 +1,132 @@
+"""What micro-batches tell, put together: the signals of each example, and the update as a whole.
+
+Axes: T response tokens of a micro-batch, S signals.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdcore import batches
+from sdcore.batches import Example
+from sdcore.errors import TrainingError
+
+KL = 4  # row of the KL in an [S, T] of signals
+
+
+@dataclass(frozen=True)
+class TokenSignals:
+    """Signals of one example, each [response tokens], in nats, by the weights before the step.
+
+    `advantage` is teacher minus student log-prob or, for GRPO, the rollout's advantage; `kl` is
+    the forward KL over the vocabulary. Without a teacher `teacher_logprob` and `kl` are None.
+    """
+
+    student_logprob: Tensor
+    entropy: Tensor
+    advantage: Tensor
+    teacher_logprob: Tensor | None = None
+    kl: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step did; `loss`, `entropy` and `kl` are means over response tokens.
+
+    `grad_norm` is before clipping, `logprob_drift` the mean |sampler − trainer| log-prob (None
+    without stored log-probs), `padding_share` that of padded positions, both sides counted.
+    """
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    rollouts: int
+    tokens: int
+    mean_length: float
+    entropy: float
+    kl: float | None
+    logprob_drift: float | None
+    padding_share: float
+    seconds: float
+    signals: list[TokenSignals]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One micro-batch: which examples, its share of the loss, and what it tells of their tokens."""
+
+    group: list[int]
+    loss: float
+    loss_T: Tensor
+    signals_ST: Tensor
+
+
+def update_of(
+    examples: Sequence[Example],
+    passes: Sequence[Pass],
+    *,
+    grad_norm: float,
+    learning_rate: float,
+    seconds: float,
+) -> Update:
+    """Put the passes over all examples together."""
+    signals_ST = torch.cat([each.signals_ST for each in passes], 1)
+    order = [examples[index] for each in passes for index in each.group]
+    sampled_T = batches.sampled_logprobs(order)
+    return Update(
+        loss=sum(each.loss for each in passes),
+        grad_norm=grad_norm,
+        learning_rate=learning_rate,
+        rollouts=len(examples),
+        tokens=signals_ST.shape[1],
+        mean_length=signals_ST.shape[1] / len(examples),
+        entropy=float(signals_ST[1].mean()),
+        kl=float(signals_ST[KL].mean()) if len(signals_ST) > KL else None,
+        logprob_drift=None
+        if sampled_T is None
+        else float((signals_ST[0] - sampled_T).abs().mean()),
+        padding_share=batches.padding_share(examples, [each.group for each in passes]),
+        seconds=seconds,
+        signals=signals_of(examples, passes),
+    )
+
+
+def signals_of(examples: Sequence[Example], passes: Sequence[Pass]) -> list[TokenSignals]:
+    """Signals in the order of the examples."""
+    found = {
+        index: TokenSignals(*signals_ST)
+        for each in passes
+        for index, signals_ST in zip(each.group, _split(examples, each.group, each.signals_ST))
+    }
+    return [found[index] for index in range(len(examples))]
+
+
+def require_finite(examples: Sequence[Example], passes: Sequence[Pass], grad_norm: float) -> None:
+    """Refuse a step that would spoil the weights.
+
+    Raises:
+        TrainingError: naming the rollouts whose loss is not finite, or all of the step where it is
+            the gradient only.
+    """
+    loss = sum(each.loss for each in passes)
+    if math.isfinite(loss + grad_norm):
+        return
+    culprits = [
+        examples[index].rollout_id
+        for each in passes
+        for index, loss_T in zip(each.group, _split(examples, each.group, each.loss_T))
+        if not loss_T.isfinite().all()
+    ]
+    raise TrainingError(
+        "the loss or its gradient is not finite",
+        got=f"loss {loss:g}, gradient norm {grad_norm:g}",
+        where=f"rollouts {', '.join(culprits or [each.rollout_id for each in examples])}",
+        mend="the weights are as before the step; lower the learning rate or drop these rollouts",
+    )
+
+
+def _split(examples: Sequence[Example], group: Sequence[int], values: Tensor) -> Sequence[Tensor]:
+    return torch.split(values, [len(examples[index].response_ids) for index in group], -1)
