@@ -68,10 +68,13 @@ def test_the_quickstart_asks_as_in_pre_training():
 
 
 def test_only_the_trace_is_learnt(tokenizer):
-    batch = list(islice(documents("aligned", missing_facts(0.4, 0), seed=0), 3))
+    batch = list(islice(documents("aligned", missing_facts(0.4, 0), seed=0), 8))
+    assert any(document.trace[1] for document in batch)  # one that slips
     ids_NT, learnt_NT = tensors(tokenizer, batch)
     for document, ids_T, learnt_T in zip(batch, ids_NT, learnt_NT):
-        assert tokenizer.decode(ids_T[learnt_T]) == document.trace + "<eos>"
+        before, wrong, after = document.trace
+        assert tokenizer.decode(ids_T[learnt_T]) == before + after + "<eos>"
+        assert f"<assistant>{before}{wrong}{after}<eos>" in tokenizer.decode(ids_T)
 
 
 def test_training_is_reproducible_and_seeded(tokenizer):
