@@ -34,6 +34,7 @@ def measure(
 ) -> dict[str, float]:
     """Sample problems at temperature 1, without a hint and with two kinds of it; shares in 0-1.
 
+    `avg_error` is the standard error of `avg` over problems.
     The aligned hint is the oracle's correction of the solver's own trace for the same problem.
     """
     repeated = [problem for problem in problems for _ in range(samples)]
@@ -47,6 +48,7 @@ def measure(
     right_PN = np.reshape(_right(repeated, plain), (len(problems), samples))
     return {
         "avg": float(right_PN.mean()),
+        "avg_error": float(right_PN.mean(axis=1).std(ddof=1) / len(problems) ** 0.5),
         "never": float((~right_PN.any(axis=1)).mean()),
         "greedy": fmean(_right(problems, greedy)),
         "reference": fmean(_right(repeated, _traces(model, tokenizer, repeated, references))),

@@ -17,10 +17,11 @@ from tasks.workspace import Lineage, Reference, policy_row
 def compare(base: Lineage) -> Reference:
     """Store the paired differences, register the champions, write the report and log it all."""
     experiment, experiment_id = base.experiment, base.experiment.experiment_id
-    differences = comparison.comparisons(base.store, experiment_id)
-    base.store.append_missing(comparisons=differences)
-    table = comparison.summary(base.store, experiment_id)
-    report = write_report(base.store, experiment_id, base.root / "reports")
+    with STOPWATCH.measure("compute"):
+        differences = comparison.comparisons(base.store, experiment_id)
+        base.store.append_missing(comparisons=differences)
+        table = comparison.summary(base.store, experiment_id)
+        report = write_report(base.store, experiment_id, base.root / "reports")
     create_markdown_artifact(_markdown(base, table), key="comparison", description=experiment_id)
     with STOPWATCH.measure("tracking"):
         tracking = open_tracking(base.root)

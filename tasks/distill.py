@@ -44,7 +44,8 @@ def distill(lineage: Lineage, round_: int) -> Reference:
         "updates": _updates(lineage, round_, policy["policy_id"], rollouts, updates),
     }
     if round_ in signal_rounds(lineage.experiment):
-        frames["token_signals"] = _token_signals(lineage, round_, rollouts, updates)
+        with STOPWATCH.measure("compute"):
+            frames["token_signals"] = _token_signals(lineage, round_, rollouts, updates)
     lineage.store.append_missing(**frames)
     _prune(lineage, round_)
     return Reference("policies", policy["policy_id"], 1)

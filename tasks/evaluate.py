@@ -38,9 +38,8 @@ def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
             "seconds": time.perf_counter() - start,
         }
         lineage.store.append_missing(scores=TABLES["scores"].frame([row | numbers]))
-        note(
-            f"{lineage.label} after {round_} rounds: {split} avg@{samples} {numbers['avg_at_k']:.1%}"
-        )
+        result = f"{split} avg@{samples} {numbers['avg_at_k']:.1%}"
+        note(f"{lineage.label} after {round_} rounds: {result}")
     return Reference("scores", key, 1)
 
 

@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from sdcore import hub, policies
 from sdcore.config import LoraConfig, ModelConfig
 from sdcore.engines.transformers import TransformersEngine
+from sdcore.timing import STOPWATCH
 from sdcore.trainer import Trainer
 from tasks.workspace import BASE, Lineage
 
@@ -39,7 +40,8 @@ def trainer(lineage: Lineage, round_: int) -> Trainer:
     key = _key(lineage)
     if key not in _live or _live[key][0] != round_:
         _live.clear()  # one set of trainable weights in memory at a time
-        _live[key] = round_, _restored(lineage, round_)
+        with STOPWATCH.measure("compute"):
+            _live[key] = round_, _restored(lineage, round_)
     return _live[key][1]
 
 

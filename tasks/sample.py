@@ -43,7 +43,8 @@ def sample_missing(
         Rollouts of this purpose and round that are now stored.
     """
     policy = policy_row(lineage, round_)["policy_id"]
-    planned = _plan(lineage, round_, purpose, problems, samples, policy)
+    with STOPWATCH.measure("compute"):
+        planned = _plan(lineage, round_, purpose, problems, samples, policy)
     done = _stored(lineage, policy, purpose)
     size = lineage.experiment.sampling.batch_size
     batches = [planned[start : start + size] for start in range(0, len(planned), size)]
@@ -105,8 +106,9 @@ def _sample_batch(
         completions = engine.generate(requests, lineage.experiment.sampling)
         references = dict(problems.select("problem_id", "answer").iter_rows())
         results = _graded(lineage, completions, [references[row["problem_id"]] for row in batch])
-    rows = [row | result for row, result in zip(batch, results, strict=True)]
-    lineage.store.append_missing(rollouts=TABLES["rollouts"].frame(rows))
+        rows = [row | result for row, result in zip(batch, results, strict=True)]
+        frame = TABLES["rollouts"].frame(rows)
+    lineage.store.append_missing(rollouts=frame)
 
 
 def _graded(lineage: Lineage, completions: list[Completion], references: list[str]) -> list[Row]:

@@ -109,13 +109,19 @@ def policy_row(lineage: Lineage, round_: int) -> dict[str, Any]:
         StoreError: the rounds before have not been trained in this workspace.
     """
     owner = lineage.base if round_ == 0 else lineage
-    rows = lineage.store.rows("policies", round=round_, **owner.columns)
+    return _policy_row(lineage.root, round_, **owner.columns)
+
+
+@cache
+def _policy_row(root: Path, round_: int, **columns: object) -> dict[str, Any]:
+    """Read once a process: a stored policy never changes."""
+    rows = open_store(root).rows("policies", round=round_, **columns)
     if len(rows) != 1:
         raise StoreError(
             "the policy is not stored",
             got=f"{len(rows)} rows",
             expected="1",
-            where=f"{lineage.label} after {round_} rounds",
+            where=f"{columns} after {round_} rounds",
             mend="run the experiment again: it trains what is missing",
         )
     return rows.row(0, named=True)
