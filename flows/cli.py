@@ -18,7 +18,7 @@ from sdcore.errors import SdcoreError
 from sdcore.store import Store
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 160)  # files and pipes have no width
 
 WorkspaceOption = Annotated[
     Path, typer.Option(envvar="SDCORE_WORKSPACE", help="folder of tables, checkpoints and reports")
