@@ -57,10 +57,11 @@ def _run(settings: Experiment, root: Path, *, as_json: bool) -> None:
     from flows.server import prefect_server
 
     start = time.perf_counter()
-    with prefect_server(root) as address:
+    with prefect_server(root) as server_address:
         from flows.compare_contexts import compare_contexts
 
-        Console(stderr=True).print(f"Prefect: {address.removesuffix('/api')}  workspace: {root}")
+        address = server_address().removesuffix("/api")
+        Console(stderr=True).print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
         experiment_id = compare_contexts(settings, root)
     _print_summary(root, experiment_id, as_json=as_json)
     notes = Console(stderr=True)
@@ -131,10 +132,11 @@ def build_tiny_solver(
     """Pre-train builtin:tiny-solver from scratch (minutes on two cores)."""
     from flows.server import prefect_server
 
-    with prefect_server(workspace.absolute()):
+    with prefect_server(workspace.absolute()) as server_address:
         from flows.build_tiny_solver import build_tiny_solver as flow
 
-        flow(folder.absolute())
+        server_address()
+        console.print(flow(folder.absolute()))
 
 
 def _report(root: Path, experiment_id: str) -> Path:

@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -24,18 +25,16 @@ QUIET = {
 
 
 @contextmanager
-def prefect_server(root: Path, *, timeout: float = 60.0) -> Iterator[str]:
-    """Yield the API address of the user's server (``PREFECT_API_URL``) or of one started here.
+def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
+    """Start the workspace's server, unless ``PREFECT_API_URL`` names one of the user's.
 
-    The server keeps its database in the workspace and listens on loopback only. Call this before
-    Prefect is imported: its settings are read then.
-
-    Raises:
-        SdcoreError: the server did not answer within `timeout` seconds.
+    The server keeps its database in the workspace and listens on loopback only. Enter this before
+    Prefect is imported, which reads its settings then. The server takes seconds to start, and so do
+    the imports: what is yielded waits until it answers, and returns its API address.
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     if given := os.environ.get("PREFECT_API_URL"):
-        yield given
+        yield lambda: given
         return
     home = root / "prefect"
     home.mkdir(parents=True, exist_ok=True)
@@ -52,9 +51,8 @@ def prefect_server(root: Path, *, timeout: float = 60.0) -> Iterator[str]:
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads run yet
         )
     try:
-        _wait_until_healthy(address, server, log_path, timeout)
         os.environ["PREFECT_API_URL"] = address
-        yield address
+        yield partial(_healthy, address, server, log_path)
     finally:
         os.environ.pop("PREFECT_API_URL", None)
         _send_what_is_queued()
@@ -62,15 +60,20 @@ def prefect_server(root: Path, *, timeout: float = 60.0) -> Iterator[str]:
         server.wait(timeout=20)
 
 
-def _wait_until_healthy(
-    address: str, server: subprocess.Popen[bytes], log_path: Path, timeout: float
-) -> None:
+def _healthy(
+    address: str, server: subprocess.Popen[bytes], log_path: Path, timeout: float = 60.0
+) -> str:
+    """Wait until the server answers and return its address.
+
+    Raises:
+        SdcoreError: it did not within `timeout` seconds.
+    """
     deadline = time.monotonic() + timeout
     with httpx.Client(timeout=1) as client:
         while server.poll() is None and time.monotonic() < deadline:
             try:
                 if client.get(f"{address}/health").is_success:
-                    return
+                    return address
             except httpx.TransportError:
                 time.sleep(0.1)
     raise SdcoreError(
