@@ -2,7 +2,7 @@
 
 import atexit
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,6 @@ def open_store(root: Path) -> Store:
     return Store(root / "sdcore.duckdb")
 
 
-atexit.register(open_store.cache_clear)  # DuckDB complains of what lives on at exit
-
-
 def split_problems(lineage: Lineage, split: str) -> pl.DataFrame:
     """The problems of a split, in order."""
     return _split_problems(lineage.root, lineage.experiment.experiment_id, split)
@@ -135,5 +132,14 @@ def finished_rounds(lineage: Lineage) -> int:
 
 def round_rollouts(lineage: Lineage, round_: int) -> pl.DataFrame:
     """The rollouts of a training round; the samples of a question are neighbours."""
-    rows = lineage.store.rows("rollouts", purpose="train", round=round_, **lineage.columns)
+    return _round_rollouts(lineage.root, round_, **lineage.columns)
+
+
+@lru_cache(maxsize=1)
+def _round_rollouts(root: Path, round_: int, **columns: object) -> pl.DataFrame:
+    """Read once a round: two stages need them, and they never change once sampled."""
+    rows = open_store(root).rows("rollouts", purpose="train", round=round_, **columns)
     return rows.sort("problem_id", "sample_index")
+
+
+atexit.register(open_store.cache_clear)  # DuckDB complains of what lives on at exit
