@@ -180,6 +180,7 @@ def test_mlflow_holds_the_same_numbers_as_the_tables(finished):
     assert logged["test/pass_at_k"] == rows["pass_at_k"][-1]
 
 
+@pytest.mark.filterwarnings("ignore:.*type hint:UserWarning")  # MLflow's, on importing pyfunc
 def test_the_champion_loads_back_and_answers(finished):
     workspace, _ = finished
     uri = f"sqlite:///{workspace}/mlflow.db"
