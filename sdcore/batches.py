@@ -17,7 +17,7 @@ from torch import Tensor
 from sdcore.errors import TrainingError
 
 MAX_PADDING = 0.08  # share of a micro-batch's positions, unless it is small
-SMALL = 4096  # positions; below this a further micro-batch costs more than padding
+SMALL = 1024  # tokens; below this a further micro-batch costs more than padding
 
 
 @dataclass(frozen=True)
