@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sdcore.divergences import Pair
 
 MIN_ROWS = 128  # fewer, and a chunk's matrix product is bound by reading the head
+KL = 3  # row of the KL in a chunk's scores
 ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}  # of a [N, V] buffer: near the cache, or enough work
 
 
@@ -31,9 +31,17 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
-    def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Logits [N, V], in float32 or wider."""
-        logits_NV = F.linear(hidden_ND, self.weight_VD, self.bias_V).to(_wide(hidden_ND))
+    def logits(self, hidden_ND: Tensor, out: Tensor | None = None) -> Tensor:
+        """Logits [N, V], in float32 or wider; in the buffer where no conversion is needed."""
+        if hidden_ND.device.type != "cpu":
+            logits_NV = hidden_ND @ self.weight_VD.T
+        elif out is None or out.dtype != hidden_ND.dtype:
+            logits_NV = (self.weight_VD @ hidden_ND.mT).mT
+        else:
+            logits_NV = torch.mm(self.weight_VD, hidden_ND.T, out=out.T).T
+        logits_NV = logits_NV.to(_wide(hidden_ND))
+        if self.bias_V is not None:
+            logits_NV = logits_NV + self.bias_V
         if self.scale != 1.0:
             logits_NV = logits_NV * self.scale
         if self.softcap is not None:
@@ -73,13 +81,17 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some consecutive response tokens; the objective that gets it may overwrite its buffers."""
+    """Some consecutive response tokens; the objective that gets it may overwrite its buffers.
+
+    Without a teacher there is no `pair`, and `scores_SN` lacks the last two fields of TokenScores.
+    """
 
     log_q_NV: Tensor
     q_NV: Tensor
     pair: Pair | None
     tokens_N: Tensor
     rows: slice
+    scores_SN: Tensor
 
 
 Objective = Callable[[Chunk], tuple[Tensor, Tensor]]
@@ -122,10 +134,9 @@ def token_scores(student: View, teacher: Sequence[View], tokens_T: Tensor) -> To
     """The diagnostics alone."""
     student, teacher = _autocast(student), [_autocast(view) for view in teacher]
     with torch.autocast(student.hidden_TD.device.type, enabled=False):
-        scores = [
-            _diagnosed(_chunk(student, teacher, tokens_T, rows))
-            for rows in _spans(tokens_T, len(student.head.weight_VD))
-        ]
+        spans = _spans(tokens_T, len(student.head.weight_VD))
+        pool = _Pool(student, spans)
+        scores = [_chunk(student, teacher, tokens_T, rows, pool).scores_SN for rows in spans]
     return TokenScores(*torch.cat(scores, 1))
 
 
@@ -154,14 +165,14 @@ class _ChunkedLoss(torch.autograd.Function):
 
         def scored(rows: slice) -> Tensor:
             """A chunk's loss and diagnostics; a function, so that its buffers die with it."""
-            chunk = _chunk(student, teacher, tokens_T, rows)
-            diagnosed_SN = _diagnosed(chunk)
+            chunk = _chunk(student, teacher, tokens_T, rows, pool)
             loss_N, gradient_NV = objective(chunk)
             gradient_NV = head.pull_back(gradient_NV, hidden_TD[rows])
             _accumulate(ctx.gradients, gradient_NV, student, weights_T[rows, None], rows)
-            return torch.cat([loss_N[None], diagnosed_SN])
+            return torch.cat([loss_N[None], chunk.scores_SN])
 
         spans = _spans(tokens_T, len(weight_VD), chunk_rows)
+        pool = _Pool(student, spans)
         scores_ST = torch.cat([scored(rows) for rows in spans], 1)
         ctx.mark_non_differentiable(*(outputs := scores_ST.unbind()))
         return (scores_ST[0] @ weights_T.to(scores_ST.dtype), *outputs)
@@ -177,39 +188,80 @@ class _ChunkedLoss(torch.autograd.Function):
         return hidden, weight, bias, *[None] * 6
 
 
+class _Pool:
+    """[N, V] buffers that all chunks of a call share: fresh memory costs a CPU a lot.
+
+    They lie with the vocabulary outermost, in which a CPU's products are a third faster. Elsewhere
+    the allocator does as well, and there are none.
+    """
+
+    def __init__(self, student: View, spans: Sequence[slice]) -> None:
+        hidden_TD, self._vocabulary = student.hidden_TD, len(student.head.weight_VD)
+        self._enabled = hidden_TD.device.type == "cpu" and bool(spans)
+        rows = min(len(hidden_TD), spans[0].stop) if spans else 0
+        self._sample = hidden_TD.new_empty(0, dtype=_wide(hidden_TD))
+        self._size, self._buffers = rows * self._vocabulary, list[Tensor]()
+        self._taken = self._rows = 0
+
+    def start(self, rows: int) -> None:
+        """All buffers are free again, for a chunk of so many rows."""
+        self._taken, self._rows = 0, rows
+
+    def take(self) -> Tensor | None:
+        """A buffer with anything in it."""
+        if not self._enabled:
+            return None
+        if self._taken == len(self._buffers):
+            self._buffers.append(self._sample.new_empty(self._size))
+        self._taken += 1
+        flat = self._buffers[self._taken - 1][: self._vocabulary * self._rows]
+        return flat.view(self._vocabulary, self._rows).T
+
+
 def _spans(tokens_T: Tensor, vocabulary: int, chunk_rows: int | None = None) -> list[slice]:
     affordable = ELEMENTS[tokens_T.device.type] // vocabulary
     step = chunk_rows or max(MIN_ROWS, affordable)
     return [slice(start, start + step) for start in range(0, len(tokens_T), step)]
 
 
-def _chunk(student: View, teacher: Sequence[View], tokens_T: Tensor, rows: slice) -> Chunk:
-    log_q_NV = torch.log_softmax(student.head.logits(student.hidden_TD[rows]), -1)
+def _chunk(
+    student: View, teacher: Sequence[View], tokens_T: Tensor, rows: slice, pool: _Pool
+) -> Chunk:
+    tokens_N = tokens_T[rows]
+    pool.start(len(tokens_N))
+    log_q_NV, q_NV = _distribution(student.head.logits(student.hidden_TD[rows], pool.take()), pool)
+    logprob_N = log_q_NV.gather(1, tokens_N[:, None])[:, 0]
+    spare = pool.take()
+    entropy_N = -torch.mul(q_NV, log_q_NV, out=spare).sum(1)
     if not teacher:
-        return Chunk(log_q_NV, log_q_NV.exp(), None, tokens_T[rows], rows)
-    pair = Pair.of(log_q_NV, _teacher_log_probs(teacher, rows))
-    return Chunk(log_q_NV, pair.q_NV, pair, tokens_T[rows], rows)
+        return Chunk(log_q_NV, q_NV, None, tokens_N, rows, torch.stack([logprob_N, entropy_N]))
+    log_t_NV, t_NV = _distribution(_teacher_logits(teacher, rows, pool), pool)
+    pair = Pair(log_q_NV, q_NV, t_NV, log_t_NV.sub_(log_q_NV))
+    advantage_N = pair.log_ratio_NV.gather(1, tokens_N[:, None])[:, 0]
+    kl_N = torch.mul(t_NV, pair.log_ratio_NV, out=spare).sum(1)
+    scores = [logprob_N, entropy_N, logprob_N + advantage_N, kl_N]
+    return Chunk(log_q_NV, q_NV, pair, tokens_N, rows, torch.stack(scores))
 
 
-def _teacher_log_probs(views: Sequence[View], rows: slice) -> Tensor:
+def _distribution(logits_NV: Tensor, pool: _Pool) -> tuple[Tensor, Tensor]:
+    """Log-probabilities, in place of the logits where that is faster, and probabilities."""
+    if logits_NV.is_contiguous():
+        log_p_NV = torch.log_softmax(logits_NV, 1)
+        return log_p_NV, log_p_NV.exp()
+    logits_NV.sub_(logits_NV.amax(1, keepdim=True))
+    p_NV = torch.exp(logits_NV, out=pool.take())
+    total_N1 = p_NV.sum(1, keepdim=True)
+    return logits_NV.sub_(total_N1.log()), p_NV.div_(total_N1)
+
+
+def _teacher_logits(views: Sequence[View], rows: slice, pool: _Pool) -> Tensor:
     first, *rest = views
-    logits_NV = first.head.logits(first.hidden_TD[rows])
+    logits_NV = first.head.logits(first.hidden_TD[rows], pool.take())
     if first.share != 1.0:
         logits_NV.mul_(first.share)
     for view in rest:
         logits_NV.add_(view.head.logits(view.hidden_TD[rows]), alpha=view.share)
-    return torch.log_softmax(logits_NV, -1)
-
-
-def _diagnosed(chunk: Chunk) -> Tensor:
-    """The fields of TokenScores, as rows [S, N]."""
-    logprob_N = chunk.log_q_NV.gather(1, chunk.tokens_N[:, None])[:, 0]
-    entropy_N = -(chunk.q_NV * chunk.log_q_NV).sum(1)
-    if chunk.pair is None:
-        return torch.stack([logprob_N, entropy_N])
-    advantage_N = chunk.pair.log_ratio_NV.gather(1, chunk.tokens_N[:, None])[:, 0]
-    kl_N = (chunk.pair.t_NV * chunk.pair.log_ratio_NV).sum(1)
-    return torch.stack([logprob_N, entropy_N, logprob_N + advantage_N, kl_N])
+    return logits_NV
 
 
 def _accumulate(
@@ -221,7 +273,7 @@ def _accumulate(
 ) -> None:
     hidden, weight, bias = gradients
     if hidden is not None:
-        hidden[rows] = (gradient_NV @ student.head.weight_VD) * weight_N1
+        hidden[rows] = (student.head.weight_VD.T @ gradient_NV.T).T * weight_N1
     if weight is not None:
         weighted_ND = (student.hidden_TD[rows] * weight_N1).to(gradient_NV.dtype)
         if weight.dtype == gradient_NV.dtype:
