@@ -20,8 +20,8 @@ def peak_rss(name: str) -> int:
 
 def main() -> None:
     examples = _steps.rollouts()
+    rss = {name: peak_rss(name) for name in WORK}  # first: a child's peak starts at its parent's
     pairs = alternating(_steps.trl(examples), _steps.ours(examples), PAIRS)
-    rss = {name: peak_rss(name) for name in WORK}
     memory = rss["sdcore"] / rss["trl"]
     report(
         "step",
