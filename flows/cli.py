@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sdcore.config import Experiment, load_experiment
-from sdcore.errors import SdcoreError
+from sdcore.config import Experiment, drift, load_experiment
+from sdcore.errors import ConfigError, SdcoreError
+from sdcore.rounds import Stage
 from sdcore.store import Store
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -24,6 +25,9 @@ WorkspaceOption = Annotated[
     Path, typer.Option(envvar="SDCORE_WORKSPACE", help="folder of tables, checkpoints and reports")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+
+
+RunArgument = Annotated[str, typer.Argument(help="experiment id, or a name for its newest run")]
 
 
 class Format(StrEnum):
@@ -41,16 +45,76 @@ def run(
     workspace: WorkspaceOption = Path("runs"),
     quick: Annotated[bool, typer.Option(help="only the experiment's first seed")] = False,
     dry_run: Annotated[bool, typer.Option(help="print the resolved settings and stop")] = False,
+    new: Annotated[bool, typer.Option(help="a changed experiment is a run of its own")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run an experiment to its table; run again, it goes on where it stopped."""
+    """Run an experiment to its table; run again, it goes on where it stopped.
+
+    Settings that differ from an earlier run of that name are refused, unless --new is given.
+    """
     settings = load_experiment(experiment, overrides or [])
     if quick:
         settings = settings.model_copy(update={"seeds": settings.seeds[:1]})
     if dry_run:
         console.print_json(settings.model_dump_json())
         return
+    if not new:
+        _refuse_drift(settings, workspace)
     _run(settings, workspace.absolute(), as_json=as_json)
+
+
+@app.command()
+def resume(
+    run: RunArgument, workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False
+) -> None:
+    """Go on with a run, under the settings that it was started with."""
+    _run(_stored_experiment(_store(workspace), run), workspace.absolute(), as_json=as_json)
+
+
+@app.command()
+def rerun(
+    run: RunArgument,
+    stage: Annotated[Stage, typer.Option("--from", help="the first stage to redo")],
+    condition: Annotated[str, typer.Option(help="of the experiment, or base")],
+    round_: Annotated[int, typer.Option("--round", min=0, help="training round, from 0; for "
+                      "evaluate: rounds behind the scored policy")],
+    seed: Annotated[int | None, typer.Option(help="one seed only; all if left out")] = None,
+    workspace: WorkspaceOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Redo a stage of a round and all that depends on it, and nothing else.
+
+    The rows that were there move to tables of the same names in the schema `superseded`.
+    """
+    from tasks.rerun import lineages, supersede
+
+    settings, root = _stored_experiment(_store(workspace), run), workspace.absolute()
+    for lineage in lineages(settings, root, condition, seed):
+        moved = supersede(lineage, stage, round_)
+        counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)
+        Console(stderr=True).print(f"{lineage.label}: set aside {counts or 'nothing'}")
+    _run(settings, root, as_json=as_json)
+
+
+def _stored_experiment(store: Store, run: str) -> Experiment:
+    row = store.rows("experiments", experiment_id=_resolve(store, run))
+    return Experiment.model_validate_json(row["config"][0])
+
+
+def _refuse_drift(settings: Experiment, workspace: Path) -> None:
+    """Raise if the newest run of this name had other settings, and none had these."""
+    path = workspace / "sdcore.duckdb"
+    runs = Store(path).rows("experiments", name=settings.name) if path.exists() else pl.DataFrame()
+    if not len(runs) or settings.experiment_id in runs["experiment_id"]:
+        return
+    last = runs.sort("created_at").row(-1, named=True)
+    changes = drift(json.loads(last["config"]), settings.model_dump(mode="json"))
+    raise ConfigError(
+        f"the experiment differs from its last run, {last['experiment_id']}",
+        got="; ".join(changes),
+        where=str(workspace),
+        mend="`--new` starts a run of its own, `sdcore resume` goes on with the last one",
+    )
 
 
 def _run(settings: Experiment, root: Path, *, as_json: bool) -> None:
@@ -59,10 +123,12 @@ def _run(settings: Experiment, root: Path, *, as_json: bool) -> None:
     start = time.perf_counter()
     with prefect_server(root) as server_address:
         from flows.compare_contexts import compare_contexts
+        from tasks.draining import draining
 
         address = server_address().removesuffix("/api")
         Console(stderr=True).print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
-        experiment_id = compare_contexts(settings, root)
+        with draining():
+            experiment_id = compare_contexts(settings, root)
     _print_summary(root, experiment_id, as_json=as_json)
     notes = Console(stderr=True)
     notes.print(f"Report: {root / 'reports' / experiment_id}.html", soft_wrap=True)
@@ -99,7 +165,7 @@ def query(
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(help="experiment id, or a name for its newest run")],
+    run: RunArgument,
     workspace: WorkspaceOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
@@ -206,4 +272,4 @@ def main() -> None:
         app()
     except SdcoreError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        raise SystemExit(1) from None
+        raise SystemExit(error.exit_code) from None

@@ -10,6 +10,7 @@ from tasks import progress
 from tasks.align import align, has_work
 from tasks.compare import compare
 from tasks.distill import distill
+from tasks.draining import stop_if_asked
 from tasks.evaluate import evaluate
 from tasks.prepare import prepare
 from tasks.sample import sample
@@ -59,6 +60,9 @@ def train_condition(experiment: Experiment, root: Path, condition: str, seed: in
 def train_round(lineage: Lineage, round_: int) -> None:
     """One round: the three stages, each a task run of its own."""
     sample(lineage, round_)
+    stop_if_asked()
     if has_work(lineage, round_):
         align(lineage, round_)
+    stop_if_asked()
     distill(lineage, round_)
+    stop_if_asked()

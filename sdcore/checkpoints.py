@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sdcore import policies, ranks
+from sdcore.config import drift
 from sdcore.errors import ModelError
 from sdcore.policies import Policy
 
@@ -38,22 +39,11 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]
         about = json.loads((folder / ABOUT).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError("not a checkpoint to resume", got=error, where=str(folder)) from error
-    before, now = _flat(about["settings"]), _flat(settings)
-    drifted = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
-    if drifted:
+    if drifted := drift(about["settings"], settings):
         raise ModelError(
             "the checkpoint was written under other settings",
-            got="; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in drifted),
+            got="; ".join(drifted),
             where=str(folder),
             mend="resume with the checkpoint's settings, or start anew",
         )
     return about["step"], policies.load_tensors(folder / STATE)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat

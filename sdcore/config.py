@@ -268,6 +268,22 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         raise _explained(error, path) from error
 
 
+def drift(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two trees of settings, each as `section.key was X, is Y`."""
+    old, new = _flat(before), _flat(now)
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    return [f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():

@@ -4,6 +4,8 @@
 class SdcoreError(Exception):
     """Base of all sdcore errors; the parts are attributes, the message is made of them."""
 
+    exit_code = 1  # of a command that ends with it
+
     def __init__(
         self,
         what: str,

@@ -5,11 +5,18 @@ every condition meets the same questions in the same order with the same random 
 """
 
 from collections.abc import Sequence
+from enum import StrEnum
 
 import numpy as np
 
 from sdcore.config import Condition, Experiment
 from sdcore.schema import content_key
+
+
+class Stage(StrEnum):
+    """The stages of a round, in order; each depends on those before it."""
+
+    sample, align, distill, evaluate = "sample", "align", "distill", "evaluate"
 
 
 def round_questions(problem_ids: Sequence[str], count: int, round_: int, seed: int) -> list[str]:

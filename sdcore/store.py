@@ -6,7 +6,7 @@ a standing in-memory instance costs about a millisecond; opening a database cost
 """
 
 import atexit
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,8 @@ _SQL_TYPES: dict[pl.DataType, str] = {
     pl.String(): "VARCHAR", pl.Int64(): "BIGINT", pl.Int32(): "INTEGER", pl.Float64(): "DOUBLE",
     pl.Float32(): "FLOAT", pl.Boolean(): "BOOLEAN", pl.Datetime("us"): "TIMESTAMP",
 }  # fmt: skip
+
+SUPERSEDED = "superseded"  # schema of the rows that a redone stage has replaced
 
 
 class Store:
@@ -57,18 +59,28 @@ class Store:
             StoreBusyError: another process held the file for too long.
         """
         checked = {name: _checked(TABLES[name], frame) for name, frame in frames.items()}
-        with self._attached(read_only=False) as connection:
-            connection.execute("BEGIN")
-            try:
-                written = {
-                    name: _append(connection, TABLES[name], frame)
-                    for name, frame in checked.items()
-                }
-            except duckdb.Error:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
-        return written
+        with self._transaction() as connection:
+            return {
+                name: _append(connection, TABLES[name], frame) for name, frame in checked.items()
+            }
+
+    def supersede(self, sql: Mapping[str, str], parameters: dict[str, object]) -> dict[str, int]:
+        """Move rows out of the way of new ones, all in one transaction: they are kept.
+
+        They go to the tables of the same names in the schema `superseded`, with the time.
+
+        Args:
+            sql: condition on the rows of each table (SQL that the caller wrote, no one's input).
+            parameters: values of its `$names`; each condition must use them all.
+
+        Returns:
+            Rows moved per table.
+
+        Raises:
+            StoreBusyError: another process held the file for too long.
+        """
+        with self._transaction() as connection:
+            return {name: _supersede(connection, name, sql[name], parameters) for name in sql}
 
     def query(
         self, sql: str, parameters: Sequence[object] | dict[str, object] = ()
@@ -103,6 +115,17 @@ class Store:
             " AND ".join(f"{column} IS NOT DISTINCT FROM ${column}" for column in equals) or "true"
         )
         return self.query(f"SELECT * FROM {table} WHERE {where}", equals)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self._attached(read_only=False) as connection:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            except duckdb.Error:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
 
     @contextmanager
     def _attached(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -178,6 +201,22 @@ def _append(connection: duckdb.DuckDBPyConnection, table: Table, frame: pl.DataF
         ).fetchone()
     finally:
         connection.unregister("incoming")
+    return int(count[0]) if count else 0
+
+
+def _supersede(
+    connection: duckdb.DuckDBPyConnection, name: str, where: str, parameters: dict[str, object]
+) -> int:
+    kept = f"{SUPERSEDED}.{name}"
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SUPERSEDED}")
+    connection.execute(
+        f"CREATE TABLE IF NOT EXISTS {kept} AS "
+        f"SELECT *, now()::TIMESTAMP AS superseded_at FROM {name} LIMIT 0"
+    )
+    connection.execute(
+        f"INSERT INTO {kept} SELECT *, now()::TIMESTAMP FROM {name} WHERE {where}", parameters
+    )
+    count = connection.execute(f"DELETE FROM {name} WHERE {where}", parameters).fetchone()
     return int(count[0]) if count else 0
 
 

@@ -14,6 +14,7 @@ from sdcore.schema import TABLES
 from sdcore.timing import STOPWATCH
 from sdcore.traces import parse_trace
 from tasks import models, progress
+from tasks.draining import stop_if_asked
 from tasks.workspace import Lineage, Reference, policy_row, split_problems
 
 Row = dict[str, Any]
@@ -53,6 +54,7 @@ def sample_missing(
             if not done.issuperset(row["rollout_id"] for row in batch):
                 _sample_batch(lineage, round_, policy, batch, problems)
             advance(len(batch))
+            stop_if_asked()
     return len(planned)
 
 

@@ -161,6 +161,17 @@ class Tracking:
                 self._client.set_registered_model_alias(experiment.name, allowed, number)
         return number
 
+    def forget(self, experiment: Experiment, condition: str, seed: int) -> None:
+        """Delete the run of one condition and seed, so that it is logged anew from the start.
+
+        MLflow keeps deleted runs until `mlflow gc`, and can restore them.
+        """
+        key = (experiment.experiment_id, condition, str(seed))
+        run_id = self._find(experiment).get(key)
+        self._runs.pop(key, None)
+        if run_id is not None:
+            self._client.delete_run(run_id)
+
     def finish(
         self, experiment: Experiment, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
     ) -> None:

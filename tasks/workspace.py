@@ -125,9 +125,15 @@ def _policy_row(root: Path, round_: int, **columns: object) -> dict[str, Any]:
 
 
 def finished_rounds(lineage: Lineage) -> int:
-    """Rounds that this lineage has behind it, according to its stored policies."""
-    rounds = lineage.store.rows("policies", **lineage.columns)["round"]
-    return max(rounds, default=0)
+    """Rounds that this lineage has behind it: their policies are stored, the last's weights too.
+
+    Where the weights after a stored round are gone, because only scored ones are kept, the round
+    is trained again on its stored rollouts and gives the same policy.
+    """
+    stored = lineage.store.rows("policies", **lineage.columns)["round"].to_list()
+    total = lineage.experiment.training.rounds
+    resumable = [each for each in stored if each == total or lineage.checkpoint(each).exists()]
+    return max(resumable, default=0)
 
 
 def round_rollouts(lineage: Lineage, round_: int) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,75 @@ def test_a_failed_stage_is_rerun_without_redoing_the_others(finished, tmp_path):
     for name, table in TABLES.items():  # the rows that were there still are, times included
         kept = store.rows(name).join(before[name].select(table.key), on=table.key, how="semi")
         assert kept.sort(table.key).equals(before[name].sort(table.key)), name
+    expected, found = tables(finished[0]), tables(tmp_path)
+    assert all(expected[name].equals(found[name]) for name in TABLES)
+
+
+def test_a_stage_is_redone_with_what_depends_on_it_and_nothing_else(finished, tmp_path):
+    workspace = tmp_path / "copy"
+    shutil.copytree(finished[0], workspace)
+    store = Store(workspace / "sdcore.duckdb")
+    before = {name: store.rows(name) for name in TABLES}
+    logged = metrics(workspace)
+    redone = sdcore(
+        *("rerun", "quickstart", "--from", "align", "--condition", "step_aligned"),
+        *("--round", 1, "--workspace", workspace),
+    )
+    assert "step_aligned/seed-3: set aside" in redone.stderr
+    expected, found = tables(finished[0]), tables(workspace)
+    assert all(expected[name].equals(found[name]) for name in TABLES)
+    assert metrics(workspace) == logged
+
+    def seconds(of: pl.DataFrame) -> dict[tuple[str, int], float]:
+        return {(c, r): s for c, r, s in of.select("condition", "round", "seconds").iter_rows()}
+
+    old, new = seconds(before["updates"]), seconds(store.rows("updates"))
+    redone_updates = {key for key in old if old[key] != new[key]}
+    assert redone_updates == {("step_aligned", 1), ("step_aligned", 2)}
+    counts = {
+        name: len(store.query(f"SELECT 1 FROM superseded.{name}"))
+        for name in ("critiques", "contexts", "updates", "policies", "scores", "rollouts")
+    }
+    # Rounds 1 and 2 of 4 questions; checkpoints after rounds 2 and 3; 2 splits; of the rollouts
+    # those of round 2, and 4 x 2 + 6 x 3 at each checkpoint.
+    assert counts == {"critiques": 8, "contexts": 8, "updates": 2, "policies": 2, "scores": 4,
+                      "rollouts": 4 + 2 * 26}  # fmt: skip
+
+
+def test_what_cannot_be_redone_is_said(finished):
+    where = ["--workspace", finished[0]]
+    wrong = [("none", 0, "no such condition"), ("grpo", 3, "0 to 2"), ("base", 0, "evaluate")]
+    for condition, round_, message in wrong:
+        result = sdcore(
+            *("rerun", "quickstart", "--from", "sample", "--condition", condition),
+            *("--round", round_, *where),
+            check=False,
+        )
+        assert result.returncode == 1 and message in result.stderr
+
+
+def test_a_changed_experiment_is_refused_and_the_change_named(finished):
+    changed = ["conditions.grpo.learning_rate=1e-5", "--workspace", finished[0]]
+    result = sdcore("run", QUICKSTART, *SMALL, *changed, check=False)
+    assert result.returncode == 1
+    assert "conditions.grpo.learning_rate was 0.0004, is 1e-05" in result.stderr
+    assert "--new" in result.stderr
+
+
+def test_ctrl_c_saves_what_is_done_and_resume_goes_on(finished, tmp_path):
+    command = [Path(sys.executable).with_name("sdcore"), "run", QUICKSTART, *SMALL]
+    process = subprocess.Popen(
+        [*map(str, command), "--workspace", str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    store = Store(tmp_path / "sdcore.duckdb")
+    while len(store.query("SELECT 1 FROM rollouts")) < 60:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.1)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate()
+    assert process.returncode == 130
+    assert "stopped on request" in printed and "Traceback" not in printed
+    sdcore("resume", "quickstart", "--workspace", tmp_path)
     expected, found = tables(finished[0]), tables(tmp_path)
     assert all(expected[name].equals(found[name]) for name in TABLES)
 

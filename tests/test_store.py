@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import duckdb
 import polars as pl
 import pytest
 
@@ -136,3 +137,21 @@ def test_every_table_has_its_key_among_its_required_columns():
 def test_a_row_with_an_unknown_column_is_refused():
     with pytest.raises(KeyError, match="colour"):
         frame(problem(0) | {"colour": "red"})
+
+
+def test_superseded_rows_make_way_and_are_kept(store):
+    store.append_missing(problems=frame(problem(0), problem(1)))
+    moved = store.supersede({"problems": "position = $position"}, {"position": 1})
+    assert moved == {"problems": 1}
+    assert store.rows("problems")["problem_id"].to_list() == ["p0"]
+    store.append_missing(problems=frame(problem(1, answer="3")))
+    assert store.rows("problems", problem_id="p1")["answer"].to_list() == ["3"]
+    kept = store.query("SELECT problem_id, answer, superseded_at FROM superseded.problems")
+    assert kept.row(0)[:2] == ("p1", "2") and kept["superseded_at"][0] is not None
+
+
+def test_superseding_is_all_or_nothing(store):
+    store.append_missing(problems=frame(problem(0)))
+    with pytest.raises(duckdb.Error):
+        store.supersede({"problems": "true", "policies": "no_such_column"}, {})
+    assert len(store.rows("problems")) == 1
