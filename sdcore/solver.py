@@ -50,7 +50,6 @@ class Solver:
         self._engine = TransformersEngine(
             policies.load_policy(base, self.experiment.model),
             end_ids=policies.end_ids(base),
-            pad_id=self._tokenizer.pad_token_id,
         )
         trained = policies.load_policy(base, self.experiment.model)
         if self.experiment.training.lora:

@@ -28,9 +28,7 @@ def main(name: str = "builtin:tiny-solver", prompts: int = 128, new_tokens: int 
     questions = [p.question for p in arithmetic.generate_problems(prompts, seed=0, holdout=True)]
     asked = [prompt_ids(tokenizer, student_messages(wording, question)) for question in questions]
     plain = policies.load_policy(folder, config)
-    engine = TransformersEngine(
-        policies.load_policy(folder, config), end_ids=ends, pad_id=tokenizer.pad_token_id
-    )
+    engine = TransformersEngine(policies.load_policy(folder, config), end_ids=ends)
     sampling = SamplingConfig(max_new_tokens=new_tokens, batch_size=prompts * SAMPLES)
     requests = [
         Request(ids, SAMPLES * i + n) for i, ids in enumerate(asked) for n in range(SAMPLES)
