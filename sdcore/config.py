@@ -288,9 +288,9 @@ class Experiment(Settings):
         A setting that came later is in it only where it is used (`exclude_if`), so that runs from
         before keep their names.
         """
-        where = EngineConfig.model_fields.keys() - {"kind"}
-        hidden = {"description": True, "engine": where}
-        return content_key(self.model_dump(mode="json", exclude=hidden))
+        where = set(EngineConfig.model_fields) - {"kind"}
+        settings = self.model_dump(mode="json", exclude={"description": True, "engine": where})
+        return content_key(settings)
 
     @property
     def experiment_id(self) -> str:

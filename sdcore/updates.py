@@ -36,8 +36,9 @@ class TokenSignals:
 class Update:
     """What one optimizer step did; `loss`, `entropy` and `kl` are means over response tokens.
 
-    `grad_norm` is before clipping, `logprob_drift` the mean |sampler − trainer| log-prob (None
-    without stored log-probs), `padding_share` that of padded positions, both sides counted.
+    `grad_norm` is before clipping, `logprob_drift` the mean |sampler − trainer| log-prob and
+    `logprob_drift_max` the largest (None without stored log-probs), `padding_share` that of padded
+    positions, both sides counted.
     """
 
     loss: float
@@ -49,6 +50,7 @@ class Update:
     entropy: float
     kl: float | None
     logprob_drift: float | None
+    logprob_drift_max: float | None
     padding_share: float
     seconds: float
     signals: list[TokenSignals]
@@ -76,6 +78,7 @@ def update_of(
     signals_ST = torch.cat([each.signals_ST for each in passes], 1)
     order = [examples[index] for each in passes for index in each.group]
     sampled_T = batches.sampled_logprobs(order)
+    drift_T = None if sampled_T is None else (signals_ST[0] - sampled_T).abs()
     return Update(
         loss=sum(each.loss for each in passes),
         grad_norm=grad_norm,
@@ -85,9 +88,8 @@ def update_of(
         mean_length=signals_ST.shape[1] / len(examples),
         entropy=float(signals_ST[1].mean()),
         kl=float(signals_ST[KL].mean()) if len(signals_ST) > KL else None,
-        logprob_drift=None
-        if sampled_T is None
-        else float((signals_ST[0] - sampled_T).abs().mean()),
+        logprob_drift=None if drift_T is None else float(drift_T.mean()),
+        logprob_drift_max=None if drift_T is None else float(drift_T.max()),
         padding_share=batches.padding_share(examples, [each.group for each in passes]),
         seconds=seconds,
         signals=signals_of(examples, passes),

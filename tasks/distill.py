@@ -158,7 +158,7 @@ def _token_signals(
 
 UPDATE_FIELDS = (
     "loss", "grad_norm", "learning_rate", "rollouts", "tokens", "mean_length", "entropy",
-    "logprob_drift", "padding_share", "seconds",
+    "logprob_drift", "logprob_drift_max", "padding_share", "seconds",
 )  # fmt: skip
 
 

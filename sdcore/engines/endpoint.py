@@ -64,7 +64,8 @@ class Endpoint:
             EngineError: it refuses the request, or cannot serve the policy.
         """
         try:
-            answer = self._post("/v1/completions", body | {"model": self._model(served)})
+            model = self._model(served)
+            answer: dict[str, Any] = self._post("/v1/completions", body | {"model": model})
         except Unavailable:
             self.failures, self._ready = self.failures + 1, None
             raise

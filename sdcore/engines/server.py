@@ -4,6 +4,7 @@ Nothing here imports vLLM; its environment is made by `make vllm`.
 """
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from sdcore.errors import EngineError
 from sdcore.loopback import answers, free_port
 
 START_TIMEOUT = 900.0  # seconds; a large model loads and compiles for minutes
+ERROR = re.compile(r"\b\w*(Error|Exception): ")
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -45,6 +47,7 @@ class VllmServer:
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
+        self._log_start = 0  # where the log of the present process starts
         self.key = secrets.token_urlsafe(32)
         self.url = f"http://127.0.0.1:{self._port}"
 
@@ -80,6 +83,7 @@ class VllmServer:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         watch = [sys.executable, "-I", guard.__file__, str(os.getpid())]
         with self._log_path.open("ab") as log:
+            self._log_start = log.tell()
             return subprocess.Popen(
                 [*watch, str(python), *self._arguments(folder)],
                 stdin=subprocess.DEVNULL,
@@ -112,13 +116,13 @@ class VllmServer:
     def _require_answer(self, process: "subprocess.Popen[bytes]") -> None:
         if answers(f"{self.url}/health", process, START_TIMEOUT):
             return
-        code = process.poll()
         self.stop()
+        log = self._log_path.read_bytes()[self._log_start :].decode("utf-8", errors="replace")
         raise EngineError(
             "the vLLM server did not start",
-            got="no answer" if code is None else f"exit code {code}",
+            got=cause(log),
             expected=f"an answer from {self.url} within {START_TIMEOUT:g} s",
-            where=f"{self._log_path}, which ends\n{log_tail(self._log_path)}",
+            where=str(self._log_path),
             mend="see the log; engine.arguments are passed on to vLLM",
         )
 
@@ -137,7 +141,9 @@ def kernel_rank(rank: int) -> int:
     return fitting[0]
 
 
-def log_tail(path: Path, lines: int = 12) -> str:
-    """The last lines of a log, each cut to a readable length."""
-    text = path.read_text("utf-8", errors="replace").splitlines()
-    return "\n".join(line[:200] for line in text[-lines:])
+def cause(log: str, lines: int = 3) -> str:
+    """Why a server ended: the first error in its log, else the log's last lines."""
+    found = log.splitlines()
+    errors = [i for i, line in enumerate(found) if ERROR.search(line) and "WARNING" not in line]
+    start = errors[0] if errors else max(0, len(found) - lines)
+    return "\n".join(line[:250] for line in found[start : start + lines])
