@@ -53,6 +53,7 @@ class Endpoint:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
         self._lock = Lock()
+        self._mend = f"see {server.log_path}" if server else "check that it runs, and its log"
         self._ready: tuple[Served, str] | None = None  # and the name the server has for it
         self._adapters: set[str] = set()  # those that we have loaded
 
@@ -140,7 +141,7 @@ class Endpoint:
                 "the vLLM server does not answer",
                 got=f"{type(error).__name__}: {error}",
                 where=self.url,
-                mend="check that it runs",
+                mend=self._mend,
             ) from error
         if answer.is_success:
             kind = answer.headers.get("content-type", "")
@@ -150,4 +151,5 @@ class Endpoint:
             "the vLLM server refuses a request",
             got=f"{answer.status_code} {answer.text}",
             where=f"{self.url}{path}",
+            mend=self._mend if passing else "",
         )

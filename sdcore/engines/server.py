@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from sdcore import guard
 from sdcore.config import EngineConfig
 from sdcore.errors import EngineError
@@ -32,18 +34,23 @@ class VllmServer:
     It knows token ids only (no tokenizer is loaded), keeps prefixes cached, and answers only to
     the key that it was started with. It keeps its port when it is started again.
 
+    Attributes:
+        url: its address.
+        key: what it wants as bearer token.
+        log_path: the file that its output is appended to.
+
     Args:
         settings: the environment's python, context length, memory, further arguments.
         dtype: float32 or bfloat16.
         lora_rank: rank of the adapters it is to serve; None for none.
-        log_path: file that its output is appended to.
+        log_path: see above.
     """
 
     def __init__(
         self, settings: EngineConfig, *, dtype: str, lora_rank: int | None, log_path: Path
     ) -> None:
         self._settings, self._dtype, self._lora_rank = settings, dtype, lora_rank
-        self._log_path = log_path
+        self.log_path = log_path
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
@@ -80,9 +87,9 @@ class VllmServer:
                 got=str(python),
                 mend="`make vllm` makes it; engine.python names another one",
             )
-        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
         watch = [sys.executable, "-I", guard.__file__, str(os.getpid())]
-        with self._log_path.open("ab") as log:
+        with self.log_path.open("ab") as log:
             self._log_start = log.tell()
             return subprocess.Popen(
                 [*watch, str(python), *self._arguments(folder)],
@@ -107,6 +114,8 @@ class VllmServer:
         if settings.context_length is not None:
             chosen["--max-model-len"] = str(settings.context_length)
         flags = ["--skip-tokenizer-init", "--enable-prefix-caching", "--disable-uvicorn-access-log"]
+        if not torch.cuda.is_available():
+            flags.append("--no-enable-chunked-prefill")  # with seeds it crashes vLLM 0.32 on CPUs
         if self._lora_rank is not None:
             flags.append("--enable-lora")
             chosen["--max-lora-rank"] = str(kernel_rank(self._lora_rank))
@@ -117,12 +126,12 @@ class VllmServer:
         if answers(f"{self.url}/health", process, START_TIMEOUT):
             return
         self.stop()
-        log = self._log_path.read_bytes()[self._log_start :].decode("utf-8", errors="replace")
+        log = self.log_path.read_bytes()[self._log_start :].decode("utf-8", errors="replace")
         raise EngineError(
             "the vLLM server did not start",
             got=cause(log),
             expected=f"an answer from {self.url} within {START_TIMEOUT:g} s",
-            where=str(self._log_path),
+            where=str(self.log_path),
             mend="see the log; engine.arguments are passed on to vLLM",
         )
 
