@@ -7,6 +7,7 @@ one, and special tokens that occur in them are broken up before anything is toke
 import re
 from collections.abc import Sequence
 from functools import cache
+from typing import TypeAlias
 
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from sdcore.config import PromptsConfig
 from sdcore.errors import ConfigError
 
-Tokenizer = PreTrainedTokenizerBase
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
 Message = dict[str, str]
 
 PLAIN_TEMPLATE = (

@@ -146,8 +146,8 @@ def require_agreement(update: Update, dtype: torch.dtype) -> None:
             "the engine's log-probs are not the trainer's",
             got=f"{update.logprob_drift:.3g} nats a token apart on average",
             expected=f"at most {MISMATCH[dtype]:g} for {dtype}",
-            mend="the engine serves other weights or prompts, or its log-probs are not of the model "
-            "itself (vLLM: --logprobs-mode raw_logprobs); nothing was trained",
+            mend="the engine serves other weights or prompts, or log-probs not of the model itself "
+            "(vLLM: --logprobs-mode raw_logprobs); nothing was trained",
         )
 
 
