@@ -117,7 +117,9 @@ class EngineConfig(Settings):
 
     kind: Literal["transformers", "vllm"] = "transformers"
     urls: tuple[str, ...] = Field(
-        (), description="vLLM servers that already run, e.g. http://127.0.0.1:8000; load is spread"
+        (),
+        description="vLLM servers that already run, e.g. http://127.0.0.1:8000; load is spread; "
+        "their key, if they have one, in $VLLM_API_KEY",
     )
     python: Path = Field(
         Path(".venv-vllm/bin/python"), description="of the environment that `make vllm` makes"

@@ -17,7 +17,7 @@ def free_port() -> int:
 def answers(url: str, process: "subprocess.Popen[bytes]", timeout: float) -> bool:
     """Wait until a GET of the address succeeds; False if the process ends or `timeout` s pass."""
     deadline = time.monotonic() + timeout
-    with httpx.Client(timeout=1) as client:
+    with httpx.Client(timeout=1, trust_env=False) as client:
         while process.poll() is None and time.monotonic() < deadline:
             try:
                 if client.get(url).is_success:

@@ -48,6 +48,7 @@ class Endpoint:
         self.active, self.failures = 0, 0
         self._client = httpx.Client(
             base_url=url,
+            trust_env=server is None,  # no proxy stands before our own
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(10, read=LONGEST, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),

@@ -58,19 +58,18 @@ class VllmServer:
         self.key = secrets.token_urlsafe(32)
         self.url = f"http://127.0.0.1:{self._port}"
 
-    def ensure(self, folder: Path) -> bool:
-        """Have the server run on the weights of a folder; whether it had to be started for that.
+    def ensure(self, folder: Path) -> None:
+        """Have the server run on the weights of a folder.
 
         Raises:
             EngineError: it does not start.
         """
         if self._process is not None and self._process.poll() is None and self._folder == folder:
-            return False
+            return
         self.stop()
         self._folder = folder
         self._process = self._started(folder)
         self._require_answer(self._process)
-        return True
 
     def stop(self) -> None:
         """End the server and all its processes."""
