@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+VLLM   := .venv-vllm
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench vllm clean
 
 run: $(READY)  ## the main job: three kinds of feedback compared, in minutes
 	$(BIN)/sdcore run deployments/experiments/quickstart.toml
@@ -20,11 +21,19 @@ lint: $(READY)
 bench: $(READY)  ## every benchmark, one JSON line each
 	@for file in tests/benchmarks/[a-z]*.py; do $(BIN)/python $$file || exit 1; done
 
+vllm: $(VLLM)/.ready  ## vLLM in an environment of its own, for engine.kind = "vllm"
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(VLLM) runs build *.egg-info
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+$(VLLM)/.ready: requirements-vllm.lock
+	$(PYTHON) -m venv $(VLLM)
+	if command -v nvidia-smi; then $(VLLM)/bin/python -m pip install --quiet vllm==0.32.0; \
+	else $(VLLM)/bin/python -m pip install --quiet --no-deps --requirement $<; fi
 	touch $@

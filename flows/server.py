@@ -1,20 +1,16 @@
 """The Prefect server of a workspace: one real local server, started and stopped with the run."""
 
-import ctypes
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import httpx
-
 from sdcore.errors import SdcoreError
+from sdcore.guard import die_with_parent
+from sdcore.loopback import answers, free_port
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -39,7 +35,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
     home = root / "prefect"
     home.mkdir(parents=True, exist_ok=True)
     os.environ["PREFECT_HOME"] = str(home.absolute())
-    port = _free_port()
+    port = free_port()
     address = f"http://127.0.0.1:{port}/api"
     log_path = root / "prefect-server.log"
     with log_path.open("ab") as log:
@@ -48,7 +44,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
             + ["--host", "127.0.0.1", "--port", str(port)],
             stdout=log,
             stderr=log,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads run yet
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads run yet
         )
     try:
         os.environ["PREFECT_API_URL"] = address
@@ -68,14 +64,8 @@ def _healthy(
     Raises:
         SdcoreError: it did not within `timeout` seconds.
     """
-    deadline = time.monotonic() + timeout
-    with httpx.Client(timeout=1) as client:
-        while server.poll() is None and time.monotonic() < deadline:
-            try:
-                if client.get(f"{address}/health").is_success:
-                    return address
-            except httpx.TransportError:
-                time.sleep(0.1)
+    if answers(f"{address}/health", server, timeout):
+        return address
     raise SdcoreError(
         "the Prefect server did not start",
         got=f"exit code {server.poll()}",
@@ -92,15 +82,3 @@ def _send_what_is_queued() -> None:
 
     for worker in (APILogWorker, EventsWorker):
         worker.drain_all(timeout=20)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to end the server when the run is killed, so that none is left behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

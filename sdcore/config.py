@@ -28,6 +28,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _unset(value: object) -> bool:
+    return value is None
+
+
 class ModelConfig(Settings):
     """The policy that is trained, and whose initial weights are the self-teacher."""
 
@@ -70,6 +74,14 @@ class PromptsConfig(Settings):
     """Jinja templates of the user messages; the model's own chat template is put around them."""
 
     system: str | None = Field(None, description="system message, for student and teacher alike")
+    student_thinking: bool | None = Field(
+        None,
+        exclude_if=_unset,
+        description="`enable_thinking` of the chat template; unset leaves it to the template",
+    )
+    teacher_thinking: bool | None = Field(
+        None, exclude_if=_unset, description="the same, where the teacher is shown a context"
+    )
     student: str = Field(
         "Solve the problem step by step. Write each step as <step_1>...</step_1>, "
         "<step_2>...</step_2> and so on, then only the final answer as <answer>...</answer>.\n\n"
@@ -95,6 +107,41 @@ class SamplingConfig(Settings):
         description="sequences decoded together; part of the result "
         "only through floating-point rounding",
     )
+
+
+class EngineConfig(Settings):
+    """What samples: this process, or vLLM servers. Only `kind` is part of an experiment's identity.
+
+    Without `urls` a server of our own is started for the run, in vLLM's own environment.
+    """
+
+    kind: Literal["transformers", "vllm"] = "transformers"
+    urls: tuple[str, ...] = Field(
+        (),
+        description="vLLM servers that already run, e.g. http://127.0.0.1:8000; load is spread; "
+        "their key, if they have one, in $VLLM_API_KEY",
+    )
+    python: Path = Field(
+        Path(".venv-vllm/bin/python"), description="of the environment that `make vllm` makes"
+    )
+    context_length: int | None = Field(
+        None, ge=1, description="tokens of prompt and response; unset takes the model's own"
+    )
+    cache_gib: float = Field(4.0, gt=0, description="memory for keys and values, GiB")
+    concurrency: int = Field(128, ge=1, description="requests in flight at one server")
+    arguments: tuple[str, ...] = Field(
+        (), description="further arguments of our own server, e.g. --tensor-parallel-size=4"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.urls and self.kind != "vllm":
+            raise ValueError("engine.urls is for engine.kind = 'vllm'")
+        return self
+
+
+def _in_process(engine: EngineConfig) -> bool:
+    return engine.kind == "transformers"
 
 
 class LoraConfig(Settings):
@@ -221,6 +268,7 @@ class Experiment(Settings):
     problems: ProblemsConfig
     prompts: PromptsConfig = PromptsConfig()
     sampling: SamplingConfig = SamplingConfig()
+    engine: EngineConfig = Field(EngineConfig(), exclude_if=_in_process)
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     conditions: dict[Name, Condition] = Field(min_length=1)
@@ -237,8 +285,14 @@ class Experiment(Settings):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of every resolved setting except the free-text description."""
-        return content_key(self.model_dump(mode="json", exclude={"description"}))
+        """Hash of every resolved setting but the description and where the engine's servers are.
+
+        A setting that came later is in it only where it is used (`exclude_if`), so that runs from
+        before keep their names.
+        """
+        where = set(EngineConfig.model_fields) - {"kind"}
+        settings = self.model_dump(mode="json", exclude={"description": True, "engine": where})
+        return content_key(settings)
 
     @property
     def experiment_id(self) -> str:

@@ -74,9 +74,7 @@ def _traces(
     hints: Sequence[str | None],
     temperature: float = 1.0,
 ) -> list[str]:
-    engine = TransformersEngine(
-        model, end_ids=[tokenizer.eos_token_id], pad_id=tokenizer.pad_token_id
-    )
+    engine = TransformersEngine(model, end_ids=[tokenizer.eos_token_id])
     requests = [
         Request(hinted_prompt(tokenizer, problem.question, hint), seed)
         for seed, (problem, hint) in enumerate(zip(problems, hints))

@@ -7,6 +7,7 @@ one, and special tokens that occur in them are broken up before anything is toke
 import re
 from collections.abc import Sequence
 from functools import cache
+from typing import TypeAlias
 
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from sdcore.config import PromptsConfig
 from sdcore.errors import ConfigError
 
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
 Message = dict[str, str]
 
 PLAIN_TEMPLATE = (
@@ -45,6 +47,30 @@ def render(template: str, **values: object) -> str:
         ) from error
 
 
+def student_prompt(tokenizer: Tokenizer, prompts: PromptsConfig, question: str) -> tuple[int, ...]:
+    """Token ids that ask the student.
+
+    Raises:
+        ConfigError: a template does not render, or knows no thinking mode where one is set.
+    """
+    messages = student_messages(prompts, question)
+    return prompt_ids(tokenizer, messages, thinking=prompts.student_thinking)
+
+
+def teacher_prompt(
+    tokenizer: Tokenizer, prompts: PromptsConfig, question: str, context: str | None
+) -> tuple[int, ...]:
+    """Token ids that show the teacher the context; without one, exactly the student's.
+
+    Raises:
+        ConfigError: a template does not render, or knows no thinking mode where one is set.
+    """
+    if not context:
+        return student_prompt(tokenizer, prompts, question)
+    messages = teacher_messages(prompts, question, context)
+    return prompt_ids(tokenizer, messages, thinking=prompts.teacher_thinking)
+
+
 def student_messages(prompts: PromptsConfig, question: str) -> list[Message]:
     """Chat messages that ask the student; the system message only where one is set.
 
@@ -69,7 +95,7 @@ def teacher_messages(prompts: PromptsConfig, question: str, context: str | None)
 
 
 def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     messages: Sequence[Message],
     *,
     thinking: bool | None = None,
@@ -82,8 +108,14 @@ def prompt_ids(
         thinking: `enable_thinking` of the chat template; None leaves it to the template.
 
     Raises:
-        ConfigError: the chat template refuses the messages.
+        ConfigError: the chat template refuses the messages, or knows no thinking mode.
     """
+    if thinking is not None and "enable_thinking" not in str(tokenizer.chat_template):
+        raise ConfigError(
+            "the model's chat template knows no thinking mode",
+            got=f"enable_thinking = {thinking}",
+            mend="leave out prompts.student_thinking and prompts.teacher_thinking",
+        )
     safe = [
         message | {"content": neutralise(message["content"], tokenizer)} for message in messages
     ]
@@ -106,7 +138,7 @@ def prompt_ids(
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def neutralise(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def neutralise(text: str, tokenizer: Tokenizer) -> str:
     """Break up special tokens with a space after their first character; other text is unchanged.
 
     So `<|im_end|>` in a question becomes `< |im_end|>` and cannot end the user's turn.
@@ -114,7 +146,7 @@ def neutralise(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return _start_of(frozenset(_special_tokens(tokenizer))).sub(r"\1 ", text)
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+def _special_tokens(tokenizer: Tokenizer) -> set[str]:
     """All tokens marked special; some tokenizers name only a part of them in a role like eos."""
     added = tokenizer.added_tokens_decoder.values()
     return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}

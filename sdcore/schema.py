@@ -164,6 +164,7 @@ _TABLES = (
         Column("accuracy", REAL, "share of the batch's rollouts that are correct"),
         Column("zero_variance_groups", INT, "GRPO groups without a signal; 0 for distillation"),
         Column("logprob_drift", REAL, "mean |engine - trainer| log-prob of the sampled tokens"),
+        Column("logprob_drift_max", REAL, "largest |engine - trainer| log-prob of the sampled tokens"),
         Column("padding_share", REAL, "share of padded positions in the micro-batches"),
         Column("seconds", REAL, "wall time of the step"),
     )),

@@ -10,7 +10,7 @@ from sdcore.config import Experiment
 from sdcore.engines import Request
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.errors import ModelError
-from sdcore.prompts import prompt_ids, student_messages
+from sdcore.prompts import student_prompt
 
 
 def save_solver(folder: Path, experiment: Experiment, checkpoint: Path) -> None:
@@ -50,7 +50,6 @@ class Solver:
         self._engine = TransformersEngine(
             policies.load_policy(base, self.experiment.model),
             end_ids=policies.end_ids(base),
-            pad_id=self._tokenizer.pad_token_id,
         )
         trained = policies.load_policy(base, self.experiment.model)
         if self.experiment.training.lora:
@@ -61,7 +60,7 @@ class Solver:
     def predict(self, questions: Sequence[str]) -> list[str]:
         """One sampled trace for each question; the same call gives the same traces."""
         prompts = [
-            prompt_ids(self._tokenizer, student_messages(self.experiment.prompts, question))
+            student_prompt(self._tokenizer, self.experiment.prompts, question)
             for question in questions
         ]
         requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]

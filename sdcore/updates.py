@@ -15,6 +15,7 @@ from sdcore.batches import Example
 from sdcore.errors import TrainingError
 
 KL = 4  # row of the KL in an [S, T] of signals
+MISMATCH = {torch.float32: 0.01, torch.bfloat16: 0.1}  # nats; see `require_agreement`
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class TokenSignals:
 class Update:
     """What one optimizer step did; `loss`, `entropy` and `kl` are means over response tokens.
 
-    `grad_norm` is before clipping, `logprob_drift` the mean |sampler − trainer| log-prob (None
-    without stored log-probs), `padding_share` that of padded positions, both sides counted.
+    `grad_norm` is before clipping, `logprob_drift` the mean |sampler − trainer| log-prob and
+    `logprob_drift_max` the largest (None without stored log-probs), `padding_share` that of padded
+    positions, both sides counted.
     """
 
     loss: float
@@ -49,6 +51,7 @@ class Update:
     entropy: float
     kl: float | None
     logprob_drift: float | None
+    logprob_drift_max: float | None
     padding_share: float
     seconds: float
     signals: list[TokenSignals]
@@ -76,6 +79,7 @@ def update_of(
     signals_ST = torch.cat([each.signals_ST for each in passes], 1)
     order = [examples[index] for each in passes for index in each.group]
     sampled_T = batches.sampled_logprobs(order)
+    drift_T = None if sampled_T is None else (signals_ST[0] - sampled_T).abs()
     return Update(
         loss=sum(each.loss for each in passes),
         grad_norm=grad_norm,
@@ -85,9 +89,8 @@ def update_of(
         mean_length=signals_ST.shape[1] / len(examples),
         entropy=float(signals_ST[1].mean()),
         kl=float(signals_ST[KL].mean()) if len(signals_ST) > KL else None,
-        logprob_drift=None
-        if sampled_T is None
-        else float((signals_ST[0] - sampled_T).abs().mean()),
+        logprob_drift=None if drift_T is None else float(drift_T.mean()),
+        logprob_drift_max=None if drift_T is None else float(drift_T.max()),
         padding_share=batches.padding_share(examples, [each.group for each in passes]),
         seconds=seconds,
         signals=signals_of(examples, passes),
@@ -126,6 +129,26 @@ def require_finite(examples: Sequence[Example], passes: Sequence[Pass], grad_nor
         where=f"rollouts {', '.join(culprits or [each.rollout_id for each in examples])}",
         mend="the weights are as before the step; lower the learning rate or drop these rollouts",
     )
+
+
+def require_agreement(update: Update, dtype: torch.dtype) -> None:
+    """Refuse rollouts whose log-probs are not those of the policy that is trained.
+
+    To be asked of the first step on fresh rollouts, whose weights are those that sampled them, so
+    that all difference is rounding: on average up to 2e-5 nats in float32 and 2e-2 in bfloat16 for
+    the models tried. Log-probs at temperature 0.7 instead of 1 differ by 4e-2, another prompt by 2.
+
+    Raises:
+        TrainingError: the mean difference is above `MISMATCH`.
+    """
+    if update.logprob_drift is not None and not update.logprob_drift <= MISMATCH[dtype]:
+        raise TrainingError(
+            "the engine's log-probs are not the trainer's",
+            got=f"{update.logprob_drift:.3g} nats a token apart on average",
+            expected=f"at most {MISMATCH[dtype]:g} for {dtype}",
+            mend="the engine serves other weights or prompts, or log-probs not of the model itself "
+            "(vLLM: --logprobs-mode raw_logprobs); nothing was trained",
+        )
 
 
 def _split(examples: Sequence[Example], group: Sequence[int], values: Tensor) -> Sequence[Tensor]:

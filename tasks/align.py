@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from sdcore.config import DistillConfig
 from sdcore.contexts import CONTEXTS, ContextInputs, Critique
 from sdcore.critics import ORACLE, critique, has_oracle
-from sdcore.prompts import prompt_ids, teacher_messages
+from sdcore.prompts import teacher_prompt
 from sdcore.rounds import signal_rounds
 from sdcore.schema import TABLES
 from sdcore.timing import STOPWATCH
@@ -100,8 +100,8 @@ def _contexts(
         if not context.available(inputs):
             continue
         rollout_id, text = rollout["rollout_id"], context.build(inputs)
-        messages = teacher_messages(lineage.experiment.prompts, rollout["question"], text)
-        prompt = prompt_ids(tokenizer, messages)
+        wording = lineage.experiment.prompts
+        prompt = teacher_prompt(tokenizer, wording, rollout["question"], text)
         quoted = {"critique": rollout_id, "other_critique": other_id}
         quoted_ids = [quoted[need] for need in sorted(context.needs) if need in quoted]
         rows.append(

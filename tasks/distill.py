@@ -17,6 +17,7 @@ from sdcore.schema import TABLES
 from sdcore.signals import signal_frame
 from sdcore.timing import STOPWATCH
 from sdcore.trainer import Example, Update
+from sdcore.updates import require_agreement
 from tasks import models
 from tasks.workspace import Lineage, Reference, policy_row, round_rollouts
 
@@ -28,7 +29,8 @@ def distill(lineage: Lineage, round_: int) -> Reference:
     """Train on the round's rollouts; store the checkpoint, then the rows that speak of it.
 
     Raises:
-        TrainingError: no rollout has a context, or the loss or gradient is not finite.
+        TrainingError: no rollout has a context, the loss or gradient is not finite, or the
+            sampler's log-probs are not the policy's.
     """
     rollouts = _with_contexts(lineage, round_)
     steps = lineage.experiment.training.steps_per_round
@@ -36,6 +38,7 @@ def distill(lineage: Lineage, round_: int) -> Reference:
         with STOPWATCH.measure("compute"):
             examples = _examples(lineage, rollouts)
             updates = [trainer.step(examples[start::steps]) for start in range(steps)]
+            require_agreement(updates[0], getattr(torch, lineage.experiment.model.dtype))
         with STOPWATCH.measure("storage"):
             trainer.save(lineage.checkpoint(round_ + 1))
     policy = _policy(lineage, round_)
@@ -158,7 +161,7 @@ def _token_signals(
 
 UPDATE_FIELDS = (
     "loss", "grad_norm", "learning_rate", "rollouts", "tokens", "mean_length", "entropy",
-    "logprob_drift", "padding_share", "seconds",
+    "logprob_drift", "logprob_drift_max", "padding_share", "seconds",
 )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 They are caches: whatever is here can be rebuilt from the tables and checkpoints, bit for bit.
 """
 
+import atexit
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -11,8 +13,12 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 from sdcore import hub, policies
-from sdcore.config import LoraConfig, ModelConfig
+from sdcore.config import EngineConfig, LoraConfig, ModelConfig
+from sdcore.engines import Engine
+from sdcore.engines.endpoint import Endpoint
+from sdcore.engines.server import VllmServer
 from sdcore.engines.transformers import TransformersEngine
+from sdcore.engines.vllm import VllmEngine
 from sdcore.timing import STOPWATCH
 from sdcore.trainer import Trainer
 from tasks.workspace import BASE, Lineage
@@ -58,12 +64,17 @@ def training(lineage: Lineage, round_: int) -> Iterator[Trainer]:
     _live[_key(lineage)] = round_ + 1, live
 
 
-def engine(lineage: Lineage, round_: int, policy_id: str) -> TransformersEngine:
+def engine(lineage: Lineage, round_: int, policy_id: str) -> Engine:
     """The sampling engine with the weights of a policy loaded."""
-    model = lineage.experiment.model
-    sampler = _engine(model)
+    is_base = lineage.condition == BASE or round_ == 0
+    model, settings = lineage.experiment.model, lineage.experiment.engine
+    if settings.kind == "vllm":
+        servers = _vllm(lineage.root, model, settings, lineage.experiment.training.lora)
+        base = model_folder(model.name)
+        servers.load(policy_id, base if is_base else lineage.checkpoint(round_), base)
+        return servers
+    sampler = _transformers(model)
     if _sampled.get(model) != policy_id:
-        is_base = lineage.condition == BASE or round_ == 0
         sampler.load(_base(model) if is_base else trainer(lineage, round_).model)
         _sampled[model] = policy_id
     return sampler
@@ -94,13 +105,31 @@ def _base(model: ModelConfig) -> policies.PreTrainedModel:
 
 
 @cache
-def _engine(model: ModelConfig) -> TransformersEngine:
-    ends = tokenizer(model.name)
+def _transformers(model: ModelConfig) -> TransformersEngine:
     return TransformersEngine(
         policies.load_policy(model_folder(model.name), model),
         end_ids=policies.end_ids(model_folder(model.name)),
-        pad_id=ends.pad_token_id,
     )
+
+
+@cache
+def _vllm(
+    root: Path, model: ModelConfig, settings: EngineConfig, lora: LoraConfig | None
+) -> VllmEngine:
+    """Servers that run already, with the key in `$VLLM_API_KEY`, or one of our own."""
+    endpoints = [Endpoint(url, os.environ.get("VLLM_API_KEY")) for url in settings.urls]
+    if not endpoints:
+        server = VllmServer(
+            settings,
+            dtype=model.dtype,
+            lora_rank=lora.rank if lora else None,
+            log_path=root / "vllm-server.log",
+        )
+        endpoints = [Endpoint(server.url, server.key, server)]
+    ends = policies.end_ids(model_folder(model.name))
+    engine = VllmEngine(endpoints, end_ids=ends, concurrency=settings.concurrency)
+    atexit.register(engine.close)
+    return engine
 
 
 def _key(lineage: Lineage) -> str:

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from sdcore.engines import Completion, Request
 from sdcore.grading import grade_many
-from sdcore.prompts import prompt_ids, student_messages
+from sdcore.prompts import student_prompt
 from sdcore.rounds import round_questions, sampling_seed
 from sdcore.schema import TABLES
 from sdcore.timing import STOPWATCH
@@ -75,7 +75,7 @@ def _plan(
     sampling = lineage.experiment.sampling.model_dump(mode="json", exclude={"batch_size"})
     planned: list[Row] = []
     for problem_id, question in problems.select("problem_id", "question").iter_rows():
-        prompt = prompt_ids(tokenizer, student_messages(lineage.experiment.prompts, question))
+        prompt = student_prompt(tokenizer, lineage.experiment.prompts, question)
         for index in range(samples):
             seed = sampling_seed(lineage.seed, purpose, round_, problem_id, index)
             key = lineage.key("rollout", policy, purpose, round_, prompt, sampling, seed)

@@ -39,7 +39,8 @@ with warnings.catch_warnings():
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 _UPDATE_METRICS = (
     "loss", "grad_norm", "learning_rate", "entropy", "mean_length", "accuracy", "rollouts",
-    "tokens", "zero_variance_groups", "logprob_drift", "padding_share", "seconds",
+    "tokens", "zero_variance_groups", "logprob_drift", "logprob_drift_max",
+    "padding_share", "seconds",
 )  # fmt: skip
 _SCORE_METRICS = (
     *(f"{metric}_at_k{end}" for metric in ("avg", "maj", "pass") for end in ("", "_low", "_high")),

@@ -38,6 +38,7 @@ def test_overrides_are_dotted_toml_or_bare_words():
         ("seeds=[1, 1]", r"seeds repeat"),
         ("training.questions_per_round=513", r"exceeds problems.train"),
         ("name=a b", r"name: .*pattern"),
+        ("engine.urls=['http://127.0.0.1:1']", r"engine.urls is for engine.kind = 'vllm'"),
         ("rounds", r"not an override"),
         ("name.first=x", r"goes through a value"),
     ],
@@ -61,6 +62,22 @@ def test_the_fingerprint_names_every_setting_but_the_description():
     changed = load_experiment(QUICKSTART, ["training.rounds=3"])
     assert experiment.fingerprint == described.fingerprint != changed.fingerprint
     assert experiment.experiment_id == f"quickstart-{experiment.fingerprint[:8]}"
+
+
+def test_which_engine_is_part_of_the_identity_and_where_its_servers_are_is_not():
+    experiment = load_experiment(QUICKSTART)
+    explicit = load_experiment(QUICKSTART, ["engine.kind=transformers"])
+    own = load_experiment(QUICKSTART, ["engine.kind=vllm"])
+    there = load_experiment(QUICKSTART, ["engine.kind=vllm", "engine.urls=['http://127.0.0.1:1']"])
+    assert experiment.fingerprint == explicit.fingerprint != own.fingerprint == there.fingerprint
+
+
+def test_settings_that_came_later_leave_the_names_of_older_runs():
+    experiment = load_experiment(QUICKSTART)
+    assert not {"engine"} & experiment.model_dump().keys()
+    assert not {"student_thinking", "teacher_thinking"} & experiment.prompts.model_dump().keys()
+    thinking = load_experiment(QUICKSTART, ["prompts.teacher_thinking=true"])
+    assert experiment.fingerprint != thinking.fingerprint
 
 
 def test_settings_cannot_be_changed():

@@ -12,7 +12,7 @@ from sdcore.errors import EngineError, ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
-VOCABULARY, PAD, END = 13, 0, 1
+VOCABULARY, END = 13, 1
 SHAPE = dict(
     vocab_size=VOCABULARY,
     hidden_size=32,
@@ -32,7 +32,7 @@ def llama(seed: int = 0, **shape: object) -> LlamaForCausalLM:
 
 
 def engine(model=None, end_ids=(END,), **settings) -> TransformersEngine:
-    return TransformersEngine(model or llama(), end_ids=end_ids, pad_id=PAD, **settings)
+    return TransformersEngine(model or llama(), end_ids=end_ids, **settings)
 
 
 def requests(samples: int = 3) -> list[Request]:
@@ -80,7 +80,7 @@ def test_greedy_equals_generate():
                 do_sample=False,
                 max_new_tokens=25,
                 eos_token_id=end,
-                pad_token_id=PAD,
+                pad_token_id=0,
             )
             assert completion.token_ids == tuple(output[0, len(prompt) :].tolist())
 

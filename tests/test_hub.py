@@ -65,7 +65,6 @@ def test_smollm2_answers():
     engine = TransformersEngine(
         policies.load_policy(folder, ModelConfig(name="builtin:smollm2", device="cpu")),
         end_ids=policies.end_ids(folder),
-        pad_id=tokenizer.pad_token_id,
     )
     asked = student_messages(
         PromptsConfig(student="{{ question }}"), "What is the capital of France?"

@@ -119,7 +119,7 @@ def test_the_shipped_weights_are_small():
 
 def test_the_shipped_solver_ends_its_traces_and_writes_no_other_special_token(tokenizer):
     model = load_policy(SHIPPED, ModelConfig(name="builtin:tiny-solver"))
-    engine = TransformersEngine(model, end_ids=end_ids(SHIPPED), pad_id=tokenizer.pad_token_id)
+    engine = TransformersEngine(model, end_ids=end_ids(SHIPPED))
     prompts = [
         hinted_prompt(tokenizer, problem.question, hint)
         for problem in generate_problems(60, seed=8, holdout=True)

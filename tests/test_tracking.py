@@ -186,7 +186,6 @@ def expected_answers(settings, adapted):
     engine = TransformersEngine(
         policies.load_policy(base, settings.model),
         end_ids=policies.end_ids(base),
-        pad_id=tokenizer.pad_token_id,
     )
     engine.load(adapted)
     prompts = [prompt_ids(tokenizer, student_messages(settings.prompts, q)) for q in QUESTIONS]

@@ -37,6 +37,7 @@ def test_update_means_are_per_token_over_all_passes():
     assert update.kl == pytest.approx((3 * 4 + 2 * 14) / 5)
     # log-probs 0, 0, 0 against -1 each, then 10, 10 against -1 and -2
     assert update.logprob_drift == pytest.approx((3 * 1 + 11 + 12) / 5)
+    assert update.logprob_drift_max == 12
     # sides 3 + 4 = 4 + 5 tokens each alone: no padding
     assert update.padding_share == 0
 
@@ -69,3 +70,13 @@ def test_a_loss_that_is_not_finite_names_its_rollout(bad):
 def test_a_gradient_alone_that_is_not_finite_names_all_rollouts():
     with pytest.raises(TrainingError, match="rollouts short, long\n"):
         updates.require_finite(EXAMPLES, passes(), math.nan)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 0.01), (torch.bfloat16, 0.1)])
+def test_another_policys_log_probs_stop_the_round_and_rounding_does_not(dtype, bound):
+    update = updates.update_of(EXAMPLES, passes(), grad_norm=2, learning_rate=0.1, seconds=3)
+    updates.require_agreement(replace(update, logprob_drift=bound), dtype)
+    updates.require_agreement(replace(update, logprob_drift=None), dtype)  # nothing to compare
+    for drift in (1.01 * bound, math.nan):
+        with pytest.raises(TrainingError, match="not the trainer's"):
+            updates.require_agreement(replace(update, logprob_drift=drift), dtype)

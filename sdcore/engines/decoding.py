@@ -48,12 +48,15 @@ class Rows:
 
     @classmethod
     def prefill(
-        cls, model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], pad_id: int
+        cls, model: PreTrainedModel, prompts: Sequence[tuple[int, ...]]
     ) -> tuple[Self, Tensor]:
-        """Run each distinct prompt once; a row for each prompt, and its next logits [B, V]."""
+        """Run each distinct prompt once; a row for each prompt, and its next logits [B, V].
+
+        Shorter prompts are padded on the left with token 0, which is masked.
+        """
         index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
         longest = max(map(len, index))
-        ids_PT = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in index])
+        ids_PT = torch.tensor([[0] * (longest - len(p)) + list(p) for p in index])
         mask_PT = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in index])
         ids_PT, mask_PT = ids_PT.to(model.device), mask_PT.to(model.device)
         cache = DynamicCache(config=model.config)

@@ -31,7 +31,6 @@ class TransformersEngine:
     Args:
         model: this object becomes the engine's copy; nobody else may change it.
         end_ids: token ids that end a response.
-        pad_id: any valid token id; it is masked wherever it stands.
         memory_bytes: bound on keys, values and logits of a batch; it may make batches smaller
             than `SamplingConfig.batch_size`, never larger.
     """
@@ -41,7 +40,6 @@ class TransformersEngine:
         model: PreTrainedModel,
         *,
         end_ids: Collection[int],
-        pad_id: int,
         memory_bytes: int = 4 << 30,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -49,7 +47,6 @@ class TransformersEngine:
             model.set_attn_implementation(SHARED)
         self._device = next(model.parameters()).device
         self._end_ids = torch.tensor(sorted(end_ids), device=self._device)
-        self._pad_id = pad_id
         self._memory_bytes = memory_bytes
 
     @torch.no_grad()
@@ -132,7 +129,7 @@ class TransformersEngine:
         on_progress: Callable[[int], None],
     ) -> list[Completion]:
         """Draw the samples of one batch; rows draw on after their end token until they leave."""
-        rows, logits_BV = Rows.prefill(self.model, [r.prompt_ids for r in batch], self._pad_id)
+        rows, logits_BV = Rows.prefill(self.model, [r.prompt_ids for r in batch])
         uniforms_NT = _uniforms(batch, sampling).to(self._device)
         tokens_NT = torch.zeros(uniforms_NT.shape, dtype=torch.long, device=self._device)
         logprobs_NT = torch.zeros(uniforms_NT.shape, device=self._device)

@@ -1,0 +1,156 @@
+"""One vLLM server as its client sees it: the OpenAI-compatible API, and which policy is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import httpx
+
+from sdcore.engines.server import VllmServer
+from sdcore.errors import EngineError
+from sdcore.policies import ADAPTER_FILE, FULL_FILE
+
+LONGEST = 3600.0  # seconds that one answer may take
+
+
+class Unavailable(EngineError):
+    """The server did not answer, or not with what was asked for; another try may help."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is to be sampled from: a policy and the folder of its weights.
+
+    `folder` holds an adapter for the base model, or all weights. `base` is the base model's.
+    """
+
+    policy_id: str
+    folder: Path
+    base: Path
+
+    @property
+    def adapter(self) -> bool:
+        """Whether the folder holds an adapter."""
+        return (self.folder / ADAPTER_FILE).exists()
+
+
+class Endpoint:
+    """A running server, ours or somebody's. Adapters are loaded as they are needed.
+
+    Attributes:
+        active: requests in flight, counted by the engine.
+        failures: requests that failed since it last answered.
+    """
+
+    def __init__(self, url: str, key: str | None, server: VllmServer | None = None) -> None:
+        self.url, self._server = url, server
+        self.active, self.failures = 0, 0
+        self._client = httpx.Client(
+            base_url=url,
+            trust_env=server is None,  # no proxy stands before our own
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(10, read=LONGEST, pool=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        )
+        self._lock = Lock()
+        self._mend = f"see {server.log_path}" if server else "check that it runs, and its log"
+        self._ready: tuple[Served, str] | None = None  # and the name the server has for it
+        self._adapters: set[str] = set()  # those that we have loaded
+
+    def complete(self, served: Served, body: dict[str, Any]) -> dict[str, Any]:
+        """The server's answer to a completion request.
+
+        Raises:
+            Unavailable: it does not answer; it is made ready again at the next call.
+            EngineError: it refuses the request, or cannot serve the policy.
+        """
+        try:
+            model = self._model(served)
+            answer: dict[str, Any] = self._post("/v1/completions", body | {"model": model})
+        except Unavailable:
+            self.failures, self._ready = self.failures + 1, None
+            raise
+        self.failures = 0
+        return answer
+
+    def recheck(self) -> None:
+        """Look before the next request whether the server still has the policy."""
+        self.failures, self._ready = 0, None
+
+    def close(self) -> None:
+        """End the connections and, if it is ours, the server."""
+        self._client.close()
+        if self._server is not None:
+            self._server.stop()
+
+    def _model(self, served: Served) -> str:
+        """The server's name of the policy, which is loaded first where it has to be."""
+        with self._lock:
+            if self._ready is None or self._ready[0] != served:
+                self._ready = served, self._loaded(served)
+            return self._ready[1]
+
+    def _loaded(self, served: Served) -> str:
+        if self._server is not None:
+            self._server.ensure(served.base if served.adapter else served.folder)
+        elif not served.adapter and served.folder != served.base:
+            raise EngineError(
+                "a running vLLM server cannot be given all weights anew",
+                got=f"policy {served.policy_id} of {served.folder / FULL_FILE}",
+                where=self.url,
+                mend="set training.lora, or leave out engine.urls: our own server is restarted",
+            )
+        models = self._request("GET", "/v1/models")["data"]
+        names = [model["id"] for model in models]
+        self._unload(self._adapters & set(names) - {served.policy_id})
+        if not served.adapter:
+            return str(next(model["id"] for model in models if model["parent"] is None))
+        if served.policy_id not in names:
+            self._load(served)
+        self._adapters = {served.policy_id}
+        return served.policy_id
+
+    def _load(self, served: Served) -> None:
+        try:
+            path = str(served.folder.absolute())
+            body = {"lora_name": served.policy_id, "lora_path": path}
+            self._post("/v1/load_lora_adapter", body)
+        except Unavailable:
+            raise
+        except EngineError as error:
+            raise EngineError(
+                "the vLLM server does not load the adapter",
+                got=error.got,
+                where=f"{self.url}, {served.folder}",
+                mend="start it with --enable-lora, --max-lora-rank and "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where it can read this folder",
+            ) from error
+
+    def _unload(self, names: set[str]) -> None:
+        for name in names:
+            self._post("/v1/unload_lora_adapter", {"lora_name": name})
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._request("POST", path, body)
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        try:
+            answer = self._client.request(method, path, json=body)
+        except httpx.TransportError as error:
+            raise Unavailable(
+                "the vLLM server does not answer",
+                got=f"{type(error).__name__}: {error}",
+                where=self.url,
+                mend=self._mend,
+            ) from error
+        if answer.is_success:
+            kind = answer.headers.get("content-type", "")
+            return answer.json() if kind.startswith("application/json") else answer.text
+        passing = answer.is_server_error or answer.status_code == 429
+        raise (Unavailable if passing else EngineError)(
+            "the vLLM server refuses a request",
+            got=f"{answer.status_code} {answer.text}",
+            where=f"{self.url}{path}",
+            mend=self._mend if passing else "",
+        )

@@ -1,0 +1,155 @@
+"""The vLLM engine: requests spread over one or several servers, each retried where one dies.
+
+vLLM's defaults make the promise of `Completion` true: `--logprobs-mode raw_logprobs` gives
+log-probs before temperature and top-p. A running server must not be started with another mode.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from sdcore.config import SamplingConfig
+from sdcore.engines import Completion, Request
+from sdcore.engines.endpoint import Endpoint, Served, Unavailable
+from sdcore.errors import EngineError
+
+ATTEMPTS = 6  # for one request; with the waits between them about half a minute
+
+
+class VllmEngine:
+    """Samples from vLLM servers; `load` says from which policy.
+
+    The same request and seed give the same tokens, unless rounding that depends on the requests
+    that happen to be batched with it tips a near-tie. A request whose server dies is asked again;
+    those that are finished stay so.
+
+    Args:
+        endpoints: the servers. Each request goes to the one with the fewest in flight, and to one
+            that failed only when the others did too.
+        end_ids: token ids that end a response.
+        concurrency: requests in flight at one server.
+    """
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint], *, end_ids: Collection[int], concurrency: int
+    ) -> None:
+        self._endpoints, self._end_ids = list(endpoints), sorted(end_ids)
+        self._threads = concurrency * len(endpoints)
+        self._lock = Lock()
+        self._served: Served | None = None
+
+    def load(self, policy_id: str, folder: Path, base: Path) -> None:
+        """Sample from this policy from now on.
+
+        Args:
+            policy_id: its name on the servers.
+            folder: its weights: an adapter (hot-loaded), or all weights (a server of our own is
+                started on them; others refuse them).
+            base: folder of the base model.
+        """
+        self._served = Served(policy_id, folder, base)
+
+    def close(self) -> None:
+        """End the connections, and the servers that are ours."""
+        for endpoint in self._endpoints:
+            endpoint.close()
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingConfig,
+        on_progress: Callable[[int], None] = lambda finished: None,
+    ) -> list[Completion]:
+        """Draw one sample a request, in the order of the requests.
+
+        Args:
+            requests: prompts and seeds.
+            sampling: temperature, top-p and length; its batch size is the servers' business.
+            on_progress: called with 1 for each finished sample, in order.
+
+        Raises:
+            EngineError: no policy is loaded, a request is refused, or no server answers.
+        """
+        if self._served is None:
+            raise EngineError("no policy is loaded", mend="call load first")
+        if not all(request.prompt_ids for request in requests):
+            raise EngineError("a prompt is empty", expected="at least one token id")
+        for endpoint in self._endpoints:
+            endpoint.recheck()
+        completions = []
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="vllm")
+        try:
+            drawn = [pool.submit(self._draw, self._served, each, sampling) for each in requests]
+            for each in drawn:
+                completions.append(each.result())
+                on_progress(1)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return completions
+
+    def _draw(self, served: Served, request: Request, sampling: SamplingConfig) -> Completion:
+        body = self._body(request, sampling)
+        for attempt in Retrying(
+            retry=retry_if_exception_type(Unavailable),
+            wait=wait_exponential_jitter(initial=1, max=30),
+            stop=stop_after_attempt(ATTEMPTS),
+            reraise=True,
+        ):
+            with attempt, self._least_busy() as endpoint:
+                return completion(request, endpoint.complete(served, body))
+        raise AssertionError("Retrying returns or raises")
+
+    def _body(self, request: Request, sampling: SamplingConfig) -> dict[str, Any]:
+        """A completion request that leaves nothing to a server's or a model's defaults."""
+        return {
+            "prompt": request.prompt_ids,
+            "seed": request.seed,
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "stop_token_ids": self._end_ids,
+            "ignore_eos": True,  # the end tokens are those above, and no others
+            "logprobs": 0,  # of the drawn token
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            "skip_special_tokens": False,
+        }
+
+    @contextmanager
+    def _least_busy(self) -> Iterator[Endpoint]:
+        with self._lock:
+            endpoint = min(self._endpoints, key=lambda each: (each.failures, each.active))
+            endpoint.active += 1
+        try:
+            yield endpoint
+        finally:
+            with self._lock:
+                endpoint.active -= 1
+
+
+def completion(request: Request, answer: dict[str, Any]) -> Completion:
+    """Read the server's answer.
+
+    Raises:
+        EngineError: it is for another prompt, was cut short, or has no log-prob for each token.
+    """
+    choice = answer["choices"][0]
+    ids, logprobs = tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"])
+    if tuple(choice["prompt_token_ids"]) != tuple(request.prompt_ids):
+        raise EngineError("vLLM changed the prompt", got=choice["prompt_token_ids"])
+    if choice["finish_reason"] not in ("stop", "length"):
+        raise EngineError("vLLM did not finish a sample", got=choice["finish_reason"])
+    if len(ids) != len(logprobs) or not math.isfinite(sum(logprobs)):
+        raise EngineError("vLLM's log-probs are not numbers, or not one a token", got=logprobs)
+    return Completion(ids, logprobs, choice["finish_reason"])

@@ -1,0 +1,27 @@
+"""Servers that we start on this machine: a free port, and waiting for the first answer."""
+
+import socket
+import subprocess
+import time
+
+import httpx
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str, process: "subprocess.Popen[bytes]", timeout: float) -> bool:
+    """Wait until a GET of the address succeeds; False if the process ends or `timeout` s pass."""
+    deadline = time.monotonic() + timeout
+    with httpx.Client(timeout=1, trust_env=False) as client:
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                if client.get(url).is_success:
+                    return True
+            except httpx.TransportError:
+                time.sleep(0.1)
+    return False
