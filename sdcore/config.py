@@ -50,6 +50,9 @@ class ProblemsConfig(Settings):
         None,
         description="regular expression whose one group is the final answer in the answer text",
     )
+    operands: int = Field(
+        4, ge=3, le=4, exclude_if=lambda count: count == 4, description="of an arithmetic problem"
+    )
     train: Count = 256
     validation: Count = 64
     test: Count = 200
@@ -137,6 +140,25 @@ class TrainingConfig(Settings):
         return self
 
 
+class WarmupConfig(Settings):
+    """A short supervised stage before all conditions, for a solver that keeps no step format.
+
+    Its traces are right ones on problems of no split that is scored. It trains what
+    `training` trains, with the same schedule; it should be as short as the format allows.
+    """
+
+    traces: int = Field(64, ge=1, description="well-formed traces to learn from")
+    steps: int = Field(ge=1, description="optimizer steps")
+    batch_size: int = Field(16, ge=1, description="traces a step")
+    learning_rate: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch_size > self.traces:
+            raise ValueError("warmup.batch_size exceeds warmup.traces")
+        return self
+
+
 class EvaluationConfig(Settings):
     """Scores of a policy; the checkpoint is chosen on validation and reported on test."""
 
@@ -221,6 +243,7 @@ class Experiment(Settings):
     problems: ProblemsConfig
     prompts: PromptsConfig = PromptsConfig()
     sampling: SamplingConfig = SamplingConfig()
+    warmup: WarmupConfig | None = Field(None, exclude_if=lambda warmup: warmup is None)
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     conditions: dict[Name, Condition] = Field(min_length=1)

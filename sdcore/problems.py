@@ -36,7 +36,7 @@ def load_problems(config: ProblemsConfig) -> pl.DataFrame:
     counts = {split: getattr(config, split) for split in SPLITS}
     total = sum(counts.values())
     if config.path is None:
-        rows = _arithmetic(total, config.seed)
+        rows = _arithmetic(total, config.seed, config.operands)
     else:
         rows = _shuffled(_distinct(_read(config.path, config), config.path.name), config.seed)
     if len(rows) < total:
@@ -55,11 +55,12 @@ def load_problems(config: ProblemsConfig) -> pl.DataFrame:
     return pl.DataFrame(placed, schema=dtypes)
 
 
-def _arithmetic(count: int, seed: int) -> list[Row]:
+def _arithmetic(count: int, seed: int, operands: int) -> list[Row]:
     source = f"arithmetic, seed {seed}, row"
+    drawn = generate_problems(count, seed, holdout=True, operands=operands)
     return [
         _row(each.question, reference_solution(each), str(each.answer), f"{source} {number}")
-        for number, each in enumerate(generate_problems(count, seed, holdout=True), 1)
+        for number, each in enumerate(drawn, 1)
     ]
 
 

@@ -14,7 +14,7 @@ from sdcore import hub, policies
 from sdcore.config import LoraConfig, ModelConfig
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.timing import STOPWATCH
-from sdcore.trainer import Trainer
+from sdcore.trainer import Objective, Trainer
 from tasks.workspace import BASE, Lineage
 
 disable_progress_bar()  # of loading weights: the run has its own
@@ -25,8 +25,14 @@ _sampled: dict[ModelConfig, str] = {}
 
 @cache
 def model_folder(name: str) -> Path:
-    """Local folder with the base model's weights and tokenizer."""
+    """Local folder with the named model's weights and tokenizer."""
     return hub.resolve(name)
+
+
+def base_folder(lineage: Lineage) -> Path:
+    """Model folder that all conditions start from: the named model's, or its warmed-up form's."""
+    experiment = lineage.experiment
+    return lineage.base.checkpoint(0) if experiment.warmup else model_folder(experiment.model.name)
 
 
 @cache
@@ -64,33 +70,33 @@ def engine(lineage: Lineage, round_: int, policy_id: str) -> TransformersEngine:
     sampler = _engine(model)
     if _sampled.get(model) != policy_id:
         is_base = lineage.condition == BASE or round_ == 0
-        sampler.load(_base(model) if is_base else trainer(lineage, round_).model)
+        base = _base(base_folder(lineage), model) if is_base else None
+        sampler.load(base or trainer(lineage, round_).model)
         _sampled[model] = policy_id
     return sampler
 
 
-def _restored(lineage: Lineage, round_: int) -> Trainer:
+def new_trainer(lineage: Lineage, objective: Objective, folder: Path, total_steps: int) -> Trainer:
+    """A trainer that starts from the weights of a model folder."""
     training = lineage.experiment.training
-    model = policies.load_policy(
-        model_folder(lineage.experiment.model.name), lineage.experiment.model
-    )
+    model = policies.load_policy(folder, lineage.experiment.model)
     if isinstance(training.lora, LoraConfig):
         model = policies.attach_lora(model, training.lora, lineage.seed)
-    trainer = Trainer(
-        model,
-        lineage.settings,
-        training,
-        total_steps=training.rounds * training.steps_per_round,
-        seed=lineage.seed,
-    )
+    return Trainer(model, objective, training, total_steps=total_steps, seed=lineage.seed)
+
+
+def _restored(lineage: Lineage, round_: int) -> Trainer:
+    training = lineage.experiment.training
+    total_steps = training.rounds * training.steps_per_round
+    trainer = new_trainer(lineage, lineage.settings, base_folder(lineage), total_steps)
     if round_:
         trainer.load(lineage.checkpoint(round_))
     return trainer
 
 
 @cache
-def _base(model: ModelConfig) -> policies.PreTrainedModel:
-    return policies.load_policy(model_folder(model.name), model)
+def _base(folder: Path, model: ModelConfig) -> policies.PreTrainedModel:
+    return policies.load_policy(folder, model)
 
 
 @cache
