@@ -1,9 +1,9 @@
 """A procedural family of problems whose every step can be checked.
 
-Four two-digit numbers (or three) are added and subtracted in three steps (or two). A trace may
-combine them in any order and in several phrasings; the reference solution uses an order and a
-phrasing of its own.
-Every intermediate result stays between -99 and 99, whichever order is taken.
+Four two-digit numbers are added and subtracted in three steps; an experiment may ask for three
+numbers, two steps, and another range. A trace may combine them in any order and in several
+phrasings; the reference solution uses an order and a phrasing of its own. No intermediate result is
+larger than the largest operand may be, whichever order is taken.
 """
 
 import hashlib
@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, islice
 
+from sdcore.config import ArithmeticConfig
 from sdcore.errors import DataError
 from sdcore.traces import render_trace
 
@@ -41,7 +42,9 @@ REFERENCE_STYLE = (
 )
 
 QUESTIONS = ("Compute {}.", "What is {}?", "Find the value of {}.", "Work out {}.")
-LIMIT = 99
+USUAL = ArithmeticConfig()
+LIMIT = USUAL.largest
+DRAWS = 20  # for each problem wanted, after which a small family counts as exhausted
 HOLDOUT_BUCKETS = 16  # one in so many problems is never shown in pre-training
 
 Order = Sequence[tuple[int, int]]
@@ -116,23 +119,30 @@ class Problem:
         return int(self.key, 16) % HOLDOUT_BUCKETS == 0
 
 
-def generate_problems(count: int, seed: int, *, holdout: bool, operands: int = 4) -> list[Problem]:
-    """Draw distinct problems, the same for the same seed, from one side of the hold-out cut."""
+def generate_problems(
+    count: int, seed: int, *, holdout: bool, family: ArithmeticConfig = USUAL
+) -> list[Problem]:
+    """Draw distinct problems, the same for the same seed, from one side of the hold-out cut.
+
+    A family that has fewer of them gives fewer.
+    """
     problems: dict[str, Problem] = {}
-    for problem in draw_problems(seed, holdout=holdout, operands=operands):
+    for problem in islice(draw_problems(seed, holdout=holdout, family=family), DRAWS * count):
         problems.setdefault(problem.expression, problem)
         if len(problems) == count:
             break
     return list(problems.values())
 
 
-def draw_problems(seed: int, *, holdout: bool, operands: int = 4) -> Iterator[Problem]:
+def draw_problems(
+    seed: int, *, holdout: bool, family: ArithmeticConfig = USUAL
+) -> Iterator[Problem]:
     """Draw problems without end, repeats included, from one side of the hold-out cut."""
     rng = random.Random(seed)  # noqa: S311
     while True:
-        values = tuple(rng.randint(10, LIMIT) for _ in range(operands))
+        values = tuple(rng.randint(family.smallest, family.largest) for _ in range(family.operands))
         problem = Problem(values, tuple(rng.choice("+-") for _ in values[1:]))
-        if _fits(problem) and problem.held_out == holdout:
+        if _fits(problem, family.largest) and problem.held_out == holdout:
             yield problem
 
 
@@ -230,10 +240,10 @@ def read_step(text: str) -> Reading | None:
     return None
 
 
-def _fits(problem: Problem) -> bool:
+def _fits(problem: Problem, limit: int) -> bool:
     """Whether every run of neighbours stays in range, and with it every order."""
     ends = combinations(range(len(problem.terms) + 1), 2)
-    return all(abs(sum(problem.terms[start:end])) <= LIMIT for start, end in ends)
+    return all(abs(sum(problem.terms[start:end])) <= limit for start, end in ends)
 
 
 def _take(available: Counter[int], move: Move, result: int) -> bool:

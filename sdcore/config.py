@@ -38,6 +38,20 @@ class ModelConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+class ArithmeticConfig(Settings):
+    """How hard the problems of source = arithmetic are."""
+
+    operands: int = Field(4, ge=3, le=4)
+    smallest: int = Field(10, ge=1, description="operand")
+    largest: int = Field(99, le=999, description="operand, and magnitude of any result")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.largest - self.smallest < 9:
+            raise ValueError("problems.arithmetic: fewer than 10 numbers from smallest to largest")
+        return self
+
+
 class ProblemsConfig(Settings):
     """Where the questions come from, and how many go into each split."""
 
@@ -50,8 +64,8 @@ class ProblemsConfig(Settings):
         None,
         description="regular expression whose one group is the final answer in the answer text",
     )
-    operands: int = Field(
-        4, ge=3, le=4, exclude_if=lambda count: count == 4, description="of an arithmetic problem"
+    arithmetic: ArithmeticConfig = Field(
+        ArithmeticConfig(), exclude_if=lambda family: family == ArithmeticConfig()
     )
     train: Count = 256
     validation: Count = 64

@@ -11,7 +11,7 @@ import polars as pl
 from sdcore import policies
 from sdcore.arithmetic import STYLES, draw_problems, solve
 from sdcore.batches import Example
-from sdcore.config import ProblemsConfig, PromptsConfig
+from sdcore.config import ArithmeticConfig, ProblemsConfig, PromptsConfig
 from sdcore.engines.transformers import merged_weights
 from sdcore.errors import DataError
 from sdcore.policies import Policy, Tokenizer
@@ -38,7 +38,7 @@ def traces(problems: ProblemsConfig, train: pl.DataFrame, count: int) -> list[Tr
     Raises:
         DataError: no reference solution can be cut into steps.
     """
-    made = _arithmetic(problems.operands) if problems.source == "arithmetic" else _cut(train)
+    made = _arithmetic(problems.arithmetic) if problems.source == "arithmetic" else _cut(train)
     found = list(islice(made, count))
     if not found:
         raise DataError(
@@ -75,9 +75,9 @@ def save_base(policy: Policy, named: Path, folder: Path) -> None:
         policies.write_weights(plain(policy), fresh, merged_weights(policy))
 
 
-def _arithmetic(operands: int) -> Iterator[Trace]:
+def _arithmetic(family: ArithmeticConfig) -> Iterator[Trace]:
     rng = random.Random(SEED)  # noqa: S311
-    for problem in draw_problems(SEED, holdout=False, operands=operands):
+    for problem in draw_problems(SEED, holdout=False, family=family):
         order, style = rng.choice(list(problem.orders)), rng.choice(list(STYLES))
         yield problem.question, render_trace(solve(problem, order, style), str(problem.answer))
 

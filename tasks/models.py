@@ -70,8 +70,8 @@ def engine(lineage: Lineage, round_: int, policy_id: str) -> TransformersEngine:
     sampler = _engine(model)
     if _sampled.get(model) != policy_id:
         is_base = lineage.condition == BASE or round_ == 0
-        base = _base(base_folder(lineage), model) if is_base else None
-        sampler.load(base or trainer(lineage, round_).model)
+        policy = _base(base_folder(lineage), model) if is_base else trainer(lineage, round_).model
+        sampler.load(policy)
         _sampled[model] = policy_id
     return sampler
 

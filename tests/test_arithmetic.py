@@ -19,6 +19,7 @@ from sdcore.arithmetic import (
     solve,
     verify_steps,
 )
+from sdcore.config import ArithmeticConfig
 from sdcore.errors import DataError
 
 PROBLEM = Problem((47, 23, 31, 12), ("+", "-", "-"))  # 47+23 = 70, 70-31 = 39, 39-12 = 27
@@ -93,15 +94,22 @@ def test_three_operands_have_two_steps_and_two_orders():
     )
 
 
-def test_three_operands_are_drawn_read_back_and_continued_like_four():
-    for problem in generate_problems(60, seed=1, holdout=True, operands=3):
+def test_another_family_is_drawn_read_back_and_continued_like_the_usual_one():
+    family = ArithmeticConfig(operands=3, smallest=1, largest=20)
+    for problem in generate_problems(60, seed=1, holdout=True, family=family):
         assert parse_question(problem.question) == problem
-        assert len(problem.operands) == 3 and problem.held_out
+        assert len(problem.operands) == 3 and max(problem.operands) <= 20 and problem.held_out
         for order in problem.orders:
             steps = solve(problem, order, "words")
             assert verify_steps(problem, steps) is None
-            assert all(abs(read_step(step).result) <= 99 for step in steps)
+            assert all(abs(read_step(step).result) <= 20 for step in steps)
             assert continue_trace(problem, steps[:1]) == steps[1:]
+
+
+def test_a_small_family_comes_to_an_end():
+    family = ArithmeticConfig(operands=3, smallest=1, largest=10)
+    drawn = generate_problems(150, seed=0, holdout=True, family=family)
+    assert 20 < len({problem.key for problem in drawn}) == len(drawn) < 150
 
 
 @given(problems)

@@ -38,7 +38,8 @@ def test_overrides_are_dotted_toml_or_bare_words():
         ("seeds=[1, 1]", r"seeds repeat"),
         ("training.questions_per_round=513", r"exceeds problems.train"),
         ("name=a b", r"name: .*pattern"),
-        ("problems.operands=5", r"problems.operands: .*less than or equal to 4"),
+        ("problems.arithmetic.operands=5", r"arithmetic.operands: .*less than or equal to 4"),
+        ("problems.arithmetic.largest=18", r"fewer than 10 numbers"),
         ("warmup.steps=3", r"warmup.learning_rate: Field required"),
         ("warmup={steps=3, learning_rate=1e-3, traces=8, batch_size=9}", r"batch_size exceeds"),
         ("rounds", r"not an override"),
@@ -73,8 +74,10 @@ def test_settings_cannot_be_changed():
 
 def test_settings_that_came_later_leave_the_fingerprint_of_those_without_them():
     assert load_experiment(QUICKSTART).experiment_id == "quickstart-7df0a5ba"
-    assert load_experiment(QUICKSTART, ["problems.operands=4"]) == load_experiment(QUICKSTART)
+    assert load_experiment(QUICKSTART, ["problems.arithmetic.operands=4"]) == load_experiment(
+        QUICKSTART
+    )
     warmed = load_experiment(QUICKSTART, ["warmup={steps=3, learning_rate=1e-3}"])
-    shorter = load_experiment(QUICKSTART, ["problems.operands=3"])
+    shorter = load_experiment(QUICKSTART, ["problems.arithmetic.operands=3"])
     ids = {each.fingerprint for each in (load_experiment(QUICKSTART), warmed, shorter)}
     assert len(ids) == 3

@@ -19,7 +19,7 @@ from tests.test_flows import metrics, sdcore, tables
 from tests.tiny import LORA, examples
 
 TINY = ModelConfig(name="builtin:tiny-solver")
-ARITHMETIC = ProblemsConfig(source="arithmetic", operands=3)
+ARITHMETIC = ProblemsConfig(source="arithmetic", arithmetic={"operands": 3, "largest": 30})
 
 
 def train_rows(*solutions):
