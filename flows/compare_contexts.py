@@ -1,4 +1,4 @@
-"""The main flow: prepare, then per condition and seed sample, align, distill and evaluate."""
+"""The main flow: prepare, perhaps warm up, then per condition and seed a chain of rounds."""
 
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from tasks.evaluate import evaluate
 from tasks.prepare import prepare
 from tasks.sample import sample
 from tasks.track import start_tracking, track
+from tasks.warmup import warm_up
 from tasks.workspace import Lineage, base_lineage, finished_rounds
 
 SPLITS = ("validation", "test")
@@ -30,6 +31,8 @@ def compare_contexts(experiment: Experiment, root: Path) -> str:
     base = base_lineage(experiment, root)
     prepare(base)
     start_tracking(base)
+    if experiment.warmup:
+        warm_up(base)
     for split in SPLITS:
         evaluate(base, 0, split)
     track(base)

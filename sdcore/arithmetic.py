@@ -1,8 +1,9 @@
 """A procedural family of problems whose every step can be checked.
 
-Four two-digit numbers are added and subtracted in three steps. A trace may combine them in any
-order and in several phrasings; the reference solution uses an order and a phrasing of its own.
-Every intermediate result stays between -99 and 99, whichever order is taken.
+Four two-digit numbers are added and subtracted in three steps; an experiment may ask for three
+numbers, two steps, and another range. A trace may combine them in any order and in several
+phrasings; the reference solution uses an order and a phrasing of its own. No intermediate result is
+larger than the largest operand may be, whichever order is taken.
 """
 
 import hashlib
@@ -12,18 +13,21 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations, islice
 
+from sdcore.config import ArithmeticConfig
 from sdcore.errors import DataError
 from sdcore.traces import render_trace
 
 # An order names, for each step, the two terms that it combines: 0-3 are the operands with their
-# signs, 4 and 5 the results of the first and the second step.
+# signs, 4 and 5 the results of the first and the second step; with three operands, 0-2 and 3.
 ORDERS = {
     "left": ((0, 1), (4, 2), (5, 3)),
     "pairs": ((0, 1), (2, 3), (4, 5)),
     "tail": ((2, 3), (1, 4), (0, 5)),
 }
-REFERENCE_ORDER = ((2, 3), (0, 1), (4, 5))
+SHORT_ORDERS = {"left": ((0, 1), (3, 2)), "tail": ((1, 2), (0, 3))}
+REFERENCE_ORDER, SHORT_REFERENCE_ORDER = ((2, 3), (0, 1), (4, 5)), ((1, 2), (3, 0))
 
 # A style words an addition and a subtraction.
 STYLES = {
@@ -38,7 +42,9 @@ REFERENCE_STYLE = (
 )
 
 QUESTIONS = ("Compute {}.", "What is {}?", "Find the value of {}.", "Work out {}.")
-LIMIT = 99
+USUAL = ArithmeticConfig()
+LIMIT = USUAL.largest
+DRAWS = 20  # for each problem wanted, after which a small family counts as exhausted
 HOLDOUT_BUCKETS = 16  # one in so many problems is never shown in pre-training
 
 Order = Sequence[tuple[int, int]]
@@ -60,7 +66,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Problem:
-    """Four operands joined by three operators; the first operand counts as added."""
+    """Four operands or three, joined by operators; the first operand counts as added."""
 
     operands: tuple[int, ...]
     operators: tuple[str, ...]
@@ -88,6 +94,16 @@ class Problem:
         return sum(self.terms)
 
     @property
+    def orders(self) -> dict[str, Order]:
+        """The orders that a trace may take, by name."""
+        return dict(ORDERS if len(self.operands) == 4 else SHORT_ORDERS)
+
+    @property
+    def reference_order(self) -> Order:
+        """The order of the reference solution, which no trace takes."""
+        return REFERENCE_ORDER if len(self.operands) == 4 else SHORT_REFERENCE_ORDER
+
+    @property
     def phrasing(self) -> int:
         """Which of the phrasings the question has; it follows from the content."""
         return int(self.key, 16) // HOLDOUT_BUCKETS % len(QUESTIONS)
@@ -103,23 +119,30 @@ class Problem:
         return int(self.key, 16) % HOLDOUT_BUCKETS == 0
 
 
-def generate_problems(count: int, seed: int, *, holdout: bool) -> list[Problem]:
-    """Draw distinct problems, the same for the same seed, from one side of the hold-out cut."""
+def generate_problems(
+    count: int, seed: int, *, holdout: bool, family: ArithmeticConfig = USUAL
+) -> list[Problem]:
+    """Draw distinct problems, the same for the same seed, from one side of the hold-out cut.
+
+    A family that has fewer of them gives fewer.
+    """
     problems: dict[str, Problem] = {}
-    for problem in draw_problems(seed, holdout=holdout):
+    for problem in islice(draw_problems(seed, holdout=holdout, family=family), DRAWS * count):
         problems.setdefault(problem.expression, problem)
         if len(problems) == count:
             break
     return list(problems.values())
 
 
-def draw_problems(seed: int, *, holdout: bool) -> Iterator[Problem]:
+def draw_problems(
+    seed: int, *, holdout: bool, family: ArithmeticConfig = USUAL
+) -> Iterator[Problem]:
     """Draw problems without end, repeats included, from one side of the hold-out cut."""
     rng = random.Random(seed)  # noqa: S311
     while True:
-        operands = tuple(rng.randint(10, LIMIT) for _ in range(4))
-        problem = Problem(operands, tuple(rng.choice("+-") for _ in range(3)))
-        if _fits(problem) and problem.held_out == holdout:
+        values = tuple(rng.randint(family.smallest, family.largest) for _ in range(family.operands))
+        problem = Problem(values, tuple(rng.choice("+-") for _ in values[1:]))
+        if _fits(problem, family.largest) and problem.held_out == holdout:
             yield problem
 
 
@@ -154,13 +177,13 @@ def phrase(move: Move, style: Style, result: int | None = None) -> str:
 
 
 def solve(problem: Problem, order: str, style: str) -> list[str]:
-    """The three steps of a correct trace in a named order and style."""
-    return [phrase(move, STYLES[style]) for move in moves(problem, ORDERS[order])]
+    """The steps of a correct trace in a named order and style."""
+    return [phrase(move, STYLES[style]) for move in moves(problem, problem.orders[order])]
 
 
 def reference_solution(problem: Problem) -> str:
     """A correct trace in an order and a phrasing that no trace of the solver uses."""
-    steps = [phrase(move, REFERENCE_STYLE) for move in moves(problem, REFERENCE_ORDER)]
+    steps = [phrase(move, REFERENCE_STYLE) for move in moves(problem, problem.reference_order)]
     return render_trace(steps, str(problem.answer))
 
 
@@ -217,11 +240,10 @@ def read_step(text: str) -> Reading | None:
     return None
 
 
-def _fits(problem: Problem) -> bool:
+def _fits(problem: Problem, limit: int) -> bool:
     """Whether every run of neighbours stays in range, and with it every order."""
-    a, b, c, d = problem.terms
-    sums = (a + b, b + c, c + d, a + b + c, b + c + d, a + b + c + d)
-    return all(abs(value) <= LIMIT for value in sums)
+    ends = combinations(range(len(problem.terms) + 1), 2)
+    return all(abs(sum(problem.terms[start:end])) <= limit for start, end in ends)
 
 
 def _take(available: Counter[int], move: Move, result: int) -> bool:
@@ -236,7 +258,8 @@ def _take(available: Counter[int], move: Move, result: int) -> bool:
 
 def _remaining(problem: Problem, taken: list[Move], wish: Move | None) -> list[Move]:
     """The moves of the order that begins with those taken, and best with the wished next one."""
-    plans = [moves(problem, order) for order in (*ORDERS.values(), REFERENCE_ORDER)]
+    orders = [*problem.orders.values(), problem.reference_order]
+    plans = [moves(problem, order) for order in orders]
     fitting = [plan[len(taken) :] for plan in plans if plan[: len(taken)] == taken]
     wished = [rest for rest in fitting if rest and rest[0] == wish]
     return next(iter(wished + fitting), None) or list(_leftovers(problem, taken))
@@ -266,4 +289,4 @@ _PATTERNS = [
     for style in (*STYLES.values(), REFERENCE_STYLE)
     for template, sign in zip(style, (1, -1))
 ]
-_FORMULA = re.compile(r"\d{1,4}(?:[+-]\d{1,4}){3}")
+_FORMULA = re.compile(r"\d{1,4}(?:[+-]\d{1,4}){2,3}")

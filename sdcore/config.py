@@ -42,6 +42,20 @@ class ModelConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+class ArithmeticConfig(Settings):
+    """How hard the problems of source = arithmetic are."""
+
+    operands: int = Field(4, ge=3, le=4)
+    smallest: int = Field(10, ge=1, description="operand")
+    largest: int = Field(99, le=999, description="operand, and magnitude of any result")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.largest - self.smallest < 9:
+            raise ValueError("problems.arithmetic: fewer than 10 numbers from smallest to largest")
+        return self
+
+
 class ProblemsConfig(Settings):
     """Where the questions come from, and how many go into each split."""
 
@@ -53,6 +67,9 @@ class ProblemsConfig(Settings):
     answer_pattern: str | None = Field(
         None,
         description="regular expression whose one group is the final answer in the answer text",
+    )
+    arithmetic: ArithmeticConfig = Field(
+        ArithmeticConfig(), exclude_if=lambda family: family == ArithmeticConfig()
     )
     train: Count = 256
     validation: Count = 64
@@ -184,6 +201,25 @@ class TrainingConfig(Settings):
         return self
 
 
+class WarmupConfig(Settings):
+    """A short supervised stage before all conditions, for a solver that keeps no step format.
+
+    Its traces are right ones on problems of no split that is scored. It trains what
+    `training` trains, with the same schedule; it should be as short as the format allows.
+    """
+
+    traces: int = Field(64, ge=1, description="well-formed traces to learn from")
+    steps: int = Field(ge=1, description="optimizer steps")
+    batch_size: int = Field(16, ge=1, description="traces a step")
+    learning_rate: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch_size > self.traces:
+            raise ValueError("warmup.batch_size exceeds warmup.traces")
+        return self
+
+
 class EvaluationConfig(Settings):
     """Scores of a policy; the checkpoint is chosen on validation and reported on test."""
 
@@ -269,6 +305,7 @@ class Experiment(Settings):
     prompts: PromptsConfig = PromptsConfig()
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = Field(EngineConfig(), exclude_if=_in_process)
+    warmup: WarmupConfig | None = Field(None, exclude_if=lambda warmup: warmup is None)
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     conditions: dict[Name, Condition] = Field(min_length=1)

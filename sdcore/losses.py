@@ -70,6 +70,17 @@ def grpo(
     return loss_N, _logprob_gradient(slope_N, chunk.q_NV, chunk.tokens_N)
 
 
+def cross_entropy(chunk: Chunk) -> tuple[Tensor, Tensor]:
+    """−log q(y) of the response tokens: supervised learning, for a warm-up.
+
+    Returns:
+        Losses [N] and their gradients q − onehot(y) by the student's logits [N, V].
+    """
+    logprob_N = _at(chunk.log_q_NV, chunk.tokens_N)
+    slope_N = torch.full_like(logprob_N, -1.0)
+    return -logprob_N, _logprob_gradient(slope_N, chunk.q_NV, chunk.tokens_N)
+
+
 def group_advantages(rewards_PG: Tensor) -> tuple[Tensor, int]:
     """Rewards less the mean of their group, over its standard deviation (arXiv 2402.03300).
 

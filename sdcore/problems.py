@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from sdcore.arithmetic import generate_problems, reference_solution
-from sdcore.config import ProblemsConfig
+from sdcore.config import ArithmeticConfig, ProblemsConfig
 from sdcore.errors import DataError
 from sdcore.schema import TABLES, content_key
 
@@ -36,13 +36,13 @@ def load_problems(config: ProblemsConfig) -> pl.DataFrame:
     counts = {split: getattr(config, split) for split in SPLITS}
     total = sum(counts.values())
     if config.path is None:
-        rows = _arithmetic(total, config.seed)
+        rows = _arithmetic(total, config.seed, config.arithmetic)
     else:
         rows = _shuffled(_distinct(_read(config.path, config), config.path.name), config.seed)
     if len(rows) < total:
         raise DataError(
             "too few problems",
-            got=f"{len(rows)} distinct ones in {config.path}",
+            got=f"{len(rows)} distinct ones in {config.path or config.source}",
             expected=f"{total}: " + ", ".join(f"{count} {name}" for name, count in counts.items()),
             mend="make problems.train, problems.validation or problems.test smaller",
         )
@@ -55,11 +55,12 @@ def load_problems(config: ProblemsConfig) -> pl.DataFrame:
     return pl.DataFrame(placed, schema=dtypes)
 
 
-def _arithmetic(count: int, seed: int) -> list[Row]:
+def _arithmetic(count: int, seed: int, family: ArithmeticConfig) -> list[Row]:
     source = f"arithmetic, seed {seed}, row"
+    drawn = generate_problems(count, seed, holdout=True, family=family)
     return [
         _row(each.question, reference_solution(each), str(each.answer), f"{source} {number}")
-        for number, each in enumerate(generate_problems(count, seed, holdout=True), 1)
+        for number, each in enumerate(drawn, 1)
     ]
 
 

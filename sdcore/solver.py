@@ -13,15 +13,23 @@ from sdcore.errors import ModelError
 from sdcore.prompts import student_prompt
 
 
-def save_solver(folder: Path, experiment: Experiment, checkpoint: Path) -> None:
-    """Write what `Solver` loads: the weights of a checkpoint and, by name, all else they need."""
+def save_solver(
+    folder: Path, experiment: Experiment, checkpoint: Path, warmed_up: Path | None = None
+) -> None:
+    """Write what `Solver` loads: the weights of a checkpoint and, by name, all else they need.
+
+    A base that was warmed up has no name that stands for it: it is copied.
+    """
     adapted = experiment.training.lora is not None
     file = policies.ADAPTER_FILE if adapted else policies.FULL_FILE
     folder.mkdir(parents=True)
     shutil.copyfile(checkpoint / file, folder / file)
+    if warmed_up:
+        shutil.copytree(warmed_up, folder / "base")
+    base = warmed_up or hub.resolve(experiment.model.name)
     about = {
         "experiment": experiment.model_dump(mode="json"),
-        "base_sha256": policies.weights_digest(hub.resolve(experiment.model.name)),
+        "base_sha256": policies.weights_digest(base),
     }
     (folder / "solver.json").write_text(json.dumps(about, indent=2), "utf-8")
 
@@ -30,14 +38,15 @@ class Solver:
     """Answers questions with the prompts and the sampling settings of the policy's experiment."""
 
     def __init__(self, folder: Path) -> None:
-        """Load the base model by its name and put the saved weights on it.
+        """Load the base model and put the saved weights on it.
 
         Raises:
             ModelError: the name now stands for other weights than those trained from.
         """
         about = json.loads((folder / "solver.json").read_text("utf-8"))
         self.experiment = Experiment.model_validate(about["experiment"])
-        base = hub.resolve(self.experiment.model.name)
+        warmed_up = self.experiment.warmup is not None
+        base = folder / "base" if warmed_up else hub.resolve(self.experiment.model.name)
         digest = policies.weights_digest(base)
         if digest != about["base_sha256"]:
             raise ModelError(

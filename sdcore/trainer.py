@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from peft import PeftModel
@@ -21,22 +21,32 @@ from torch import Tensor
 
 from sdcore import batches, checkpoints, losses, policies, ranks, updates
 from sdcore.batches import Example, Padded
-from sdcore.config import DistillConfig, GrpoConfig, TeacherConfig, TrainingConfig
+from sdcore.config import (
+    Condition,
+    DistillConfig,
+    GrpoConfig,
+    TeacherConfig,
+    TrainingConfig,
+    WarmupConfig,
+)
 from sdcore.errors import TrainingError
 from sdcore.optimizer import Optimizer
 from sdcore.policies import Policy
-from sdcore.projection import Objective, TokenScores, View, chunked_loss, token_scores
+from sdcore.projection import Objective as ChunkObjective
+from sdcore.projection import TokenScores, View, chunked_loss, token_scores
 from sdcore.teacher import Teacher, trained
 from sdcore.updates import KL, Pass, TokenSignals, Update
 from sdcore.views import checkpointed, plain, require_exact_head, view
 
 __all__ = ["Example", "TokenSignals", "Trainer", "Update"]
 
+Objective: TypeAlias = Condition | WarmupConfig
+
 IDENTITY = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # largest KL (nats) that is rounding
 
 
 class Trainer:
-    """Trains a policy under one condition; `condition.learning_rate` is the peak rate.
+    """Trains a policy under one condition, or warms it up; its `learning_rate` is the peak rate.
 
     Where the policy has an adapter that alone is trained, else all weights are. A bfloat16 policy
     keeps its frozen weights in bfloat16, trains float32 weights and multiplies in bfloat16.
@@ -51,7 +61,7 @@ class Trainer:
     def __init__(
         self,
         model: Policy,
-        condition: DistillConfig | GrpoConfig,
+        condition: Objective,
         training: TrainingConfig,
         *,
         total_steps: int,
@@ -188,9 +198,11 @@ class Trainer:
         batches.require_same_response(student, other)
         return student, self._teacher.views(other)
 
-    def _objective(self, examples: Sequence[Example]) -> Objective:
+    def _objective(self, examples: Sequence[Example]) -> ChunkObjective:
         if isinstance(self._condition, DistillConfig):
             return partial(losses.distillation, settings=self._condition)
+        if isinstance(self._condition, WarmupConfig):
+            return losses.cross_entropy
         old_T = batches.sampled_logprobs(examples)
         return partial(
             losses.grpo,
@@ -203,6 +215,8 @@ class Trainer:
         """The fields of TokenSignals as rows [S, T]."""
         if isinstance(self._condition, GrpoConfig):
             advantage_T = batches.advantages(examples).to(self._device)
+        elif isinstance(self._condition, WarmupConfig):
+            advantage_T = torch.ones_like(scores.student_logprob_T)
         else:
             assert scores.teacher_logprob_T is not None
             advantage_T = scores.teacher_logprob_T - scores.student_logprob_T
@@ -222,10 +236,11 @@ class Trainer:
         return torch.autocast(self._device.type, self._dtype)
 
 
-def _teacher(model: Policy, condition: DistillConfig | GrpoConfig) -> Teacher | None:
+def _teacher(model: Policy, condition: Objective) -> Teacher | None:
     if isinstance(condition, DistillConfig):
         return Teacher(model, condition.teacher)
-    return Teacher(model, TeacherConfig()) if condition.kl_coefficient else None
+    needed = isinstance(condition, GrpoConfig) and condition.kl_coefficient
+    return Teacher(model, TeacherConfig()) if needed else None
 
 
 def _require_identity(kl_T: Tensor, dtype: torch.dtype) -> None:

@@ -6,6 +6,7 @@ Axes: T response tokens of a micro-batch, S signals.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,10 @@ from sdcore import batches
 from sdcore.batches import Example
 from sdcore.errors import TrainingError
 
+_COLUMNS = (
+    "loss", "grad_norm", "learning_rate", "rollouts", "tokens", "mean_length", "entropy",
+    "logprob_drift", "logprob_drift_max", "padding_share", "seconds",
+)  # fmt: skip
 KL = 4  # row of the KL in an [S, T] of signals
 MISMATCH = {torch.float32: 0.01, torch.bfloat16: 0.1}  # nats; see `require_agreement`
 
@@ -22,8 +27,9 @@ MISMATCH = {torch.float32: 0.01, torch.bfloat16: 0.1}  # nats; see `require_agre
 class TokenSignals:
     """Signals of one example, each [response tokens], in nats, by the weights before the step.
 
-    `advantage` is teacher minus student log-prob or, for GRPO, the rollout's advantage; `kl` is
-    the forward KL over the vocabulary. Without a teacher `teacher_logprob` and `kl` are None.
+    `advantage` is teacher minus student log-prob or, for GRPO, the rollout's advantage, and 1 in a
+    warm-up; `kl` is the forward KL over the vocabulary. Without a teacher `teacher_logprob` and
+    `kl` are None.
     """
 
     student_logprob: Tensor
@@ -55,6 +61,11 @@ class Update:
     padding_share: float
     seconds: float
     signals: list[TokenSignals]
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of the table `updates` that are known here."""
+        return {name: getattr(self, name) for name in _COLUMNS}
 
 
 @dataclass(frozen=True)

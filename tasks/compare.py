@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from sdcore import comparison, plots, printing
 from sdcore.report import write_report
 from sdcore.timing import STOPWATCH
+from tasks import models
 from tasks.track import open_tracking
 from tasks.tracking import Tracking
 from tasks.workspace import Lineage, Reference, policy_row
@@ -38,6 +39,7 @@ def compare(base: Lineage) -> Reference:
 def _register(base: Lineage, tracking: Tracking) -> None:
     """Register each condition's best seed on validation, and the best of these as champion."""
     experiment = base.experiment
+    warmed_up = models.base_folder(base) if experiment.warmup else None
     scores = base.store.rows("scores", experiment_id=experiment.experiment_id, split="validation")
     chosen = comparison.chosen_rounds(scores).join(scores, on=["condition", "seed", "round"])
     ranked = chosen.sort("avg_at_k", "condition", "seed", descending=[True, False, False])
@@ -46,7 +48,7 @@ def _register(base: Lineage, tracking: Tracking) -> None:
         lineage = Lineage(experiment, base.root, row["condition"], row["seed"])
         aliases = [f"champion-{row['condition']}"] + (["champion"] if rank == 0 else [])
         policy = policy_row(lineage, row["round"])
-        tracking.register(experiment, policy, base.root / policy["path"], aliases)
+        tracking.register(experiment, policy, base.root / policy["path"], aliases, warmed_up)
 
 
 def _markdown(base: Lineage, table: pl.DataFrame) -> str:

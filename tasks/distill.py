@@ -131,7 +131,7 @@ def _updates(
             "accuracy": rollouts["correct"].mean(),
             "zero_variance_groups": silent,
         }
-        | {name: getattr(update, name) for name in UPDATE_FIELDS}
+        | update.columns
         for step, update in enumerate(updates, first)
     ]
     return TABLES["updates"].frame(rows)
@@ -157,12 +157,6 @@ def _token_signals(
         signal_frame(tokenizer, part, update.signals, lineage.columns)
         for part, update in zip(parts, updates, strict=True)
     )
-
-
-UPDATE_FIELDS = (
-    "loss", "grad_norm", "learning_rate", "rollouts", "tokens", "mean_length", "entropy",
-    "logprob_drift", "logprob_drift_max", "padding_share", "seconds",
-)  # fmt: skip
 
 
 def _prune(lineage: Lineage, round_: int) -> None:

@@ -20,7 +20,7 @@ from sdcore.engines.server import VllmServer
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.engines.vllm import VllmEngine
 from sdcore.timing import STOPWATCH
-from sdcore.trainer import Trainer
+from sdcore.trainer import Objective, Trainer
 from tasks.workspace import BASE, Lineage
 
 disable_progress_bar()  # of loading weights: the run has its own
@@ -31,8 +31,14 @@ _sampled: dict[ModelConfig, str] = {}
 
 @cache
 def model_folder(name: str) -> Path:
-    """Local folder with the base model's weights and tokenizer."""
+    """Local folder with the named model's weights and tokenizer."""
     return hub.resolve(name)
+
+
+def base_folder(lineage: Lineage) -> Path:
+    """Model folder that all conditions start from: the named model's, or its warmed-up form's."""
+    experiment = lineage.experiment
+    return lineage.base.checkpoint(0) if experiment.warmup else model_folder(experiment.model.name)
 
 
 @cache
@@ -68,40 +74,39 @@ def engine(lineage: Lineage, round_: int, policy_id: str) -> Engine:
     """The sampling engine with the weights of a policy loaded."""
     is_base = lineage.condition == BASE or round_ == 0
     model, settings = lineage.experiment.model, lineage.experiment.engine
+    base = base_folder(lineage)
     if settings.kind == "vllm":
         servers = _vllm(lineage.root, model, settings, lineage.experiment.training.lora)
-        base = model_folder(model.name)
         servers.load(policy_id, base if is_base else lineage.checkpoint(round_), base)
         return servers
     sampler = _transformers(model)
     if _sampled.get(model) != policy_id:
-        sampler.load(_base(model) if is_base else trainer(lineage, round_).model)
+        sampler.load(_base(base, model) if is_base else trainer(lineage, round_).model)
         _sampled[model] = policy_id
     return sampler
 
 
-def _restored(lineage: Lineage, round_: int) -> Trainer:
+def new_trainer(lineage: Lineage, objective: Objective, folder: Path, total_steps: int) -> Trainer:
+    """A trainer that starts from the weights of a model folder."""
     training = lineage.experiment.training
-    model = policies.load_policy(
-        model_folder(lineage.experiment.model.name), lineage.experiment.model
-    )
+    model = policies.load_policy(folder, lineage.experiment.model)
     if isinstance(training.lora, LoraConfig):
         model = policies.attach_lora(model, training.lora, lineage.seed)
-    trainer = Trainer(
-        model,
-        lineage.settings,
-        training,
-        total_steps=training.rounds * training.steps_per_round,
-        seed=lineage.seed,
-    )
+    return Trainer(model, objective, training, total_steps=total_steps, seed=lineage.seed)
+
+
+def _restored(lineage: Lineage, round_: int) -> Trainer:
+    training = lineage.experiment.training
+    total_steps = training.rounds * training.steps_per_round
+    trainer = new_trainer(lineage, lineage.settings, base_folder(lineage), total_steps)
     if round_:
         trainer.load(lineage.checkpoint(round_))
     return trainer
 
 
 @cache
-def _base(model: ModelConfig) -> policies.PreTrainedModel:
-    return policies.load_policy(model_folder(model.name), model)
+def _base(folder: Path, model: ModelConfig) -> policies.PreTrainedModel:
+    return policies.load_policy(folder, model)
 
 
 @cache

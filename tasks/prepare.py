@@ -15,7 +15,7 @@ from sdcore import policies
 from sdcore.problems import load_problems
 from sdcore.schema import TABLES
 from tasks import models
-from tasks.workspace import Lineage, Reference
+from tasks.workspace import RAW, Lineage, Reference
 
 LIBRARIES = (
     "torch",
@@ -31,7 +31,7 @@ LIBRARIES = (
 
 @task(cache_policy=NO_CACHE, task_run_name="prepare {base.experiment.name}")
 def prepare(base: Lineage) -> Reference:
-    """Store the experiment, its problems and the untrained policy, unless they are there."""
+    """Store the experiment, its problems and the named model's policy, unless they are there."""
     if not len(base.store.rows("experiments", experiment_id=base.experiment.experiment_id)):
         base.store.append_missing(
             experiments=TABLES["experiments"].frame([_experiment_row(base)]),
@@ -57,12 +57,14 @@ def _experiment_row(base: Lineage) -> dict[str, object]:
 
 
 def _base_row(base: Lineage) -> dict[str, object]:
+    warmup = base.experiment.warmup
     digest = policies.weights_digest(models.model_folder(base.experiment.model.name))
+    round_ = RAW if warmup else 0
     return base.columns | {
-        "policy_id": base.key(0, digest),
+        "policy_id": base.key(round_, digest),
         "parent_id": None,
-        "step": 0,
-        "round": 0,
+        "step": -warmup.steps if warmup else 0,
+        "round": round_,
         "kind": "base",
         "path": base.experiment.model.name,
         "sha256": digest,

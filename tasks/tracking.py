@@ -138,17 +138,20 @@ class Tracking:
         policy: Mapping[str, Any],
         folder: Path,
         aliases: Sequence[str],
+        warmed_up: Path | None = None,
     ) -> str:
         """Register a policy as a version of the model named like the experiment, with aliases.
 
         `mlflow.pyfunc.load_model("models:/<experiment>@<alias>").predict([question, ...])` answers
-        questions. The version holds the trained weights and the base model's name, not the base.
+        questions. The version holds the trained weights and the base model's name, not the base;
+        only a base that was warmed up goes with them.
 
         Args:
             experiment: whose policy it is.
             policy: its row of the table `policies`.
             folder: its checkpoint.
             aliases: names that from now on point to this version.
+            warmed_up: model folder of the base where a warm-up made it.
 
         Returns:
             The version; a policy that was registered before keeps its own.
@@ -156,7 +159,7 @@ class Tracking:
         with self._lock:
             number = self._version(experiment.name, policy["policy_id"])
             if number is None:
-                number = self._new_version(experiment, policy, folder)
+                number = self._new_version(experiment, policy, folder, warmed_up)
             for alias in aliases:
                 allowed = re.sub(r"[^\w-]", "-", alias)
                 self._client.set_registered_model_alias(experiment.name, allowed, number)
@@ -235,7 +238,11 @@ class Tracking:
         missing = rows.filter(~pl.col(step).is_in([point.step for point in history])).sort(step)
         now = int(time.time() * 1000)
         return [
-            [Metric(f"{group}/{metric}", row[metric], now, row[step]) for metric in metrics]
+            [
+                Metric(f"{group}/{metric}", row[metric], now, row[step])
+                for metric in metrics
+                if row[metric] is not None
+            ]
             for row in missing.iter_rows(named=True)
         ]
 
@@ -243,12 +250,18 @@ class Tracking:
         found = self._client.search_model_versions(f"name = '{name}'")
         return next((str(v.version) for v in found if v.tags.get("policy_id") == policy_id), None)
 
-    def _new_version(self, experiment: Experiment, policy: Mapping[str, Any], folder: Path) -> str:
+    def _new_version(
+        self,
+        experiment: Experiment,
+        policy: Mapping[str, Any],
+        folder: Path,
+        warmed_up: Path | None,
+    ) -> str:
         run_id = self._run(experiment, policy["condition"], policy["seed"])
         tags = {name: str(policy[name]) for name in ("policy_id", "condition", "seed", "round")}
         model = self._client.create_logged_model(self._folder(experiment), "policy", run_id, tags)
         with tempfile.TemporaryDirectory() as scratch:
-            save_solver(Path(scratch, "solver"), experiment, folder)
+            save_solver(Path(scratch, "solver"), experiment, folder, warmed_up)
             save_model(
                 path=f"{scratch}/model",
                 mlflow_model=Model(model_id=model.model_id, run_id=run_id),

@@ -14,6 +14,7 @@ from sdcore.schema import content_key
 from sdcore.store import Store
 
 BASE = "base"
+RAW = -1  # round of the named model where a warm-up makes the base, which is round 0, from it
 
 
 @dataclass(frozen=True)

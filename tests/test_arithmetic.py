@@ -19,6 +19,7 @@ from sdcore.arithmetic import (
     solve,
     verify_steps,
 )
+from sdcore.config import ArithmeticConfig
 from sdcore.errors import DataError
 
 PROBLEM = Problem((47, 23, 31, 12), ("+", "-", "-"))  # 47+23 = 70, 70-31 = 39, 39-12 = 27
@@ -82,6 +83,35 @@ def test_pre_training_and_held_out_problems_never_meet():
     assert not seen & held_out
 
 
+def test_three_operands_have_two_steps_and_two_orders():
+    # left: 47+23 = 70, 70-31 = 39; tail: 23-31 = -8, 47-8 = 39
+    problem = Problem((47, 23, 31), ("+", "-"))
+    assert solve(problem, "left", "symbols") == ["47+23=70", "70-31=39"]
+    assert solve(problem, "tail", "symbols") == ["23-31=-8", "47-8=39"]
+    assert reference_solution(problem) == (
+        "<step_1>when we subtract 31 from 23 the result is -8</step_1>"
+        "<step_2>when we add 47 to -8 the result is 39</step_2><answer>39</answer>"
+    )
+
+
+def test_another_family_is_drawn_read_back_and_continued_like_the_usual_one():
+    family = ArithmeticConfig(operands=3, smallest=1, largest=20)
+    for problem in generate_problems(60, seed=1, holdout=True, family=family):
+        assert parse_question(problem.question) == problem
+        assert len(problem.operands) == 3 and max(problem.operands) <= 20 and problem.held_out
+        for order in problem.orders:
+            steps = solve(problem, order, "words")
+            assert verify_steps(problem, steps) is None
+            assert all(abs(read_step(step).result) <= 20 for step in steps)
+            assert continue_trace(problem, steps[:1]) == steps[1:]
+
+
+def test_a_small_family_comes_to_an_end():
+    family = ArithmeticConfig(operands=3, smallest=1, largest=10)
+    drawn = generate_problems(150, seed=0, holdout=True, family=family)
+    assert 20 < len({problem.key for problem in drawn}) == len(drawn) < 150
+
+
 @given(problems)
 def test_every_intermediate_result_stays_in_range(problem):
     results = [move.result for order in ORDERS.values() for move in moves(problem, order)]
@@ -97,7 +127,15 @@ def test_all_question_phrasings_occur_and_are_read_back():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Compute 47+23.", "47+23-31-12", "Compute 47+23-31-12. Then 5.", "What is love?"]
+    "text",
+    [
+        "",
+        "Compute 47+23.",
+        "Compute 1+2+3+4+5.",
+        "47+23-31-12",
+        "Compute 47+23-31-12. Then 5.",
+        "What is love?",
+    ],
 )
 def test_other_questions_are_refused(text):
     with pytest.raises(DataError, match="not an arithmetic question"):

@@ -39,6 +39,10 @@ def test_overrides_are_dotted_toml_or_bare_words():
         ("training.questions_per_round=513", r"exceeds problems.train"),
         ("name=a b", r"name: .*pattern"),
         ("engine.urls=['http://127.0.0.1:1']", r"engine.urls is for engine.kind = 'vllm'"),
+        ("problems.arithmetic.operands=5", r"arithmetic.operands: .*less than or equal to 4"),
+        ("problems.arithmetic.largest=18", r"fewer than 10 numbers"),
+        ("warmup.steps=3", r"warmup.learning_rate: Field required"),
+        ("warmup={steps=3, learning_rate=1e-3, traces=8, batch_size=9}", r"batch_size exceeds"),
         ("rounds", r"not an override"),
         ("name.first=x", r"goes through a value"),
     ],
@@ -83,3 +87,14 @@ def test_settings_that_came_later_leave_the_names_of_older_runs():
 def test_settings_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         load_experiment(QUICKSTART).training.rounds = 4  # type: ignore[misc]
+
+
+def test_settings_that_came_later_leave_the_fingerprint_of_those_without_them():
+    assert load_experiment(QUICKSTART).experiment_id == "quickstart-7df0a5ba"
+    assert load_experiment(QUICKSTART, ["problems.arithmetic.operands=4"]) == load_experiment(
+        QUICKSTART
+    )
+    warmed = load_experiment(QUICKSTART, ["warmup={steps=3, learning_rate=1e-3}"])
+    shorter = load_experiment(QUICKSTART, ["problems.arithmetic.operands=3"])
+    ids = {each.fingerprint for each in (load_experiment(QUICKSTART), warmed, shorter)}
+    assert len(ids) == 3

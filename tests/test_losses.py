@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdcore.config import DistillConfig, GrpoConfig
-from sdcore.losses import distillation, group_advantages, grpo
+from sdcore.losses import cross_entropy, distillation, group_advantages, grpo
 from sdcore.projection import Head, View, chunked_loss
 
 T, D, V = 12, 6, 40
@@ -101,6 +101,34 @@ def test_grpo_adds_the_kl_to_the_reference():
     loss, gradient = one_token([0.5, 0.5], [0.75, 0.25], reward(0.0, kl_coefficient=0.1))
     assert loss == pytest.approx(0.0094535, abs=1e-6)
     assert gradient == pytest.approx([-0.025, 0.025], abs=1e-6)
+
+
+def test_cross_entropy_has_gradient_student_minus_one_hot():
+    loss, gradient = one_token([0.25, 0.75], None, cross_entropy)
+    assert loss == pytest.approx(1.386294, abs=2e-6)  # ln 4
+    assert gradient == pytest.approx([-0.75, 0.75])
+
+
+def test_cross_entropys_gradient_is_that_of_finite_differences():
+    drawn = torch.Generator().manual_seed(1)
+    hidden, weight = (
+        torch.randn(shape, generator=drawn, dtype=torch.double).requires_grad_()
+        for shape in ((5, 3), (7, 3))
+    )
+    tokens_T, weights_T = torch.tensor([6, 0, 3, 3, 1]), torch.linspace(0.1, 0.5, 5).double()
+
+    def loss(hidden_TD, weight_VD):
+        student = View(hidden_TD, Head(weight_VD))
+        return chunked_loss(student, [], tokens_T, weights_T, cross_entropy, chunk_rows=2)[0]
+
+    assert torch.autograd.gradcheck(loss, (hidden, weight))
+
+
+def test_agrees_with_torch_cross_entropy():
+    def theirs(student, _, tokens_T):
+        return torch.nn.functional.cross_entropy(student, tokens_T)
+
+    assert_agree(both(cross_entropy, theirs))
 
 
 def test_group_advantages_by_hand_and_silent_groups_counted():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sdcore import policies
-from sdcore.config import DistillConfig, GrpoConfig, TeacherConfig, TrainingConfig
+from sdcore.config import DistillConfig, GrpoConfig, TeacherConfig, TrainingConfig, WarmupConfig
 from sdcore.errors import ModelError, TrainingError
 from sdcore.trainer import Trainer
 from tests.tiny import LORA, adapted, examples, llama
@@ -19,6 +19,10 @@ def distill(**changes):
 
 def reward(**changes):
     return GrpoConfig(objective="grpo", learning_rate=1e-2, **changes)
+
+
+def supervised(**changes):
+    return WarmupConfig(steps=20, learning_rate=1e-2, **changes)
 
 
 def trainer(condition=None, lora=ADAPTER, *, model=None, seed=0, total_steps=20, **training):
@@ -72,6 +76,21 @@ def test_distillation_closes_the_gap_to_the_frozen_teacher(lora, changes):
     made, some = trainer(distill(**changes), lora), examples()
     first, *_, last = [made.step(some).kl for _ in range(12)]
     assert last < 0.5 * first
+
+
+@pytest.mark.parametrize("lora", [ADAPTER, FULL], ids=["adapter", "full"])
+def test_a_warm_up_has_the_mean_cross_entropy_of_the_traces_and_learns_them(lora):
+    base, some = llama(), examples()
+    logprobs = [
+        log_q[range(len(log_q)), each.response_ids]
+        for each in some
+        for log_q in [naive_logprobs(base, each.prompt_ids, each.response_ids)]
+    ]
+    made = trainer(supervised(), lora)
+    first, *_, last = [made.step(some) for _ in range(12)]
+    assert first.loss == pytest.approx(-torch.cat(logprobs).mean().item(), rel=1e-4)
+    assert (first.kl, first.signals[0].advantage.unique().tolist()) == (None, [1.0])
+    assert last.loss < 0.5 * first.loss
 
 
 def test_grpo_makes_rewarded_rollouts_likelier_and_others_less_so():

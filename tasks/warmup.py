@@ -1,0 +1,88 @@
+"""Stage 1½, where an experiment asks for it: a short supervised stage makes the base policy."""
+
+import polars as pl
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from sdcore import policies, warmup
+from sdcore.config import WarmupConfig
+from sdcore.rounds import round_questions
+from sdcore.schema import TABLES
+from sdcore.timing import STOPWATCH
+from sdcore.trainer import Example, Trainer, Update
+from tasks import models, progress
+from tasks.workspace import RAW, Lineage, Reference, policy_row, split_problems
+
+
+@task(cache_policy=NO_CACHE, task_run_name="warm up {base.experiment.name}")
+def warm_up(base: Lineage) -> Reference:
+    """Train the named model on well-formed traces and store it as the base, unless it is there.
+
+    An interrupted stage starts anew: it draws no random numbers but seeded ones, so that the
+    weights come out the same.
+    """
+    settings = base.experiment.warmup
+    assert settings is not None, "the experiment has no warm-up"
+    if not len(base.store.rows("policies", round=0, **base.columns)):
+        named = models.model_folder(base.experiment.model.name)
+        with STOPWATCH.measure("compute"):
+            trainer = models.new_trainer(base, settings, named, settings.steps)
+            updates = _trained(base, settings, trainer)
+        with STOPWATCH.measure("storage"):
+            warmup.save_base(trainer.model, named, base.checkpoint(0))
+        policy = _policy(base)
+        frames = {"updates": _updates(base, str(policy["policy_id"]), updates)}
+        base.store.append_missing(policies=TABLES["policies"].frame([policy]), **frames)
+    return Reference("policies", policy_row(base, 0)["policy_id"], 1)
+
+
+def _trained(base: Lineage, settings: WarmupConfig, trainer: Trainer) -> list[Update]:
+    examples = _examples(base, settings)
+    size, updates = min(settings.batch_size, len(examples)), list[Update]()
+    with progress.bar("warm-up steps", total=settings.steps) as advance:
+        for step in range(settings.steps):
+            chosen = round_questions(list(examples), size, step, base.seed)
+            updates.append(trainer.step([examples[each] for each in chosen]))
+            advance(1)
+    progress.note(f"warm-up: loss {updates[0].loss:.2f} at first, {updates[-1].loss:.2f} at last")
+    return updates
+
+
+def _examples(base: Lineage, settings: WarmupConfig) -> dict[str, Example]:
+    """What is learnt from, by name."""
+    name = base.experiment.model.name
+    found = warmup.traces(base.experiment.problems, split_problems(base, "train"), settings.traces)
+    end_id = policies.end_ids(models.model_folder(name))[0]
+    made = warmup.examples(base.experiment.prompts, models.tokenizer(name), end_id, found)
+    return {example.rollout_id: example for example in made}
+
+
+def _policy(base: Lineage) -> dict[str, object]:
+    folder = base.checkpoint(0)
+    digest = policies.weights_digest(folder)
+    return base.columns | {
+        "policy_id": base.key(0, digest),
+        "parent_id": policy_row(base, RAW)["policy_id"],
+        "step": 0,
+        "round": 0,
+        "kind": "full",
+        "path": str(folder.relative_to(base.root)),
+        "sha256": digest,
+    }
+
+
+def _updates(base: Lineage, policy_id: str, updates: list[Update]) -> pl.DataFrame:
+    rows = [
+        base.columns
+        | {
+            "update_id": base.key("update", step),
+            "policy_id": policy_id,
+            "round": RAW,
+            "step": step,
+            "accuracy": 1.0,  # the traces are right ones
+            "zero_variance_groups": 0,
+        }
+        | update.columns
+        for step, update in enumerate(updates, 1 - len(updates))
+    ]
+    return TABLES["updates"].frame(rows)
