@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,11 +12,10 @@ from sdcore.arithmetic import (
     solve,
     verify_steps,
 )
-from sdcore.config import ProblemsConfig
 from sdcore.contexts import Critique
-from sdcore.critics import critique, has_oracle, validate_critique
 from sdcore.errors import DataError
 from sdcore.grading import grade
+from sdcore.oracle import critique
 from sdcore.traces import parse_trace, render_trace
 
 PROBLEM = Problem((47, 23, 31, 12), ("+", "-", "-"))  # 47+23 = 70, 70-31 = 39, 39-12 = 27
@@ -146,44 +143,10 @@ def assert_mended(problem: Problem, found: Critique) -> None:
     assert verify_steps(problem, [step.text for step in trace.steps]) is None
 
 
-WRONG = render_trace([ONE, "70-31=38", "38-12=26"], "26")
-MENDED = Critique("D", 2, GOOD)
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"corrected": None}, "not well-formed"),
-        ({"corrected": GOOD + " as shown"}, "not well-formed: text outside the tags"),
-        ({"corrected": GOOD.replace("<answer>27", "<answer>26")}, "ends in 26, the reference"),
-        ({"case": "A"}, "case A, but the trace's answer is wrong"),
-        ({"case": "B"}, "case B, but the trace's answer is wrong"),
-        ({"case": None}, "case None"),
-        ({"first_wrong_step": 4}, "step 4 is called wrong, but the trace has 3 steps"),
-        ({"first_wrong_step": 0}, "step 0 is called wrong"),
-        ({"corrected": GOOD.replace("47+23", "47 + 23")}, "step 2 are not repeated verbatim"),
-        ({"corrected": GOOD.replace("<step_2>", " <step_2>", 1).replace("70-31=39", "70-31=38")},
-         "step 2 is wrong, but quoted"),
-        ({"corrected": GOOD.replace("70-31=39", "not 70-31=38 but 39")},
-         "step 2 is wrong, but quoted"),
-        ({"first_wrong_step": None}, "a right step is not repeated verbatim and in order"),
-    ],
-)  # fmt: skip
-def test_what_is_not_step_aligned_is_named(changes, reason):
-    assert validate_critique(MENDED, WRONG, "27") is None
-    assert reason in (validate_critique(replace(MENDED, **changes), WRONG, "27") or "")
-
-
 def test_a_fragment_of_a_step_is_no_quote():
     found = judge("<step_1>47</step_2>+23=70</step_1><answer>70</answer>")
     assert (found.first_wrong_step, found.valid) == (1, True)
     assert found.corrected.startswith("<step_1>47+23=70</step_1>")
-
-
-def test_a_right_trace_may_not_be_changed():
-    assert validate_critique(Critique("A", None, GOOD), GOOD, "27") is None
-    assert "was changed" in (validate_critique(Critique("A", None, GOOD + "\n"), GOOD, "27") or "")
-    assert "is right" in (validate_critique(Critique("D", 2, GOOD), GOOD, "27") or "")
 
 
 def test_steps_that_are_right_in_the_wrong_place_are_not_quoted():
@@ -197,5 +160,3 @@ def test_other_problems_need_another_critic():
         critique("Natalia sold 48 clips. How many?", "48", GOOD)
     with pytest.raises(DataError, match="reference answer is wrong"):
         critique(PROBLEM.question, "28", GOOD)
-    assert has_oracle(ProblemsConfig(source="arithmetic"))
-    assert not has_oracle(ProblemsConfig(source="jsonl", path="x.jsonl"))
