@@ -76,7 +76,7 @@ def infidelity(critique: Critique, submission: Submission) -> str | None:
         or _quoted(critique, trace, corrected)
         or _spoken(submission, "\n".join([*new, corrected.answer or ""]))
         or _other_notation(new, [step.text for step in trace.steps if step.text.strip()])
-        or _false_sum(new)
+        or _false_sum(corrected)
     )
 
 
@@ -173,6 +173,7 @@ def _letters(steps: Sequence[str]) -> float:
     return sum(char.isalpha() for char in text) / max(len(text), 1)
 
 
-def _false_sum(new: Sequence[str]) -> str | None:
-    found = next(filter(None, map(false_equation, new)), None)
-    return f"a corrected step does not hold: {found}" if found else None
+def _false_sum(corrected: Trace) -> str | None:
+    """Whether a step does not hold: a new one, or a copied one that is called right with that."""
+    found = next(filter(None, (false_equation(step.text) for step in corrected.steps)), None)
+    return f"a step of the corrected trace does not hold: {found}" if found else None

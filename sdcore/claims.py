@@ -50,7 +50,7 @@ def read_answer(text: str) -> Critique:
     """
     said = without_thinking(text)
     start, end = said.find("{"), said.rfind("}") + 1
-    if (start < 0 or end <= start) and "<step_1>" in said:
+    if "<step_1>" in said and "{" not in said.partition("<step_1>")[0]:
         return Critique(None, None, said.strip(), raw=text)
     try:
         found = json.loads(_LATEX.sub(_escaped, said[start:end]), strict=False)

@@ -9,12 +9,13 @@ from fractions import Fraction
 MAX_LENGTH = 200  # characters of an expression
 TOLERANCE = Fraction(1, 100)  # relative: texts round
 
-_NUMBER = r"\$?\d[\d,]*(?:\.\d+)?"
+_NUMBER = r"\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 _OPERATOR = r"\s*[-+*/x×÷]\s*"
-# Both sides stand alone: `y - 3 + 4 = 1`, `3 + 4 = 7x` and `2 + 3 = 5 * 4` are other formulas.
+# Both sides stand alone: `y - 3 + 4 = 1`, `3 + 4 = 7x`, `1/2 + 1/3 = 5/6` and `9 + 5 = 2 (mod 12)`
+# are other formulas.
 _EQUATION = re.compile(
-    rf"(?<![\w.,)%^*/+=×÷-])(?<![-+*/^=)%×÷]\s)({_NUMBER}(?:{_OPERATOR}{_NUMBER})+)"
-    rf"\s*=\s*(-?{_NUMBER})(?![\w%(^]|[.,]?\d|\s*[-+*/^×÷]\s*[\d(\w])"
+    rf"(?<![\w.,:)%^*/+×÷-])(?<![-+*/^)%×÷\d]\s)({_NUMBER}(?:{_OPERATOR}{_NUMBER})+)"
+    rf"\s*=\s*(-?{_NUMBER})(?![\w%:^]|[.,]\d| \d|\s*\(|\s*[-+*/^×÷]\s*[\w(])"
 )
 _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -34,14 +35,22 @@ def value(expression: str) -> Fraction | None:
 
 
 def false_equation(text: str) -> str | None:
-    """The first sum such as ``47+23=71`` that is not even roughly true; None where all hold."""
-    for match in _EQUATION.finditer(text):
-        left, right = value(match[1]), value(match[2])
-        if left is None or right is None:
-            continue
-        if abs(left - right) > TOLERANCE * abs(right):
-            return match[0]
-    return None
+    """The first sum such as ``47+23=71`` that does not come out; None where all do.
+
+    Whole numbers have to be exact, others may be rounded; ``60/3/4`` is left alone, since it is
+    written for 60/(3/4) as well.
+    """
+    return next((each[0] for each in _EQUATION.finditer(text) if not _holds(each)), None)
+
+
+def _holds(equation: re.Match[str]) -> bool:
+    left, right = value(equation[1]), value(equation[2])
+    if left is None or right is None or equation[1].count("/") > 1:
+        return True
+    if left.denominator == right.denominator == 1:
+        return left == right
+    cut = right.denominator == 1 and abs(left - right) < 1
+    return cut or abs(left - right) <= TOLERANCE * abs(right)
 
 
 def _value(node: ast.expr) -> Fraction:

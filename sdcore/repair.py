@@ -46,7 +46,12 @@ def _tagged(critique: Critique, submission: Submission) -> Critique:
     lines = [" ".join(line.split()) for line in _TAG.sub("\n", text).splitlines()]
     *steps, last = [line for line in lines if line] or [""]
     answer = parse_trace(last).answer or _ANSWER.sub("", last.strip("*")).strip("* ")
-    if not steps or submission.answer is None or not grade(answer, submission.answer).correct:
+    if (
+        text.count("<answer>") > 1
+        or not steps
+        or submission.answer is None
+        or not grade(answer, submission.answer).correct
+    ):
         return critique
     return replace(critique, corrected=render_trace([_MARK.sub("", s) for s in steps], answer))
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from sdcore.alignment import Submission, infidelity, misalignment, verbatim_prefix
+from sdcore.alignment import Submission, misalignment
 from sdcore.contexts import Critique
 from sdcore.traces import parse_trace, render_trace
 
