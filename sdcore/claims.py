@@ -61,7 +61,8 @@ def read_answer(text: str) -> Critique:
             got=said.strip() or "an empty answer",
             expected="case, first_wrong_step and corrected",
         ) from error
-    return Critique(claims.case, claims.first_wrong_step, claims.corrected, raw=text)
+    corrected = claims.corrected.encode("utf-8", "replace").decode()  # no lone surrogates
+    return Critique(claims.case, claims.first_wrong_step, corrected, raw=text)
 
 
 def without_thinking(text: str) -> str:

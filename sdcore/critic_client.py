@@ -157,7 +157,7 @@ class Endpoint:
             found = _Completion.model_validate_json(content)
         except ValidationError as error:
             raise _PassingError(f"no chat completion: {_start(content)}") from error
-        text = _encodable(found.choices[0].message.content or "")
+        text = found.choices[0].message.content or ""
         usage = found.usage or _Usage(
             prompt_tokens=-(-sent // 4), completion_tokens=-(-len(text) // 4)
         )
@@ -200,7 +200,7 @@ class EngineClient:
         completions = self._engine.generate(requests, self._sampling)
         for index, (asked, said) in enumerate(zip(requests, completions, strict=True)):
             text = self._tokenizer.decode(said.token_ids, skip_special_tokens=True)
-            yield index, Reply(_encodable(text), len(asked.prompt_ids), len(said.token_ids))
+            yield index, Reply(text, len(asked.prompt_ids), len(said.token_ids))
 
 
 class _PassingError(Exception):
@@ -292,11 +292,6 @@ def _read(response: httpx.Response, deadline: float) -> bytes | None:
 def _start(content: bytes) -> str:
     """The beginning of a response that is no answer, on one line."""
     return " ".join(content[:400].decode("utf-8", "replace").split())[:200] or "nothing"
-
-
-def _encodable(text: str) -> str:
-    """Without lone surrogates, which JSON can carry but no table can hold."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _given_up(state: RetryCallState) -> Reply:

@@ -9,6 +9,7 @@ from typing import Any
 from sdcore.arithmetic import generate_problems, reference_solution
 from sdcore.config import ProblemsConfig
 from sdcore.corruption import Solution, corrupted_arithmetic, corrupted_gsm8k, gsm8k_solution
+from sdcore.equations import false_equation
 from sdcore.errors import DataError
 from sdcore.grading import grade
 from sdcore.problems import read_jsonl
@@ -90,6 +91,8 @@ def _gsm8k_trial(
     """At most one trial; none where the solution has no steps or cannot be corrupted."""
     question, worked = str(record.get(config.question, "")), str(record.get(config.solution, ""))
     right = gsm8k_solution(worked)
+    if any(map(false_equation, right.steps)):
+        return []  # the truth would not be known
     found = corrupted_gsm8k(question, worked, rng) if wrong else right
     if found is None or not right.steps or not right.answer:
         return []
