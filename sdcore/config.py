@@ -315,7 +315,11 @@ class LlmCriticConfig(Settings):
         pattern=r"^[A-Za-z_]\w*$",
         description="name of the environment variable that holds the key, never the key",
     )
-    structured: bool = Field(True, description="ask the endpoint to hold to the JSON schema")
+    structured: bool = Field(
+        True,
+        description="ask the endpoint to hold the answer to the JSON schema; with a model that "
+        "thinks first, its server has to split off the thinking",
+    )
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy, as in the paper")
     max_tokens: int = Field(4096, ge=1, le=131072, description="an answer, thinking included")
     attempts: int = Field(3, ge=1, le=10, description="times to ask until a critique is valid")

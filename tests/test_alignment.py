@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from sdcore.alignment import Submission, misalignment
+from sdcore.alignment import Submission, misalignment, verbatim_prefix
 from sdcore.contexts import Critique
 from sdcore.traces import parse_trace, render_trace
 
@@ -47,3 +47,18 @@ def test_a_right_trace_may_not_be_changed():
     assert flaw(Critique("A", None, GOOD), GOOD) is None
     assert "was changed" in (flaw(Critique("A", None, GOOD + "\n"), GOOD) or "")
     assert "is right" in (flaw(Critique("D", 2, GOOD), GOOD) or "")
+
+
+@pytest.mark.parametrize(
+    ("critique", "steps"),
+    [
+        (MENDED, 1),
+        (Critique("D", 1, GOOD.replace("47+23", "23+47")), 0),
+        (Critique("C", None, GOOD), 1),
+        (Critique("A", None, WRONG), 3),
+    ],
+)
+def test_the_verbatim_prefix_ends_with_a_whole_step(critique, steps):
+    trace = parse_trace(WRONG)
+    whole = WRONG if steps == 3 else WRONG[: WRONG.index(f"<step_{steps + 1}>")]
+    assert verbatim_prefix(critique, trace) == whole
