@@ -400,7 +400,7 @@ class Experiment(Settings):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of every resolved setting but the description and where servers are and what they cost.
+        """Hash of every resolved setting but the description, where servers are and what they cost.
 
         A setting that came later is in it only where it is used (`exclude_if`), so that runs from
         before keep their names.

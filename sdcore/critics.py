@@ -86,10 +86,15 @@ class OracleCritic:
 
 
 class LlmCritic:
-    """A language model as critic."""
+    """A language model as critic.
+
+    Attributes:
+        name: the model's.
+        attempts: times that it is asked until a critique is valid.
+    """
 
     def __init__(self, config: LlmCriticConfig, client: Client) -> None:
-        self.name = config.model
+        self.name, self.attempts = config.model, config.attempts
         self._config, self._client = config, client
 
     def content_id(self, submission: Submission) -> str | None:
@@ -114,7 +119,7 @@ class LlmCritic:
                 dialogue = waiting[indices[place]]
                 dialogue.hear(reply)
                 failures += [reply.failure] if reply.text is None else []
-                if dialogue.settled(self._config.attempts):
+                if dialogue.settled(self.attempts):
                     del waiting[indices[place]]
                     yield indices[place], dialogue.critique
             if len(failures) == len(submissions):

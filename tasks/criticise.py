@@ -11,7 +11,7 @@ from sdcore.alignment import Submission, verbatim_prefix
 from sdcore.config import LlmCriticConfig
 from sdcore.contexts import Critique
 from sdcore.critic_client import Endpoint, EngineClient
-from sdcore.critics import Client, Critic, LlmCritic, OracleCritic
+from sdcore.critics import Client, Critic, LlmCritic, OracleCritic, judge
 from sdcore.schema import TABLES
 from sdcore.traces import parse_trace
 from tasks import models, progress
@@ -23,11 +23,6 @@ _COPIED = (
     "first_wrong_step", "corrected", "valid", "invalid_reason", "repaired", "raw", "attempts",
     "prompt_tokens", "tokens", "cost",
 )  # fmt: skip
-_KNOWN = """
-    SELECT content_id, verdict AS case, COLUMNS(c -> c IN $copied) FROM critiques
-    WHERE content_id IN (SELECT unnest($contents)) AND raw IS NOT NULL
-        AND attempts > 0 AND (valid OR attempts >= $attempts)
-"""
 
 
 def open_critic(lineage: Lineage) -> Critic:
@@ -53,22 +48,16 @@ def criticise(lineage: Lineage, critic: Critic, rollouts: Sequence[Row]) -> dict
         EngineError: the critic cannot be asked, or answers nothing.
         BudgetError: critic.max_budget allows no further request; what was answered is stored.
     """
-    contents = [critic.content_id(_submission(row)) or row["rollout_id"] for row in rollouts]
-    found = _known(lineage, contents)
-    pairs = zip(contents, rollouts, strict=True)
-    asked = {content: row for content, row in pairs if content not in found}
-    order = list(asked)
-    with progress.bar(f"critiques of {lineage.label}", total=len(order)) as advance:
-        for index, critique in critic.criticise([_submission(asked[each]) for each in order]):
-            found[order[index]] = critique
-            if critique.raw is not None:
-                row = asked[order[index]]
-                rows = critique_rows(lineage, critic, [row], {row["rollout_id"]: critique})
-                lineage.store.append_missing(critiques=rows)
-            advance(1)
-    paid = {row["rollout_id"] for row in asked.values()}
-    critiques = {row["rollout_id"]: found[key] for key, row in zip(contents, rollouts, strict=True)}
-    return {key: each if key in paid else _free(each) for key, each in critiques.items()}
+    settled = _settled(lineage, critic, rollouts)
+    open_ = [row for row in rollouts if row["rollout_id"] not in settled]
+    contents = {row["rollout_id"]: _content(critic, row) for row in open_}
+    keyed = {contents[row["rollout_id"]]: row for row in open_}
+    known = _known(lineage, critic, keyed)
+    asked = [row for content, row in keyed.items() if content not in known]
+    made = _ask(lineage, critic, asked)
+    found = known | {contents[key]: critique for key, critique in made.items()}
+    free = {key: _free(found[content]) for key, content in contents.items() if key not in made}
+    return settled | made | free
 
 
 def critique_rows(
@@ -98,6 +87,24 @@ def critique_id(lineage: Lineage, critic: Critic, rollout_id: str) -> str:
     return lineage.key("critique", rollout_id, critic.name)
 
 
+def _ask(lineage: Lineage, critic: Critic, rollouts: Sequence[Row]) -> dict[str, Critique]:
+    """New critiques of rollouts; each that has cost something is stored at once."""
+    made: dict[str, Critique] = {}
+    with progress.bar(f"critiques of {lineage.label}", total=len(rollouts)) as advance:
+        for index, critique in critic.criticise([_submission(row) for row in rollouts]):
+            made[rollouts[index]["rollout_id"]] = critique
+            if critique.raw is not None:
+                row = critique_rows(lineage, critic, [rollouts[index]], made)
+                lineage.store.append_missing(critiques=row)
+            advance(1)
+    return made
+
+
+def _content(critic: Critic, row: Row) -> str:
+    """What the critique of a rollout is known by; the oracle's are not looked up."""
+    return critic.content_id(_submission(row)) or str(row["rollout_id"])
+
+
 def _submission(row: Row) -> Submission:
     return Submission(
         row["question"], row["text"], row["correct"], row["reference"], row["solution"]
@@ -106,20 +113,51 @@ def _submission(row: Row) -> Submission:
 
 def _spent(lineage: Lineage) -> float:
     """What the critics of the experiment have cost so far."""
+    rows = lineage.store.with_superseded("critiques")
     costs = lineage.store.query(
-        "SELECT coalesce(sum(cost), 0) FROM critiques WHERE experiment_id = ?",
+        f"SELECT coalesce(sum(cost), 0) FROM {rows} WHERE experiment_id = ?",  # noqa: S608
         [lineage.experiment.experiment_id],
     )
     return float(costs.item())
 
 
-def _known(lineage: Lineage, contents: Sequence[str]) -> dict[str, Critique]:
-    """Critiques that the workspace has, by content; refused ones if asked as often as now."""
-    attempts = getattr(lineage.experiment.judge, "attempts", 1)
-    known = lineage.store.query(
-        _KNOWN, {"contents": list(contents), "copied": list(_COPIED), "attempts": attempts}
+def _settled(lineage: Lineage, critic: Critic, rollouts: Sequence[Row]) -> dict[str, Critique]:
+    """Critiques that these very rollouts have: a round that is repeated keeps to them."""
+    if not isinstance(critic, LlmCritic):
+        return {}
+    rows = lineage.store.query(
+        "SELECT * FROM critiques WHERE critique_id IN (SELECT unnest(?))",
+        [[critique_id(lineage, critic, row["rollout_id"]) for row in rollouts]],
     )
-    return {row.pop("content_id"): Critique(**row) for row in known.iter_rows(named=True)}
+    return {
+        row["rollout_id"]: Critique(case=row["verdict"], **{name: row[name] for name in _COPIED})
+        for row in rows.iter_rows(named=True)
+    }
+
+
+def _known(lineage: Lineage, critic: Critic, rollouts: Mapping[str, Row]) -> dict[str, Critique]:
+    """Critiques of rollouts, keyed by content, from answers that the workspace has.
+
+    An answer is judged anew, by the rules of today; a refused one counts as final if the critic
+    had been asked as often as now.
+    """
+    if not isinstance(critic, LlmCritic):
+        return {}
+    rows = lineage.store.with_superseded("critiques")
+    answers = lineage.store.query(
+        f"SELECT content_id, raw, attempts FROM {rows} WHERE raw IS NOT NULL AND attempts > 0 "  # noqa: S608
+        "AND content_id IN (SELECT unnest(?)) ORDER BY attempts",
+        [list(rollouts)],
+    )
+    judged = {
+        content: (judge(raw, _submission(rollouts[content])), attempts)
+        for content, raw, attempts in answers.iter_rows()
+    }
+    return {
+        content: critique
+        for content, (critique, attempts) in judged.items()
+        if critique.valid or attempts >= critic.attempts
+    }
 
 
 def _free(critique: Critique) -> Critique:

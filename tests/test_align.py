@@ -106,8 +106,7 @@ def test_a_hostile_server_loses_no_row_and_gets_nothing_trained(tmp_path):
     assert (critiques["100"]["repaired"], critiques["101"]["repaired"]) == (None, "prefix")
     assert all(row["corrected"] == GOOD for answer, row in critiques.items() if answer in VALID)
     assert "control tokens" in critiques["107"]["invalid_reason"]
-    # no answer is asked for again by a rerun, a refusal is not: 102 - 106 and 111
-    assert len(asked) - first == 6
+    assert len(asked) == first  # what is settled stays so, answered or not
 
 
 def test_the_verbatim_prefix_is_counted_in_the_rollouts_own_tokens(tmp_path):
