@@ -307,7 +307,7 @@ class LlmCriticConfig(Settings):
     model: str = Field(description="the endpoint's name for it; without one, as in model.name")
     base_url: str | None = Field(
         None,
-        pattern=r"^https?://[^@?#\s]+$",
+        pattern=r"^https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[^?#\s]*)?$",
         description="such as http://127.0.0.1:8000/v1; absent: the model runs in this process",
     )
     api_key_env: str | None = Field(

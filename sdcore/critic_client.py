@@ -25,20 +25,22 @@ from tenacity import (
 from tenacity.wait import wait_base
 from transformers import PreTrainedTokenizerBase
 
+from sdcore.budget import Budget
 from sdcore.claims import SCHEMA
 from sdcore.config import LlmCriticConfig, SamplingConfig
 from sdcore.critics import Reply
 from sdcore.engines import Engine, Request
-from sdcore.errors import BudgetError, ConfigError, EngineError
+from sdcore.errors import ConfigError, EngineError
 from sdcore.prompts import Message, prompt_ids
 
 MAX_BYTES = 2 << 20  # of a response; an answer of 131072 tokens has about half a million
 MILLION = 1_000_000
 BUSY = {408, 409, 425, 429}  # these statuses and all from 500 on may pass
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 REFUSALS = {401, 402, 403, 404, 405}  # these will not, for any request
 
 
-class Endpoint:
+class ChatEndpoint:
     """A model behind an OpenAI-compatible chat endpoint (vLLM, llama.cpp, hosted services).
 
     Args:
@@ -57,8 +59,9 @@ class Endpoint:
         backoff: wait_base = wait_random_exponential(multiplier=1, max=60),  # noqa: B008
     ) -> None:
         self._config, self._backoff = config, backoff
+        self._url = httpx.URL(f"{(config.base_url or '').rstrip('/')}/chat/completions")
         self._key = _key(config.api_key_env)
-        self._budget = _Budget(config.max_budget, spent)
+        self._budget = Budget(config.max_budget, spent)
         self._cancelled = threading.Event()
 
     def ask(self, conversations: Sequence[list[Message]]) -> Iterator[tuple[int, Reply]]:
@@ -70,9 +73,8 @@ class Endpoint:
                 that were under way come first.
         """
         self._cancelled.clear()
-        timeout = self._config.timeout
         with (
-            httpx.Client(headers=self._headers(), timeout=timeout) as http,
+            self._http() as http,
             ThreadPoolExecutor(self._config.concurrency) as pool,
         ):
             index_of = {
@@ -92,9 +94,13 @@ class Endpoint:
             if error:
                 raise error
 
-    def _headers(self) -> dict[str, str]:
+    def _http(self) -> httpx.Client:
         plain = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        return plain | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        return httpx.Client(
+            headers=plain | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+            timeout=self._config.timeout,
+            trust_env=self._url.host not in LOOPBACK,  # no proxy is asked for this machine
+        )
 
     def _reply(self, http: httpx.Client, messages: list[Message]) -> Reply:
         """One request, tried again while its failure may pass."""
@@ -129,9 +135,8 @@ class Endpoint:
         } | (form if self._config.structured else {})
 
     def _post(self, http: httpx.Client, body: bytes) -> Reply:
-        url = f"{(self._config.base_url or '').rstrip('/')}/chat/completions"
         try:
-            with http.stream("POST", url, content=body) as response:
+            with http.stream("POST", self._url, content=body) as response:
                 content = _read(response, time.monotonic() + self._config.timeout)
         except httpx.RequestError as error:
             raise _PassingError(f"{type(error).__name__}: {error}") from error
@@ -209,36 +214,6 @@ class _PassingError(Exception):
     def __init__(self, reason: str, retry_after: str = "") -> None:
         super().__init__(reason)
         self.retry_after = min(float(retry_after), 60.0) if retry_after.isdecimal() else 0.0
-
-
-class _Budget:
-    """Money that may still be spent; a request under way counts as the most that it can cost."""
-
-    def __init__(self, limit: float | None, spent: float) -> None:
-        self._limit, self._spent, self._reserved = limit, spent, 0.0
-        self._lock = threading.Lock()
-
-    def take(self, worst: float) -> None:
-        """Reserve what a request can cost.
-
-        Raises:
-            BudgetError: so much is not left.
-        """
-        with self._lock:
-            if self._limit is not None and self._spent + self._reserved + worst > self._limit:
-                raise BudgetError(
-                    "the critic's budget does not allow another request",
-                    got=f"{self._spent:.6g} spent, {self._reserved + worst:.6g} possible",
-                    expected=f"at most {self._limit:.6g} in all",
-                    mend="what was paid for is stored: raise critic.max_budget and go on",
-                )
-            self._reserved += worst
-
-    def settle(self, worst: float, cost: float) -> None:
-        """Replace what was reserved by what it cost."""
-        with self._lock:
-            self._reserved -= worst
-            self._spent += cost
 
 
 class _Message(BaseModel):

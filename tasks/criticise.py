@@ -10,7 +10,7 @@ import polars as pl
 from sdcore.alignment import Submission, verbatim_prefix
 from sdcore.config import LlmCriticConfig
 from sdcore.contexts import Critique
-from sdcore.critic_client import Endpoint, EngineClient
+from sdcore.critic_client import ChatEndpoint, EngineClient
 from sdcore.critics import Client, Critic, LlmCritic, OracleCritic, judge
 from sdcore.schema import TABLES
 from sdcore.traces import parse_trace
@@ -34,7 +34,7 @@ def open_critic(lineage: Lineage) -> Critic:
         name = config.model
         client: Client = EngineClient(models.critic_engine(name), models.tokenizer(name), config)
     else:
-        client = Endpoint(config, _spent(lineage))
+        client = ChatEndpoint(config, _spent(lineage))
     return LlmCritic(config, client)
 
 

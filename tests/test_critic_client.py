@@ -6,7 +6,7 @@ from tenacity import wait_none
 from transformers import AutoTokenizer
 
 from sdcore.config import LlmCriticConfig
-from sdcore.critic_client import Endpoint, EngineClient
+from sdcore.critic_client import ChatEndpoint, EngineClient
 from sdcore.engines import Completion
 from sdcore.engines.scripted import ScriptedEngine
 from sdcore.errors import BudgetError, ConfigError, EngineError
@@ -16,13 +16,13 @@ from tests import critic_server as server
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-def endpoint(url: str, spent: float = 0.0, **settings: object) -> Endpoint:
+def endpoint(url: str, spent: float = 0.0, **settings: object) -> ChatEndpoint:
     settings = {"tries": 2, "timeout": 5.0} | settings
     config = LlmCriticConfig(kind="llm", model="m", base_url=url, **settings)
-    return Endpoint(config, spent, backoff=wait_none())
+    return ChatEndpoint(config, spent, backoff=wait_none())
 
 
-def ask_one(client: Endpoint):
+def ask_one(client: ChatEndpoint):
     ((index, reply),) = client.ask([HELLO])
     assert index == 0
     return reply

@@ -9,7 +9,7 @@ from tenacity import wait_none
 
 from sdcore.alignment import Submission
 from sdcore.config import LlmCriticConfig
-from sdcore.critic_client import Endpoint
+from sdcore.critic_client import ChatEndpoint
 from sdcore.critics import LlmCritic, OracleCritic, judge, prompt
 from sdcore.errors import EngineError
 from sdcore.grading import grade
@@ -48,7 +48,7 @@ HANDED = Submission(SUM, WRONG, False, "27", "first 47 + 23, which is 70")
 
 def critic(url: str, **settings: object) -> LlmCritic:
     config = LlmCriticConfig(kind="llm", model="m", base_url=url, tries=1, **settings)
-    return LlmCritic(config, Endpoint(config, backoff=wait_none()))
+    return LlmCritic(config, ChatEndpoint(config, backoff=wait_none()))
 
 
 def test_the_prompt_shows_all_that_is_known_and_fences_it():
