@@ -190,6 +190,33 @@ def list_(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False
     print(frame.write_json()) if as_json else _print_table(frame)
 
 
+@app.command("critic-eval")
+def critic_eval(
+    experiment: Annotated[Path, typer.Argument(help="TOML file with the critic and the problems")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="dotted settings")] = None,
+    solutions: Annotated[int, typer.Option(min=2, help="at most so many are judged")] = 200,
+    processbench: Annotated[
+        Path | None, typer.Option(help="JSONL in ProcessBench's format, for problems of your own")
+    ] = None,
+    workspace: WorkspaceOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a critic on solutions whose first wrong step is known."""
+    settings = load_experiment(experiment, overrides or [])
+    from flows.server import prefect_server
+
+    with prefect_server(workspace.absolute()) as server_address:
+        from flows.critic_eval import critic_eval as flow
+
+        server_address()
+        scores = flow(settings, workspace.absolute(), solutions, processbench)
+    print(json.dumps(scores)) if as_json else _print_table(
+        pl.DataFrame([scores]).transpose(
+            include_header=True, header_name="score", column_names=["value"]
+        )
+    )
+
+
 @app.command("build-tiny-solver")
 def build_tiny_solver(
     folder: Annotated[Path, typer.Argument(help="where the model is written")],

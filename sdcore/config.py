@@ -294,6 +294,63 @@ class GrpoConfig(Settings):
 Condition = Annotated[DistillConfig | GrpoConfig, Field(discriminator="objective")]
 
 
+class OracleConfig(Settings):
+    """The exact critic of the arithmetic problems; it costs nothing."""
+
+    kind: Literal["oracle"]
+
+
+class LlmCriticConfig(Settings):
+    """A language model as critic: behind an OpenAI-compatible endpoint, or in this process."""
+
+    kind: Literal["llm"]
+    model: str = Field(description="the endpoint's name for it; without one, as in model.name")
+    base_url: str | None = Field(
+        None,
+        pattern=r"^https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[^?#\s]*)?$",
+        description="such as http://127.0.0.1:8000/v1; absent: the model runs in this process",
+    )
+    api_key_env: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*$",
+        description="name of the environment variable that holds the key, never the key",
+    )
+    structured: bool = Field(
+        True,
+        description="ask the endpoint to hold the answer to the JSON schema; with a model that "
+        "thinks first, its server has to split off the thinking",
+    )
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy, as in the paper")
+    max_tokens: int = Field(4096, ge=1, le=131072, description="an answer, thinking included")
+    attempts: int = Field(3, ge=1, le=10, description="times to ask until a critique is valid")
+    fallback: str | None = Field(
+        None, description="context where no critique is valid; absent: the rollout is left out"
+    )
+    concurrency: int = Field(8, ge=1, le=256, description="requests under way at a time")
+    tries: int = Field(
+        6, ge=1, le=20, description="of one request that gets no answer, backing off"
+    )
+    timeout: float = Field(300.0, gt=0, description="seconds for one whole answer")
+    price_in: float = Field(0.0, ge=0, description="of a million tokens read")
+    price_out: float = Field(0.0, ge=0, description="of a million tokens written")
+    max_budget: float | None = Field(None, ge=0, description="stop before the cost exceeds it")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        context = CONTEXTS.get(self.fallback or "none")
+        if context is None or "critique" in context.needs:
+            raise ValueError(f"critic.fallback: {self.fallback!r} is no context without critiques")
+        return self
+
+
+CriticConfig = Annotated[OracleConfig | LlmCriticConfig, Field(discriminator="kind")]
+OPERATIONAL = {
+    "base_url", "api_key_env", "concurrency", "tries", "timeout", "price_in", "price_out",
+    "max_budget",
+}  # fmt: skip
+"""Settings of a critic that change no result, so that a run may go on with others."""
+
+
 class Experiment(Settings):
     """One experiment: the same solver trained under several conditions, all else equal."""
 
@@ -308,6 +365,11 @@ class Experiment(Settings):
     warmup: WarmupConfig | None = Field(None, exclude_if=lambda warmup: warmup is None)
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    critic: CriticConfig | None = Field(
+        None,
+        exclude_if=lambda critic: critic is None,
+        description="absent: the oracle where the problems are arithmetic, else none",
+    )
     conditions: dict[Name, Condition] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -318,18 +380,34 @@ class Experiment(Settings):
             raise ValueError("the condition name 'base' is taken by the untrained policy")
         if self.training.questions_per_round > self.problems.train:
             raise ValueError("training.questions_per_round exceeds problems.train")
+        self._check_critic()
         return self
+
+    def _check_critic(self) -> None:
+        if isinstance(self.critic, OracleConfig) and self.problems.source != "arithmetic":
+            raise ValueError("critic.kind: the oracle judges arithmetic problems only")
+        for name, condition in self.conditions.items():
+            context = getattr(condition, "context", "none")
+            if self.judge is None and "critique" in CONTEXTS[context].needs:
+                raise ValueError(f"conditions.{name} needs a critic: add a section [critic]")
+
+    @property
+    def judge(self) -> OracleConfig | LlmCriticConfig | None:
+        """The critic in use; None where there is none."""
+        if self.critic is None and self.problems.source == "arithmetic":
+            return OracleConfig(kind="oracle")
+        return self.critic
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of every resolved setting but the description and where the engine's servers are.
+        """Hash of every resolved setting but the description, where servers are and what they cost.
 
         A setting that came later is in it only where it is used (`exclude_if`), so that runs from
         before keep their names.
         """
         where = set(EngineConfig.model_fields) - {"kind"}
-        settings = self.model_dump(mode="json", exclude={"description": True, "engine": where})
-        return content_key(settings)
+        left_out: dict[str, Any] = {"description": True, "engine": where, "critic": OPERATIONAL}
+        return content_key(self.model_dump(mode="json", exclude=left_out))
 
     @property
     def experiment_id(self) -> str:

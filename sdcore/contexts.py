@@ -25,6 +25,10 @@ class Critique:
     invalid_reason: str | None = None
     attempts: int = 1  # times that the critic was asked
     tokens: int = 0  # tokens that the critic wrote
+    prompt_tokens: int = 0  # tokens that the critic read
+    cost: float = 0.0  # in the currency of the critic's prices
+    repaired: str | None = None  # what was put right without asking again
+    raw: str | None = None  # a language model's last answer as it came
 
 
 @dataclass(frozen=True)

@@ -1,129 +1,204 @@
-"""Step-aligned critiques: the trace verbatim up to its first error, and corrected from there on.
+"""Critics: what is handed to one, what comes back, and how a language model is held to the form.
 
-The cases are those of the paper (arXiv 2606.11173): A correct; B the answer is right, but a step is
-missing or wrong; C unfinished; D incorrect. The oracle judges the arithmetic family exactly.
+A language model is asked, read, repaired, checked, and asked again with the reason where its
+critique cannot be used, a bounded number of times. What the first wrong step is, is its claim;
+only the oracle knows.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import Protocol
 
-from sdcore.arithmetic import Problem, continue_trace, parse_question, verify_steps
-from sdcore.config import ProblemsConfig
-from sdcore.contexts import Case, Critique
-from sdcore.errors import DataError
-from sdcore.grading import grade
-from sdcore.traces import Trace, parse_trace, render_trace
+from sdcore.alignment import LENGTHS, Submission, infidelity, misalignment
+from sdcore.claims import read_answer, without_thinking
+from sdcore.config import LlmCriticConfig
+from sdcore.contexts import Critique
+from sdcore.errors import DataError, EngineError
+from sdcore.oracle import critique as oracle_critique
+from sdcore.prompts import Message, render
+from sdcore.repair import repair
+from sdcore.schema import content_key
 
-ORACLE = "oracle"
+ROOM = 4000  # characters that a corrected trace may have on top of LENGTHS times the trace's
+SHOWN = 8000  # characters of an unusable answer that are shown when asking again
+
+_TEMPLATES = files("sdcore") / "templates"
+PROMPT = (_TEMPLATES / "critic.jinja").read_text("utf-8")
+AGAIN = (_TEMPLATES / "critic-again.jinja").read_text("utf-8")
 
 
-def has_oracle(problems: ProblemsConfig) -> bool:
-    """Whether the oracle can judge these problems."""
-    return problems.source == "arithmetic"
+@dataclass(frozen=True)
+class Reply:
+    """One answer of a language model; `text` is None where none came, and `failure` says why."""
+
+    text: str | None
+    prompt_tokens: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+    failure: str | None = None
 
 
-def critique(question: str, reference_answer: str, trace_text: str) -> Critique:
-    """The oracle's critique of a trace; one that is not step-aligned comes back as invalid.
+class Client(Protocol):
+    """Whatever carries conversations to a language model."""
 
-    Raises:
-        DataError: the question is not of the arithmetic family, or the reference is not its value.
+    def ask(self, conversations: Sequence[list[Message]]) -> Iterator[tuple[int, Reply]]:
+        """A reply for the conversation at each index, as they come.
+
+        Raises:
+            EngineError: the model cannot be asked at all.
+            BudgetError: the next request could cost more than may be spent.
+        """
+        ...
+
+
+class Critic(Protocol):
+    """Whatever criticises traces."""
+
+    name: str
+
+    def content_id(self, submission: Submission) -> str | None:
+        """Key of all that decides the critique; None where it costs nothing to make it anew."""
+        ...
+
+    def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
+        """A critique for the submission at each index, as they come."""
+        ...
+
+
+class OracleCritic:
+    """The exact critic of the arithmetic family."""
+
+    name = "oracle"
+
+    def content_id(self, submission: Submission) -> str | None:
+        """None: it is free."""
+        return None
+
+    def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
+        """Critiques in order.
+
+        Raises:
+            DataError: a question is not of the arithmetic family, or its reference is wrong.
+        """
+        for index, each in enumerate(submissions):
+            yield index, oracle_critique(each.question, each.answer or "", each.trace)
+
+
+class LlmCritic:
+    """A language model as critic.
+
+    Attributes:
+        name: the model's.
+        attempts: times that it is asked until a critique is valid.
     """
-    problem, trace = _problem(question, reference_answer), parse_trace(trace_text)
-    steps = _finished_steps(trace)
-    wrong = verify_steps(problem, steps)
-    kept = min(trace.sound, len(steps) if wrong is None else wrong)
-    rest = continue_trace(problem, steps[:kept], hint=steps[kept] if kept < len(steps) else "")
-    complete = wrong is None and not continue_trace(problem, steps)
-    if wrong is not None and _in_order(steps[kept:], rest):
-        wrong = None  # nothing is wrong with this step: one before it is missing
-    found = Critique(
-        case=_case(trace, reference_answer, wrong, complete),
-        first_wrong_step=None if wrong is None else wrong + 1,
-        corrected=_corrected(trace, kept, rest, reference_answer),
+
+    def __init__(self, config: LlmCriticConfig, client: Client) -> None:
+        self.name, self.attempts = config.model, config.attempts
+        self._config, self._client = config, client
+
+    def content_id(self, submission: Submission) -> str | None:
+        """Hash of the prompts and of the settings that decide the answer."""
+        settings = self._config.model_dump(
+            include={"model", "structured", "temperature", "max_tokens"}
+        )
+        return content_key("critique", settings, prompt(submission), AGAIN)
+
+    def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
+        """Critiques as they are settled: valid, refused for the last time, or not answered.
+
+        Raises:
+            EngineError: the critic cannot be asked, or answers none of the submissions.
+            BudgetError: the next request could cost more than may be spent.
+        """
+        waiting = {index: _Dialogue(each) for index, each in enumerate(submissions)}
+        failures: list[str | None] = []
+        while waiting:
+            indices = list(waiting)
+            for place, reply in self._client.ask([waiting[i].messages for i in indices]):
+                dialogue = waiting[indices[place]]
+                dialogue.hear(reply)
+                failures += [reply.failure] if reply.text is None else []
+                if dialogue.settled(self.attempts):
+                    del waiting[indices[place]]
+                    yield indices[place], dialogue.critique
+            if len(failures) == len(submissions):
+                raise EngineError(
+                    "the critic answers nothing",
+                    got=failures[0],
+                    where=self._config.base_url or self.name,
+                    mend="see whether its server is up, then give the same command again",
+                )
+
+
+class _Dialogue:
+    """The conversation about one submission, and what has come of it so far."""
+
+    def __init__(self, submission: Submission) -> None:
+        self._submission = submission
+        self.messages: list[Message] = [{"role": "user", "content": prompt(submission)}]
+        self.critique = Critique(None, None, None, valid=False, attempts=0)
+
+    def hear(self, reply: Reply) -> None:
+        """Judge a reply; an unusable one is answered with the reason."""
+        before = self.critique
+        if reply.text is None:
+            found = Critique(None, None, None, False, f"no answer: {reply.failure}")
+        else:
+            found = judge(reply.text, self._submission)
+            again = render(AGAIN, reason=found.invalid_reason)
+            said = without_thinking(reply.text)[:SHOWN]
+            self.messages = [
+                *self.messages[:1],
+                {"role": "assistant", "content": said},
+                {"role": "user", "content": again},
+            ]
+        self.critique = replace(
+            found,
+            attempts=before.attempts + 1,
+            tokens=before.tokens + reply.tokens,
+            prompt_tokens=before.prompt_tokens + reply.prompt_tokens,
+            cost=before.cost + reply.cost,
+        )
+
+    def settled(self, attempts: int) -> bool:
+        """Whether asking again is of no use, or not allowed."""
+        critique = self.critique
+        return critique.valid or critique.raw is None or critique.attempts >= attempts
+
+
+def prompt(submission: Submission) -> str:
+    """What the critic is asked; the marks around the material occur nowhere in it."""
+    material = [submission.question, submission.solution, submission.trace]
+    return render(
+        PROMPT,
+        mark=f"=== {content_key(*material)[:12]}",
+        question=submission.question,
+        solution=submission.solution,
+        answer=submission.answer,
+        trace=submission.trace,
+        correct=submission.correct,
     )
-    reason = validate_critique(found, trace_text, reference_answer)
-    return found if reason is None else Critique(None, None, None, False, reason)
 
 
-def validate_critique(critique: Critique, trace_text: str, reference_answer: str) -> str | None:
-    """Why a critique is not step-aligned with the trace; None where it is."""
-    trace, corrected = parse_trace(trace_text), parse_trace(critique.corrected or "")
-    right = grade(trace.answer, reference_answer).correct
-    if not corrected.well_formed:
-        return f"the corrected trace is not well-formed: {corrected.flaw}"
-    if not grade(corrected.answer, reference_answer).correct:
-        return (
-            f"the corrected trace ends in {corrected.answer}, the reference in {reference_answer}"
-        )
-    if critique.case is None or (critique.case in "AB") != right:
-        return f"case {critique.case}, but the trace's answer is {'right' if right else 'wrong'}"
-    if critique.case == "A":
-        return None if corrected.text == trace_text else "case A, but the trace was changed"
-    if critique.first_wrong_step is None:
-        right_steps = [step.text for step in trace.steps[: trace.sound]]
-        kept = _in_order(right_steps, [step.text for step in corrected.steps])
-        return None if kept else "a right step is not repeated verbatim and in order"
-    return _misaligned(trace, corrected, critique.first_wrong_step)
+def judge(text: str, submission: Submission) -> Critique:
+    """A language model's answer as a critique, repaired where nearly right.
 
-
-def _problem(question: str, reference_answer: str) -> Problem:
+    An invalid one keeps the critic's claims but no corrected trace: nothing can train on it.
+    """
     try:
-        problem = parse_question(question)
+        critique = read_answer(text)
     except DataError as error:
-        raise DataError(
-            "the oracle cannot judge this question",
-            got=question,
-            expected="a question of the arithmetic family",
-            mend="other problems need a language model as critic",
-        ) from error
-    if not grade(str(problem.answer), reference_answer).correct:
-        raise DataError(
-            "the reference answer is wrong",
-            got=reference_answer,
-            expected=problem.answer,
-            where=question,
-        )
-    return problem
+        return Critique(None, None, None, False, error.what, raw=text)
+    reason = _oversized(critique, submission)
+    if reason is None:
+        critique = repair(critique, submission)
+        reason = misalignment(critique, submission) or infidelity(critique, submission)
+    if reason is None:
+        return critique
+    return replace(critique, corrected=None, valid=False, invalid_reason=reason)
 
 
-def _finished_steps(trace: Trace) -> list[str]:
-    """Contents of the steps, without a last one that the trace was cut off in."""
-    cut_off = bool(trace.steps) and not trace.steps[-1].closed and trace.answer is None
-    return [step.text for step in trace.steps[: -1 if cut_off else None]]
-
-
-def _case(trace: Trace, reference: str, wrong: int | None, complete: bool) -> Case:
-    if grade(trace.answer, reference).correct:
-        return "A" if complete and trace.well_formed else "B"
-    return "C" if wrong is None and (trace.answer is None or not complete) else "D"
-
-
-def _corrected(trace: Trace, kept: int, rest: Sequence[str], answer: str) -> str:
-    """The first `kept` steps as they stand in the text, then the rest; a right trace unchanged."""
-    if trace.well_formed and not rest and kept == len(trace.steps) and trace.answer == answer:
-        return trace.text
-    return _prefix(trace, kept) + render_trace(rest, answer, first=kept + 1)
-
-
-def _prefix(trace: Trace, kept: int) -> str:
-    return trace.text[: trace.steps[kept - 1].outer_end] if kept else ""
-
-
-def _in_order(part: Sequence[str], whole: Sequence[str]) -> bool:
-    """Whether all of `part` occur in `whole`, in that order."""
-    remaining = iter(whole)
-    return all(text in remaining for text in part)  # `in` moves on past what it finds
-
-
-def _misaligned(trace: Trace, corrected: Trace, first_wrong: int) -> str | None:
-    """Whether the prefix is not verbatim, or the wrong step is quoted after it."""
-    if not 1 <= first_wrong <= len(trace.steps):
-        return f"step {first_wrong} is called wrong, but the trace has {len(trace.steps)} steps"
-    prefix = _prefix(trace, min(first_wrong - 1, trace.sound))
-    if not corrected.text.startswith(prefix):
-        return f"the steps before step {first_wrong} are not repeated verbatim"
-    wrong = trace.steps[first_wrong - 1]
-    quote = rf"(?<!\w){re.escape(wrong.text.strip())}(?!\w)"
-    if wrong.closed and wrong.text.strip() and re.search(quote, corrected.text[len(prefix) :]):
-        return f"step {first_wrong} is wrong, but quoted"
-    return None
+def _oversized(critique: Critique, submission: Submission) -> str | None:
+    length, limit = len(critique.corrected or ""), LENGTHS * len(submission.trace) + ROOM
+    return f"the corrected trace has {length} characters" if length > limit else None

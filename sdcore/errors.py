@@ -47,6 +47,10 @@ class EngineError(SdcoreError, RuntimeError):
     """A sampling engine failed or returned something it must not."""
 
 
+class BudgetError(SdcoreError, RuntimeError):
+    """A paid service would cost more than the experiment may spend."""
+
+
 class TrainingError(SdcoreError, ArithmeticError):
     """A loss or gradient is not finite, or student and teacher do not match."""
 

@@ -12,9 +12,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from sdcore.arithmetic import Problem, read_step, reference_solution
 from sdcore.config import SamplingConfig
 from sdcore.corpus import Fact, fact
-from sdcore.critics import critique
 from sdcore.engines import Request
 from sdcore.engines.transformers import TransformersEngine
+from sdcore.oracle import critique
 from sdcore.prompts import render
 from sdcore.tiny_tokenizer import PROMPTS, hinted_prompt
 from sdcore.traces import parse_trace

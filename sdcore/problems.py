@@ -38,7 +38,8 @@ def load_problems(config: ProblemsConfig) -> pl.DataFrame:
     if config.path is None:
         rows = _arithmetic(total, config.seed, config.arithmetic)
     else:
-        rows = _shuffled(_distinct(_read(config.path, config), config.path.name), config.seed)
+        read = (_problem(record, config, source) for source, record in read_jsonl(config.path))
+        rows = _shuffled(_distinct(read, config.path.name), config.seed)
     if len(rows) < total:
         raise DataError(
             "too few problems",
@@ -64,24 +65,32 @@ def _arithmetic(count: int, seed: int, family: ArithmeticConfig) -> list[Row]:
     ]
 
 
-def _read(path: Path, config: ProblemsConfig) -> Iterator[Row]:
-    """A row for each line of a JSONL file that is not blank."""
+def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+    """Where it is, and the object, for each line of a JSONL file that is not blank.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not a JSON object.
+    """
     try:
         lines = path.read_text("utf-8").split("\n")  # splitlines() would cut inside strings
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError("problems cannot be read", got=error, where=str(path)) from error
+        raise DataError("the file cannot be read", got=error, where=str(path)) from error
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield _parsed(line, config, f"{path.name}, row {number}")
+            yield f"{path.name}, row {number}", _object(line, f"{path.name}, row {number}")
 
 
-def _parsed(line: str, config: ProblemsConfig, source: str) -> Row:
+def _object(line: str, source: str) -> Row:
     try:
         record = json.loads(line)
     except ValueError as error:
         raise DataError("row is not JSON", got=error, where=source) from error
     if not isinstance(record, dict):
         raise DataError("row is not an object", got=line, where=source)
+    return record
+
+
+def _problem(record: Row, config: ProblemsConfig, source: str) -> Row:
     answer = _text(record, config.answer, source)
     solution = None
     if config.solution in record or config.solution != DEFAULT_SOLUTION:

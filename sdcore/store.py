@@ -124,6 +124,15 @@ class Store:
         )
         return self.query(f"SELECT * FROM {table} WHERE {where}", equals)
 
+    def with_superseded(self, table: str) -> str:
+        """SQL of all rows of a table that there ever were, those set aside included."""
+        found = self.query(
+            "SELECT 1 FROM duckdb_tables() WHERE schema_name = ? AND table_name = ?",
+            [SUPERSEDED, table],
+        )
+        kept = f"SELECT * EXCLUDE (superseded_at) FROM {SUPERSEDED}.{table}"
+        return f"(FROM {table} UNION ALL BY NAME {kept})" if len(found) else table
+
     @contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with self._attached(read_only=False) as connection:

@@ -7,14 +7,15 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.config import DistillConfig
-from sdcore.contexts import CONTEXTS, ContextInputs, Critique
-from sdcore.critics import ORACLE, critique, has_oracle
+from sdcore.config import DistillConfig, LlmCriticConfig
+from sdcore.contexts import CONTEXTS, Context, ContextInputs, Critique
+from sdcore.critics import Critic
 from sdcore.prompts import teacher_prompt
 from sdcore.rounds import signal_rounds
 from sdcore.schema import TABLES
 from sdcore.timing import STOPWATCH
-from tasks import models
+from tasks import models, progress
+from tasks.criticise import criticise, critique_id, critique_rows, open_critic
 from tasks.workspace import Lineage, Reference, round_rollouts, split_problems
 
 Row = dict[str, Any]
@@ -26,15 +27,23 @@ def align(lineage: Lineage, round_: int) -> Reference:
 
     Critiques are also made in the rounds whose token signals are stored, because they tell which
     step is the first wrong one. A rollout whose context cannot be built (invalid critique, no
-    correct sibling) gets no row here and is left out of training.
+    correct sibling) gets the critic's fallback context or, without one, no row here, and is left
+    out of training.
+
+    Raises:
+        EngineError: the critic cannot be asked, or answers nothing.
+        BudgetError: the critic's budget allows no further request.
     """
-    rollouts = _with_problems(lineage, round_)
+    rollouts, critic = _with_problems(lineage, round_), open_critic(lineage)
     with STOPWATCH.measure("compute"):
-        critiques = _critiques(rollouts) if _wants_critiques(lineage, round_) else {}
-        frames = {"critiques": _critique_rows(lineage, critiques)}
+        wanted = _wants_critiques(lineage, round_)
+        critiques = criticise(lineage, critic, rollouts) if wanted else {}
+        judged = [row for row in rollouts if row["rollout_id"] in critiques]
+        frames = {"critiques": critique_rows(lineage, critic, judged, critiques)}
         if isinstance(lineage.settings, DistillConfig):
-            frames["contexts"] = _contexts(lineage, lineage.settings.context, rollouts, critiques)
+            frames["contexts"] = _contexts(lineage, critic, rollouts, critiques)
     lineage.store.append_missing(**frames)
+    _note(lineage, round_, frames)
     table = "contexts" if "contexts" in frames else "critiques"
     return Reference(table, f"{lineage.label} round {round_}", len(frames[table]))
 
@@ -47,7 +56,7 @@ def has_work(lineage: Lineage, round_: int) -> bool:
 def _wants_critiques(lineage: Lineage, round_: int) -> bool:
     settings = lineage.settings
     needed = isinstance(settings, DistillConfig) and "critique" in CONTEXTS[settings.context].needs
-    judged = round_ in signal_rounds(lineage.experiment) and has_oracle(lineage.experiment.problems)
+    judged = round_ in signal_rounds(lineage.experiment) and lineage.experiment.judge is not None
     return needed or judged
 
 
@@ -57,47 +66,17 @@ def _with_problems(lineage: Lineage, round_: int) -> list[Row]:
     return round_rollouts(lineage, round_).join(reference, on="problem_id", how="left").to_dicts()
 
 
-def _critiques(rollouts: list[Row]) -> dict[str, Critique]:
-    return {
-        row["rollout_id"]: critique(row["question"], row["reference"], row["text"])
-        for row in rollouts
-    }
-
-
-def _critique_rows(lineage: Lineage, critiques: Mapping[str, Critique]) -> pl.DataFrame:
-    rows = [
-        lineage.columns
-        | {
-            "critique_id": _critique_id(lineage, rollout_id),
-            "rollout_id": rollout_id,
-            "critic": ORACLE,
-            "verdict": verdict.case,
-            "first_wrong_step": verdict.first_wrong_step,
-            "corrected": verdict.corrected,
-            "valid": verdict.valid,
-            "invalid_reason": verdict.invalid_reason,
-            "attempts": verdict.attempts,
-            "tokens": verdict.tokens,
-        }
-        for rollout_id, verdict in critiques.items()
-    ]
-    return TABLES["critiques"].frame(rows)
-
-
-def _critique_id(lineage: Lineage, rollout_id: str) -> str:
-    return lineage.key("critique", rollout_id, ORACLE)
-
-
 def _contexts(
-    lineage: Lineage, name: str, rollouts: list[Row], critiques: Mapping[str, Critique]
+    lineage: Lineage, critic: Critic, rollouts: list[Row], critiques: Mapping[str, Critique]
 ) -> pl.DataFrame:
-    context, tokenizer = CONTEXTS[name], models.tokenizer(lineage.experiment.model.name)
+    wanted, tokenizer = _wanted(lineage), models.tokenizer(lineage.experiment.model.name)
     rows: list[Row] = []
     for index, rollout in enumerate(rollouts):
         others = rollouts[index + 1 :] + rollouts[:index]  # looked through in a fixed cyclic order
         other_id = next(_others_with_critique(rollout, others, critiques), None)
         inputs = _inputs(rollout, others, critiques, other_id)
-        if not context.available(inputs):
+        context = next((each for each in wanted if each.available(inputs)), None)
+        if context is None:
             continue
         rollout_id, text = rollout["rollout_id"], context.build(inputs)
         wording = lineage.experiment.prompts
@@ -107,15 +86,22 @@ def _contexts(
         rows.append(
             lineage.columns
             | {
-                "context_id": lineage.key("context", rollout_id, name, prompt),
+                "context_id": lineage.key("context", rollout_id, context.name, prompt),
                 "rollout_id": rollout_id,
-                "context": name,
+                "context": context.name,
                 "text": text,
-                "critique_id": _critique_id(lineage, quoted_ids[-1]) if quoted_ids else None,
+                "critique_id": critique_id(lineage, critic, quoted_ids[-1]) if quoted_ids else None,
                 "teacher_prompt_ids": prompt,
             }
         )
     return TABLES["contexts"].frame(rows)
+
+
+def _wanted(lineage: Lineage) -> list[Context]:
+    """The condition's context, and the one that stands in where a language model fails."""
+    context, critic = CONTEXTS[lineage.settings.context], lineage.experiment.judge
+    falls_back = isinstance(critic, LlmCriticConfig) and "critique" in context.needs
+    return [context, CONTEXTS[critic.fallback]] if falls_back and critic.fallback else [context]
 
 
 def _inputs(
@@ -146,3 +132,16 @@ def _siblings(rollout: Row, others: list[Row]) -> Iterator[str]:
     for other in others:
         if other["correct"] and other["problem_id"] == rollout["problem_id"]:
             yield other["text"]
+
+
+def _note(lineage: Lineage, round_: int, frames: Mapping[str, pl.DataFrame]) -> None:
+    """Say how many critiques by a language model were refused, and what became of the rollouts."""
+    made = frames["critiques"]
+    refused = made.filter(~pl.col("valid"))
+    if not isinstance(lineage.experiment.judge, LlmCriticConfig) or not len(refused):
+        return
+    kept = refused.join(frames.get("contexts", refused), on="rollout_id", how="semi")
+    progress.note(
+        f"{lineage.label} round {round_}: {len(refused)} of {len(made)} critiques refused, "
+        f"{len(refused) - len(kept)} rollouts left out"
+    )

@@ -110,7 +110,17 @@ def _base(folder: Path, model: ModelConfig) -> policies.PreTrainedModel:
 
 
 @cache
+def critic_engine(name: str) -> TransformersEngine:
+    """An engine of its own for a critic that runs in this process."""
+    return _new_engine(ModelConfig(name=name))
+
+
+@cache
 def _transformers(model: ModelConfig) -> TransformersEngine:
+    return _new_engine(model)
+
+
+def _new_engine(model: ModelConfig) -> TransformersEngine:
     return TransformersEngine(
         policies.load_policy(model_folder(model.name), model),
         end_ids=policies.end_ids(model_folder(model.name)),

@@ -43,6 +43,14 @@ def test_overrides_are_dotted_toml_or_bare_words():
         ("problems.arithmetic.largest=18", r"fewer than 10 numbers"),
         ("warmup.steps=3", r"warmup.learning_rate: Field required"),
         ("warmup={steps=3, learning_rate=1e-3, traces=8, batch_size=9}", r"batch_size exceeds"),
+        ("critic.kind=human", r"critic: .*'oracle', 'llm'"),
+        (
+            "critic={kind='llm', model='m', fallback='step_aligned'}",
+            r"no context without critiques",
+        ),
+        ("critic={kind='llm', model='m', api_key_env='sk-123'}", r"critic.llm.api_key_env"),
+        ("critic={kind='llm', model='m', base_url='http://me:pw@host'}", r"critic.llm.base_url"),
+        ("critic={kind='llm', model='m', base_url='http://host:port'}", r"critic.llm.base_url"),
         ("rounds", r"not an override"),
         ("name.first=x", r"goes through a value"),
     ],
@@ -82,6 +90,28 @@ def test_settings_that_came_later_leave_the_names_of_older_runs():
     assert not {"student_thinking", "teacher_thinking"} & experiment.prompts.model_dump().keys()
     thinking = load_experiment(QUICKSTART, ["prompts.teacher_thinking=true"])
     assert experiment.fingerprint != thinking.fingerprint
+
+
+def test_a_critic_is_needed_where_a_context_is_made_of_critiques():
+    words = ["problems.source=jsonl", "problems.path=some.jsonl"]
+    with pytest.raises(ConfigError, match=r"conditions.step_aligned needs a critic"):
+        load_experiment(QUICKSTART, words)
+    with pytest.raises(ConfigError, match=r"oracle judges arithmetic problems only"):
+        load_experiment(QUICKSTART, [*words, "critic.kind=oracle"])
+    assert load_experiment(QUICKSTART, [*words, "critic={kind='llm', model='m'}"]).judge
+    assert load_experiment(QUICKSTART).judge.kind == "oracle"
+
+
+def test_how_a_critic_is_reached_does_not_change_the_experiment():
+    def llm(**settings: object) -> str:
+        overrides = [f"critic.{name}={value}" for name, value in settings.items()]
+        return load_experiment(
+            QUICKSTART, ["critic={kind='llm', model='m'}", *overrides]
+        ).fingerprint
+
+    assert llm() == llm(max_budget=3.0, concurrency=2, base_url="http://127.0.0.1:1/v1")
+    assert len({llm(), llm(attempts=5), llm(fallback="none"), llm(structured="false")}) == 4
+    assert llm() != load_experiment(QUICKSTART).fingerprint
 
 
 def test_settings_cannot_be_changed():

@@ -65,7 +65,7 @@ def finished(tmp_path_factory):
 def test_a_run_fills_every_table_with_what_was_planned(finished):
     workspace, _ = finished
     rows = tables(workspace)
-    assert all(len(frame) for frame in rows.values())
+    assert all(len(frame) for name, frame in rows.items() if name != "critic_trials")
     counts = rows["rollouts"].group_by("condition", "purpose").len().sort("condition", "purpose")
     # validation: 4 problems x 2, test: 6 x 3; checkpoints after rounds 2 and 3, for GRPO also
     # after round 3 // 4 -> 1 (as many rollouts as the cheapest condition); training: 3 rounds x 4
@@ -275,6 +275,14 @@ def test_query_answers_in_every_format(finished, tmp_path):
     assert "validation" in sdcore("query", sql, *where).stdout
     ids = sdcore("query", "SELECT prompt_ids FROM rollouts", *where, "--format", "csv").stdout
     assert json.loads(json.loads(ids.splitlines()[1]))
+
+
+def test_the_oracle_is_measured_on_arithmetic_and_makes_no_mistake(tmp_path):
+    command = ["critic-eval", QUICKSTART, "--solutions", 20, "--workspace", tmp_path, "--json"]
+    scores = json.loads(sdcore(*command).stdout)
+    assert scores["critic"] == "oracle" and scores["wrong_solutions"] == 10
+    assert (scores["f1"], scores["false_alarms"], scores["validity"]) == (1, 0, 1)
+    assert len(Store(tmp_path / "sdcore.duckdb").rows("critic_trials")) == 20
 
 
 def test_list_and_report_find_the_run_by_its_name(finished):

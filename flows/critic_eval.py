@@ -1,0 +1,27 @@
+"""The flow that measures a critic, apart from any training."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from sdcore.config import Experiment
+from sdcore.trials import make_trials, read_processbench
+from tasks.critic_eval import CONDITION, criticise_trials, score_critic
+from tasks.workspace import Lineage
+
+
+@flow(flow_run_name="{experiment.name}/critic")
+def critic_eval(
+    experiment: Experiment, root: Path, solutions: int, processbench: Path | None = None
+) -> dict[str, Any]:
+    """Scores of the experiment's critic on its own problems, or on a file of judged solutions.
+
+    Without a file, right and corrupted solutions of `solutions` problems are made.
+    """
+    lineage = Lineage(experiment, root, CONDITION, experiment.seeds[0])
+    if processbench is None:
+        trials = make_trials(experiment.problems, solutions, experiment.seeds[0])
+    else:
+        trials = read_processbench(processbench)[:solutions]
+    return score_critic(lineage, criticise_trials(lineage, trials))

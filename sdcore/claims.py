@@ -1,0 +1,75 @@
+"""What a language model's answer says: case, first wrong step and corrected trace.
+
+The answer is text from outside. It is searched for one JSON object or, without one, for a bare
+tagged trace; everything else is unreadable and never taken for a verdict.
+"""
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ValidationError
+
+from sdcore.contexts import Critique
+from sdcore.errors import DataError
+
+_NUMBER = re.compile(r"\d{1,4}")
+# A JSON escape, or else a backslash that is more likely LaTeX, as in \frac, \times and \neq.
+_LATEX = re.compile(r'\\(?:["\\/]|u[0-9a-fA-F]{4}|n(?!eq|abla|otin|ewline)|[bfrt](?![a-zA-Z]))|\\')
+
+
+def _case(value: Any) -> Any:
+    return value.strip().upper().removeprefix("CASE").strip() if isinstance(value, str) else value
+
+
+def _step(value: Any) -> Any:
+    """Models write 2, "2", "step_2", "none", 0 or -1."""
+    if isinstance(value, str):
+        number = _NUMBER.search(value)
+        value = int(number[0]) if number and "-" not in value else None
+    return None if value in (0, -1) else value
+
+
+class Claims(BaseModel):
+    """The object that the critic is asked for."""
+
+    case: Annotated[Literal["A", "B", "C", "D"], BeforeValidator(_case)]
+    first_wrong_step: Annotated[int | None, BeforeValidator(_step)]
+    corrected: str
+
+
+SCHEMA: dict[str, Any] = Claims.model_json_schema() | {"additionalProperties": False}
+"""JSON schema of an answer, for endpoints that can hold a model to it."""
+
+
+def read_answer(text: str) -> Critique:
+    """A critique as the model states it, unchecked; thinking is left out.
+
+    Raises:
+        DataError: there is no verdict to be read.
+    """
+    said = without_thinking(text)
+    start, end = said.find("{"), said.rfind("}") + 1
+    if "<step_1>" in said and "{" not in said.partition("<step_1>")[0]:
+        return Critique(None, None, said.strip(), raw=text)
+    try:
+        found = json.loads(_LATEX.sub(_escaped, said[start:end]), strict=False)
+        claims = Claims.model_validate(found)
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise DataError(
+            "the answer is not the JSON object that was asked for",
+            got=said.strip() or "an empty answer",
+            expected="case, first_wrong_step and corrected",
+        ) from error
+    corrected = claims.corrected.encode("utf-8", "replace").decode()  # no lone surrogates
+    return Critique(claims.case, claims.first_wrong_step, corrected, raw=text)
+
+
+def without_thinking(text: str) -> str:
+    """What comes after the thinking; nothing where the model was cut off in it."""
+    said = text.rpartition("</think>")[2]
+    return said.partition("<think>")[0]
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0] if len(match[0]) > 1 else "\\\\"

@@ -1,0 +1,90 @@
+"""A real HTTP server that speaks, or fails to speak, as an OpenAI-compatible endpoint."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Handler = BaseHTTPRequestHandler
+Behaviour = Callable[[Handler], None]
+CLOSING = threading.Event()
+
+
+def send(content: bytes, status: int = 200, kind: str = "application/json", **headers: str):
+    def behave(handler: Handler) -> None:
+        handler.send_response(status)
+        handler.send_header("Content-Type", kind)
+        handler.send_header("Content-Length", str(len(content)))
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return behave
+
+
+def say(text: str | None, read: int = 100, wrote: int = 50) -> Behaviour:
+    usage = {"prompt_tokens": read, "completion_tokens": wrote}
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    return send(json.dumps({"choices": [choice], "usage": usage}).encode())
+
+
+def critique(case: str, step: int | None, corrected: str) -> Behaviour:
+    return say(json.dumps({"case": case, "first_wrong_step": step, "corrected": corrected}))
+
+
+def drop(handler: Handler) -> None:
+    handler.close_connection = True  # not a byte is sent
+
+
+def stall(handler: Handler) -> None:
+    CLOSING.wait(30)
+
+
+def break_off(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [')
+
+
+HTML = send(b"<!DOCTYPE html><h1>It works!</h1>", kind="text/html")
+BAD_GATEWAY = send(b"<h1>502</h1>", 502, kind="text/html")
+GARBAGE = send(bytes(range(256)) * 8)
+HUGE = send(b'{"choices": [{"message": {"content": "' + b"x" * 5_000_000 + b'"}}]}')
+NO_CHOICES = send(b'{"choices": []}')
+SURROGATE = send(b'{"choices": [{"message": {"content": "\\ud800 {"}}]}')
+
+
+@contextmanager
+def serve(answer: Callable[[dict[str, Any]], Behaviour]) -> Iterator[tuple[str, list[dict]]]:
+    """Base URL of a server that behaves as `answer` says, and the requests that it got."""
+    asked: list[dict] = []
+
+    class Endpoint(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(body | {"path": self.path, "headers": dict(self.headers)})
+            answer(body)(self)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # the client had enough
+                super().handle()
+
+    CLOSING.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    finally:
+        CLOSING.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
