@@ -9,25 +9,27 @@ from typing import Annotated
 
 import polars as pl
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from flows import cli_operate
+from flows.terminal import (
+    JsonOption,
+    RunArgument,
+    WorkspaceOption,
+    console,
+    find_run,
+    notes,
+    open_store,
+    print_table,
+    stored_experiment,
+)
 from sdcore.config import Experiment, drift, load_experiment
 from sdcore.errors import ConfigError, SdcoreError
 from sdcore.rounds import Stage
 from sdcore.store import Store
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-console = Console(width=None if sys.stdout.isatty() else 160)  # files and pipes have no width
-
-WorkspaceOption = Annotated[
-    Path, typer.Option(envvar="SDCORE_WORKSPACE", help="folder of tables, checkpoints and reports")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-
-
-RunArgument = Annotated[str, typer.Argument(help="experiment id, or a name for its newest run")]
+app.add_typer(cli_operate.app)
 
 
 class Format(StrEnum):
@@ -68,7 +70,7 @@ def resume(
     run: RunArgument, workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False
 ) -> None:
     """Go on with a run, under the settings that it was started with."""
-    _run(_stored_experiment(_store(workspace), run), workspace.absolute(), as_json=as_json)
+    _run(stored_experiment(open_store(workspace), run), workspace.absolute(), as_json=as_json)
 
 
 @app.command()
@@ -88,17 +90,12 @@ def rerun(
     """
     from tasks.rerun import lineages, supersede
 
-    settings, root = _stored_experiment(_store(workspace), run), workspace.absolute()
+    settings, root = stored_experiment(open_store(workspace), run), workspace.absolute()
     for lineage in lineages(settings, root, condition, seed):
         moved = supersede(lineage, stage, round_)
         counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)
-        Console(stderr=True).print(f"{lineage.label}: set aside {counts or 'nothing'}")
+        notes.print(f"{lineage.label}: set aside {counts or 'nothing'}")
     _run(settings, root, as_json=as_json)
-
-
-def _stored_experiment(store: Store, run: str) -> Experiment:
-    row = store.rows("experiments", experiment_id=_resolve(store, run))
-    return Experiment.model_validate_json(row["config"][0])
 
 
 def _refuse_drift(settings: Experiment, workspace: Path) -> None:
@@ -126,11 +123,10 @@ def _run(settings: Experiment, root: Path, *, as_json: bool) -> None:
         from tasks.draining import draining
 
         address = server_address().removesuffix("/api")
-        Console(stderr=True).print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
+        notes.print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
         with draining():
             experiment_id = compare_contexts(settings, root)
     _print_summary(root, experiment_id, as_json=as_json)
-    notes = Console(stderr=True)
     notes.print(f"Report: {root / 'reports' / experiment_id}.html", soft_wrap=True)
     notes.print(_spent(time.perf_counter() - start))
 
@@ -152,7 +148,7 @@ def query(
     output: Annotated[Format, typer.Option("--format", help="how to print")] = Format.table,
 ) -> None:
     """Query the tables in SQL; `parquet` writes bytes to standard output."""
-    frame = _store(workspace).query(sql)
+    frame = open_store(workspace).query(sql)
     if output is Format.csv:
         print(_flat(frame).write_csv(), end="")
     elif output is Format.json:
@@ -160,7 +156,7 @@ def query(
     elif output is Format.parquet:
         frame.write_parquet(sys.stdout.buffer)
     else:
-        _print_table(frame)
+        print_table(frame)
 
 
 @app.command()
@@ -170,15 +166,15 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Print an experiment's table and write its HTML page."""
-    experiment_id = _resolve(_store(workspace), run)
+    experiment_id = find_run(open_store(workspace), run)
     _print_summary(workspace, experiment_id, as_json=as_json)
-    Console(stderr=True).print(f"Report: {_report(workspace, experiment_id)}")
+    notes.print(f"Report: {_report(workspace, experiment_id)}")
 
 
 @app.command("list")
 def list_(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False) -> None:
     """List the experiments of a workspace and how far each has come."""
-    frame = _store(workspace).query(
+    frame = open_store(workspace).query(
         """
         SELECT experiment_id, created_at AS started,
             (SELECT count(*) FROM rollouts r WHERE r.experiment_id = e.experiment_id) AS rollouts,
@@ -187,7 +183,7 @@ def list_(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False
         FROM experiments e ORDER BY started DESC
         """
     )
-    print(frame.write_json()) if as_json else _print_table(frame)
+    print(frame.write_json()) if as_json else print_table(frame)
 
 
 @app.command("build-tiny-solver")
@@ -208,13 +204,13 @@ def build_tiny_solver(
 def _report(root: Path, experiment_id: str) -> Path:
     from sdcore.report import write_report
 
-    return write_report(_store(root), experiment_id, root / "reports")
+    return write_report(open_store(root), experiment_id, root / "reports")
 
 
 def _print_summary(root: Path, experiment_id: str, *, as_json: bool) -> None:
     from sdcore import comparison, printing
 
-    store = _store(root)
+    store = open_store(root)
     table = comparison.summary(store, experiment_id)
     differences = store.rows("comparisons", experiment_id=experiment_id)
     signals = comparison.signal_summary(store, experiment_id)
@@ -223,20 +219,7 @@ def _print_summary(root: Path, experiment_id: str, *, as_json: bool) -> None:
         print(json.dumps({name: part.to_dicts() for name, part in parts.items()}))
         return
     for title, frame in printing.printable(table, differences, signals):
-        _print_table(frame, title=title)
-
-
-def _print_table(frame: pl.DataFrame, title: str | None = None) -> None:
-    table = Table(*frame.columns, title=title, title_justify="left", header_style="bold")
-    for row in frame.iter_rows():
-        table.add_row(*(escape(_cell(value)) for value in row))
-    console.print(table)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        print_table(frame, title=title)
 
 
 def _flat(frame: pl.DataFrame) -> pl.DataFrame:
@@ -247,29 +230,10 @@ def _flat(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _store(workspace: Path) -> Store:
-    path = workspace / "sdcore.duckdb"
-    if not path.exists():
-        raise SdcoreError("no tables here", got=str(path), mend="`sdcore run` makes them, or name "
-                          "another folder with --workspace")  # fmt: skip
-    return Store(path)
-
-
-def _resolve(store: Store, run: str) -> str:
-    found = store.query(
-        "SELECT experiment_id FROM experiments WHERE experiment_id = $run OR name = $run "
-        "ORDER BY created_at DESC",
-        {"run": run},
-    )
-    if not len(found):
-        raise SdcoreError("no such experiment", got=run, mend="`sdcore list` names them")
-    return str(found["experiment_id"][0])
-
-
 def main() -> None:
     """Entry point: sdcore's own errors are messages, not tracebacks."""
     try:
         app()
     except SdcoreError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        notes.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         raise SystemExit(error.exit_code) from None

@@ -1,0 +1,90 @@
+"""The flows as the Prefect UI starts them: their parameters are the form that a person fills in.
+
+Everything heavy is imported when a flow runs, so that serving the deployments stays light.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from sdcore import config
+
+
+def _open(section: type[BaseModel]) -> Any:
+    """The same section with every setting left open; bounds, choices and descriptions are kept."""
+    fields: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        for bound in field.metadata:
+            kind = Annotated[kind, bound]
+        fields[name] = (kind | None, Field(None, description=field.description))
+    strict = ConfigDict(extra="forbid", protected_namespaces=())
+    return create_model(section.__name__, __config__=strict, __doc__=section.__doc__, **fields)
+
+
+class Changes(BaseModel):
+    """What this run has otherwise than the experiment file; what stays empty is as in the file."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    seeds: list[int] | None = Field(None, description="every condition is trained once a seed")
+    model: _open(config.ModelConfig) | None = None
+    problems: _open(config.ProblemsConfig) | None = None
+    sampling: _open(config.SamplingConfig) | None = None
+    training: _open(config.TrainingConfig) | None = None
+    evaluation: _open(config.EvaluationConfig) | None = None
+
+    def overrides(self) -> list[str]:
+        """The changes as dotted ``key=value`` settings."""
+        return list(_dotted(self.model_dump(mode="json", exclude_none=True, exclude_unset=True)))
+
+
+def _experiment_name() -> str:
+    return Path(flow_run.parameters["experiment"]).stem
+
+
+@flow(flow_run_name=_experiment_name)
+def compare_contexts(
+    experiment: Path, changes: Changes | None = None, overrides: list[str] | None = None
+) -> str:
+    """Train the solver under every condition and seed of an experiment and compare the results.
+
+    Args:
+        experiment: the experiment file, such as deployments/experiments/quickstart.toml
+        changes: settings of this run that differ from the file
+        overrides: any other setting as section.key=value, such as conditions.grpo.group_size=4
+    """
+    from flows.compare_contexts import compare_contexts as run
+
+    dotted = [*(changes.overrides() if changes else []), *(overrides or [])]
+    return run.fn(config.load_experiment(experiment, dotted), _workspace())
+
+
+@flow(flow_run_name="build tiny-solver in {folder}")
+def build_tiny_solver(folder: Path) -> dict[str, float]:
+    """Pre-train builtin:tiny-solver from scratch.
+
+    Args:
+        folder: where the model is written; a relative one is below the workspace
+    """
+    from flows.build_tiny_solver import build_tiny_solver as run
+
+    return run.fn(_workspace() / folder)
+
+
+def _workspace() -> Path:
+    return Path(os.environ.get("SDCORE_WORKSPACE", "runs")).absolute()
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={json.dumps(value)}"  # JSON's scalars and lists are TOML's too
