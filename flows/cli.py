@@ -1,6 +1,7 @@
 """The command `sdcore`: run an experiment, query its tables, report on it, list what there is."""
 
 import json
+import os
 import sys
 import time
 from enum import StrEnum
@@ -30,6 +31,19 @@ from sdcore.store import Store
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(cli_operate.app)
+_UNEXPECTED = "mend: `--debug` shows where it came from"
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks and warnings")] = False,
+) -> None:
+    """Feedback design for self-distillation: run experiments, query them, operate them.
+
+    Start with: sdcore run deployments/experiments/quickstart.toml
+    """
+    if debug:
+        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "WARNING"
 
 
 class Format(StrEnum):
@@ -53,6 +67,8 @@ def run(
     """Run an experiment to its table; run again, it goes on where it stopped.
 
     Settings that differ from an earlier run of that name are refused, unless --new is given.
+
+    Example: sdcore run deployments/experiments/quickstart.toml training.rounds=3 --quick
     """
     settings = load_experiment(experiment, overrides or [])
     if quick:
@@ -69,7 +85,10 @@ def run(
 def resume(
     run: RunArgument, workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False
 ) -> None:
-    """Go on with a run, under the settings that it was started with."""
+    """Go on with a run, under the settings that it was started with.
+
+    Example: sdcore resume quickstart
+    """
     _run(stored_experiment(open_store(workspace), run), workspace.absolute(), as_json=as_json)
 
 
@@ -87,6 +106,8 @@ def rerun(
     """Redo a stage of a round and all that depends on it, and nothing else.
 
     The rows that were there move to tables of the same names in the schema `superseded`.
+
+    Example: sdcore rerun quickstart --from align --condition step_aligned --round 3
     """
     from tasks.rerun import lineages, supersede
 
@@ -147,7 +168,10 @@ def query(
     workspace: WorkspaceOption = Path("runs"),
     output: Annotated[Format, typer.Option("--format", help="how to print")] = Format.table,
 ) -> None:
-    """Query the tables in SQL; `parquet` writes bytes to standard output."""
+    """Query the tables in SQL; `parquet` writes bytes to standard output.
+
+    Example: sdcore query "SELECT condition, avg(correct::int) FROM rollouts GROUP BY ALL"
+    """
     frame = open_store(workspace).query(sql)
     if output is Format.csv:
         print(_flat(frame).write_csv(), end="")
@@ -165,7 +189,10 @@ def report(
     workspace: WorkspaceOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Print an experiment's table and write its HTML page."""
+    """Print an experiment's table and write its HTML page.
+
+    Example: sdcore report quickstart
+    """
     experiment_id = find_run(open_store(workspace), run)
     _print_summary(workspace, experiment_id, as_json=as_json)
     notes.print(f"Report: {_report(workspace, experiment_id)}")
@@ -173,7 +200,10 @@ def report(
 
 @app.command("list")
 def list_(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False) -> None:
-    """List the experiments of a workspace and how far each has come."""
+    """List the experiments of a workspace and how far each has come.
+
+    Example: sdcore list --workspace runs
+    """
     frame = open_store(workspace).query(
         """
         SELECT experiment_id, created_at AS started,
@@ -191,7 +221,10 @@ def build_tiny_solver(
     folder: Annotated[Path, typer.Argument(help="where the model is written")],
     workspace: WorkspaceOption = Path("runs"),
 ) -> None:
-    """Pre-train builtin:tiny-solver from scratch (minutes on two cores)."""
+    """Pre-train builtin:tiny-solver from scratch (minutes on two cores).
+
+    Example: sdcore build-tiny-solver my-solver
+    """
     from flows.server import prefect_server
 
     with prefect_server(workspace.absolute()) as server_address:
@@ -231,9 +264,14 @@ def _flat(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def main() -> None:
-    """Entry point: sdcore's own errors are messages, not tracebacks."""
+    """Entry point: errors are messages; tracebacks come with --debug, anywhere on the line."""
+    debug = "--debug" in sys.argv
     try:
-        app()
-    except SdcoreError as error:
-        notes.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        raise SystemExit(error.exit_code) from None
+        app(sorted(sys.argv[1:], key=lambda argument: argument != "--debug"))
+    except Exception as error:
+        if debug:
+            raise
+        expected = isinstance(error, SdcoreError)
+        text = str(error) if expected else f"{type(error).__name__}: {error}\n  {_UNEXPECTED}"
+        notes.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
+        raise SystemExit(error.exit_code if expected else 1) from None

@@ -54,7 +54,9 @@ def up(
 def down(workspace: WorkspaceOption = Path("runs")) -> None:
     """End all that `sdcore up` started, runs of deployments included.
 
-    Such a run goes on where it stopped when it is started again. Example: sdcore down
+    Such a run goes on where it stopped when it is started again.
+
+    Example: sdcore down
     """
     count = services.stop(workspace.absolute())
     notes.print(f"{count} processes ended" if count else "nothing was up")
@@ -94,7 +96,9 @@ def doctor(
 ) -> None:
     """Check this machine and the workspace, and say the mend for what is wrong.
 
-    Ends with exit code 1 if something will not work. Example: sdcore doctor --workspace /data/runs
+    Ends with exit code 1 if something will not work.
+
+    Example: sdcore doctor --workspace /data/runs
     """
     from flows.doctor import examine
 
@@ -120,6 +124,7 @@ def promote(
     """Make a condition's policy the champion in MLflow, whatever validation says.
 
     Its checkpoint is the one chosen on validation; runs of this experiment leave it champion.
+
     Example: sdcore promote quickstart step_aligned/0
     """
     from tasks.compare import promote as promote_lineage

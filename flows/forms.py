@@ -16,33 +16,43 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from sdcore import config
 
 
-def _open(section: type[BaseModel]) -> Any:
-    """The same section with every setting left open; bounds, choices and descriptions are kept."""
+class Changed(BaseModel):
+    """What a run has otherwise than its file; what stays empty is as in the file."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    def overrides(self) -> list[str]:
+        """What was filled in, as dotted ``key=value`` settings."""
+        return list(_dotted(self.model_dump(mode="json", exclude_none=True, exclude_unset=True)))
+
+
+def _section(settings: type[BaseModel]) -> type[Changed]:
+    """A section of the experiment with all settings left open; bounds and descriptions are kept."""
     fields: dict[str, Any] = {}
-    for name, field in section.model_fields.items():
+    for name, field in settings.model_fields.items():
         kind = field.annotation
         for bound in field.metadata:
             kind = Annotated[kind, bound]
         fields[name] = (kind | None, Field(None, description=field.description))
-    strict = ConfigDict(extra="forbid", protected_namespaces=())
-    return create_model(section.__name__, __config__=strict, __doc__=section.__doc__, **fields)
+    return create_model(settings.__name__, __base__=Changed, __doc__=settings.__doc__, **fields)
 
 
-class Changes(BaseModel):
-    """What this run has otherwise than the experiment file; what stays empty is as in the file."""
+def _is_section(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    seeds: list[int] | None = Field(None, description="every condition is trained once a seed")
-    model: _open(config.ModelConfig) | None = None
-    problems: _open(config.ProblemsConfig) | None = None
-    sampling: _open(config.SamplingConfig) | None = None
-    training: _open(config.TrainingConfig) | None = None
-    evaluation: _open(config.EvaluationConfig) | None = None
-
-    def overrides(self) -> list[str]:
-        """The changes as dotted ``key=value`` settings."""
-        return list(_dotted(self.model_dump(mode="json", exclude_none=True, exclude_unset=True)))
+_SECTIONS: dict[str, Any] = {
+    name: (_section(field.annotation) | None, None)
+    for name, field in config.Experiment.model_fields.items()
+    if _is_section(field.annotation)
+}
+Changes = create_model(
+    "Changes",
+    __base__=Changed,
+    __doc__=Changed.__doc__,
+    seeds=(list[int] | None, Field(None, description="every condition is trained once a seed")),
+    **_SECTIONS,
+)
 
 
 def _experiment_name() -> str:
