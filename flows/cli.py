@@ -153,12 +153,10 @@ def _run(settings: Experiment, root: Path, *, as_json: bool) -> None:
 
 
 def _spent(wall: float) -> str:
-    """Where the wall time went; what is not measured is orchestration."""
     from sdcore.timing import STOPWATCH
 
-    parts = {kind: STOPWATCH.seconds[kind] for kind in ("compute", "storage", "tracking")}
-    parts["orchestration"] = wall - sum(parts.values())
-    shares = ", ".join(f"{kind} {s:.0f} s ({s / wall:.1%})" for kind, s in parts.items())
+    parts = STOPWATCH.split(wall).items()
+    shares = ", ".join(f"{kind} {seconds:.0f} s ({seconds / wall:.1%})" for kind, seconds in parts)
     return f"Time: {wall:.0f} s, of which {shares}"
 
 
