@@ -3,6 +3,7 @@
 DuckDB is the truth; what is logged here is copied from its tables, so both hold the same numbers.
 """
 
+import atexit
 import json
 import logging
 import os
@@ -235,6 +236,7 @@ class Tracking:
                 tracking_uri=self.uri,
             )
             self._monitor.start()
+            atexit.register(self._monitor.finish)
 
     def _run(
         self, experiment: Experiment, condition: str | None = None, seed: int | None = None
