@@ -19,7 +19,7 @@ from sdcore.errors import SdcoreError
 from sdcore.loopback import answers
 
 NAMES = ("prefect", "mlflow", "deployments")
-START_SECONDS = 180  # a busy machine needs most of them
+START_SECONDS = 300  # a busy machine needs most of them
 STOP_SECONDS = 20
 PROJECT = Path(__file__).parents[1]
 QUIET = {

@@ -1,10 +1,12 @@
 """Standing services: real servers on loopback ports made here, found again by their environment."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import psutil
@@ -30,7 +32,8 @@ def start_marked(root, name, code=""):
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    process.stdout.readline()
+    with process.stdout as output:
+        output.readline()
     return process
 
 
@@ -49,7 +52,8 @@ def test_another_workspace_is_left_alone(tmp_path):
     assert services.stop(tmp_path) == 0
     assert other.poll() is None
     assert services.stop(tmp_path / "other") == 1
-    assert other.wait() == -signal.SIGTERM
+    other.wait()
+    assert not psutil.pid_exists(other.pid)
 
 
 def test_a_taken_port_is_refused_and_its_holder_named(tmp_path):
@@ -82,23 +86,33 @@ def test_the_users_server_stays(tmp_path, monkeypatch):
     assert "PREFECT_HOME" not in environment
 
 
+def sdcore(*arguments):
+    command = [Path(sys.executable).with_name("sdcore"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.slow
-def test_up_is_used_by_runs_and_down_leaves_nothing(tmp_path, monkeypatch):
+def test_up_serves_runs_use_it_and_down_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     ports = {"prefect": free_port(), "mlflow": free_port()}
-    services.start(tmp_path, ports)
+    address = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    where = ["--workspace", tmp_path]
+    options = [text for name, port in ports.items() for text in (f"--{name}-port", port)]
     try:
-        address = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-        assert services.addresses(tmp_path) == address
+        printed = sdcore("up", *where, *options)
+        assert printed.split() == ["prefect", address["prefect"], "mlflow", address["mlflow"]]
+        assert sdcore("up", *where) == printed
+        assert all(
+            row["processes"] for row in json.loads(sdcore("status", *where, "--json")).values()
+        )
         assert httpx.get(f"{address['mlflow']}/health").is_success
         found = httpx.post(f"{address['prefect']}/api/deployments/filter", json={}).json()
         assert {"quickstart", "tiny-solver"} <= {each["name"] for each in found}
         assert not any(schedule["active"] for each in found for schedule in each["schedules"])
+        monkeypatch.setattr(os, "environ", dict(os.environ))  # the next line adds to it
         with prefect_server(tmp_path) as server_address:
             assert server_address() == f"{address['prefect']}/api"
-        parents = [psutil.Process(p.ppid()) for p in services.processes(tmp_path, "prefect")]
-        assert os.getpid() in {parent.pid for parent in parents}
     finally:
-        services.stop(tmp_path)
+        sdcore("down", *where)
     assert not services.processes(tmp_path) and services.addresses(tmp_path) == {}
     assert all(services.is_free(port) for port in ports.values())
