@@ -1,6 +1,7 @@
 """The command `sdcore`: run an experiment, query its tables, report on it, list what there is."""
 
 import json
+import os
 import sys
 import time
 from enum import StrEnum
@@ -9,25 +10,40 @@ from typing import Annotated
 
 import polars as pl
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from flows import cli_operate
+from flows.terminal import (
+    JsonOption,
+    RunArgument,
+    WorkspaceOption,
+    console,
+    find_run,
+    notes,
+    open_store,
+    print_table,
+    stored_experiment,
+)
 from sdcore.config import Experiment, drift, load_experiment
 from sdcore.errors import ConfigError, SdcoreError
 from sdcore.rounds import Stage
 from sdcore.store import Store
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-console = Console(width=None if sys.stdout.isatty() else 160)  # files and pipes have no width
-
-WorkspaceOption = Annotated[
-    Path, typer.Option(envvar="SDCORE_WORKSPACE", help="folder of tables, checkpoints and reports")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+app.add_typer(cli_operate.app)
+_UNEXPECTED = "mend: `--debug` shows where it came from"
 
 
-RunArgument = Annotated[str, typer.Argument(help="experiment id, or a name for its newest run")]
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks and warnings")] = False,
+) -> None:
+    """Feedback design for self-distillation: run experiments, query them, operate them.
+
+    Start with: sdcore run deployments/experiments/quickstart.toml
+    """
+    if debug:
+        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "WARNING"
 
 
 class Format(StrEnum):
@@ -51,6 +67,8 @@ def run(
     """Run an experiment to its table; run again, it goes on where it stopped.
 
     Settings that differ from an earlier run of that name are refused, unless --new is given.
+
+    Example: sdcore run deployments/experiments/quickstart.toml training.rounds=3 --quick
     """
     settings = load_experiment(experiment, overrides or [])
     if quick:
@@ -67,8 +85,11 @@ def run(
 def resume(
     run: RunArgument, workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False
 ) -> None:
-    """Go on with a run, under the settings that it was started with."""
-    _run(_stored_experiment(_store(workspace), run), workspace.absolute(), as_json=as_json)
+    """Go on with a run, under the settings that it was started with.
+
+    Example: sdcore resume quickstart
+    """
+    _run(stored_experiment(open_store(workspace), run), workspace.absolute(), as_json=as_json)
 
 
 @app.command()
@@ -85,20 +106,17 @@ def rerun(
     """Redo a stage of a round and all that depends on it, and nothing else.
 
     The rows that were there move to tables of the same names in the schema `superseded`.
+
+    Example: sdcore rerun quickstart --from align --condition step_aligned --round 3
     """
     from tasks.rerun import lineages, supersede
 
-    settings, root = _stored_experiment(_store(workspace), run), workspace.absolute()
+    settings, root = stored_experiment(open_store(workspace), run), workspace.absolute()
     for lineage in lineages(settings, root, condition, seed):
         moved = supersede(lineage, stage, round_)
         counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)
-        Console(stderr=True).print(f"{lineage.label}: set aside {counts or 'nothing'}")
+        notes.print(f"{lineage.label}: set aside {counts or 'nothing'}")
     _run(settings, root, as_json=as_json)
-
-
-def _stored_experiment(store: Store, run: str) -> Experiment:
-    row = store.rows("experiments", experiment_id=_resolve(store, run))
-    return Experiment.model_validate_json(row["config"][0])
 
 
 def _refuse_drift(settings: Experiment, workspace: Path) -> None:
@@ -126,22 +144,19 @@ def _run(settings: Experiment, root: Path, *, as_json: bool) -> None:
         from tasks.draining import draining
 
         address = server_address().removesuffix("/api")
-        Console(stderr=True).print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
+        notes.print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
         with draining():
             experiment_id = compare_contexts(settings, root)
     _print_summary(root, experiment_id, as_json=as_json)
-    notes = Console(stderr=True)
     notes.print(f"Report: {root / 'reports' / experiment_id}.html", soft_wrap=True)
     notes.print(_spent(time.perf_counter() - start))
 
 
 def _spent(wall: float) -> str:
-    """Where the wall time went; what is not measured is orchestration."""
     from sdcore.timing import STOPWATCH
 
-    parts = {kind: STOPWATCH.seconds[kind] for kind in ("compute", "storage", "tracking")}
-    parts["orchestration"] = wall - sum(parts.values())
-    shares = ", ".join(f"{kind} {s:.0f} s ({s / wall:.1%})" for kind, s in parts.items())
+    parts = STOPWATCH.split(wall).items()
+    shares = ", ".join(f"{kind} {seconds:.0f} s ({seconds / wall:.1%})" for kind, seconds in parts)
     return f"Time: {wall:.0f} s, of which {shares}"
 
 
@@ -151,8 +166,11 @@ def query(
     workspace: WorkspaceOption = Path("runs"),
     output: Annotated[Format, typer.Option("--format", help="how to print")] = Format.table,
 ) -> None:
-    """Query the tables in SQL; `parquet` writes bytes to standard output."""
-    frame = _store(workspace).query(sql)
+    """Query the tables in SQL; `parquet` writes bytes to standard output.
+
+    Example: sdcore query "SELECT condition, avg(correct::int) FROM rollouts GROUP BY ALL"
+    """
+    frame = open_store(workspace).query(sql)
     if output is Format.csv:
         print(_flat(frame).write_csv(), end="")
     elif output is Format.json:
@@ -160,7 +178,7 @@ def query(
     elif output is Format.parquet:
         frame.write_parquet(sys.stdout.buffer)
     else:
-        _print_table(frame)
+        print_table(frame)
 
 
 @app.command()
@@ -169,16 +187,22 @@ def report(
     workspace: WorkspaceOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Print an experiment's table and write its HTML page."""
-    experiment_id = _resolve(_store(workspace), run)
+    """Print an experiment's table and write its HTML page.
+
+    Example: sdcore report quickstart
+    """
+    experiment_id = find_run(open_store(workspace), run)
     _print_summary(workspace, experiment_id, as_json=as_json)
-    Console(stderr=True).print(f"Report: {_report(workspace, experiment_id)}")
+    notes.print(f"Report: {_report(workspace, experiment_id)}")
 
 
 @app.command("list")
 def list_(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False) -> None:
-    """List the experiments of a workspace and how far each has come."""
-    frame = _store(workspace).query(
+    """List the experiments of a workspace and how far each has come.
+
+    Example: sdcore list --workspace runs
+    """
+    frame = open_store(workspace).query(
         """
         SELECT experiment_id, created_at AS started,
             (SELECT count(*) FROM rollouts r WHERE r.experiment_id = e.experiment_id) AS rollouts,
@@ -187,7 +211,7 @@ def list_(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False
         FROM experiments e ORDER BY started DESC
         """
     )
-    print(frame.write_json()) if as_json else _print_table(frame)
+    print(frame.write_json()) if as_json else print_table(frame)
 
 
 @app.command("critic-eval")
@@ -210,7 +234,7 @@ def critic_eval(
 
         server_address()
         scores = flow(settings, workspace.absolute(), solutions, processbench)
-    print(json.dumps(scores)) if as_json else _print_table(
+    print(json.dumps(scores)) if as_json else print_table(
         pl.DataFrame([scores]).transpose(
             include_header=True, header_name="score", column_names=["value"]
         )
@@ -222,7 +246,10 @@ def build_tiny_solver(
     folder: Annotated[Path, typer.Argument(help="where the model is written")],
     workspace: WorkspaceOption = Path("runs"),
 ) -> None:
-    """Pre-train builtin:tiny-solver from scratch (minutes on two cores)."""
+    """Pre-train builtin:tiny-solver from scratch (minutes on two cores).
+
+    Example: sdcore build-tiny-solver my-solver
+    """
     from flows.server import prefect_server
 
     with prefect_server(workspace.absolute()) as server_address:
@@ -235,13 +262,13 @@ def build_tiny_solver(
 def _report(root: Path, experiment_id: str) -> Path:
     from sdcore.report import write_report
 
-    return write_report(_store(root), experiment_id, root / "reports")
+    return write_report(open_store(root), experiment_id, root / "reports")
 
 
 def _print_summary(root: Path, experiment_id: str, *, as_json: bool) -> None:
     from sdcore import comparison, printing
 
-    store = _store(root)
+    store = open_store(root)
     table = comparison.summary(store, experiment_id)
     differences = store.rows("comparisons", experiment_id=experiment_id)
     signals = comparison.signal_summary(store, experiment_id)
@@ -250,20 +277,7 @@ def _print_summary(root: Path, experiment_id: str, *, as_json: bool) -> None:
         print(json.dumps({name: part.to_dicts() for name, part in parts.items()}))
         return
     for title, frame in printing.printable(table, differences, signals):
-        _print_table(frame, title=title)
-
-
-def _print_table(frame: pl.DataFrame, title: str | None = None) -> None:
-    table = Table(*frame.columns, title=title, title_justify="left", header_style="bold")
-    for row in frame.iter_rows():
-        table.add_row(*(escape(_cell(value)) for value in row))
-    console.print(table)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        print_table(frame, title=title)
 
 
 def _flat(frame: pl.DataFrame) -> pl.DataFrame:
@@ -274,29 +288,15 @@ def _flat(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _store(workspace: Path) -> Store:
-    path = workspace / "sdcore.duckdb"
-    if not path.exists():
-        raise SdcoreError("no tables here", got=str(path), mend="`sdcore run` makes them, or name "
-                          "another folder with --workspace")  # fmt: skip
-    return Store(path)
-
-
-def _resolve(store: Store, run: str) -> str:
-    found = store.query(
-        "SELECT experiment_id FROM experiments WHERE experiment_id = $run OR name = $run "
-        "ORDER BY created_at DESC",
-        {"run": run},
-    )
-    if not len(found):
-        raise SdcoreError("no such experiment", got=run, mend="`sdcore list` names them")
-    return str(found["experiment_id"][0])
-
-
 def main() -> None:
-    """Entry point: sdcore's own errors are messages, not tracebacks."""
+    """Entry point: errors are messages; tracebacks come with --debug, anywhere on the line."""
+    debug = "--debug" in sys.argv
     try:
-        app()
-    except SdcoreError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        raise SystemExit(error.exit_code) from None
+        app(sorted(sys.argv[1:], key=lambda argument: argument != "--debug"))
+    except Exception as error:
+        if debug:
+            raise
+        expected = isinstance(error, SdcoreError)
+        text = str(error) if expected else f"{type(error).__name__}: {error}\n  {_UNEXPECTED}"
+        notes.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
+        raise SystemExit(error.exit_code if expected else 1) from None

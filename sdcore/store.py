@@ -265,8 +265,8 @@ def _checked(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
             )
     repeated = frame[table.key].is_duplicated()
     if repeated.any():
-        row = frame[table.key].row(repeated.arg_max() or 0)
-        raise DataError("a key occurs twice", got=row, where=table.name)
+        key = frame[table.key].row(repeated.arg_max() or 0)
+        raise DataError("a key occurs twice", got=key, where=table.name)
     return frame
 
 

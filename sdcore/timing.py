@@ -26,5 +26,10 @@ class Stopwatch:
             if self._nested:
                 self._nested[-1] += elapsed
 
+    def split(self, wall: float) -> dict[str, float]:
+        """Seconds by kind out of `wall` seconds; what is not measured is orchestration."""
+        measured = {kind: self.seconds[kind] for kind in ("compute", "storage", "tracking")}
+        return measured | {"orchestration": wall - sum(measured.values())}
+
 
 STOPWATCH = Stopwatch()

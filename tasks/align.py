@@ -16,12 +16,13 @@ from sdcore.schema import TABLES
 from sdcore.timing import STOPWATCH
 from tasks import models, progress
 from tasks.criticise import criticise, critique_id, critique_rows, open_critic
+from tasks.retries import RETRIES
 from tasks.workspace import Lineage, Reference, round_rollouts, split_problems
 
 Row = dict[str, Any]
 
 
-@task(cache_policy=NO_CACHE, task_run_name="align {lineage.label} round {round_}")
+@task(cache_policy=NO_CACHE, task_run_name="align {lineage.label} round {round_}", **RETRIES)
 def align(lineage: Lineage, round_: int) -> Reference:
     """Criticise the round's rollouts where needed and store what the self-teacher will see.
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from sdcore.errors import SdcoreError
-from tasks.progress import note
+from tasks.progress import CONSOLE
 
 _asked: list[int] = []
 
@@ -45,4 +45,5 @@ def _ask(number: int, frame: FrameType | None) -> None:
     if _asked:
         raise KeyboardInterrupt
     _asked.append(number)
-    note("Stopping after what is at work now; press Ctrl-C again to stop at once.")
+    # Not to Prefect's log: its locks may be held by the very code that was interrupted.
+    CONSOLE.print("Stopping after what is at work now; press Ctrl-C again to stop at once.")

@@ -9,11 +9,16 @@ from sdcore.metrics import score
 from sdcore.schema import TABLES
 from sdcore.timing import STOPWATCH
 from tasks.progress import note
+from tasks.retries import RETRIES
 from tasks.sample import sample_missing
 from tasks.workspace import Lineage, Reference, policy_row, split_problems
 
 
-@task(cache_policy=NO_CACHE, task_run_name="evaluate {lineage.label} round {round_} on {split}")
+@task(
+    cache_policy=NO_CACHE,
+    task_run_name="evaluate {lineage.label} round {round_} on {split}",
+    **RETRIES,
+)
 def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
     """Sample, grade and score the policy after `round_` rounds on a split."""
     settings = lineage.experiment.evaluation

@@ -1,8 +1,17 @@
-"""Progress of long work: bars on a terminal, silence elsewhere (the flow's log lines remain)."""
+"""Progress of long work: a live panel on a terminal, in Prefect's UI, and plain lines elsewhere."""
 
-from collections.abc import Callable, Iterator
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
+from uuid import UUID
 
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -14,6 +23,7 @@ from rich.progress import (
 )
 
 CONSOLE = Console(stderr=True)
+EVERY = 5.0  # seconds between two updates of Prefect's progress artifact; short work has none
 _COLUMNS = (
     TextColumn("{task.description}"),
     BarColumn(),
@@ -21,25 +31,100 @@ _COLUMNS = (
     TimeElapsedColumn(),
     TextColumn("left"),
     TimeRemainingColumn(),
+    TextColumn("{task.fields[counts]}"),
 )
 _progress = Progress(*_COLUMNS, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal)
 
 
+class Advance(Protocol):
+    """Tells a bar that work was done: how much, and what of it is worth showing."""
+
+    def __call__(
+        self,
+        count: int,
+        *,
+        cached: int = 0,
+        failed: int = 0,
+        tokens: int = 0,
+        critic_tokens: int = 0,
+        cost: float = 0.0,
+    ) -> None:
+        """`cached` and `failed` are parts of `count`; `cost` is what the critic's tokens cost."""
+
+
 @contextmanager
-def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar while the block runs; the block calls the yielded function with its advance."""
+def bar(description: str, total: int) -> Iterator[Advance]:
+    """Show a bar while the block runs; the block calls what is yielded as work gets done."""
     outermost = not _progress.live.is_started
     if outermost:
         _progress.start()
-    row = _progress.add_task(description, total=total)
+    row = _progress.add_task(description, total=total, counts="")
+    counts, artifact = Counter[str](), _Artifact(description)
+    start = time.monotonic()
+
+    def advance(count: int, **more: float) -> None:
+        counts.update(done=count, **more)  # type: ignore[call-overload]
+        text = summary(counts, time.monotonic() - start)
+        _progress.update(row, advance=count, counts=text)
+        artifact.show(counts["done"] / total, text)
+
     try:
-        yield lambda count: _progress.advance(row, count)
+        yield advance
+        artifact.finish()
     finally:
         _progress.remove_task(row)
         if outermost:
             _progress.stop()
 
 
+def summary(counts: Counter[str], seconds: float) -> str:
+    """What is worth saying about work in progress, such as "96 cached · 1,204 tokens/s"."""
+    rate = counts["tokens"] / max(seconds, 1e-3)
+    parts = {
+        f"{counts['cached']:,} cached": counts["cached"],
+        f"{counts['failed']:,} failed": counts["failed"],
+        f"{rate:,.0f} tokens/s": counts["tokens"],
+        f"critic {counts['critic_tokens']:,} tokens": counts["critic_tokens"],
+        f"cost {counts['cost']:.2f}": counts["cost"],
+    }
+    return " · ".join(text for text, number in parts.items() if number)
+
+
 def note(text: str) -> None:
-    """Print a line above the bars; without a terminal these lines are all there is."""
+    """Say a line above the bars and in the log of the Prefect run, if there is one."""
     CONSOLE.print(text, highlight=False, markup=False)
+    try:
+        get_run_logger().info(text)
+    except MissingContextError:
+        return  # called outside of a run, as a library
+
+
+def artifact_key(*parts: str) -> str:
+    """A key that Prefect allows: lower case, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+
+class _Artifact:
+    """The progress artifact of one bar, made once the work has taken a while."""
+
+    def __init__(self, description: str) -> None:
+        self._description, self._id = description, None
+        self._next = time.monotonic() + EVERY
+        self._in_a_run = bool(FlowRunContext.get() or TaskRunContext.get())
+
+    _id: UUID | None
+
+    def show(self, share: float, text: str) -> None:
+        if not self._in_a_run or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + EVERY
+        about = " · ".join(filter(None, [self._description, text]))
+        if self._id is None:
+            key = artifact_key("progress", self._description)
+            self._id = create_progress_artifact(100 * share, key=key, description=about)
+        else:
+            update_progress_artifact(self._id, 100 * share, description=about)
+
+    def finish(self) -> None:
+        if self._id is not None:
+            update_progress_artifact(self._id, 100.0)

@@ -15,12 +15,13 @@ from sdcore.timing import STOPWATCH
 from sdcore.traces import parse_trace
 from tasks import models, progress
 from tasks.draining import stop_if_asked
+from tasks.retries import RETRIES
 from tasks.workspace import Lineage, Reference, policy_row, split_problems
 
 Row = dict[str, Any]
 
 
-@task(cache_policy=NO_CACHE, task_run_name="sample {lineage.label} round {round_}")
+@task(cache_policy=NO_CACHE, task_run_name="sample {lineage.label} round {round_}", **RETRIES)
 def sample(lineage: Lineage, round_: int) -> Reference:
     """Sample `group_size` rollouts of each of the round's questions from the current policy."""
     problems = split_problems(lineage, "train")
@@ -51,9 +52,11 @@ def sample_missing(
     batches = [planned[start : start + size] for start in range(0, len(planned), size)]
     with progress.bar(f"{purpose} samples of {lineage.label}", total=len(planned)) as advance:
         for batch in batches:
-            if not done.issuperset(row["rollout_id"] for row in batch):
-                _sample_batch(lineage, round_, policy, batch, problems)
-            advance(len(batch))
+            if done.issuperset(row["rollout_id"] for row in batch):
+                advance(len(batch), cached=len(batch))
+            else:
+                tokens = _sample_batch(lineage, round_, policy, batch, problems)
+                advance(len(batch), tokens=tokens)
             stop_if_asked()
     return len(planned)
 
@@ -101,7 +104,8 @@ def _sample_batch(
     policy: str,
     batch: list[Row],
     problems: pl.DataFrame,
-) -> None:
+) -> int:
+    """Sample, grade and store a batch; the tokens that were sampled."""
     with STOPWATCH.measure("compute"):
         engine = models.engine(lineage, round_, policy)
         requests = [Request(row["prompt_ids"], row["sampling_seed"]) for row in batch]
@@ -111,6 +115,7 @@ def _sample_batch(
         rows = [row | result for row, result in zip(batch, results, strict=True)]
         frame = TABLES["rollouts"].frame(rows)
     lineage.store.append_missing(rollouts=frame)
+    return sum(len(completion.token_ids) for completion in completions)
 
 
 def _graded(lineage: Lineage, completions: list[Completion], references: list[str]) -> list[Row]:

@@ -25,12 +25,14 @@ def track(lineage: Lineage) -> Reference:
 
 
 def start_tracking(base: Lineage) -> None:
-    """Open the experiment's parent run."""
+    """Open the experiment's parent run, with its problems as datasets."""
     row = base.store.rows("experiments", experiment_id=base.experiment.experiment_id)
+    problems = base.store.rows("problems", experiment_id=base.experiment.experiment_id)
     with STOPWATCH.measure("tracking"):
-        open_tracking(base.root).start(
-            base.experiment, row["code_version"][0], json.loads(row["libraries"][0])
-        )
+        tracking = open_tracking(base.root)
+        libraries = json.loads(row["libraries"][0])
+        tracking.start(base.experiment, row["code_version"][0], libraries)
+        tracking.log_problems(base.experiment, problems)
 
 
 @cache

@@ -3,6 +3,7 @@
 DuckDB is the truth; what is logged here is copied from its tables, so both hold the same numbers.
 """
 
+import atexit
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from matplotlib.figure import Figure
 import sdcore
 from sdcore import plots
 from sdcore.config import Experiment
+from sdcore.schema import content_key
 from sdcore.solver import save_solver
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
@@ -32,9 +34,18 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow i
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow warns about its own type hints
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
+    from mlflow.entities import (
+        Dataset,
+        DatasetInput,
+        InputTag,
+        LoggedModelOutput,
+        Metric,
+        Param,
+        RunTag,
+    )
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 _UPDATE_METRICS = (
@@ -49,6 +60,7 @@ _SCORE_METRICS = (
 # MLflow splits calls of more than 1000 points, and a kill in between could cut a step in two.
 _STEPS_PER_CALL = 1000 // max(len(_UPDATE_METRICS), len(_SCORE_METRICS))
 _LONGEST_PARAM = 6000
+_PROMOTED = "sdcore.promoted"
 _ARTIFACT_ADDRESSES = (
     ("experiments", "artifact_location"), ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"), ("model_versions", "source"),
@@ -71,6 +83,7 @@ class Tracking:
         self._artifacts = (root.absolute() / "mlflow-artifacts").as_uri()
         self._lock = FileLock(root / "mlflow.db.lock", timeout=60)
         self._runs: dict[tuple[str, str | None, str | None], str] = {}
+        self._monitor: SystemMetricsMonitor | None = None
         with self._lock:
             # Far fewer waits for the disk, and the MLflow server can read while a run writes.
             _pragma(self._database, "journal_mode = WAL")
@@ -94,7 +107,19 @@ class Tracking:
         self.log_text(experiment, experiment.model_dump_json(indent=2), "experiment.json")
         for each in self._find(experiment).values():
             self._client.update_run(each, status="RUNNING")
+        self._watch(run_id)
         return run_id
+
+    def log_problems(self, experiment: Experiment, problems: pl.DataFrame) -> None:
+        """Log the problems of each split as a dataset that the parent run used."""
+        inputs = [
+            DatasetInput(
+                _dataset(experiment, str(split), rows),
+                [InputTag("mlflow.data.context", str(split))],
+            )
+            for (split,), rows in problems.sort("position").group_by("split", maintain_order=True)
+        ]
+        self._client.log_inputs(self._run(experiment), inputs)
 
     def log_checkpoint(
         self,
@@ -165,6 +190,19 @@ class Tracking:
                 self._client.set_registered_model_alias(experiment.name, allowed, number)
         return number
 
+    def mark_promoted(self, experiment: Experiment) -> None:
+        """Remember that a person chose the champion among the policies of this run."""
+        self._client.set_registered_model_tag(experiment.name, _PROMOTED, experiment.experiment_id)
+
+    def is_promoted(self, experiment: Experiment) -> bool:
+        """Whether a person chose the champion, and did so among the policies of this run."""
+        found = self._client.search_registered_models(f"name = '{experiment.name}'")
+        return any(model.tags.get(_PROMOTED) == experiment.experiment_id for model in found)
+
+    def page(self, experiment: Experiment) -> str:
+        """Where the parent run is in MLflow's UI."""
+        return f"experiments/{self._folder(experiment)}/runs/{self._run(experiment)}"
+
     def forget(self, experiment: Experiment, condition: str, seed: int) -> None:
         """Delete the run of one condition and seed, so that it is logged anew from the start.
 
@@ -180,9 +218,25 @@ class Tracking:
         self, experiment: Experiment, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
     ) -> None:
         """Close the parent run and its children."""
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
         for run_id in self._find(experiment).values():
             self._client.set_terminated(run_id, status)
         _pragma(self._database, "wal_checkpoint(TRUNCATE)")  # all of it in the one file
+
+    def _watch(self, run_id: str) -> None:
+        """Log the machine's load to a run from now on, twice a minute."""
+        if self._monitor is None:
+            self._monitor = SystemMetricsMonitor(
+                run_id,
+                sampling_interval=10,
+                samples_before_logging=3,
+                resume_logging=True,
+                tracking_uri=self.uri,
+            )
+            self._monitor.start()
+            atexit.register(self._monitor.finish)
 
     def _run(
         self, experiment: Experiment, condition: str | None = None, seed: int | None = None
@@ -279,6 +333,21 @@ class Tracking:
             experiment.name, model.artifact_location, run_id, tags, model_id=model.model_id
         )
         return str(created.version)
+
+
+def _dataset(experiment: Experiment, split: str, rows: pl.DataFrame) -> Dataset:
+    """What MLflow keeps of a split: its digest, where it is, its columns and its size."""
+    columns = ("question", "solution", "answer")
+    schema = [{"type": "string", "name": name, "required": name != "solution"} for name in columns]
+    where = f"problems, experiment_id = {experiment.experiment_id}, split = {split}"
+    return Dataset(
+        name=f"{experiment.name}-{split}",
+        digest=content_key(rows["problem_id"].to_list())[:8],
+        source_type="duckdb",
+        source=json.dumps({"file": "sdcore.duckdb", "table": where}),
+        schema=json.dumps({"mlflow_colspec": schema}),
+        profile=json.dumps({"num_rows": len(rows)}),
+    )
 
 
 def _requirements() -> list[str]:

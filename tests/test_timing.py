@@ -14,3 +14,11 @@ def test_nested_work_counts_for_the_innermost_kind(monkeypatch):
         with watch.measure("storage"):
             pass
     assert watch.seconds == {"compute": 3, "storage": 2}
+
+
+def test_what_is_not_measured_is_orchestration():
+    watch = timing.Stopwatch()
+    watch.seconds.update(compute=6.0, tracking=0.5)
+    # 10 s on the clock less 6.0 and 0.5
+    expected = {"compute": 6.0, "storage": 0.0, "tracking": 0.5, "orchestration": 3.5}
+    assert watch.split(10.0) == expected

@@ -1,0 +1,100 @@
+"""The flows as the Prefect UI starts them: their parameters are the form that a person fills in.
+
+Everything heavy is imported when a flow runs, so that serving the deployments stays light.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from sdcore import config
+
+
+class Changed(BaseModel):
+    """What a run has otherwise than its file; what stays empty is as in the file."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    def overrides(self) -> list[str]:
+        """What was filled in, as dotted ``key=value`` settings."""
+        return list(_dotted(self.model_dump(mode="json", exclude_none=True, exclude_unset=True)))
+
+
+def _section(settings: type[BaseModel]) -> type[Changed]:
+    """A section of the experiment with all settings left open; bounds and descriptions are kept."""
+    fields: dict[str, Any] = {}
+    for name, field in settings.model_fields.items():
+        kind = field.annotation
+        for bound in field.metadata:
+            kind = Annotated[kind, bound]
+        fields[name] = (kind | None, Field(None, description=field.description))
+    return create_model(settings.__name__, __base__=Changed, __doc__=settings.__doc__, **fields)
+
+
+def _is_section(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+_SECTIONS: dict[str, Any] = {
+    name: (_section(field.annotation) | None, None)
+    for name, field in config.Experiment.model_fields.items()
+    if _is_section(field.annotation)
+}
+Changes = create_model(
+    "Changes",
+    __base__=Changed,
+    __doc__=Changed.__doc__,
+    seeds=(list[int] | None, Field(None, description="every condition is trained once a seed")),
+    **_SECTIONS,
+)
+
+
+def _experiment_name() -> str:
+    return Path(flow_run.parameters["experiment"]).stem
+
+
+@flow(flow_run_name=_experiment_name)
+def compare_contexts(
+    experiment: Path, changes: Changes | None = None, overrides: list[str] | None = None
+) -> str:
+    """Train the solver under every condition and seed of an experiment and compare the results.
+
+    Args:
+        experiment: the experiment file, such as deployments/experiments/quickstart.toml
+        changes: settings of this run that differ from the file
+        overrides: any other setting as section.key=value, such as conditions.grpo.group_size=4
+    """
+    from flows.compare_contexts import compare_contexts as run
+
+    dotted = [*(changes.overrides() if changes else []), *(overrides or [])]
+    return run.fn(config.load_experiment(experiment, dotted), _workspace())
+
+
+@flow(flow_run_name="build tiny-solver in {folder}")
+def build_tiny_solver(folder: Path) -> dict[str, float]:
+    """Pre-train builtin:tiny-solver from scratch.
+
+    Args:
+        folder: where the model is written; a relative one is below the workspace
+    """
+    from flows.build_tiny_solver import build_tiny_solver as run
+
+    return run.fn(_workspace() / folder)
+
+
+def _workspace() -> Path:
+    return Path(os.environ.get("SDCORE_WORKSPACE", "runs")).absolute()
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={json.dumps(value)}"  # JSON's scalars and lists are TOML's too

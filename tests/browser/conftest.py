@@ -1,0 +1,99 @@
+"""One workspace that is up for all pages, and the browser to look at them with."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from flows import services
+from sdcore.loopback import free_port
+
+PATIENCE = 120_000  # ms; a busy machine needs most of it to start a run
+TINY = """
+name = "{name}"
+seeds = [3]
+[model]
+name = "builtin:tiny-solver"
+[problems]
+source = "arithmetic"
+train = 8
+validation = 4
+test = 4
+[prompts]
+student = "{{{{ question }}}}"
+teacher = "Hint: {{{{ context }}}}\\n{{{{ question }}}}"
+[sampling]
+max_new_tokens = 96
+[training]
+rounds = 1
+questions_per_round = 4
+[evaluation]
+samples = 2
+validation_samples = 1
+resamples = 100
+[conditions.reference]
+objective = "distill"
+context = "reference"
+learning_rate = 4e-4
+"""
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium of the machine, or the one that `playwright install chromium` brought."""
+    with sync_playwright() as playwright:
+        own = Path(playwright.chromium.executable_path)
+        known = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+        path = next(filter(None, known), str(own) if own.exists() else None)
+        if path is None:
+            pytest.skip("no Chromium here: install one, or `playwright install chromium`")
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    expect.set_options(timeout=PATIENCE)
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    context.set_default_timeout(PATIENCE)
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def workspace(browser, tmp_path_factory):
+    """A workspace with its services up, brought up and down by the command."""
+    root = tmp_path_factory.mktemp("workspace")
+    ports = ["--prefect-port", free_port(), "--mlflow-port", free_port()]
+    sdcore("up", "--workspace", root, *ports)
+    yield root
+    sdcore("down", "--workspace", root)
+    assert not services.processes(root)
+
+
+@pytest.fixture(scope="session")
+def addresses(workspace):
+    return services.addresses(workspace)
+
+
+@pytest.fixture(scope="session")
+def experiment_file(tmp_path_factory):
+    """Writes the smallest experiment under a name of its own."""
+
+    def write(name: str) -> Path:
+        path = tmp_path_factory.mktemp("experiments") / f"{name}.toml"
+        path.write_text(TINY.format(name=name))
+        return path
+
+    return write
+
+
+def sdcore(*arguments: object) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    command = [Path(sys.executable).with_name("sdcore"), *map(str, arguments)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)

@@ -1,0 +1,58 @@
+"""prefect.yaml and the forms: every experiment is deployed, every bound reaches the form."""
+
+import pytest
+from prefect.utilities.callables import parameter_schema
+
+from flows import forms, serve
+from flows.services import PROJECT
+from sdcore.config import load_experiment
+
+EXPERIMENTS = PROJECT / "deployments" / "experiments"
+
+
+@pytest.fixture(scope="module")
+def deployed():
+    return {deployment.name: deployment for deployment in serve.deployments()}
+
+
+def test_every_shipped_experiment_has_a_deployment_that_is_off(deployed):
+    assert {path.stem for path in EXPERIMENTS.glob("*.toml")} <= deployed.keys()
+    for deployment in deployed.values():
+        assert deployment.tags and deployment.description and deployment.schedules
+        assert not any(schedule.active for schedule in deployment.schedules)
+        assert deployment.concurrency_limit == 1
+
+
+def test_deployed_experiments_are_the_shipped_files(deployed):
+    for name, deployment in deployed.items():
+        if deployment.flow_name == "compare-contexts":
+            assert (PROJECT / deployment.parameters["experiment"]).stem == name
+
+
+def test_the_form_has_descriptions_choices_and_bounds():
+    schema = parameter_schema(forms.compare_contexts)
+    assert all(each["description"] for each in schema.properties.values())
+    training = schema.definitions["TrainingConfig"]["properties"]
+    rounds, schedule = training["rounds"]["anyOf"], training["schedule"]["anyOf"]
+    assert {"minimum": 1, "type": "integer"} in rounds
+    assert schedule[0]["enum"] == ["constant", "linear", "cosine"]
+    assert training["warmup_steps"]["anyOf"][0]["minimum"] == 0
+
+
+def test_changes_become_overrides_of_what_was_filled_in_only():
+    filled = {"seeds": [1, 2], "training": {"rounds": 3, "lora": {"rank": 4}, "schedule": None},
+              "model": {"name": 'a "b"'}}  # fmt: skip
+    changes = forms.Changes.model_validate(filled)
+    assert changes.overrides() == [
+        "seeds=[1, 2]", 'model.name="a \\"b\\""', "training.rounds=3", "training.lora.rank=4",
+    ]  # fmt: skip
+    settings = load_experiment(EXPERIMENTS / "quickstart.toml", changes.overrides())
+    assert settings.seeds == (1, 2) and settings.model.name == 'a "b"'
+    assert settings.training.lora.rank == 4 and settings.training.schedule == "linear"
+
+
+def test_the_form_refuses_what_the_experiment_refuses():
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        forms.Changes.model_validate({"training": {"rounds": 0}})
+    with pytest.raises(ValueError, match="Extra inputs"):
+        forms.Changes.model_validate({"training": {"round": 1}})
