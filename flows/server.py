@@ -23,7 +23,10 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
     """
     os.environ.update(services.environment(root))
     if given := os.environ.get("PREFECT_API_URL"):
-        yield lambda: given
+        try:
+            yield lambda: given
+        finally:
+            _finish_background_work()
         return
     address = f"http://127.0.0.1:{free_port()}"
     log_path = root / "prefect-server.log"
@@ -39,7 +42,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
         yield partial(_healthy, f"{address}/api", server, log_path)
     finally:
         os.environ.pop("PREFECT_API_URL", None)
-        _send_what_is_queued()
+        _finish_background_work()
         server.terminate()
         server.wait(timeout=services.START_SECONDS)
 
@@ -61,10 +64,18 @@ def _healthy(api: str, server: subprocess.Popen[bytes], log_path: Path) -> str:
     )
 
 
-def _send_what_is_queued() -> None:
-    """Let Prefect's background threads deliver logs and task states before the server goes."""
-    from prefect.events.worker import EventsWorker  # noqa: PLC0415 - reads the settings
+def _finish_background_work() -> None:
+    """Let Prefect's background threads deliver logs and task states before the server goes.
+
+    Their event loop is stopped too: its thread keeps the contexts of the runs, and through them all
+    modules, beyond the interpreter's end, of which DuckDB's binding then complains as leaks.
+    """
+    from prefect._internal.concurrency.threads import (  # noqa: PLC0415 - reads the settings
+        wait_for_global_loop_exit,
+    )
+    from prefect.events.worker import EventsWorker  # noqa: PLC0415
     from prefect.logging.handlers import APILogWorker  # noqa: PLC0415
 
     for worker in (APILogWorker, EventsWorker):
         worker.drain_all(timeout=20)
+    wait_for_global_loop_exit(timeout=20)

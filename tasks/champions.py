@@ -16,15 +16,14 @@ Row = dict[str, Any]
 def register(base: Lineage) -> None:
     """Register each condition's best seed on validation, and name the best of these.
 
-    `champion` is the best one on validation, unless somebody promoted another of this run; `latest`
-    is the best one of the run that was compared last.
+    `champion` is the best one on validation, unless somebody promoted another of this run.
     """
     tracking, seen = open_tracking(base.root), set[str]()
     promoted = tracking.is_promoted(base.experiment)
     for row in _ranked(base):
         aliases = [f"champion-{row['condition']}"]
-        if not seen:
-            aliases += ["latest"] if promoted else ["latest", "champion"]
+        if not seen and not promoted:
+            aliases.append("champion")
         if row["condition"] not in seen:
             seen.add(row["condition"])
             _register(base, row, aliases)
