@@ -62,9 +62,7 @@ def _claimed(critique: Critique, submission: Submission) -> Critique:
     if critique.case is not None or not corrected.well_formed:
         return critique
     own = [step.text for step in trace.steps[: trace.sound]]
-    pairs = zip(own, (step.text for step in corrected.steps), strict=False)
-    same = [mine == theirs for mine, theirs in pairs]
-    shared = [*same, False].index(False)
+    shared = [*map(_same, own, (step.text for step in corrected.steps)), False].index(False)
     if submission.correct:
         unchanged = trace.well_formed and len(corrected.steps) == shared == len(own)
         case: Case = "A" if unchanged else "B"
