@@ -14,7 +14,7 @@ from sdcore.config import ArithmeticConfig, ProblemsConfig, PromptsConfig
 from sdcore.engines.transformers import merged_weights
 from sdcore.errors import DataError
 from sdcore.policies import Policy, Tokenizer
-from sdcore.prompts import neutralise, prompt_ids, student_messages
+from sdcore.prompts import neutralise, student_prompt
 from sdcore.traces import parse_trace, render_trace
 from sdcore.views import plain
 
@@ -56,8 +56,7 @@ def examples(
     made = list[Example]()
     for question, trace in chosen:
         response = tokenizer(neutralise(trace, tokenizer), add_special_tokens=False)["input_ids"]
-        messages = student_messages(prompts, question)
-        prompt = prompt_ids(tokenizer, messages)
+        prompt = student_prompt(tokenizer, prompts, question)
         made.append(Example(f"warm-up {len(made)}", prompt, [*response, end_id]))
     return made
 
