@@ -362,7 +362,9 @@ class Experiment(Settings):
     prompts: PromptsConfig = PromptsConfig()
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = Field(EngineConfig(), exclude_if=_in_process)
-    warmup: WarmupConfig | None = Field(None, exclude_if=lambda warmup: warmup is None)
+    warmup: WarmupConfig | None = Field(
+        None, exclude_if=_unset, description="absent: the named model is the base as it is"
+    )
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     critic: CriticConfig | None = Field(

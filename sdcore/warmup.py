@@ -1,6 +1,5 @@
 """Well-formed traces for a warm-up: they teach the form of an answer, not how to find it."""
 
-import random
 import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -15,20 +14,20 @@ from sdcore.config import ArithmeticConfig, ProblemsConfig, PromptsConfig
 from sdcore.engines.transformers import merged_weights
 from sdcore.errors import DataError
 from sdcore.policies import Policy, Tokenizer
-from sdcore.prompts import neutralise, prompt_ids, student_messages
+from sdcore.prompts import neutralise, student_prompt
 from sdcore.traces import parse_trace, render_trace
 from sdcore.views import plain
 
 Trace = tuple[str, str]  # question, and a right and well-formed answer to it
 SETTINGS = {".json", ".jinja", ".txt", ".model"}  # files of a model folder beside its weights
-SEED = 9973  # of the problems and their wording; the splits' generators have small seeds
+SEED = 9973  # of the problems
 
 
 def traces(problems: ProblemsConfig, train: pl.DataFrame, count: int) -> list[Trace]:
     """Right traces to learn the form from, at most `count`; the same settings give the same.
 
-    Arithmetic traces are on problems of no split, in all orders and phrasings of a solver; others
-    are the reference solutions of the train split, a step a line.
+    Arithmetic traces are on problems of no split, from left to right and in the phrasing that goes
+    with the question's; others are the reference solutions of the train split, a step a line.
 
     Args:
         problems: where the experiment's problems come from.
@@ -57,8 +56,7 @@ def examples(
     made = list[Example]()
     for question, trace in chosen:
         response = tokenizer(neutralise(trace, tokenizer), add_special_tokens=False)["input_ids"]
-        messages = student_messages(prompts, question)
-        prompt = prompt_ids(tokenizer, messages)
+        prompt = student_prompt(tokenizer, prompts, question)
         made.append(Example(f"warm-up {len(made)}", prompt, [*response, end_id]))
     return made
 
@@ -76,10 +74,10 @@ def save_base(policy: Policy, named: Path, folder: Path) -> None:
 
 
 def _arithmetic(family: ArithmeticConfig) -> Iterator[Trace]:
-    rng = random.Random(SEED)  # noqa: S311
+    styles = list(STYLES)
     for problem in draw_problems(SEED, holdout=False, family=family):
-        order, style = rng.choice(list(problem.orders)), rng.choice(list(STYLES))
-        yield problem.question, render_trace(solve(problem, order, style), str(problem.answer))
+        steps = solve(problem, "left", styles[problem.phrasing])
+        yield problem.question, render_trace(steps, str(problem.answer))
 
 
 def _cut(train: pl.DataFrame) -> Iterator[Trace]:

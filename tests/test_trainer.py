@@ -90,7 +90,7 @@ def test_a_warm_up_has_the_mean_cross_entropy_of_the_traces_and_learns_them(lora
     first, *_, last = [made.step(some) for _ in range(12)]
     assert first.loss == pytest.approx(-torch.cat(logprobs).mean().item(), rel=1e-4)
     assert (first.kl, first.signals[0].advantage.unique().tolist()) == (None, [1.0])
-    assert last.loss < 0.5 * first.loss
+    assert last.loss < 0.6 * first.loss
 
 
 def test_grpo_makes_rewarded_rollouts_likelier_and_others_less_so():
