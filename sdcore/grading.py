@@ -58,11 +58,10 @@ def grade_many(answers: Sequence[str | None], references: Sequence[str]) -> list
 
 def readable_many(references: Sequence[str]) -> list[bool]:
     """Whether each text can be compared as mathematics; one that is costly to read cannot."""
-    known = {text: plain_number(text) is not None or None for text in dict.fromkeys(references)}
-    hard = [text for text, found in known.items() if found is None]
-    read = run_bounded(mathematics.readable, [(_cleaned(text)[:MAX_LENGTH],) for text in hard])
-    known |= {text: found is True for text, found in zip(hard, read, strict=True)}
-    return [bool(known[text]) for text in references]
+    hard = [text for text in dict.fromkeys(references) if plain_number(text) is None]
+    read = run_bounded(mathematics.readable, [(cleaned(text),) for text in hard])
+    unreadable = {text for text, found in zip(hard, read, strict=True) if found is not True}
+    return [text not in unreadable for text in references]
 
 
 def plain_number(text: str) -> Decimal | None:
@@ -70,7 +69,7 @@ def plain_number(text: str) -> Decimal | None:
 
     Only as many digits are taken as math-verify compares exactly, so that both always agree.
     """
-    match = _NUMBER.fullmatch(_cleaned(text))
+    match = _NUMBER.fullmatch(cleaned(text))
     return Decimal(match[0].replace(",", "")) if match else None
 
 
@@ -88,8 +87,8 @@ def _direct(answer: str | None, reference: str) -> Grade | None:
 
 def _compared(pairs: Sequence[tuple[str, str]]) -> list[Grade]:
     """The verdicts by algebra."""
-    cleaned = [(_cleaned(answer), _cleaned(reference)) for answer, reference in pairs]
-    return [_verdict(found) for found in run_bounded(mathematics.equal, cleaned)]
+    calls = [(cleaned(answer), cleaned(reference)) for answer, reference in pairs]
+    return [_verdict(found) for found in run_bounded(mathematics.equal, calls)]
 
 
 def _verdict(found: bool | Exceeded) -> Grade:
@@ -98,6 +97,6 @@ def _verdict(found: bool | Exceeded) -> Grade:
     return Grade(True) if found else Grade(False, DIFFERS)
 
 
-def _cleaned(text: str) -> str:
+def cleaned(text: str) -> str:
     """Without currency signs, a full stop at the end, and a unit after a number."""
     return _UNIT.sub("", _CURRENCY.sub("", text).strip()).rstrip(". ")

@@ -15,9 +15,9 @@ _SETTINGS = [math_verify.LatexExtractionConfig()]
 # One of each kind that answers have: reading it once fills the caches of the parser and of sympy.
 _KINDS = (
     ("0.5", r"\frac{1}{2}"), ("x^2-1", "(x-1)(x+1)"), (r"2\sqrt{2}", r"\sqrt{8}"), ("1/2", "0.5"),
-    (r"\{1, 2\}", r"\{2, 1\}"), ("[1,2)", "(1,2]"), (r"50\%", "0.5"), ("x=5", "5"), ("1<x<2", "x"),
-    (r"\text{even}", "odd"), ("(1, 2)", "(2, 1)"), ("10 km", "10"), (r"x \in (1,2)", r"\pi"), ("(", "0"),
-    (r"\sin(2x)", r"2\sin x\cos x"), (r"\begin{pmatrix}1&2\end{pmatrix}", "2^{10}"), ("f(x)=3x", "3x"),
+    (r"\{1, 2\}", r"\{2, 1\}"), ("[1,2)", "(1,2]"), (r"50\%", "0.5"), ("x=5", "5"), ("x", "1<x<2"),
+    (r"\text{even}", "odd"), ("(1, 2)", "(2, 1)"), ("10 km", "10"), (r"x \in (1,2)", r"\pi"),
+    (r"\sin(2x)", r"2\sin x\cos x"), (r"\begin{pmatrix}1&2\end{pmatrix}", "2^{10}"), ("(", "0"),
 )  # fmt: skip
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off

@@ -75,10 +75,10 @@ def _csv(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
 
 
 def _parquet(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
-    scan = pl.scan_parquet(_path(config))
+    scan = pl.scan_parquet(_path(config), n_rows=config.limit)
     wanted = [config.question, config.solution, config.answer]
     known = [name for name in scan.collect_schema().names() if name in wanted]
-    frame = scan.select(known).head(config.limit or 2**62).collect()
+    frame = scan.select(known).collect()
     return enumerate(frame.iter_rows(named=True), 1)
 
 

@@ -225,8 +225,8 @@ def query_file(path: Path, sql: str) -> pl.DataFrame:
         DataError: there is no such file, or the query fails.
     """
     try:
-        settings = {"enable_external_access": "false"}
-        with duckdb.connect(path, read_only=True, config=settings) as connection:
+        closed: dict[str, str | bool | int | float | list[str]] = {"enable_external_access": False}
+        with duckdb.connect(path, read_only=True, config=closed) as connection:
             return pl.DataFrame(connection.sql(sql).pl())
     except duckdb.Error as error:
         raise DataError("query on a DuckDB file fails", got=error, where=str(path)) from error

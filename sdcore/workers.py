@@ -100,5 +100,5 @@ def close() -> None:
     """End all workers."""
     while _pools:
         pool = _pools.pop()
-        pool.stop()
+        pool.stop()  # type: ignore[no-untyped-call]
         pool.join()

@@ -42,7 +42,7 @@ def measure_difficulty(base: Lineage, split: str) -> Reference:
 
 
 def _measure(base: Lineage, problems: pl.DataFrame, band: BandConfig) -> int:
-    """Sample and store what is missing of these problems' difficulties; how many are in the band."""
+    """Sample and store what is missing of these difficulties; how many are in the band."""
     sample_missing(base, 0, "filter", problems, band.samples)
     policy = policy_row(base, 0)["policy_id"]
     rollouts = base.store.rows("rollouts", policy_id=policy, purpose="filter", **base.columns)
