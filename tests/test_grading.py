@@ -83,11 +83,11 @@ def test_a_costly_reference_is_compared_as_text():
 
 
 def test_what_cannot_be_read_as_mathematics_is_known():
-    texts = ["1,080", r"\frac{1}{2}", "[1, 2)", "even", "?", r"\frac{1", "9^{9^{9^{9}}}", "?"]
+    texts = ["1,080", r"\frac{1}{2}", "[1, 2)", "even", "?", r"\frac{1", "x" * 999, "?"]
     assert readable_many(texts) == [True, True, True, True, False, False, False, False]
 
 
-@settings(deadline=None, max_examples=500)  # the computer algebra warms up
+@settings(deadline=None, max_examples=300)  # the computer algebra warms up
 @given(numbers, numbers)
 def test_the_fast_path_agrees_with_the_general_one(answer, reference):
     assert None not in (plain_number(answer), plain_number(reference))
