@@ -47,9 +47,28 @@ def origin(config: ProblemsConfig) -> str:
     return f"{config.name or config.source}, seed {config.seed}"
 
 
+def read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where it is, and the object, for each line of a JSONL file that is not blank.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not a JSON object.
+    """
+    try:
+        for number, record in _lines(path):
+            if isinstance(record, str):
+                raise DataError("bad row", got=record, where=f"{path.name}, row {number}")
+            yield f"{path.name}, row {number}", record
+    except OSError as error:
+        raise DataError("the file cannot be read", got=error, where=str(path)) from error
+
+
 def _jsonl(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
-    """Every line that is not blank; numbers count lines."""
-    with _path(config).open("rb") as lines:  # text mode would cut at more than line feeds
+    return _lines(_path(config))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Record]]:
+    """Every line of a JSONL file that is not blank; numbers count lines."""
+    with path.open("rb") as lines:  # text mode would cut at more than line feeds
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield number, _parsed(line.decode("utf-8", errors="replace").strip())

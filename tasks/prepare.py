@@ -19,12 +19,8 @@ from sdcore.problems import Loaded, load_problems
 from sdcore.schema import TABLES
 from sdcore.timing import STOPWATCH
 from tasks import models
-<<<<<<< HEAD
-from tasks.workspace import RAW, Lineage, Reference
-=======
 from tasks.progress import note
-from tasks.workspace import Lineage, Reference
->>>>>>> 160ef61 (Sources of all kinds, rejected rows, splits by hash, band, bounded grading: first cut)
+from tasks.workspace import RAW, Lineage, Reference
 
 LIBRARIES = (
     "torch",
@@ -40,17 +36,13 @@ LIBRARIES = (
 
 @task(cache_policy=NO_CACHE, task_run_name="prepare {base.experiment.name}")
 def prepare(base: Lineage) -> Reference:
-<<<<<<< HEAD
-    """Store the experiment, its problems and the named model's policy, unless they are there."""
-=======
-    """Store the experiment, its problems and the untrained policy, unless they are there.
+    """Store the experiment, its problems and the named model's policy, unless they are there.
 
     Raises:
         ConfigError: a condition shows the teacher solutions, and the source has none.
         DataError: the source does not have the problems that are asked for.
     """
     experiment_id = pl.lit(base.experiment.experiment_id)
->>>>>>> 160ef61 (Sources of all kinds, rejected rows, splits by hash, band, bounded grading: first cut)
     if not len(base.store.rows("experiments", experiment_id=base.experiment.experiment_id)):
         with STOPWATCH.measure("compute"):
             loaded = load_problems(base.experiment.problems)
