@@ -9,6 +9,7 @@ from sdcore.rounds import checkpoint_rounds
 from tasks import progress
 from tasks.align import align, has_work
 from tasks.compare import compare
+from tasks.difficulty import measure_difficulty
 from tasks.distill import distill
 from tasks.draining import stop_if_asked
 from tasks.evaluate import evaluate
@@ -33,6 +34,9 @@ def compare_contexts(experiment: Experiment, root: Path) -> str:
     start_tracking(base)
     if experiment.warmup:
         warm_up(base)
+    if experiment.problems.band:
+        for split in ("train", *SPLITS):
+            measure_difficulty(base, split)
     for split in SPLITS:
         evaluate(base, 0, split)
     track(base)

@@ -1,42 +1,29 @@
 """Does an answer equal the reference? Plain numbers directly, everything else by math-verify.
 
-Answers are text that a model wrote: what could keep a computer algebra system busy for long is
-refused as wrong, with the reason. No timeouts are used, because they work in the main thread only.
+Answers are text that a model wrote, and some cost a computer algebra system hours. Those are
+compared in worker processes, and one that takes too long or too much memory is wrong.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import lru_cache
-from itertools import accumulate
-from typing import Any
 
-import math_verify
+from sdcore import mathematics
+from sdcore.workers import Exceeded, run_bounded
 
-MAX_LENGTH = 200  # characters
-MAX_DEPTH = 8  # nested brackets
+MAX_LENGTH = 1000  # characters
+DIFFERS = "differs from the reference"
 
-# Without these a few characters cost minutes, as 9^9^9, (x+y+z)^300, 10^9!, |x||x||x|… do.
-_COSTLY = re.compile(
-    r"""\^\s*-?\w+\s*\^            # a tower: a^b^c
-    | \^\s*[{(][^{}()]*[\^!]       # a tower: a^{b^c}, a^{b!}
-    | \^\s*[{(]?\s*[-+]?[\d,]{5}   # a number to a huge power
-    | [)}\]]\s*\^\s*[{(]?\s*-?\d{3}  # an expression to a large power
-    | \^[^)}]*[)}]\s*[)}]+\s*\^    # a power to a power
-    | \d{4}\s*!                    # a large factorial
-    | [)}\]!]\s*!                  # the factorial of an expression
-    | (?:\|[^|]*){7}               # many absolute values
-    | \\(?:int|sum|prod|lim|[dt]?binom)(?![a-z])
-    """,
+_NUMBER = re.compile(r"(-?)(\d{1,9}|[1-9]\d{0,2}(?:,\d{3}){1,2})(\.\d{1,6})?")
+_CURRENCY = re.compile(r"\\?[$€£¥₹]")
+_UNIT = re.compile(
+    r"""(?<=\d)(?:\s+[A-Za-z]{3}[A-Za-z ]*\.?           # 18 dollars; "2 x" is algebra
+    | \s*(?:[kcm]?m|in|ft|yd|mi)(?:\^?\{?[23]\}?|[²³])   # 10 m^2
+    | \s*(?:[kcm]?m|ft|mi|k?g|m?[lL])/(?:h|hr|s|min)   # 5 km/h
+    )$""",
     re.VERBOSE,
 )
-_NUMBER = re.compile(r"(-?)(\d{1,9}|[1-9]\d{0,2}(?:,\d{3}){1,2})(\.\d{1,6})?")
-_UNIT = re.compile(r"(?<=\d)\s+[A-Za-z]{3}[A-Za-z ]*\.?$")  # "18 dollars"; "2 x" is algebra
-
-# It warns, once, that timeouts are off.
-logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -51,33 +38,30 @@ def grade(answer: str | None, reference: str) -> Grade:
     """Compare an answer with the reference's final answer. Never raises, and works in any thread.
 
     Equal are the same text, the same plain number (``1,080``, ``$18.50``), and what math-verify
-    holds to be equal. A currency sign, and a unit in words after a number, are ignored.
+    holds to be equal. Currency signs, and a unit after a number, are ignored.
     """
-    if answer is None or not answer.strip():
-        return Grade(False, "no answer")
-    if answer.strip().casefold() == reference.strip().casefold():
-        return Grade(True)
-    if reason := refusal(answer):
-        return Grade(False, reason)
-    equal = _equal_numbers(answer, reference)
-    equal = equivalent(answer, reference) if equal is None else equal
-    return Grade(True) if equal else Grade(False, "differs from the reference")
+    return grade_many([answer], [reference])[0]
 
 
 def grade_many(answers: Sequence[str | None], references: Sequence[str]) -> list[Grade]:
     """Grade each answer against its own reference; equal pairs are looked at once."""
     pairs = list(zip(answers, references, strict=True))
-    grades = {pair: grade(*pair) for pair in dict.fromkeys(pairs)}
-    return [grades[pair] for pair in pairs]
+    grades = {pair: _direct(*pair) for pair in dict.fromkeys(pairs)}
+    hard = [
+        (answer, reference)
+        for (answer, reference), found in grades.items()
+        if found is None and answer is not None
+    ]
+    grades |= dict(zip(hard, _compared(hard), strict=True))
+    return [grades[pair] or Grade(False) for pair in pairs]
 
 
-def refusal(answer: str) -> str | None:
-    """Why an answer is too costly to look at; None where it is not."""
-    if len(answer) > MAX_LENGTH:
-        return f"longer than {MAX_LENGTH} characters"
-    if _COSTLY.search(answer.replace("**", "^")) or _depth(answer) > MAX_DEPTH:
-        return "too complex to be evaluated safely"
-    return None
+def readable_many(references: Sequence[str]) -> list[bool]:
+    """Whether each text can be compared as mathematics; one that is costly to read cannot."""
+    hard = [text for text in dict.fromkeys(references) if plain_number(text) is None]
+    read = run_bounded(mathematics.readable, [(cleaned(text),) for text in hard])
+    unreadable = {text for text, found in zip(hard, read, strict=True) if found is not True}
+    return [text not in unreadable for text in references]
 
 
 def plain_number(text: str) -> Decimal | None:
@@ -85,37 +69,34 @@ def plain_number(text: str) -> Decimal | None:
 
     Only as many digits are taken as math-verify compares exactly, so that both always agree.
     """
-    match = _NUMBER.fullmatch(_cleaned(text))
+    match = _NUMBER.fullmatch(cleaned(text))
     return Decimal(match[0].replace(",", "")) if match else None
 
 
-def equivalent(answer: str, reference: str) -> bool:
-    """Whether math-verify holds the two to be equal; False where it cannot read one of them."""
-    if refusal(reference):
-        return False
-    return bool(math_verify.verify(_parsed(reference), _parsed(answer), timeout_seconds=None))
-
-
-def _equal_numbers(answer: str, reference: str) -> bool | None:
-    """Whether two plain numbers are equal; None where one is not a plain number."""
+def _direct(answer: str | None, reference: str) -> Grade | None:
+    """The verdict where it needs no algebra, else None."""
+    if answer is None or not answer.strip():
+        return Grade(False, "no answer")
+    if answer.strip().casefold() == reference.strip().casefold():
+        return Grade(True)
+    if len(answer) > MAX_LENGTH:
+        return Grade(False, f"longer than {MAX_LENGTH} characters")
     mine, theirs = plain_number(answer), plain_number(reference)
-    return None if mine is None or theirs is None else mine == theirs
+    return None if mine is None or theirs is None else _verdict(mine == theirs)
 
 
-@lru_cache(maxsize=8192)
-def _parsed(text: str) -> list[Any]:
-    """Sympy expressions, as many as math-verify reads; the whole text is taken for the answer."""
-    formula = f"${_cleaned(text)}$"
-    settings = [math_verify.LatexExtractionConfig()]
-    return list(math_verify.parse(formula, settings, "no_fallback", parsing_timeout=None))
+def _compared(pairs: Sequence[tuple[str, str]]) -> list[Grade]:
+    """The verdicts by algebra."""
+    calls = [(cleaned(answer), cleaned(reference)) for answer, reference in pairs]
+    return [_verdict(found) for found in run_bounded(mathematics.equal, calls)]
 
 
-def _cleaned(text: str) -> str:
-    """Without currency signs, a full stop at the end, and a unit in words."""
-    return _UNIT.sub("", text.replace("\\$", "").replace("$", "").strip()).rstrip(". ")
+def _verdict(found: bool | Exceeded) -> Grade:
+    if isinstance(found, Exceeded):
+        return Grade(False, found.reason)
+    return Grade(True) if found else Grade(False, DIFFERS)
 
 
-def _depth(text: str) -> int:
-    """How deeply brackets are nested."""
-    steps = (1 if char in "([{" else -1 for char in text if char in "()[]{}")
-    return max(accumulate(steps), default=0)
+def cleaned(text: str) -> str:
+    """Without currency signs, a full stop at the end, and a unit after a number."""
+    return _UNIT.sub("", _CURRENCY.sub("", text).strip()).rstrip(". ")

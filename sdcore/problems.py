@@ -1,160 +1,145 @@
-"""Where questions come from: our arithmetic family, or a JSONL file of any provenance."""
+"""Which rows of a source become problems, and in which split.
 
-import json
-import logging
-import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+Rows that cannot be used are kept apart with the reason; a question's split is decided by its hash,
+so that it keeps it when the source grows.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
 
 import polars as pl
 
 from sdcore.arithmetic import generate_problems, reference_solution
-from sdcore.config import ArithmeticConfig, ProblemsConfig
+from sdcore.config import ProblemsConfig
 from sdcore.errors import DataError
+from sdcore.overlap import normalised, overlapping
 from sdcore.schema import TABLES, content_key
-
-Row = dict[str, Any]
+from sdcore.screening import Problem, Rejection, screen
+from sdcore.sources import origin, read_records
 
 SPLITS = ("test", "validation", "train")  # in this order: a larger train split moves no test row
 
-DEFAULT_SOLUTION = "solution"  # the one key that a row may lack: not every source has solutions
-
-_log = logging.getLogger(__name__)
-_CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's <<48/2=24>>
-_FINAL = re.compile(r"^####.*$", re.MULTILINE)  # GSM8K's answer line
+GENERATED = ("arithmetic", "reasoning_gym")  # sources without end, whose problems share a template
 
 
-def load_problems(config: ProblemsConfig) -> pl.DataFrame:
-    """The problems of all splits: the columns of the table `problems` without experiment_id.
+@dataclass(frozen=True)
+class Loaded:
+    """Frames with the columns of the tables of the same names, without experiment_id."""
+
+    problems: pl.DataFrame
+    rejected_problems: pl.DataFrame
+
+
+def load_problems(config: ProblemsConfig) -> Loaded:
+    """The problems of all splits, and the rows that became none.
 
     The same settings give the same rows, and no question is in two splits.
 
     Raises:
-        DataError: the file cannot be read, a row is bad, or there are too few problems.
+        ConfigError: a generator or a library is missing.
+        DataError: the source cannot be read, too many rows are bad, or there are too few problems.
     """
-    counts = {split: getattr(config, split) for split in SPLITS}
-    total = sum(counts.values())
-    if config.path is None:
-        rows = _arithmetic(total, config.seed, config.arithmetic)
+    if config.source == "arithmetic":
+        splits, rejections = _dealt(_arithmetic(config), config), list[Rejection]()
     else:
-        read = (_problem(record, config, source) for source, record in read_jsonl(config.path))
-        rows = _shuffled(_distinct(read, config.path.name), config.seed)
-    if len(rows) < total:
-        raise DataError(
-            "too few problems",
-            got=f"{len(rows)} distinct ones in {config.path or config.source}",
-            expected=f"{total}: " + ", ".join(f"{count} {name}" for name, count in counts.items()),
-            mend="make problems.train, problems.validation or problems.test smaller",
-        )
-    places = [(split, position) for split in SPLITS for position in range(counts[split])]
-    placed = [
-        row | {"split": split, "position": position}
-        for row, (split, position) in zip(rows, places, strict=False)
+        splits, rejections = sort_out(config)
+    rows = [
+        problem.columns | {"split": split, "position": position}
+        for split in SPLITS
+        for position, problem in enumerate(_wanted(split, splits, config))
     ]
-    dtypes = {name: dtype for name, dtype in TABLES["problems"].dtypes.items() if name in placed[0]}
-    return pl.DataFrame(placed, schema=dtypes)
+    rejected = [rejection.columns | {"source": origin(config)} for rejection in rejections]
+    return Loaded(_frame("problems", rows), _frame("rejected_problems", rejected))
 
 
-def _arithmetic(count: int, seed: int, family: ArithmeticConfig) -> list[Row]:
-    source = f"arithmetic, seed {seed}, row"
-    drawn = generate_problems(count, seed, holdout=True, family=family)
+def sort_out(config: ProblemsConfig) -> tuple[dict[str, list[Problem]], list[Rejection]]:
+    """Every usable problem of a source by split, in order, and a rejection for every other row.
+
+    Raises:
+        ConfigError: a generator or a library is missing.
+        DataError: the source cannot be read, or too many of its rows are bad.
+    """
+    problems, rejections = screen(read_records(config), config)
+    if config.source in GENERATED:
+        return _dealt(problems, config), rejections
+    ordered = sorted(problems, key=lambda each: content_key(config.seed, each.problem_id))
+    splits: dict[str, list[Problem]] = {split: [] for split in SPLITS}
+    for problem in ordered:
+        splits[_split(problem, config)].append(problem)
+    leaked = _leaked(splits, config.checks.overlap)
+    splits["train"] = [each for each in splits["train"] if each.number not in leaked]
+    return splits, sorted([*rejections, *leaked.values()], key=lambda each: each.number)
+
+
+def _arithmetic(config: ProblemsConfig) -> list[Problem]:
+    total = sum(_counts(config).values())
+    drawn = generate_problems(total, config.seed, holdout=True, family=config.arithmetic)
     return [
-        _row(each.question, reference_solution(each), str(each.answer), f"{source} {number}")
+        Problem(
+            number,
+            each.question,
+            reference_solution(each),
+            str(each.answer),
+            f"{origin(config)}, row {number}",
+        )
         for number, each in enumerate(drawn, 1)
     ]
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
-    """Where it is, and the object, for each line of a JSONL file that is not blank.
-
-    Raises:
-        DataError: the file cannot be read, or a line is not a JSON object.
-    """
-    try:
-        lines = path.read_text("utf-8").split("\n")  # splitlines() would cut inside strings
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("the file cannot be read", got=error, where=str(path)) from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield f"{path.name}, row {number}", _object(line, f"{path.name}, row {number}")
+def _dealt(problems: Iterable[Problem], config: ProblemsConfig) -> dict[str, list[Problem]]:
+    """Problems of a generator, split by split in the order in which they are drawn."""
+    drawn = iter(problems)
+    return {split: list(islice(drawn, count)) for split, count in _counts(config).items()}
 
 
-def _object(line: str, source: str) -> Row:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError("row is not JSON", got=error, where=source) from error
-    if not isinstance(record, dict):
-        raise DataError("row is not an object", got=line, where=source)
-    return record
+def _split(problem: Problem, config: ProblemsConfig) -> str:
+    """The split of a question, whatever else is in the source."""
+    key = content_key("split", config.seed, normalised(problem.question))
+    place = int(key[:13], 16) / 16**13
+    if place < config.test_share:
+        return "test"
+    return "validation" if place < config.test_share + config.validation_share else "train"
 
 
-def _problem(record: Row, config: ProblemsConfig, source: str) -> Row:
-    answer = _text(record, config.answer, source)
-    solution = None
-    if config.solution in record or config.solution != DEFAULT_SOLUTION:
-        solution = _clean(_text(record, config.solution, source))
-    return _row(
-        _text(record, config.question, source), solution, _final(answer, config, source), source
-    )
-
-
-def _text(record: Row, key: str, source: str) -> str:
-    """The value of a key as text, without white space around it."""
-    value = record.get(key)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(
-            f"row has no text under {key!r}",
-            got=repr(value) if key in record else f"the keys {', '.join(record)}",
-            where=source,
-            mend="problems.question, problems.solution and problems.answer name the keys",
-        )
-    return value.strip()
-
-
-def _final(answer: str, config: ProblemsConfig, source: str) -> str:
-    if config.answer_pattern is None:
-        return answer
-    match = re.search(config.answer_pattern, answer)
-    if match is None or not (match[1] or "").strip():
-        raise DataError(
-            "answer does not fit problems.answer_pattern",
-            got=answer,
-            expected=config.answer_pattern,
-            where=source,
-        )
-    return str(match[1]).strip()
-
-
-def _clean(solution: str) -> str:
-    """A worked solution as it is shown: without calculator notes and the bare answer's line."""
-    return _FINAL.sub("", _CALCULATOR.sub("", solution)).strip()
-
-
-def _row(question: str, solution: str | None, answer: str, source: str) -> Row:
+def _leaked(splits: dict[str, list[Problem]], bound: float) -> dict[int, Rejection]:
+    """Train problems that a problem of another split repeats in large part, by row number."""
+    train, scored = splits["train"], splits["test"] + splits["validation"]
+    pairs = overlapping([e.question for e in train], [e.question for e in scored], bound)
     return {
-        "problem_id": content_key(question, answer),
-        "question": question,
-        "solution": solution,
-        "answer": answer,
-        "source": source,
+        train[index].number: Rejection(
+            train[index].number,
+            "overlap",
+            f"shares {bound:.0%} or more of its words with row {scored[other].number}, which is "
+            "kept for scoring",
+            train[index].question,
+        )
+        for index, other in pairs.items()
     }
 
 
-def _distinct(rows: Iterable[Row], name: str) -> list[Row]:
-    """The first row of each question, however it is spaced and capitalised."""
-    read = list(rows)
-    kept: dict[str, Row] = {}
-    for row in read:
-        kept.setdefault(" ".join(row["question"].split()).casefold(), row)
-    if len(kept) < len(read):
-        _log.warning("%s: left out %d repeated questions", name, len(read) - len(kept))
-    return list(kept.values())
+def _counts(config: ProblemsConfig) -> dict[str, int]:
+    """Problems to take into each split; where a band chooses among them, more than are wanted."""
+    surplus = config.band.candidates if config.band else 1.0
+    return {split: math.ceil(surplus * getattr(config, split)) for split in SPLITS}
 
 
-def _shuffled(rows: list[Row], seed: int) -> list[Row]:
-    """An order that depends on content and seed only, not on the order of the file."""
-    return sorted(rows, key=lambda row: content_key(seed, row["problem_id"]))
+def _wanted(split: str, splits: dict[str, list[Problem]], config: ProblemsConfig) -> list[Problem]:
+    wanted: int = getattr(config, split)
+    if len(splits[split]) < wanted:
+        held = ", ".join(f"{len(splits[name])} {name}" for name in SPLITS)
+        raise DataError(
+            "too few problems",
+            got=f"{sum(map(len, splits.values()))} usable ones, of which {held}",
+            expected=f"{wanted} {split}",
+            where=origin(config),
+            mend=f"make problems.{split} smaller, or change problems.test_share or "
+            "problems.validation_share; the table rejected_problems tells what was left out",
+        )
+    return splits[split][: _counts(config)[split]]
+
+
+def _frame(table: str, rows: list[dict[str, object]]) -> pl.DataFrame:
+    dtypes = TABLES[table].dtypes
+    return pl.DataFrame(rows, {name: dtypes[name] for name in dtypes if name != "experiment_id"})

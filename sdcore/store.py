@@ -218,6 +218,20 @@ class Store:
         )
 
 
+def query_file(path: Path, sql: str) -> pl.DataFrame:
+    """Rows of a query on a DuckDB file of any origin, opened for reading, with no way out of it.
+
+    Raises:
+        DataError: there is no such file, or the query fails.
+    """
+    try:
+        closed: dict[str, str | bool | int | float | list[str]] = {"enable_external_access": False}
+        with duckdb.connect(path, read_only=True, config=closed) as connection:
+            return pl.DataFrame(connection.sql(sql).pl())
+    except duckdb.Error as error:
+        raise DataError("query on a DuckDB file fails", got=error, where=str(path)) from error
+
+
 def _append(connection: duckdb.DuckDBPyConnection, table: Table, frame: pl.DataFrame) -> int:
     key = ", ".join(table.key)
     # The semi join inside halves the cost: its filter reaches into the scan, an anti join's cannot.

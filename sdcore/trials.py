@@ -12,7 +12,7 @@ from sdcore.corruption import Solution, corrupted_arithmetic, corrupted_gsm8k, g
 from sdcore.equations import false_equation
 from sdcore.errors import DataError
 from sdcore.grading import grade
-from sdcore.problems import read_jsonl
+from sdcore.sources import origin, read_jsonl, read_records
 from sdcore.traces import parse_trace, render_trace
 
 
@@ -36,7 +36,7 @@ def make_trials(config: ProblemsConfig, count: int, seed: int) -> list[Trial]:
         DataError: the file has too few worked solutions with GSM8K's calculator notes.
     """
     rng = random.Random(seed)  # noqa: S311
-    if config.path is None:
+    if config.source == "arithmetic":
         return [
             _trial(
                 f"arithmetic, seed {seed}", problem.question, str(problem.answer),
@@ -45,7 +45,7 @@ def make_trials(config: ProblemsConfig, count: int, seed: int) -> list[Trial]:
             )
             for index, problem in enumerate(generate_problems(count, seed, holdout=True))
         ]  # fmt: skip
-    rows = list(read_jsonl(config.path))
+    rows = [(f"{origin(config)}, row {number}", row) for number, row in read_records(config)]
     rng.shuffle(rows)
     trials: list[Trial] = []
     for source, record in rows:
@@ -56,7 +56,7 @@ def make_trials(config: ProblemsConfig, count: int, seed: int) -> list[Trial]:
             "too few worked solutions that can be corrupted",
             got=f"{len(trials)} of {len(rows)} rows",
             expected=f"{count}, with notes such as <<48/2=24>> under {config.solution!r}",
-            where=str(config.path),
+            where=origin(config),
         )
     return trials
 
@@ -86,9 +86,11 @@ def _trial(source: str, question: str, answer: str, found: Solution, solution: s
 
 
 def _gsm8k_trial(
-    source: str, record: dict[str, Any], config: ProblemsConfig, rng: random.Random, *, wrong: bool
+    source: str, record: Record, config: ProblemsConfig, rng: random.Random, *, wrong: bool
 ) -> list[Trial]:
-    """At most one trial; none where the solution has no steps or cannot be corrupted."""
+    """At most one trial; none where the row is bad, or its solution cannot be corrupted."""
+    if isinstance(record, str):
+        return []
     question, worked = str(record.get(config.question, "")), str(record.get(config.solution, ""))
     right = gsm8k_solution(worked)
     if any(map(false_equation, right.steps)):
@@ -99,7 +101,7 @@ def _gsm8k_trial(
     return [_trial(source, question, right.answer, found, render_trace(right.steps, right.answer))]
 
 
-def _processbench_trial(source: str, record: dict[str, Any]) -> Trial:
+def _processbench_trial(source: str, record: Mapping[str, Any]) -> Trial:
     steps, label = record.get("steps"), record.get("label")
     correct, question = record.get("final_answer_correct"), record.get("problem")
     if not (

@@ -12,9 +12,14 @@ from prefect.cache_policies import NO_CACHE
 
 import sdcore
 from sdcore import policies
-from sdcore.problems import load_problems
+from sdcore.config import DistillConfig, Experiment
+from sdcore.contexts import CONTEXTS
+from sdcore.errors import ConfigError
+from sdcore.problems import Loaded, load_problems
 from sdcore.schema import TABLES
+from sdcore.timing import STOPWATCH
 from tasks import models
+from tasks.progress import note
 from tasks.workspace import RAW, Lineage, Reference
 
 LIBRARIES = (
@@ -31,17 +36,46 @@ LIBRARIES = (
 
 @task(cache_policy=NO_CACHE, task_run_name="prepare {base.experiment.name}")
 def prepare(base: Lineage) -> Reference:
-    """Store the experiment, its problems and the named model's policy, unless they are there."""
+    """Store the experiment, its problems and the named model's policy, unless they are there.
+
+    Raises:
+        ConfigError: a condition shows the teacher solutions, and the source has none.
+        DataError: the source does not have the problems that are asked for.
+    """
+    experiment_id = pl.lit(base.experiment.experiment_id)
     if not len(base.store.rows("experiments", experiment_id=base.experiment.experiment_id)):
+        with STOPWATCH.measure("compute"):
+            loaded = load_problems(base.experiment.problems)
+        _require_solutions(base.experiment, loaded.problems)
         base.store.append_missing(
             experiments=TABLES["experiments"].frame([_experiment_row(base)]),
             policies=TABLES["policies"].frame([_base_row(base)]),
-            problems=load_problems(base.experiment.problems).with_columns(
-                experiment_id=pl.lit(base.experiment.experiment_id)
-            ),
+            problems=loaded.problems.with_columns(experiment_id=experiment_id),
+            rejected_problems=loaded.rejected_problems.with_columns(experiment_id=experiment_id),
         )
+        if len(loaded.rejected_problems):
+            note(f"left out of the problems (table rejected_problems): {_summary(loaded)}")
     count = len(base.store.rows("problems", experiment_id=base.experiment.experiment_id))
     return Reference("problems", base.experiment.experiment_id, count)
+
+
+def _summary(loaded: Loaded) -> str:
+    counts = loaded.rejected_problems["kind"].value_counts().sort("kind").iter_rows()
+    return ", ".join(f"{count} {kind}" for kind, count in counts)
+
+
+def _require_solutions(experiment: Experiment, problems: pl.DataFrame) -> None:
+    missing = problems.filter(pl.col("solution").is_null(), split="train")
+    for name, condition in experiment.conditions.items():
+        needs = CONTEXTS[condition.context].needs if isinstance(condition, DistillConfig) else ()
+        if "solution" in needs and len(missing):
+            raise ConfigError(
+                f"condition {name!r} shows the teacher reference solutions, and problems lack one",
+                got=f"{len(missing)} train problems without, first {missing['source'][0]}",
+                where=f"conditions.{name}.context",
+                mend="name the column in problems.solution, use another context, or leave the "
+                "condition out",
+            )
 
 
 def _experiment_row(base: Lineage) -> dict[str, object]:

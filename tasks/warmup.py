@@ -11,7 +11,7 @@ from sdcore.schema import TABLES
 from sdcore.timing import STOPWATCH
 from sdcore.trainer import Example, Trainer, Update
 from tasks import models, progress
-from tasks.workspace import RAW, Lineage, Reference, policy_row, split_problems
+from tasks.workspace import RAW, Lineage, Reference, candidates, policy_row
 
 
 @task(cache_policy=NO_CACHE, task_run_name="warm up {base.experiment.name}")
@@ -51,7 +51,7 @@ def _trained(base: Lineage, settings: WarmupConfig, trainer: Trainer) -> list[Up
 def _examples(base: Lineage, settings: WarmupConfig) -> dict[str, Example]:
     """What is learnt from, by name."""
     name = base.experiment.model.name
-    found = warmup.traces(base.experiment.problems, split_problems(base, "train"), settings.traces)
+    found = warmup.traces(base.experiment.problems, candidates(base, "train"), settings.traces)
     end_id = policies.end_ids(models.model_folder(name))[0]
     made = warmup.examples(base.experiment.prompts, models.tokenizer(name), end_id, found)
     return {example.rollout_id: example for example in made}

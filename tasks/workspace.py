@@ -89,12 +89,24 @@ def open_store(root: Path) -> Store:
 
 
 def split_problems(lineage: Lineage, split: str) -> pl.DataFrame:
-    """The problems of a split, in order."""
-    return _split_problems(lineage.root, lineage.experiment.experiment_id, split)
+    """The problems of a split, in order; with a band, those that were found to be in it."""
+    problems = lineage.experiment.problems
+    if problems.band is None:
+        return candidates(lineage, split)
+    measured = lineage.store.rows(
+        "difficulties", experiment_id=lineage.experiment.experiment_id, in_band=True
+    )
+    chosen = pl.col("problem_id").is_in(measured["problem_id"].to_list())
+    return candidates(lineage, split).filter(chosen).head(getattr(problems, split))
+
+
+def candidates(lineage: Lineage, split: str) -> pl.DataFrame:
+    """The problems of a split before a band chooses among them, in order."""
+    return _candidates(lineage.root, lineage.experiment.experiment_id, split)
 
 
 @cache
-def _split_problems(root: Path, experiment_id: str, split: str) -> pl.DataFrame:
+def _candidates(root: Path, experiment_id: str, split: str) -> pl.DataFrame:
     """Read once a process: `prepare` writes them all before anything else, and only then."""
     rows = open_store(root).rows("problems", experiment_id=experiment_id, split=split)
     return rows.sort("position")

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from mlflow import MlflowClient, pyfunc
 
+from sdcore.arithmetic import generate_problems, reference_solution
 from sdcore.config import load_experiment
 from sdcore.schema import TABLES
 from sdcore.store import Store
@@ -65,7 +66,9 @@ def finished(tmp_path_factory):
 def test_a_run_fills_every_table_with_what_was_planned(finished):
     workspace, _ = finished
     rows = tables(workspace)
-    assert all(len(frame) for name, frame in rows.items() if name != "critic_trials")
+    empty = {name for name, frame in rows.items() if not len(frame)}
+    # arithmetic has no bad rows; there is no band, and nobody tried the critic
+    assert empty == {"rejected_problems", "difficulties", "critic_trials"}
     counts = rows["rollouts"].group_by("condition", "purpose").len().sort("condition", "purpose")
     # validation: 4 problems x 2, test: 6 x 3; checkpoints after rounds 2 and 3, for GRPO also
     # after round 3 // 4 -> 1 (as many rollouts as the cheapest condition); training: 3 rounds x 4
@@ -292,6 +295,29 @@ def test_list_and_report_find_the_run_by_its_name(finished):
     result = sdcore("report", "quickstart", *where)
     page = finished[0] / "reports" / f"{listed['experiment_id']}.html"
     assert str(page.name) in result.stderr.replace("\n", "") and page.stat().st_size > 10_000
+
+
+def test_a_file_of_ones_own_is_cleaned_and_filtered_before_training(tmp_path):
+    problems = generate_problems(150, seed=5, holdout=True)
+    rows = [{"q": e.question, "s": reference_solution(e), "a": e.answer} for e in problems]
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(["{nonsense", *map(json.dumps, rows)]))
+    own = [
+        "problems.source=jsonl", f"problems.path={path}", "problems.question=q",
+        "problems.solution=s", "problems.answer=a", "problems.band.samples=4",
+        "problems.band.accuracy_below=0.8", "problems.band.format_rate=0.5", "training.rounds=1",
+        "conditions.step_aligned.context=reference",
+    ]  # fmt: skip
+    sdcore("run", QUICKSTART, *SMALL, *own, "--workspace", tmp_path)
+    found = tables(tmp_path)
+    assert found["rejected_problems"].select("row", "kind").rows() == [(1, "bad")]
+    hard = set(found["difficulties"].filter(pl.col("in_band"))["problem_id"])
+    counts = found["rollouts"].group_by("purpose").agg(pl.col("problem_id").n_unique())
+    used = found["rollouts"].filter(pl.col("purpose") != "filter")
+    assert set(used["problem_id"]) <= hard
+    assert dict(counts.rows()) == {
+        "filter": len(found["difficulties"]), "train": 4, "validation": 4, "test": 6,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+import polars as pl
+import pytest
+
+from sdcore.config import BandConfig, Experiment
+from sdcore.difficulty import measure
+from sdcore.errors import ConfigError, DataError
+from sdcore.schema import TABLES
+from tasks.difficulty import measure_difficulty
+from tasks.prepare import prepare
+from tasks.workspace import base_lineage, candidates, split_problems
+from tests.example import EXPERIMENT, rollout
+
+BAND = BandConfig(samples=4, accuracy_below=0.5, format_rate=0.75)
+
+
+def sampled(problem, right, formed):
+    rows = [
+        rollout("base", 0, "filter", 0, problem, i, correct=i < right) | {"well_formed": i < formed}
+        for i in range(4)
+    ]
+    return TABLES["rollouts"].frame(rows)
+
+
+@pytest.mark.parametrize(
+    ("right", "formed", "critic", "in_band"),
+    [
+        (0, 4, True, True), (1, 3, True, True), (1, 3, None, True),
+        (1, 3, False, False),  # not learnable
+        (2, 4, True, False),  # 2 / 4 is not below 0.5: too easy
+        (1, 2, True, False),  # 2 / 4 is below 0.75: ill-formed
+    ],
+)  # fmt: skip
+def test_the_band_holds_what_is_hard_but_well_formed_and_solvable(right, formed, critic, in_band):
+    row = measure(sampled("p", right, formed), {"p": critic}, BAND).row(0, named=True)
+    assert row == {
+        "problem_id": "p", "policy_id": "base/0/0", "k": 4, "avg_at_k": right / 4,
+        "format_rate": formed / 4, "critic_solves": critic, "in_band": in_band,
+    }  # fmt: skip
+
+
+def test_each_problem_is_measured_by_its_own_rollouts():
+    rows = measure(
+        pl.concat([sampled("b", 4, 4), sampled("a", 0, 4)]), {"a": None, "b": None}, BAND
+    )
+    assert rows.select("problem_id", "avg_at_k").rows() == [("a", 0.0), ("b", 1.0)]
+    assert {"experiment_id", *rows.columns} == set(TABLES["difficulties"].dtypes)
+
+
+def experiment(**band):
+    settings = EXPERIMENT.model_dump(mode="json")
+    settings["problems"] |= {"train": 6, "validation": 2, "test": 2, "band": {"samples": 4} | band}
+    settings["sampling"] = {"max_new_tokens": 64}
+    settings["prompts"] = {"student": "{{ question }}"}
+    return Experiment.model_validate(settings)
+
+
+def test_candidates_are_measured_until_enough_are_in_the_band(tmp_path):
+    base = base_lineage(experiment(accuracy_below=0.6, format_rate=0.5), tmp_path)
+    prepare.fn(base)
+    assert len(candidates(base, "train")) == 24  # four for each one wanted
+    reference = measure_difficulty.fn(base, "train")
+    measured = base.store.rows("difficulties")
+    rollouts = base.store.rows("rollouts", purpose="filter")
+    assert len(measured) in (6, 12, 18, 24)  # so many at a time as are wanted
+    assert len(rollouts) == 4 * len(measured)
+    hard = measured.filter(pl.col("in_band"))
+    assert reference.rows == len(hard) >= 6
+    assert (hard["avg_at_k"] < 0.6).all() and (hard["format_rate"] >= 0.5).all()
+    easy = measured.filter(~pl.col("in_band"))
+    assert ((easy["avg_at_k"] >= 0.6) | (easy["format_rate"] < 0.5)).all()
+    assert measured["critic_solves"].all()
+    chosen = split_problems(base, "train")
+    offered = candidates(base, "train")["problem_id"].to_list()
+    wanted = [each for each in offered if each in set(hard["problem_id"])][:6]
+    assert chosen["problem_id"].to_list() == wanted
+    measure_difficulty.fn(base, "train")  # again: nothing is sampled, nothing is written twice
+    assert len(base.store.rows("rollouts")) == len(rollouts)
+    assert len(base.store.rows("difficulties")) == len(measured)
+
+
+def test_too_few_in_the_band_are_counted_and_their_measures_kept(tmp_path):
+    base = base_lineage(experiment(accuracy_below=1e-9, candidates=1), tmp_path)
+    prepare.fn(base)
+    with pytest.raises(DataError, match=r"too few test problems[\s\S]*\d of 2[\s\S]*1e-09"):
+        measure_difficulty.fn(base, "test")
+    assert len(base.store.rows("difficulties")) == 2
+
+
+def test_a_condition_that_needs_solutions_says_so_before_anything_is_sampled(tmp_path):
+    settings = EXPERIMENT.model_dump(mode="json")
+    settings["problems"] |= {"source": "reasoning_gym", "name": "basic_arithmetic"}
+    base = base_lineage(Experiment.model_validate(settings), tmp_path)
+    with pytest.raises(ConfigError, match=r"'reference' shows[\s\S]*2 train problems without"):
+        prepare.fn(base)
+    assert not any(len(base.store.rows(table)) for table in TABLES)
+    del settings["conditions"]["reference"]
+    base = base_lineage(Experiment.model_validate(settings), tmp_path)
+    assert prepare.fn(base).rows == 7
