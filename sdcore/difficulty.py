@@ -4,27 +4,28 @@ The paper (arXiv 2606.11173) trains on problems that the solver seldom gets righ
 all the same, and that the critic can solve.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 
-from sdcore.config import BandConfig
+from sdcore.claims import without_thinking
+from sdcore.config import BandConfig, PromptsConfig
+from sdcore.critics import Client
+from sdcore.grading import grade
+from sdcore.prompts import student_messages
+from sdcore.traces import parse_trace
 
 
-def measure(
-    rollouts: pl.DataFrame, critic_solves: Mapping[str, bool | None], band: BandConfig
-) -> pl.DataFrame:
-    """One row a problem: the columns of the table `difficulties` from `problem_id` on.
+def measure(rollouts: pl.DataFrame, band: BandConfig) -> pl.DataFrame:
+    """What the solver makes of each problem, and whether that lies within the band's bounds.
 
     Args:
         rollouts: rows of the table `rollouts`, of one policy.
-        critic_solves: by problem; None is not known, and is not held against the problem.
         band: its bounds.
+
+    Returns:
+        The solver's columns of the table `difficulties`, a row a problem, ordered by problem_id.
     """
-    known = pl.DataFrame(
-        {"problem_id": list(critic_solves), "critic_solves": list(critic_solves.values())},
-        {"problem_id": pl.String(), "critic_solves": pl.Boolean()},
-    )
     rows = rollouts.group_by("problem_id", "policy_id").agg(
         k=pl.len(),
         avg_at_k=pl.col("correct").mean(),
@@ -32,6 +33,29 @@ def measure(
     )
     hard = pl.col("avg_at_k") < band.accuracy_below
     formed = pl.col("format_rate") >= band.format_rate
-    solvable = pl.col("critic_solves").fill_null(True)
-    joined = rows.join(known, on="problem_id", how="left").sort("problem_id")
-    return joined.with_columns(in_band=hard & formed & solvable)
+    return rows.sort("problem_id").with_columns(in_band=hard & formed)
+
+
+def try_to_solve(
+    client: Client, problems: Sequence[tuple[str, str]]
+) -> Iterator[tuple[int, bool | None, float]]:
+    """Ask a language model for its own solutions, in the solver's default form.
+
+    Args:
+        client: carries the questions to the model.
+        problems: question and reference answer of each.
+
+    Yields:
+        Index of a problem, whether the answer is right (None where none came), and its price.
+
+    Raises:
+        EngineError: the model cannot be asked at all.
+        BudgetError: the next request could cost more than may be spent.
+    """
+    asked = [student_messages(PromptsConfig(), question) for question, _ in problems]
+    for index, reply in client.ask(asked):
+        if reply.text is None:
+            yield index, None, reply.cost
+        else:
+            answer = parse_trace(without_thinking(reply.text)).answer
+            yield index, grade(answer, problems[index][1]).correct, reply.cost

@@ -94,7 +94,9 @@ _TABLES = (
         Column("k", INT, "samples, the rollouts of purpose filter"),
         Column("avg_at_k", REAL, "share of them that are correct"),
         Column("format_rate", REAL, "share of them that are well-formed"),
-        Column("critic_solves", FLAG, "the critic's own answer is right; empty where it was not asked", True),
+        Column("critic_solves", FLAG, "the critic's own answer is right; empty where it was not "
+               "asked (the solver's measures rule the problem out, or there is no critic) or silent", True),
+        Column("critic_cost", REAL, "price of asking it"),
         Column("in_band", FLAG, "hard enough, but learnable: it may be used"),
     )),
     Table("policies", "a set of weights", ("policy_id",), (

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from sdcore.corruption import Solution, corrupted_arithmetic, corrupted_gsm8k, g
 from sdcore.equations import false_equation
 from sdcore.errors import DataError
 from sdcore.grading import grade
-from sdcore.sources import origin, read_jsonl, read_records
+from sdcore.sources import Record, origin, read_jsonl, read_records
 from sdcore.traces import parse_trace, render_trace
 
 

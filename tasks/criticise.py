@@ -26,16 +26,19 @@ _COPIED = (
 
 
 def open_critic(lineage: Lineage) -> Critic:
-    """The experiment's critic; what it has cost so far counts towards its budget."""
+    """The experiment's critic."""
     config = lineage.experiment.judge
     if not isinstance(config, LlmCriticConfig):
         return OracleCritic()
+    return LlmCritic(config, open_client(lineage, config))
+
+
+def open_client(lineage: Lineage, config: LlmCriticConfig) -> Client:
+    """The critic's model; what it has cost so far counts towards its budget."""
     if config.base_url is None:
         name = config.model
-        client: Client = EngineClient(models.critic_engine(name), models.tokenizer(name), config)
-    else:
-        client = ChatEndpoint(config, _spent(lineage))
-    return LlmCritic(config, client)
+        return EngineClient(models.critic_engine(name), models.tokenizer(name), config)
+    return ChatEndpoint(config, _spent(lineage))
 
 
 def criticise(lineage: Lineage, critic: Critic, rollouts: Sequence[Row]) -> dict[str, Critique]:
@@ -112,10 +115,11 @@ def _submission(row: Row) -> Submission:
 
 
 def _spent(lineage: Lineage) -> float:
-    """What the critics of the experiment have cost so far."""
+    """What the critics of the experiment have cost so far, on critiques and in a band."""
     rows = lineage.store.with_superseded("critiques")
     costs = lineage.store.query(
-        f"SELECT coalesce(sum(cost), 0) FROM {rows} WHERE experiment_id = ?",  # noqa: S608
+        f"FROM {rows} SELECT coalesce(sum(cost), 0) + (FROM difficulties "
+        "SELECT coalesce(sum(critic_cost), 0) WHERE experiment_id = $1) WHERE experiment_id = $1",
         [lineage.experiment.experiment_id],
     )
     return float(costs.item())

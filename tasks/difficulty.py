@@ -4,29 +4,33 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.config import BandConfig
-from sdcore.critics import has_oracle
-from sdcore.difficulty import measure
+from sdcore.config import BandConfig, LlmCriticConfig, OracleConfig
+from sdcore.difficulty import measure, try_to_solve
 from sdcore.errors import DataError
+from sdcore.schema import TABLES
 from sdcore.timing import STOPWATCH
-from tasks.progress import note
+from tasks.criticise import open_client
+from tasks.progress import bar, note
+from tasks.retries import RETRIES
 from tasks.sample import sample_missing
 from tasks.workspace import Lineage, Reference, candidates, policy_row
 
 
-@task(cache_policy=NO_CACHE, task_run_name="measure difficulty of {split} problems")
+@task(cache_policy=NO_CACHE, task_run_name="measure difficulty of {split} problems", **RETRIES)
 def measure_difficulty(base: Lineage, split: str) -> Reference:
     """Measure candidates of a split, so many at a time as are wanted, until enough are in the band.
 
     Raises:
         DataError: too few of all candidates are.
+        EngineError: the critic cannot be asked.
+        BudgetError: the critic's budget allows no further request.
     """
     band, offered = base.experiment.problems.band, candidates(base, split)
     assert band is not None, "the experiment has no band"
     wanted: int = getattr(base.experiment.problems, split)
     found = 0
     for chunk in offered.iter_slices(wanted):
-        found += _measure(base, chunk, band)
+        found += _measured(base, chunk, band)
         if found >= wanted:
             break
     else:
@@ -41,18 +45,47 @@ def measure_difficulty(base: Lineage, split: str) -> Reference:
     return Reference("difficulties", split, found)
 
 
-def _measure(base: Lineage, problems: pl.DataFrame, band: BandConfig) -> int:
-    """Sample and store what is missing of these difficulties; how many are in the band."""
+def _measured(base: Lineage, problems: pl.DataFrame, band: BandConfig) -> int:
+    """Store what is missing of these problems' difficulties; how many are in the band."""
     sample_missing(base, 0, "filter", problems, band.samples)
     policy = policy_row(base, 0)["policy_id"]
     rollouts = base.store.rows("rollouts", policy_id=policy, purpose="filter", **base.columns)
-    solves = True if has_oracle(base.experiment.problems) else None
     with STOPWATCH.measure("compute"):
-        rows = measure(
-            rollouts.join(problems, on="problem_id", how="semi"),
-            dict.fromkeys(problems["problem_id"], solves),
-            band,
+        rows = measure(rollouts.join(problems, on="problem_id", how="semi"), band)
+        solver = isinstance(base.experiment.judge, OracleConfig)
+        rows = rows.with_columns(
+            experiment_id=pl.lit(base.experiment.experiment_id),
+            critic_solves=pl.lit(True if solver else None, pl.Boolean),
+            critic_cost=0.0,
         )
-    experiment = pl.lit(base.experiment.experiment_id)
-    base.store.append_missing(difficulties=rows.with_columns(experiment_id=experiment))
-    return int(rows["in_band"].sum())
+    if isinstance(base.experiment.judge, LlmCriticConfig):
+        _ask_critic(base, base.experiment.judge, problems, rows.filter("in_band"))
+        rows = rows.filter(~pl.col("in_band"))
+    base.store.append_missing(difficulties=rows)
+    return len(_in_band(base, problems))
+
+
+def _ask_critic(
+    base: Lineage, critic: LlmCriticConfig, problems: pl.DataFrame, hard: pl.DataFrame
+) -> None:
+    """Let the critic try what is hard, and store each of its answers as it comes."""
+    stored = base.store.rows("difficulties", experiment_id=base.experiment.experiment_id)
+    open_ = hard.join(stored, on="problem_id", how="anti").to_dicts()
+    texts = {
+        id_: (question, answer)
+        for id_, question, answer in problems.select("problem_id", "question", "answer").iter_rows()
+    }
+    client = open_client(base, critic.model_copy(update={"structured": False}))
+    with bar("problems that the critic tries", total=len(open_)) as advance:
+        asked = [texts[row["problem_id"]] for row in open_]
+        for index, solves, cost in try_to_solve(client, asked):
+            answer = {"critic_solves": solves, "critic_cost": cost, "in_band": bool(solves)}
+            frame = TABLES["difficulties"].frame([open_[index] | answer])
+            base.store.append_missing(difficulties=frame)
+            advance(1)
+
+
+def _in_band(base: Lineage, problems: pl.DataFrame) -> pl.DataFrame:
+    experiment_id = base.experiment.experiment_id
+    found = base.store.rows("difficulties", experiment_id=experiment_id, in_band=True)
+    return found.join(problems, on="problem_id", how="semi")

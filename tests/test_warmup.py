@@ -41,7 +41,8 @@ def test_arithmetic_traces_are_right_varied_and_on_problems_of_no_split():
         assert verify_steps(problem, steps) is None and not problem.held_out
         styles |= {read_step(step).style for step in steps}
     assert len(styles) == 4
-    assert not {question for question, _ in made} & set(load_problems(ARITHMETIC).problems["question"])
+    split = load_problems(ARITHMETIC).problems
+    assert not {question for question, _ in made} & set(split["question"])
 
 
 def test_other_sources_give_their_solutions_cut_by_line():
