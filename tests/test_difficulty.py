@@ -114,6 +114,7 @@ def test_too_few_in_the_band_are_counted_and_their_measures_kept(tmp_path):
 
 
 def test_a_condition_that_needs_solutions_says_so_before_anything_is_sampled(tmp_path):
+    pytest.importorskip("reasoning_gym", reason="the extra sdcore[data] is not installed")
     settings = EXPERIMENT.model_dump(mode="json")
     settings["problems"] |= {"source": "reasoning_gym", "name": "basic_arithmetic"}
     del settings["conditions"]["step_aligned"]  # no critic judges these problems

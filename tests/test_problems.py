@@ -119,6 +119,7 @@ def test_train_problems_that_overlap_a_scored_one_are_left_out_and_recorded(tmp_
 
 
 def test_generated_problems_are_dealt_in_order_and_have_no_solution():
+    pytest.importorskip("reasoning_gym", reason="the extra sdcore[data] is not installed")
     config = ProblemsConfig(
         source="reasoning_gym", name="basic_arithmetic", train=6, validation=2, test=3
     )

@@ -83,6 +83,7 @@ def test_a_data_set_that_is_not_there_is_a_data_error(tmp_path):
 
 
 def test_a_generator_draws_the_same_questions_however_many_are_wanted():
+    pytest.importorskip("reasoning_gym", reason="the extra sdcore[data] is not installed")
     few = read(source="reasoning_gym", name="chain_sum", options={"min_terms": 3})
     config = ProblemsConfig(
         source="reasoning_gym", name="chain_sum", options={"min_terms": 3}, train=20
@@ -97,6 +98,7 @@ def test_a_generator_draws_the_same_questions_however_many_are_wanted():
     "settings", [{"name": "no_such"}, {"name": "chain_sum", "options": {"x": 1}}]
 )
 def test_an_unknown_generator_or_option_is_named(settings):
+    pytest.importorskip("reasoning_gym", reason="the extra sdcore[data] is not installed")
     with pytest.raises(ConfigError, match=rf"no such generator[\s\S]*{settings['name']}"):
         read(source="reasoning_gym", **settings)
 
@@ -122,6 +124,7 @@ def test_a_limit_takes_the_first_rows(tmp_path, source):
 
 
 def test_a_source_has_a_short_name(tmp_path):
+    pytest.importorskip("reasoning_gym", reason="the extra sdcore[data] is not installed")
     sizes = {"train": 1, "validation": 1, "test": 1}
     file = ProblemsConfig(source="csv", path=tmp_path / "p.csv", **sizes)
     hub = ProblemsConfig(source="dataset", name="openai/gsm8k", subset="main", **sizes)
