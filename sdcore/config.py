@@ -143,7 +143,12 @@ class ProblemsConfig(Settings):
 class PromptsConfig(Settings):
     """Jinja templates of the user messages; the model's own chat template is put around them."""
 
-    system: str | None = Field(None, description="system message, for student and teacher alike")
+    system: str | None = Field(None, description="system message")
+    teacher_system: str | None = Field(
+        None,
+        exclude_if=_unset,
+        description="the teacher's where it is shown a context; unset: the same, empty: none",
+    )
     student_thinking: bool | None = Field(
         None,
         exclude_if=_unset,

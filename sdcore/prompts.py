@@ -77,7 +77,7 @@ def student_messages(prompts: PromptsConfig, question: str) -> list[Message]:
     Raises:
         ConfigError: the template does not render.
     """
-    return _messages(prompts, render(prompts.student, question=question))
+    return _messages(prompts.system, render(prompts.student, question=question))
 
 
 def teacher_messages(prompts: PromptsConfig, question: str, context: str | None) -> list[Message]:
@@ -89,9 +89,9 @@ def teacher_messages(prompts: PromptsConfig, question: str, context: str | None)
     if not context:
         return student_messages(prompts, question)
     student = render(prompts.student, question=question)
-    return _messages(
-        prompts, render(prompts.teacher, student=student, question=question, context=context)
-    )
+    text = render(prompts.teacher, student=student, question=question, context=context)
+    own = prompts.teacher_system
+    return _messages(prompts.system if own is None else own, text)
 
 
 def prompt_ids(
@@ -163,6 +163,6 @@ def _compiled(template: str) -> Template:
     return _JINJA.from_string(template)
 
 
-def _messages(prompts: PromptsConfig, text: str) -> list[Message]:
-    system = [{"role": "system", "content": prompts.system}] if prompts.system else []
-    return [*system, {"role": "user", "content": text}]
+def _messages(system: str | None, text: str) -> list[Message]:
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, {"role": "user", "content": text}]

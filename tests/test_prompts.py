@@ -83,6 +83,15 @@ def test_prompt_ids_are_those_of_the_chat_template():
     assert TOKENIZER.decode(ids).endswith("<|start|>assistant\n")
 
 
+def test_the_teachers_system_message_is_set_apart():
+    prompts = PromptsConfig(system="Be brief.", teacher_system="Heed the hint.")
+    assert student_messages(prompts, "1+1")[0]["content"] == "Be brief."
+    assert teacher_messages(prompts, "1+1", "2")[0]["content"] == "Heed the hint."
+    assert teacher_messages(prompts, "1+1", None) == student_messages(prompts, "1+1")
+    bare = PromptsConfig(system="Be brief.", teacher_system="")
+    assert [each["role"] for each in teacher_messages(bare, "1+1", "2")] == ["user"]
+
+
 def test_thinking_is_set_apart():
     messages = student_messages(PROMPTS, "1+1")
     free, off = prompt_ids(TOKENIZER, messages), prompt_ids(TOKENIZER, messages, thinking=False)

@@ -1,26 +1,29 @@
-"""Seconds to take in GSM8K's training file, every row a problem or rejected, and grading speed.
+"""Seconds to take in a file like GSM8K's, every row a problem or rejected, and grading speed.
 
 Each repetition reads the file, checks every row, looks for near-duplicates and for overlap between
 the splits; grading compares plain numbers, each pair once, on two cores at most.
-Usage: ingest.py [file]
+Usage: ingest.py [GSM8K's train.jsonl]; without it a file of as many rows of the same form is made.
 """
 
+import json
 import random
 import sys
+import tempfile
 from pathlib import Path
 
 from _measure import report, seconds
 
+from sdcore.arithmetic import generate_problems, reference_solution
 from sdcore.config import ProblemsConfig
 from sdcore.grading import grade_many
 from sdcore.problems import sort_out
 
-FILE = Path(__file__).parents[3] / "shared/data/gsm8k/train.jsonl"
+ROWS = 7_473  # of GSM8K's training file
 REPEATS, TARGET = 3, 10.0  # seconds
 ANSWERS, RATE = 20_000, 2_000  # answers, answers a second
 
 
-def main(file: Path = FILE) -> None:
+def main(file: Path) -> None:
     config = ProblemsConfig(
         source="jsonl", path=file, solution="answer", answer_pattern=r"####\s*(.+)$"
     )
@@ -36,6 +39,7 @@ def main(file: Path = FILE) -> None:
         max(runs),
         f"under {TARGET:g} s, kept + rejected = all rows; {RATE} plain answers graded a second",
         whole and max(runs) < TARGET and min(rates) >= RATE,
+        file=file.name,
         rows=rows,
         splits={name: len(split) for name, split in splits.items()},
         rejected=len(rejected),
@@ -52,5 +56,17 @@ def grade_numbers() -> None:
     grade_many(numbers, [str(rng.randint(0, 10**6)) for _ in numbers])
 
 
+def made(folder: Path) -> Path:
+    """A file in GSM8K's form."""
+    rows = [
+        {"question": each.question, "answer": f"{reference_solution(each)}\n#### {each.answer}"}
+        for each in generate_problems(ROWS, 0, holdout=True)
+    ]
+    path = folder / "made.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    return path
+
+
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    with tempfile.TemporaryDirectory() as folder:
+        main(Path(sys.argv[1]) if sys.argv[1:] else made(Path(folder)))
