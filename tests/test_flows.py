@@ -48,11 +48,15 @@ def tables(workspace: Path) -> dict[str, pl.DataFrame]:
 
 
 def metrics(workspace: Path) -> dict[str, dict[str, float]]:
-    """Last value of every MLflow metric by run name, times aside."""
+    """Last value of every MLflow metric by run name, times and the machine's load aside."""
     client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     return {
-        r.info.run_name: {k: v for k, v in r.data.metrics.items() if not k.endswith("seconds")}
+        r.info.run_name: {
+            name: value
+            for name, value in r.data.metrics.items()
+            if not name.endswith("seconds") and not name.startswith("system/")
+        }
         for r in runs
     }
 
