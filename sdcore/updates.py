@@ -20,7 +20,7 @@ _COLUMNS = (
     "logprob_drift", "logprob_drift_max", "padding_share", "seconds",
 )  # fmt: skip
 KL = 4  # row of the KL in an [S, T] of signals
-MISMATCH = {torch.float32: 0.01, torch.bfloat16: 0.1}  # nats; see `require_agreement`
+MISMATCH = {torch.float32: 0.01, torch.bfloat16: 0.2}  # nats; see `require_agreement`
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,10 @@ def require_agreement(update: Update, dtype: torch.dtype) -> None:
     """Refuse rollouts whose log-probs are not those of the policy that is trained.
 
     To be asked of the first step on fresh rollouts, whose weights are those that sampled them, so
-    that all difference is rounding: on average up to 2e-5 nats in float32 and 2e-2 in bfloat16 for
-    the models tried. Log-probs at temperature 0.7 instead of 1 differ by 4e-2, another prompt by 2.
+    that all difference is rounding. Seen with both engines, on average: tiny-solver 4e-7 nats in
+    float32 and 2e-3 in bfloat16, SmolLM2-135M 2e-5 and 4e-2. For comparison, log-probs at
+    temperature 0.7 instead of 1 are off by 0.04 and 0.45 for the two models, those after another
+    prompt by 2 and 0.7. What is wrong by less must be seen in `updates`.
 
     Raises:
         TrainingError: the mean difference is above `MISMATCH`.

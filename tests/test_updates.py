@@ -72,7 +72,7 @@ def test_a_gradient_alone_that_is_not_finite_names_all_rollouts():
         updates.require_finite(EXAMPLES, passes(), math.nan)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 0.01), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 0.01), (torch.bfloat16, 0.2)])
 def test_another_policys_log_probs_stop_the_round_and_rounding_does_not(dtype, bound):
     update = updates.update_of(EXAMPLES, passes(), grad_norm=2, learning_rate=0.1, seconds=3)
     updates.require_agreement(replace(update, logprob_drift=bound), dtype)
