@@ -4,16 +4,13 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VLLM   := .venv-vllm
 
-.PHONY: run test test-browser lint bench vllm clean
+.PHONY: run test lint bench vllm clean
 
 run: $(READY)  ## the main job: three kinds of feedback compared, in minutes
 	$(BIN)/sdcore run deployments/experiments/quickstart.toml
 
 test: $(READY) lint  ## everything that CI checks
 	$(BIN)/python -m pytest
-
-test-browser: $(READY)  ## the pages of Prefect, MLflow and the report in Chromium; part of test
-	$(BIN)/python -m pytest -m browser
 
 lint: $(READY)
 	$(BIN)/ruff check .
