@@ -108,11 +108,10 @@ class _Artifact:
     """The progress artifact of one bar, made once the work has taken a while."""
 
     def __init__(self, description: str) -> None:
-        self._description, self._id = description, None
+        self._description = description
+        self._id: UUID | None = None
         self._next = time.monotonic() + EVERY
         self._in_a_run = bool(FlowRunContext.get() or TaskRunContext.get())
-
-    _id: UUID | None
 
     def show(self, share: float, text: str) -> None:
         if not self._in_a_run or time.monotonic() < self._next:
