@@ -9,12 +9,10 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Schedule
 
-from flows.services import PROJECT
-
-FILE = PROJECT / "deployments" / "prefect.yaml"
+from flows.services import DEPLOYMENTS
 
 
-def deployments(file: Path = FILE) -> list[RunnerDeployment]:
+def deployments(file: Path = DEPLOYMENTS) -> list[RunnerDeployment]:
     """What the file deploys; its work pools are for workers and left out."""
     return [
         _deployment(**entry) for entry in yaml.safe_load(file.read_text("utf-8"))["deployments"]

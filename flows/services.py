@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+import yaml
 
 from sdcore.errors import SdcoreError
 from sdcore.loopback import answers
@@ -22,6 +23,7 @@ NAMES = ("prefect", "mlflow", "deployments")
 START_SECONDS = 300  # a busy machine needs most of them
 STOP_SECONDS = 20
 PROJECT = Path(__file__).parents[1]
+DEPLOYMENTS = PROJECT / "deployments" / "prefect.yaml"
 QUIET = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -150,8 +152,17 @@ def _start_all(root: Path, address: Mapping[str, str]) -> None:
     mlflow = spawn("mlflow", _mlflow_command(root, address["mlflow"]))
     _wait(root, "prefect", f"{api}/health", prefect)
     _wait(root, "mlflow", f"{address['mlflow']}/health", mlflow)
-    registered = f"{api}/deployments/name/compare-contexts/quickstart"
-    _wait(root, "deployments", registered, spawn("deployments", serve))
+    deployments = spawn("deployments", serve)
+    for name in _deployment_names():
+        _wait(root, "deployments", f"{api}/deployments/name/{name}", deployments)
+
+
+def _deployment_names() -> list[str]:
+    """``flow/deployment`` of each entry; Prefect names a flow after its function."""
+    entries = yaml.safe_load(DEPLOYMENTS.read_text("utf-8"))["deployments"]
+    functions = (entry["entrypoint"].partition(":")[2] for entry in entries)
+    flows = (function.replace("_", "-") for function in functions)
+    return [f"{flow}/{entry['name']}" for flow, entry in zip(flows, entries, strict=True)]
 
 
 def _mlflow_command(root: Path, address: str) -> list[str]:

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import time
+from contextlib import suppress
 
 import httpx
 
@@ -19,9 +20,8 @@ def answers(url: str, process: "subprocess.Popen[bytes]", timeout: float) -> boo
     deadline = time.monotonic() + timeout
     with httpx.Client(timeout=1, trust_env=False) as client:
         while process.poll() is None and time.monotonic() < deadline:
-            try:
+            with suppress(httpx.TransportError):
                 if client.get(url).is_success:
                     return True
-            except httpx.TransportError:
-                time.sleep(0.1)
+            time.sleep(0.1)
     return False
