@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from sdcore.arithmetic import ORDERS, STYLES, Move, Problem, phrase
+from sdcore.arithmetic import STYLES, Move, Problem, phrase
 from sdcore.equations import value
 
 SLIPS = (1, -1, 2, -2, 10, -10)
@@ -30,13 +30,14 @@ class Solution:
 
 def corrupted_arithmetic(problem: Problem, rng: random.Random, *, wrong: bool) -> Solution:
     """A solution of a problem of the arithmetic family, in a random order and style."""
-    order, style = rng.choice(sorted(ORDERS)), rng.choice(sorted(STYLES))
-    place = rng.randrange(len(ORDERS[order])) if wrong else None
+    order = problem.orders[rng.choice(sorted(problem.orders))]
+    style = STYLES[rng.choice(sorted(STYLES))]
+    place = rng.randrange(len(order)) if wrong else None
     terms, steps = list(problem.terms), []
-    for index, (left, right) in enumerate(ORDERS[order]):
+    for index, (left, right) in enumerate(order):
         move = Move(terms[left], terms[right])
         result = move.result + (rng.choice(SLIPS) if index == place else 0)
-        steps.append(phrase(move, STYLES[style], result))
+        steps.append(phrase(move, style, result))
         terms.append(result)
     return Solution(tuple(steps), str(terms[-1]), None if place is None else place + 1)
 

@@ -38,13 +38,14 @@ def make_trials(config: ProblemsConfig, count: int, seed: int) -> list[Trial]:
     """
     rng = random.Random(seed)  # noqa: S311
     if config.source == "arithmetic":
+        problems = generate_problems(count, seed, holdout=True, family=config.arithmetic)
         return [
             _trial(
                 f"arithmetic, seed {seed}", problem.question, str(problem.answer),
                 corrupted_arithmetic(problem, rng, wrong=index % 2 == 1),
                 reference_solution(problem),
             )
-            for index, problem in enumerate(generate_problems(count, seed, holdout=True))
+            for index, problem in enumerate(problems)
         ]  # fmt: skip
     rows = [(f"{origin(config)}, row {number}", row) for number, row in read_records(config)]
     rng.shuffle(rows)

@@ -27,6 +27,14 @@ def test_arithmetic_trials_are_right_and_wrong_by_turns_and_the_oracle_agrees():
     assert trials != make_trials(ProblemsConfig(source="arithmetic"), 20, seed=4)
 
 
+def test_trials_are_of_the_experiments_own_family():
+    small = ProblemsConfig(source="arithmetic", arithmetic={"operands": 3})
+    for trial in make_trials(small, 10, seed=0):
+        assert len(parse_trace(trial.text).steps) == 2
+        found = critique(trial.question, trial.answer, trial.text)
+        assert found.first_wrong_step == trial.first_wrong_step
+
+
 def gsm8k(path: Path) -> ProblemsConfig:
     return ProblemsConfig(source="jsonl", path=path, solution="answer", answer_pattern="#### (.+)$")
 
