@@ -440,6 +440,11 @@ class Experiment(Settings):
             raise ValueError("the condition name 'base' is taken by the untrained policy")
         if self.training.questions_per_round > self.problems.train:
             raise ValueError("training.questions_per_round exceeds problems.train")
+        if self.engine.urls and (self.training.lora is None or self.warmup is not None):
+            raise ValueError(
+                "engine.urls: running servers take adapters of the named model only: "
+                "set training.lora and no warmup, or let a server be started"
+            )
         self._check_critic()
         return self
 

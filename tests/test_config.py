@@ -80,8 +80,20 @@ def test_which_engine_is_part_of_the_identity_and_where_its_servers_are_is_not()
     experiment = load_experiment(QUICKSTART)
     explicit = load_experiment(QUICKSTART, ["engine.kind=transformers"])
     own = load_experiment(QUICKSTART, ["engine.kind=vllm"])
-    there = load_experiment(QUICKSTART, ["engine.kind=vllm", "engine.urls=['http://127.0.0.1:1']"])
-    assert experiment.fingerprint == explicit.fingerprint != own.fingerprint == there.fingerprint
+    assert experiment.fingerprint == explicit.fingerprint != own.fingerprint
+    lora = ["engine.kind=vllm", "training.lora.rank=8"]
+    ours = load_experiment(QUICKSTART, [*lora, "engine.cache_gib=1"])
+    there = load_experiment(QUICKSTART, [*lora, "engine.urls=['http://127.0.0.1:1']"])
+    assert ours.fingerprint == there.fingerprint != own.fingerprint
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["training.lora.rank=8", "warmup.learning_rate=1e-4", "warmup.steps=2"]]
+)
+def test_running_servers_take_adapters_of_the_named_model_only(more):
+    there = ["engine.kind=vllm", "engine.urls=['http://127.0.0.1:1']"]
+    with pytest.raises(ConfigError, match="adapters of the named model only"):
+        load_experiment(QUICKSTART, [*there, *more])
 
 
 def test_settings_that_came_later_leave_the_names_of_older_runs():
