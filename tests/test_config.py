@@ -35,6 +35,9 @@ def test_overrides_are_dotted_toml_or_bare_words():
         ("conditions.reference.objective=ppo", r"conditions.reference: .*'distill', 'grpo'"),
         ("conditions.base.objective=grpo", r"base"),
         ("problems.source=jsonl", r"problems.path is needed"),
+        ("problems.source=reasoning_gym", r"problems.name is needed"),
+        ("problems.query='FROM t'", r"problems.query is needed for source = duckdb, and only"),
+        ("problems.test_share=0.9", r"leave nothing to train on"),
         ("seeds=[1, 1]", r"seeds repeat"),
         ("training.questions_per_round=513", r"exceeds problems.train"),
         ("name=a b", r"name: .*pattern"),
@@ -87,7 +90,10 @@ def test_which_engine_is_part_of_the_identity_and_where_its_servers_are_is_not()
 def test_settings_that_came_later_leave_the_names_of_older_runs():
     experiment = load_experiment(QUICKSTART)
     assert not {"engine", "warmup"} & experiment.model_dump().keys()
-    assert "arithmetic" not in experiment.problems.model_dump()
+    assert (
+        not {"arithmetic", "checks", "band", "name", "part"}
+        & experiment.problems.model_dump().keys()
+    )
     assert not {"student_thinking", "teacher_thinking"} & experiment.prompts.model_dump().keys()
     for used in (
         "prompts.teacher_thinking=true",
