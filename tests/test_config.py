@@ -90,10 +90,8 @@ def test_which_engine_is_part_of_the_identity_and_where_its_servers_are_is_not()
 def test_settings_that_came_later_leave_the_names_of_older_runs():
     experiment = load_experiment(QUICKSTART)
     assert not {"engine", "warmup"} & experiment.model_dump().keys()
-    assert (
-        not {"arithmetic", "checks", "band", "name", "part"}
-        & experiment.problems.model_dump().keys()
-    )
+    problems = experiment.problems.model_dump().keys()
+    assert not {"arithmetic", "checks", "band", "name", "part"} & problems
     assert not {"student_thinking", "teacher_thinking"} & experiment.prompts.model_dump().keys()
     for used in (
         "prompts.teacher_thinking=true",
