@@ -128,7 +128,7 @@ def _opened(datasets: Any, config: ProblemsConfig) -> Iterable[Record]:
 
 def _reasoning_gym(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
     """Questions of a procedural generator; each is drawn from the seed and its number."""
-    wanted = config.train + config.validation + config.test
+    wanted = sum(config.counts.values())
     try:
         drawn = _extra("reasoning_gym").create_dataset(
             config.name, seed=config.seed, size=SURPLUS * wanted, **config.options
