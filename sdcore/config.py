@@ -4,6 +4,7 @@ An experiment is one TOML file plus dotted overrides (``training.rounds=3``). It
 hash of the fully resolved settings and names every row that the experiment writes.
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Sequence
@@ -138,6 +139,16 @@ class ProblemsConfig(Settings):
                 "problems.answer_pattern must have exactly one group, e.g. '#### (.+)$'"
             )
         return self
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Problems to take into each split; more than are wanted where a band chooses among them.
+
+        In this order, so that a larger train split moves no generated test problem.
+        """
+        surplus = self.band.candidates if self.band else 1.0
+        wanted = {"test": self.test, "validation": self.validation, "train": self.train}
+        return {split: math.ceil(surplus * count) for split, count in wanted.items()}
 
 
 class PromptsConfig(Settings):

@@ -18,9 +18,10 @@ DIFFERS = "differs from the reference"
 _NUMBER = re.compile(r"(-?)(\d{1,9}|[1-9]\d{0,2}(?:,\d{3}){1,2})(\.\d{1,6})?")
 _CURRENCY = re.compile(r"\\?[$€£¥₹]")
 _UNIT = re.compile(
-    r"""(?<=\d)(?:\s+[A-Za-z]{3}[A-Za-z ]*\.?           # 18 dollars; "2 x" is algebra
-    | \s*(?:[kcm]?m|in|ft|yd|mi)(?:\^?\{?[23]\}?|[²³])   # 10 m^2
-    | \s*(?:[kcm]?m|ft|mi|k?g|m?[lL])/(?:h|hr|s|min)   # 5 km/h
+    r"""(?<=\d)\s+(?:
+    [A-Za-z]{3}[A-Za-z ]*\.?                           # 18 dollars; "2 x" is algebra
+    | (?:[kcm]?m|in|ft|yd|mi)(?:\^?\{?[23]\}?|[²³])    # 10 m^2; "10m^2" is algebra
+    | (?:[kcm]?m|ft|mi|k?g|m?[lL])/(?:h|hr|s|min)      # 5 km/h
     )$""",
     re.VERBOSE,
 )
@@ -46,14 +47,11 @@ def grade(answer: str | None, reference: str) -> Grade:
 def grade_many(answers: Sequence[str | None], references: Sequence[str]) -> list[Grade]:
     """Grade each answer against its own reference; equal pairs are looked at once."""
     pairs = list(zip(answers, references, strict=True))
-    grades = {pair: _direct(*pair) for pair in dict.fromkeys(pairs)}
-    hard = [
-        (answer, reference)
-        for (answer, reference), found in grades.items()
-        if found is None and answer is not None
-    ]
-    grades |= dict(zip(hard, _compared(hard), strict=True))
-    return [grades[pair] or Grade(False) for pair in pairs]
+    direct = {pair: _direct(*pair) for pair in pairs}
+    grades = {pair: found for pair, found in direct.items() if found}
+    hard = [pair for pair in direct if pair not in grades]
+    grades |= zip(hard, _compared(hard), strict=True)
+    return [grades[pair] for pair in pairs]
 
 
 def readable_many(references: Sequence[str]) -> list[bool]:
@@ -85,9 +83,9 @@ def _direct(answer: str | None, reference: str) -> Grade | None:
     return None if mine is None or theirs is None else _verdict(mine == theirs)
 
 
-def _compared(pairs: Sequence[tuple[str, str]]) -> list[Grade]:
+def _compared(pairs: Sequence[tuple[str | None, str]]) -> list[Grade]:
     """The verdicts by algebra."""
-    calls = [(cleaned(answer), cleaned(reference)) for answer, reference in pairs]
+    calls = [(cleaned(answer or ""), cleaned(reference)) for answer, reference in pairs]
     return [_verdict(found) for found in run_bounded(mathematics.equal, calls)]
 
 

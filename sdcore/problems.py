@@ -4,7 +4,6 @@ Rows that cannot be used are kept apart with the reason; a question's split is d
 so that it keeps it when the source grows.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -18,8 +17,6 @@ from sdcore.overlap import normalised, overlapping
 from sdcore.schema import TABLES, content_key
 from sdcore.screening import Problem, Rejection, screen
 from sdcore.sources import origin, read_records
-
-SPLITS = ("test", "validation", "train")  # in this order: a larger train split moves no test row
 
 GENERATED = ("arithmetic", "reasoning_gym")  # sources without end, whose problems share a template
 
@@ -47,7 +44,7 @@ def load_problems(config: ProblemsConfig) -> Loaded:
         splits, rejections = sort_out(config)
     rows = [
         problem.columns | {"split": split, "position": position}
-        for split in SPLITS
+        for split in config.counts
         for position, problem in enumerate(_wanted(split, splits, config))
     ]
     rejected = [rejection.columns | {"source": origin(config)} for rejection in rejections]
@@ -65,7 +62,7 @@ def sort_out(config: ProblemsConfig) -> tuple[dict[str, list[Problem]], list[Rej
     if config.source in GENERATED:
         return _dealt(problems, config), rejections
     ordered = sorted(problems, key=lambda each: content_key(config.seed, each.problem_id))
-    splits: dict[str, list[Problem]] = {split: [] for split in SPLITS}
+    splits: dict[str, list[Problem]] = {split: [] for split in config.counts}
     for problem in ordered:
         splits[_split(problem, config)].append(problem)
     leaked = _leaked(splits, config.checks.overlap)
@@ -74,7 +71,7 @@ def sort_out(config: ProblemsConfig) -> tuple[dict[str, list[Problem]], list[Rej
 
 
 def _arithmetic(config: ProblemsConfig) -> list[Problem]:
-    total = sum(_counts(config).values())
+    total = sum(config.counts.values())
     drawn = generate_problems(total, config.seed, holdout=True, family=config.arithmetic)
     return [
         Problem(
@@ -91,7 +88,7 @@ def _arithmetic(config: ProblemsConfig) -> list[Problem]:
 def _dealt(problems: Iterable[Problem], config: ProblemsConfig) -> dict[str, list[Problem]]:
     """Problems of a generator, split by split in the order in which they are drawn."""
     drawn = iter(problems)
-    return {split: list(islice(drawn, count)) for split, count in _counts(config).items()}
+    return {split: list(islice(drawn, count)) for split, count in config.counts.items()}
 
 
 def _split(problem: Problem, config: ProblemsConfig) -> str:
@@ -119,16 +116,10 @@ def _leaked(splits: dict[str, list[Problem]], bound: float) -> dict[int, Rejecti
     }
 
 
-def _counts(config: ProblemsConfig) -> dict[str, int]:
-    """Problems to take into each split; where a band chooses among them, more than are wanted."""
-    surplus = config.band.candidates if config.band else 1.0
-    return {split: math.ceil(surplus * getattr(config, split)) for split in SPLITS}
-
-
 def _wanted(split: str, splits: dict[str, list[Problem]], config: ProblemsConfig) -> list[Problem]:
     wanted: int = getattr(config, split)
     if len(splits[split]) < wanted:
-        held = ", ".join(f"{len(splits[name])} {name}" for name in SPLITS)
+        held = ", ".join(f"{len(splits[name])} {name}" for name in splits)
         raise DataError(
             "too few problems",
             got=f"{sum(map(len, splits.values()))} usable ones, of which {held}",
@@ -137,7 +128,7 @@ def _wanted(split: str, splits: dict[str, list[Problem]], config: ProblemsConfig
             mend=f"make problems.{split} smaller, or change problems.test_share or "
             "problems.validation_share; the table rejected_problems tells what was left out",
         )
-    return splits[split][: _counts(config)[split]]
+    return splits[split][: config.counts[split]]
 
 
 def _frame(table: str, rows: list[dict[str, object]]) -> pl.DataFrame:

@@ -106,21 +106,29 @@ def _duckdb(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
     return enumerate(frame.iter_rows(named=True), 1)
 
 
-def _dataset(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
+def _dataset(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
+    datasets = _extra("datasets")
+    try:
+        yield from enumerate(_opened(datasets, config), 1)
+    except (KeyError, datasets.exceptions.DatasetsError) as error:
+        raise DataError("problems cannot be read", got=error, where=origin(config)) from error
+
+
+def _opened(datasets: Any, config: ProblemsConfig) -> Iterable[Record]:
     """A data set of the hub, or a local folder of data files or of `save_to_disk`."""
-    datasets, name = _extra("datasets"), config.name or ""
+    name = config.name or ""
     if (Path(name) / "state.json").exists():
-        return enumerate(datasets.load_from_disk(name), 1)
+        return datasets.load_from_disk(name)  # type: ignore[no-any-return]
     if (Path(name) / "dataset_dict.json").exists():
-        return enumerate(datasets.load_from_disk(name)[config.part], 1)
-    streaming = config.limit is not None
-    rows = datasets.load_dataset(name, config.subset, split=config.part, streaming=streaming)
-    return enumerate(rows, 1)
+        return datasets.load_from_disk(name)[config.part]  # type: ignore[no-any-return]
+    return datasets.load_dataset(  # type: ignore[no-any-return]
+        name, config.subset, split=config.part, streaming=config.limit is not None
+    )
 
 
 def _reasoning_gym(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
     """Questions of a procedural generator; each is drawn from the seed and its number."""
-    wanted = config.train + config.validation + config.test
+    wanted = sum(config.counts.values())
     try:
         drawn = _extra("reasoning_gym").create_dataset(
             config.name, seed=config.seed, size=SURPLUS * wanted, **config.options

@@ -35,6 +35,9 @@ def test_overrides_are_dotted_toml_or_bare_words():
         ("conditions.reference.objective=ppo", r"conditions.reference: .*'distill', 'grpo'"),
         ("conditions.base.objective=grpo", r"base"),
         ("problems.source=jsonl", r"problems.path is needed"),
+        ("problems.source=reasoning_gym", r"problems.name is needed"),
+        ("problems.query='FROM t'", r"problems.query is needed for source = duckdb, and only"),
+        ("problems.test_share=0.9", r"leave nothing to train on"),
         ("seeds=[1, 1]", r"seeds repeat"),
         ("training.questions_per_round=513", r"exceeds problems.train"),
         ("name=a b", r"name: .*pattern"),
@@ -99,7 +102,8 @@ def test_running_servers_take_adapters_of_the_named_model_only(more):
 def test_settings_that_came_later_leave_the_names_of_older_runs():
     experiment = load_experiment(QUICKSTART)
     assert not {"engine", "warmup"} & experiment.model_dump().keys()
-    assert "arithmetic" not in experiment.problems.model_dump()
+    problems = experiment.problems.model_dump().keys()
+    assert not {"arithmetic", "checks", "band", "name", "part"} & problems
     assert not {"student_thinking", "teacher_thinking"} & experiment.prompts.model_dump().keys()
     for used in (
         "prompts.teacher_thinking=true",

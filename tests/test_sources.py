@@ -77,9 +77,16 @@ def test_a_data_set_is_read_from_files_or_from_where_it_was_saved(tmp_path):
         assert rows == list(enumerate(ROWS, 1))[:limit]
 
 
-def test_a_data_set_that_is_not_there_is_a_data_error(tmp_path):
+def test_a_data_set_that_is_not_there_or_broken_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match=r"cannot be read[\s\S]*nowhere small train"):
         read(source="dataset", name=str(tmp_path / "nowhere"), subset="small")
+    datasets.DatasetDict({"eval": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "d")
+    with pytest.raises(DataError, match=r"cannot be read[\s\S]*train"):
+        read(source="dataset", name=str(tmp_path / "d"))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "train.jsonl").write_text('{"a": 1}\n{"a')
+    with pytest.raises(DataError, match=r"cannot be read[\s\S]*broken train"):
+        read(source="dataset", name=str(tmp_path / "broken"))
 
 
 def test_a_generator_draws_the_same_questions_however_many_are_wanted():
@@ -124,7 +131,6 @@ def test_a_limit_takes_the_first_rows(tmp_path, source):
 
 
 def test_a_source_has_a_short_name(tmp_path):
-    pytest.importorskip("reasoning_gym", reason="the extra sdcore[data] is not installed")
     sizes = {"train": 1, "validation": 1, "test": 1}
     file = ProblemsConfig(source="csv", path=tmp_path / "p.csv", **sizes)
     hub = ProblemsConfig(source="dataset", name="openai/gsm8k", subset="main", **sizes)
