@@ -93,6 +93,27 @@ def compare_contexts(
     return run.fn(settings, _workspace())
 
 
+@flow(flow_run_name=_experiment_name)
+def critic_eval(
+    experiment: Path,
+    solutions: Annotated[int, Field(ge=2)] = 200,
+    processbench: Path | None = None,
+    overrides: list[str] = [],  # noqa: B006
+) -> dict[str, Any]:
+    """Measure a critic on solutions whose first wrong step is known.
+
+    Args:
+        experiment: TOML file with the critic and the problems
+        solutions: at most so many are judged
+        processbench: a file of judged solutions; without one, wrong ones are made from the problems
+        overrides: other settings as section.key=value, such as critic.model=my-critic
+    """
+    from flows.critic_eval import critic_eval as run
+
+    settings = config.load_experiment(experiment, overrides)
+    return run.fn(settings, _workspace(), solutions, processbench)
+
+
 @flow(flow_run_name="build tiny-solver in {folder}")
 def build_tiny_solver(folder: Path) -> dict[str, float]:
     """Pre-train builtin:tiny-solver from scratch.
