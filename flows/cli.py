@@ -225,7 +225,10 @@ def critic_eval(
     workspace: WorkspaceOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a critic on solutions whose first wrong step is known."""
+    """Measure a critic on solutions whose first wrong step is known.
+
+    Example: sdcore critic-eval deployments/experiments/gsm8k-critic.toml --solutions 50
+    """
     settings = load_experiment(experiment, overrides or [])
     from flows.server import prefect_server
 

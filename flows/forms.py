@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from prefect import flow
 from prefect.runtime import flow_run
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_serializer
 
 from sdcore import config
 
@@ -21,9 +21,19 @@ class Changed(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
+    @model_serializer
+    def filled(self) -> dict[str, Any]:
+        """The fields that were filled in; the empty ones have no value."""
+        filled = (name for name in type(self).model_fields if name in self.model_fields_set)
+        return {name: getattr(self, name) for name in filled}
+
     def overrides(self) -> list[str]:
         """What was filled in, as dotted ``key=value`` settings."""
-        return list(_dotted(self.model_dump(mode="json", exclude_none=True, exclude_unset=True)))
+        return list(_dotted(self.model_dump(mode="json")))
+
+
+def _left_open() -> None:
+    """Default of a field that the form shows empty: not part of the schema, never validated."""
 
 
 def _section(settings: type[BaseModel]) -> type[Changed]:
@@ -33,26 +43,31 @@ def _section(settings: type[BaseModel]) -> type[Changed]:
         kind = field.annotation
         for bound in field.metadata:
             kind = Annotated[kind, bound]
-        fields[name] = (kind | None, Field(None, description=field.description))
+        fields[name] = (kind, Field(default_factory=_left_open, description=field.description))
     return create_model(settings.__name__, __base__=Changed, __doc__=settings.__doc__, **fields)
 
 
-def _is_section(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def _sections() -> dict[str, Any]:
+    kinds = {name: field.annotation for name, field in config.Experiment.model_fields.items()}
+    made = {
+        name: _section(kind)
+        for name, kind in kinds.items()
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    }
+    return {name: (section, Field(default_factory=section)) for name, section in made.items()}
 
 
-_SECTIONS: dict[str, Any] = {
-    name: (_section(field.annotation) | None, None)
-    for name, field in config.Experiment.model_fields.items()
-    if _is_section(field.annotation)
-}
 Changes = create_model(
     "Changes",
     __base__=Changed,
     __doc__=Changed.__doc__,
-    seeds=(list[int] | None, Field(None, description="every condition is trained once a seed")),
-    **_SECTIONS,
+    seeds=(
+        list[int],
+        Field(default_factory=_left_open, description="every condition is trained once a seed"),
+    ),
+    **_sections(),
 )
+_NOTHING = Changes()
 
 
 def _experiment_name() -> str:
@@ -61,7 +76,9 @@ def _experiment_name() -> str:
 
 @flow(flow_run_name=_experiment_name)
 def compare_contexts(
-    experiment: Path, changes: Changes | None = None, overrides: list[str] | None = None
+    experiment: Path,
+    changes: Changes = _NOTHING,
+    overrides: list[str] = [],  # noqa: B006
 ) -> str:
     """Train the solver under every condition and seed of an experiment and compare the results.
 
@@ -72,8 +89,29 @@ def compare_contexts(
     """
     from flows.compare_contexts import compare_contexts as run
 
-    dotted = [*(changes.overrides() if changes else []), *(overrides or [])]
-    return run.fn(config.load_experiment(experiment, dotted), _workspace())
+    settings = config.load_experiment(experiment, [*changes.overrides(), *overrides])
+    return run.fn(settings, _workspace())
+
+
+@flow(flow_run_name=_experiment_name)
+def critic_eval(
+    experiment: Path,
+    solutions: Annotated[int, Field(ge=2)] = 200,
+    processbench: Path | None = None,
+    overrides: list[str] = [],  # noqa: B006
+) -> dict[str, Any]:
+    """Measure a critic on solutions whose first wrong step is known.
+
+    Args:
+        experiment: TOML file with the critic and the problems
+        solutions: at most so many are judged
+        processbench: a file of judged solutions; without one, wrong ones are made from the problems
+        overrides: other settings as section.key=value, such as critic.model=my-critic
+    """
+    from flows.critic_eval import critic_eval as run
+
+    settings = config.load_experiment(experiment, overrides)
+    return run.fn(settings, _workspace(), solutions, processbench)
 
 
 @flow(flow_run_name="build tiny-solver in {folder}")

@@ -28,11 +28,11 @@ class Cell(NamedTuple):
 def token_map(maps: Sequence[Heatmap], title: str) -> Figure:
     """One trace as each condition scored it: blue tokens are confirmed, orange ones objected to."""
     drawn = list(cells(maps, title))
-    rows = drawn[-1].row + 1
-    figure = Figure(figsize=(COLUMNS * _WIDTH, rows * _HEIGHT))
+    columns, rows = COLUMNS + 2, drawn[-1].row + 2  # a margin of one cell
+    figure = Figure(figsize=(columns * _WIDTH, rows * _HEIGHT))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    axes.set(xlim=(0, COLUMNS), ylim=(rows, 0))
+    axes.set(xlim=(-1, COLUMNS + 1), ylim=(rows - 0.5, -0.5))
     for row, column, text, level in drawn:
         if level:
             colour, share = _COLOURS[level[0]], int(level[1:]) / len(THRESHOLDS)

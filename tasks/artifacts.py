@@ -5,11 +5,7 @@ import os
 
 import polars as pl
 from matplotlib.figure import Figure
-from prefect.artifacts import (
-    create_image_artifact,
-    create_link_artifact,
-    create_markdown_artifact,
-)
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from sdcore import comparison, plots, printing
 from sdcore.heatmaps import examples
@@ -26,16 +22,16 @@ def publish(base: Lineage, table: pl.DataFrame, curves: Figure) -> None:
     def key(name: str) -> str:
         return artifact_key(experiment.name, name)
 
-    create_markdown_artifact(_markdown(base, table), key("comparison"), f"conditions of {about}")
-    create_image_artifact(_address(curves), key("curves"), f"learning curves of {about}")
-    for figure in _token_maps(base):
-        create_image_artifact(_address(figure), key("tokens"), f"token advantages in {about}")
+    text = f"{_tables(base, table)}\n\n{_picture(curves, 'learning curves')}"
+    create_markdown_artifact(text, key("comparison"), f"conditions of {about}")
+    if tokens := _tokens(base):
+        create_markdown_artifact(tokens, key("tokens"), f"token advantages in {about}")
     if mlflow := os.environ.get("SDCORE_MLFLOW_URL"):
         page = f"{mlflow}/#/{open_tracking(base.root).page(experiment)}"
         create_link_artifact(page, f"{about} in MLflow", key("mlflow"))
 
 
-def _markdown(base: Lineage, table: pl.DataFrame) -> str:
+def _tables(base: Lineage, table: pl.DataFrame) -> str:
     experiment_id = base.experiment.experiment_id
     differences = base.store.rows("comparisons", experiment_id=experiment_id)
     signals = comparison.signal_summary(base.store, experiment_id)
@@ -43,14 +39,18 @@ def _markdown(base: Lineage, table: pl.DataFrame) -> str:
     return "\n\n".join(f"**{title}**\n\n{printing.markdown(frame)}" for title, frame in parts)
 
 
-def _token_maps(base: Lineage) -> list[Figure]:
-    """One wrong trace of the first round under every context, if token signals are stored."""
+def _tokens(base: Lineage) -> str | None:
+    """A wrong trace of the first round under every context, if token signals are stored."""
     experiment = base.experiment
     names = list(experiment.conditions)
     found = examples(base.store, experiment.experiment_id, names, correct=False, count=1)
-    return [token_map(each.maps, f"{each.question}  answered {each.answer}") for each in found]
+    if not found:
+        return None
+    title = f"{found[0].question}  answered {found[0].answer}, not {found[0].reference}"
+    legend = "Blue: the context confirms the token. Orange: it objects to it."
+    return f"{legend}\n\n{_picture(token_map(found[0].maps, title), 'tokens by advantage')}"
 
 
-def _address(figure: Figure) -> str:
-    """The picture itself as an address: it needs no server and moves with Prefect's database."""
-    return "data:image/png;base64," + base64.b64encode(plots.png(figure)).decode()
+def _picture(figure: Figure, what: str) -> str:
+    """The picture as Markdown, itself its address: it needs no server and moves with the text."""
+    return f"![{what}](data:image/png;base64,{base64.b64encode(plots.png(figure)).decode()})"

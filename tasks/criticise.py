@@ -99,7 +99,8 @@ def _ask(lineage: Lineage, critic: Critic, rollouts: Sequence[Row]) -> dict[str,
             if critique.raw is not None:
                 row = critique_rows(lineage, critic, [rollouts[index]], made)
                 lineage.store.append_missing(critiques=row)
-            advance(1)
+            spent = {"critic_tokens": critique.tokens, "cost": critique.cost}
+            advance(1, failed=not critique.valid, **spent)
     return made
 
 

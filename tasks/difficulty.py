@@ -82,7 +82,7 @@ def _ask_critic(
             answer = {"critic_solves": solves, "critic_cost": cost, "in_band": bool(solves)}
             frame = TABLES["difficulties"].frame([open_[index] | answer])
             base.store.append_missing(difficulties=frame)
-            advance(1)
+            advance(1, cost=cost)
 
 
 def _in_band(base: Lineage, problems: pl.DataFrame) -> pl.DataFrame:

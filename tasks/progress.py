@@ -66,7 +66,7 @@ def bar(description: str, total: int) -> Iterator[Advance]:
         counts.update(done=count, **more)  # type: ignore[call-overload]
         text = summary(counts, time.monotonic() - start)
         _progress.update(row, advance=count, counts=text)
-        artifact.show(counts["done"] / total, text)
+        artifact.show(counts["done"] / max(total, 1), text)
 
     try:
         yield advance

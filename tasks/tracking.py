@@ -8,12 +8,10 @@ import json
 import logging
 import os
 import re
-import sqlite3
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -28,6 +26,7 @@ from sdcore import plots
 from sdcore.config import Experiment
 from sdcore.schema import content_key
 from sdcore.solver import save_solver
+from tasks.mlflow_file import follow_move, pragma
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
 
@@ -61,11 +60,6 @@ _SCORE_METRICS = (
 _STEPS_PER_CALL = 1000 // max(len(_UPDATE_METRICS), len(_SCORE_METRICS))
 _LONGEST_PARAM = 6000
 _PROMOTED = "sdcore.promoted"
-_ARTIFACT_ADDRESSES = (
-    ("experiments", "artifact_location"), ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"), ("model_versions", "source"),
-    ("model_versions", "storage_location"),
-)  # fmt: skip
 _REQUIREMENTS = ("mlflow", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
 
@@ -86,10 +80,10 @@ class Tracking:
         self._monitor: SystemMetricsMonitor | None = None
         with self._lock:
             # Far fewer waits for the disk, and the MLflow server can read while a run writes.
-            _pragma(self._database, "journal_mode = WAL")
+            pragma(self._database, "journal_mode = WAL")
             self._client = MlflowClient(self.uri, registry_uri=self.uri)
             self._client.search_experiments(max_results=1)  # creates the tables
-            _follow_move(self._database, self._artifacts)
+            follow_move(self._database, self._artifacts)
 
     def start(self, experiment: Experiment, code_version: str, libraries: Mapping[str, str]) -> str:
         """Open the experiment's parent run, or open it again: parameters, exact config, versions.
@@ -223,7 +217,7 @@ class Tracking:
             self._monitor = None
         for run_id in self._find(experiment).values():
             self._client.set_terminated(run_id, status)
-        _pragma(self._database, "wal_checkpoint(TRUNCATE)")  # all of it in the one file
+        pragma(self._database, "wal_checkpoint(TRUNCATE)")  # all of it in the one file
 
     def _watch(self, run_id: str) -> None:
         """Log the machine's load to a run from now on, twice a minute."""
@@ -363,25 +357,3 @@ def _params(settings: Mapping[str, Any], prefix: str = "") -> Iterator[Param]:
         else:
             text = value if isinstance(value, str) else json.dumps(value)
             yield Param(prefix + name, text[:_LONGEST_PARAM])
-
-
-def _pragma(database: Path, statement: str) -> None:
-    with closing(sqlite3.connect(database)) as connection:
-        connection.execute(f"PRAGMA {statement}")
-
-
-def _follow_move(database: Path, artifacts: str) -> None:
-    """MLflow stores absolute artifact addresses: correct them if the workspace was moved."""
-    with closing(sqlite3.connect(database)) as connection, connection:
-        stored = connection.execute(
-            "SELECT DISTINCT artifact_location FROM experiments "
-            "WHERE artifact_location LIKE '%/mlflow-artifacts' AND artifact_location <> ?",
-            [artifacts],
-        ).fetchall()
-        for (old,) in stored:
-            for table, column in _ARTIFACT_ADDRESSES:
-                connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, length(?) + 1) "  # noqa: S608
-                    f"WHERE substr({column}, 1, length(?)) = ?",
-                    [artifacts, old, old, old],
-                )

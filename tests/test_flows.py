@@ -129,7 +129,8 @@ def test_the_printed_summary_has_the_papers_table_and_intervals(finished):
 def test_the_same_command_again_changes_nothing(finished):
     workspace, printed = finished
     before, logged = tables(workspace), metrics(workspace)
-    assert json.loads(run(workspace).stdout) == printed
+    again = run(workspace)
+    assert json.loads(again.stdout) == printed and "leaked" not in again.stderr
     after = tables(workspace)
     assert all(before[name].equals(after[name]) for name in TABLES)
     assert metrics(workspace) == logged
@@ -267,6 +268,27 @@ def test_the_champion_loads_back_and_answers(finished):
     model = pyfunc.load_model(f"{version.source}")
     question = tables(workspace)["problems"]["question"][0]
     assert "<step_1>" in model.predict([question])[0]
+
+
+def champion(workspace: Path) -> str:
+    """The condition of the policy that MLflow calls champion."""
+    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    return client.get_model_version_by_alias("quickstart", "champion").tags["condition"]
+
+
+def test_a_promoted_policy_stays_champion_when_the_run_is_compared_again(finished, tmp_path):
+    workspace = shutil.copytree(finished[0], tmp_path / "copy")
+    others = {"grpo", "reference", "step_aligned"} - {champion(workspace)}
+    condition = min(others)
+    sdcore("promote", "quickstart", f"{condition}/3", "--workspace", workspace)
+    assert champion(workspace) == condition
+    run(workspace)
+    assert champion(workspace) == condition
+
+
+def test_promoting_what_is_not_there_names_what_is(finished):
+    result = sdcore("promote", "quickstart", "grpo/4", "--workspace", finished[0], check=False)
+    assert result.returncode == 1 and "step_aligned/3" in result.stderr
 
 
 def test_query_answers_in_every_format(finished, tmp_path):

@@ -1,6 +1,9 @@
 """MLflow on a real SQLite file; one database for the module, an experiment for each test."""
 
+import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import polars as pl
@@ -87,6 +90,36 @@ def test_the_parent_holds_parameters_config_and_versions(tracking, client):
     path = client.download_artifacts(run_id, "experiment.json")
     with open(path, "rb") as file:
         assert Experiment.model_validate_json(file.read()) == settings
+
+
+def test_problems_are_datasets_of_the_parent(tracking, client):
+    settings = experiment("datasets")
+    splits = ["train", "train", "test"]
+    rows = [
+        fill("problems", {"problem_id": str(position), "split": split}, position)
+        for position, split in enumerate(splits)
+    ]
+    for _ in range(2):
+        tracking.log_problems(settings, TABLES["problems"].frame(rows))
+    inputs = runs(client, settings)[settings.experiment_id].inputs.dataset_inputs
+    found = {each.tags[0].value: json.loads(each.dataset.profile)["num_rows"] for each in inputs}
+    assert found == {"train": 2, "test": 1} and len(inputs) == 2
+    assert {each.dataset.name for each in inputs} == {"datasets-train", "datasets-test"}
+
+
+def test_the_load_of_the_machine_is_logged_while_a_run_lasts(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
+    settings, watched = experiment("load"), Tracking(tmp_path)
+    run_id = watched.start(settings, "0.1", {})
+    deadline = time.monotonic() + 60
+    load = {}
+    while not load and time.monotonic() < deadline:
+        logged = MlflowClient(watched.uri).get_run(run_id).data.metrics
+        load = {name: value for name, value in logged.items() if name.startswith("system/cpu")}
+    watched.finish(settings)
+    assert 0 <= load["system/cpu_utilization_percentage"] <= 100
+    assert not [t for t in threading.enumerate() if t.name == "SystemMetricsMonitor"]
 
 
 def test_metrics_are_the_numbers_of_the_tables(tracking, client):
@@ -223,6 +256,15 @@ def test_a_policy_is_registered_once(tracking, client, checkpoint):
     named = client.get_model_version_by_alias("policy", "champion")
     assert str(named.version) == second
     assert len(client.search_model_versions("name = 'policy'")) == 2
+
+
+def test_who_was_promoted_is_known_by_the_run(tracking, checkpoint):
+    settings, _, folder = checkpoint
+    tracking.register(settings, policy_row(), folder, [])
+    assert not tracking.is_promoted(settings)
+    tracking.mark_promoted(settings)
+    assert tracking.is_promoted(settings)
+    assert not tracking.is_promoted(settings.model_copy(update={"seeds": (7,)}))
 
 
 def test_a_moved_workspace_keeps_its_artifacts(tmp_path, checkpoint, monkeypatch):

@@ -1,0 +1,78 @@
+"""What a person does in a browser: start, watch, retry, compare, read."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from sdcore.config import load_experiment
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+RUN = "compare-contexts/quickstart"
+
+
+def deployment_id(prefect: str) -> str:
+    return httpx.get(f"{prefect}/api/deployments/name/{RUN}").json()["id"]
+
+
+def start(page: Page, prefect: str, experiment: Path) -> None:
+    """Fill in the form of the quickstart's deployment and submit it; its run's page opens."""
+    page.goto(f"{prefect}/deployments/deployment/{deployment_id(prefect)}/run")
+    page.get_by_label("experiment", exact=True).fill(str(experiment))
+    page.get_by_label("Rounds (Optional)").fill("2")
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("link", name="View run").click()
+
+
+@pytest.fixture(scope="module")
+def first(browser, addresses, experiment_file):
+    """An experiment run from its form, in a page of its own."""
+    page = browser.new_page()
+    start(page, addresses["prefect"], experiment_file("first"))
+    expect(page.get_by_text("Completed").first).to_be_visible()
+    yield page
+    page.close()
+
+
+def test_a_run_started_from_its_form_completes_and_shows_its_artifacts(first, addresses):
+    first.get_by_role("tab", name="Artifacts").click()
+    first.get_by_role("link", name="first-comparison").click()
+    expect(first.get_by_role("cell", name="reference")).to_be_visible()
+    expect(first.get_by_role("img", name="learning curves")).to_be_visible()
+
+
+def test_a_failed_stage_is_retried_and_finishes(page, workspace, addresses, experiment_file):
+    file = experiment_file("obstructed")
+    name = load_experiment(file, ["training.rounds=2"]).experiment_id
+    obstacle = workspace / "checkpoints" / name / "reference"
+    obstacle.parent.mkdir(parents=True)
+    obstacle.write_text("a file where the stage needs a folder")
+    start(page, addresses["prefect"], file)
+    expect(page.get_by_text("Failed").first).to_be_visible()
+    obstacle.unlink()
+    page.get_by_role("button", name="Retry").click()
+    page.get_by_role("dialog").get_by_role("button", name="Retry").click()
+    expect(page.get_by_text("Completed").first).to_be_visible()
+
+
+def test_mlflow_finds_the_runs_and_compares_them(first, page, addresses):
+    page.goto(addresses["mlflow"])
+    page.get_by_role("link", name="first").click()
+    for run in ("base/seed-3", "reference/seed-3"):
+        page.get_by_role("row", name=run).get_by_role("checkbox").check()
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_text("Comparing 2 Runs")).to_be_visible()
+    expect(page.get_by_text("test/avg_at_k").first).to_be_visible()
+
+
+def test_the_report_needs_no_network_and_has_no_errors(first, page, workspace):
+    (report,) = (workspace / "reports").glob("first-*.html")
+    errors, requests = [], []
+    page.on("console", lambda message: errors.append(message) if message.type == "error" else None)
+    page.on("pageerror", errors.append)
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(report.as_uri())
+    expect(page.get_by_role("heading").first).to_be_visible()
+    assert errors == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
