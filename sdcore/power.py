@@ -2,8 +2,8 @@
 
 Two policies answer the same P problems with K samples each, averaged over S seeds. The paired
 difference of their accuracies then has the variance (ω² + 2 σ² / (K S)) / P: ω² is the variance of
-the true difference over problems, σ² that of one sample around its problem's mean. Formula and
-paired analysis: Miller, Adding Error Bars to Evals, https://arxiv.org/abs/2411.00640, sections 4, 5.
+the true difference over problems, σ² that of one sample around its problem's mean. The
+formula is that of Miller, Adding Error Bars to Evals, https://arxiv.org/abs/2411.00640, section 5.
 """
 
 from dataclasses import dataclass

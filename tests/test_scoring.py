@@ -66,10 +66,17 @@ def test_a_null_context_that_is_none_stops_the_preflight():
 
 
 def test_a_teacher_that_is_not_the_student_fails_the_null_check():
-    """A model left in training mode: its dropout makes two passes over the same tokens differ."""
-    broken = llama(attention_dropout=0.5).train()
+    """Weights that move after the student's pass (the third, after two that probe the head)."""
+    policy, passes = llama(), []
+
+    def move(*_):
+        passes.append(1)
+        if len(passes) == 3:
+            policy.model.embed_tokens.weight.add_(torch.linspace(0, 1, 32)[:, None])
+
+    policy.model.register_forward_hook(move)
     with pytest.raises(TrainingError, match="differ on the same prompt"):
-        score({"none": OWN}, policy=broken)
+        score({"none": OWN}, policy=policy)
 
 
 def test_what_does_not_fit_is_refused_rather_than_cut():
