@@ -7,7 +7,7 @@ percentile bootstraps over rollouts or, where they share problems, over the colu
 names; not a number where a group has a single one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,8 +89,8 @@ def token_means(
     signals: pl.DataFrame,
     by: Sequence[str],
     settings: EvaluationConfig,
+    of: Mapping[str, pl.Expr],
     cluster: str = "rollout_id",
-    **of: pl.Expr,
 ) -> pl.DataFrame:
     """Means over tokens of any expressions, in long form.
 

@@ -83,5 +83,5 @@ def _scored(
     signals_ST = updates.rows_of(scores, scores.teacher_logprob_T - scores.student_logprob_T)
     if null:
         require_identity(signals_ST[KL], policy.dtype)
-    parts = signals_ST.split(length_N[having_N].tolist(), 1)
+    parts = torch.split(signals_ST, length_N[having_N].tolist(), 1)
     return [TokenSignals(*part_ST) for part_ST in parts]
