@@ -446,7 +446,7 @@ class Experiment(Settings):
     diagnose: DiagnoseConfig = DiagnoseConfig()
     contexts: dict[Name, str] = Field(
         {},
-        exclude_if=lambda own: not own,
+        exclude_if=lambda contexts: not contexts,
         description="contexts of the user's own, by name: Jinja templates that see question, "
         "solution, answer, trace, correct, critique, other_critique and sibling",
     )
@@ -476,6 +476,11 @@ class Experiment(Settings):
             context = self.known_contexts[getattr(condition, "context", "none")]
             if self.judge is None and "critique" in context.needs:
                 raise ValueError(f"conditions.{name} needs a critic: add a section [critic]")
+        for name in self.diagnose.contexts:
+            if self.judge is None and "critique" in self.known_contexts[name].needs:
+                raise ValueError(
+                    f"diagnose.contexts: {name} needs a critic: add a section [critic]"
+                )
 
     @property
     def judge(self) -> OracleConfig | LlmCriticConfig | None:

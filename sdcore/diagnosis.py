@@ -1,12 +1,12 @@
 """The preflight's findings, read from the stored signals of its frozen rollouts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 from sdcore import localisation, power
 from sdcore.config import Experiment
-from sdcore.critics import has_oracle
 from sdcore.errors import DataError
 from sdcore.power import Detectable, Variance
 from sdcore.scoring import NULL
@@ -19,9 +19,8 @@ BASELINE = "step_aligned"
 
 _PLANNED = """
     WITH planned AS (
-        SELECT r.* FROM rollouts r JOIN problems p USING (experiment_id, problem_id)
-        WHERE r.experiment_id = $id AND r.purpose = $purpose AND p.split = $split
-            AND p.position < $problems AND r.sample_index < $rollouts
+        FROM rollouts WHERE experiment_id = $id AND purpose = $purpose
+            AND problem_id IN (SELECT unnest($problems)) AND sample_index < $rollouts
     )
 """
 _ROLLOUTS = "SELECT problem_id, sample_index, correct, well_formed FROM planned ORDER BY ALL"
@@ -67,26 +66,35 @@ def contexts_of(experiment: Experiment) -> tuple[str, ...]:
     """
     named, known = experiment.diagnose.contexts, experiment.known_contexts
     names = dict.fromkeys([NULL, *(named or (*PAPER, *experiment.contexts, *experiment.distilled))])
-    if named or has_oracle(experiment.problems):
+    if named or experiment.judge:
         return tuple(names)
     return tuple(name for name in names if "critique" not in known[name].needs)
 
 
-def diagnose(store: Store, experiment: Experiment) -> Diagnosis:
-    """Judge every context by the signals that are stored.
+def diagnose(store: Store, experiment: Experiment, problem_ids: Sequence[str]) -> Diagnosis:
+    """Judge every context by the stored signals of the rollouts of these problems.
 
     Raises:
-        DataError: none are.
+        DataError: none are stored.
     """
     names, settings = contexts_of(experiment), experiment.evaluation
-    tokens = _query(store, experiment, _TOKENS).filter(pl.col("context").is_in(names))
+    parameters = {
+        "id": experiment.experiment_id,
+        "purpose": PURPOSE,
+        "problems": list(problem_ids),
+        "rollouts": experiment.diagnose.rollouts,
+    }
+    tokens, rollouts, lengths = (
+        store.query(_PLANNED + sql, parameters) for sql in (_TOKENS, _ROLLOUTS, _LENGTHS)
+    )
+    tokens = tokens.filter(pl.col("context").is_in(names))
     if not len(tokens):
         raise DataError(
             "no rollout has been scored under any context",
             got=experiment.experiment_id,
             mend="`sdcore diagnose FILE` does it",
         )
-    tokens, rollouts = localisation.with_errors(tokens), _query(store, experiment, _ROLLOUTS)
+    tokens = localisation.with_errors(tokens)
     scored = [name for name in names if name in tokens["context"] and name != NULL]
     baseline = BASELINE if BASELINE in scored else scored[0] if scored else None
     measures = localisation.measures(tokens, settings)
@@ -97,7 +105,7 @@ def diagnose(store: Store, experiment: Experiment) -> Diagnosis:
         measures=measures,
         baseline=baseline,
         differences=localisation.differences(compared, baseline or "", settings),
-        lengths=_query(store, experiment, _LENGTHS).filter(pl.col("context").is_in(names)),
+        lengths=lengths.filter(pl.col("context").is_in(names)),
         verdicts=tuple(judge(n, measures.filter(context=n)) for n in names if n != NULL),
         rollouts=len(rollouts),
         accuracy=rollouts.select(pl.col("correct").mean()).item(),
@@ -106,18 +114,6 @@ def diagnose(store: Store, experiment: Experiment) -> Diagnosis:
         variance=spread,
         detectable=_detectable(experiment, spread),
     )
-
-
-def _query(store: Store, experiment: Experiment, sql: str) -> pl.DataFrame:
-    settings = experiment.diagnose
-    parameters = {
-        "id": experiment.experiment_id,
-        "purpose": PURPOSE,
-        "split": settings.split,
-        "problems": settings.problems,
-        "rollouts": settings.rollouts,
-    }
-    return store.query(_PLANNED + sql, parameters)
 
 
 def _variance(rollouts: pl.DataFrame) -> Variance | None:

@@ -23,10 +23,12 @@ from sdcore.diagnostics import (
 
 MEASURES = {
     "auc": "AUC of −advantage as a detector of the first wrong step's tokens; 0.5 is no signal",
+    "error_auc": "the same for the error: the token where the trace leaves the corrected one, "
+    "against the step tokens before it",
     "before": "mean advantage before the first wrong step, nats a token",
     "at": "mean advantage at the first wrong step",
     "after": "mean advantage after it",
-    "error": "mean advantage of the error: the token where the trace leaves the corrected one",
+    "error": "mean advantage of the error",
     "error_student": "mean probability of the error without the context",
     "error_teacher": "mean probability of the error with it",
     "copied": "copy rate: share of errors that the context makes likelier",
@@ -73,11 +75,14 @@ def measures(tokens: pl.DataFrame, settings: EvaluationConfig) -> pl.DataFrame:
     """
     common = _BY, settings, _CLUSTER
     regions = region_advantages(tokens, *common).rename({"region": "measure", "mean": "value"})
-    auc = error_auc(tokens, *common).rename({"auc": "value"}).with_columns(measure=pl.lit("auc"))
+    aucs = {"auc": tokens, "error_auc": _up_to_errors(tokens)}
     correct = {"correct": _ADVANTAGE, "negative_share": _ADVANTAGE < OBJECTION}
     parts = [
         regions,
-        auc,
+        *(
+            error_auc(part, *common).select(pl.lit(name).alias("measure"), "*", value="auc")
+            for name, part in aucs.items()
+        ),
         _means(tokens.filter("error"), settings, _ERROR),
         _means(flawless(tokens), settings, correct),
         _means(tokens, settings, {"kl": pl.col("kl")}),
@@ -115,6 +120,14 @@ def _means(
     tokens: pl.DataFrame, settings: EvaluationConfig, of: Mapping[str, pl.Expr]
 ) -> pl.DataFrame:
     return token_means(tokens, _BY, settings, of, _CLUSTER)
+
+
+def _up_to_errors(tokens: pl.DataFrame) -> pl.DataFrame:
+    """Step tokens up to each rollout's error, as if that were the wrong step."""
+    last = pl.col("position").filter("error").first().over(*_BY, "rollout_id")
+    steps = tokens.filter(pl.col("region").is_in(["before", "at"]), pl.col("position") <= last)
+    region = pl.when("error").then(pl.lit("at")).otherwise(pl.lit("before"))
+    return steps.with_columns(region=region)
 
 
 def _common(one: str, other: str) -> int:

@@ -16,18 +16,18 @@ _PAGES = Environment(
 )  # fmt: skip
 
 
+_CLASSES = [(f"{sign}{i}", f"{mark}{bound:g}") for sign, mark in (("n", "−"), ("p", "+"))
+            for i, bound in enumerate(THRESHOLDS, 1)]  # fmt: skip
+LEGEND = (*reversed(_CLASSES[: len(THRESHOLDS)]), ("", "0"), *_CLASSES[len(THRESHOLDS) :])
+"""The colour classes of `heatmaps.level` with their bounds, from objecting to confirming."""
+
+
 def render_page(template: str, **values: object) -> str:
     """Fill one of the package's page templates; the legend of the token colours comes with it."""
-    return _PAGES.get_template(template).render(legend=_legend(), **values)
+    return _PAGES.get_template(template).render(legend=LEGEND, **values)
 
 
 def cell(numbers: Sequence[float], form: str, to: str) -> dict[str, Any]:
     """A value and its interval as text; an interval that is not known is left out."""
     value, low, high = (f"{number:{form}}".replace("-", "−") for number in numbers)
     return {"value": value, "interval": "" if "nan" in low + high else f"{low}{to}{high}"}
-
-
-def _legend() -> list[tuple[str, str]]:
-    objects = [(f"n{i}", f"−{bound:g}") for i, bound in enumerate(THRESHOLDS, 1)]
-    confirms = [(f"p{i}", f"+{bound:g}") for i, bound in enumerate(THRESHOLDS, 1)]
-    return [*reversed(objects), ("", "0"), *confirms]

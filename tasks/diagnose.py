@@ -1,29 +1,31 @@
 """The preflight: rollouts frozen once, criticised once, scored under every context, judged."""
 
+import base64
 from typing import Any
 
 import polars as pl
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from sdcore import diagnosis, scoring
+from sdcore import diagnosis, diagnosis_report, plots, printing, scoring
 from sdcore.batches import Example
-from sdcore.config import Experiment
-from sdcore.critics import has_oracle
 from sdcore.diagnosis import PURPOSE, Diagnosis
-from sdcore.schema import TABLES
 from sdcore.signals import signal_frame
+from sdcore.strips import strips
 from sdcore.timing import STOPWATCH
 from tasks import models, progress
-from tasks.align import context_rows, critique_rows, critiques_of, with_problems
+from tasks.align import context_rows, with_problems
+from tasks.criticise import criticise, critique_rows, open_critic
+from tasks.retries import RETRIES
 from tasks.sample import sample_missing
-from tasks.workspace import Lineage, Reference, policy_row, split_problems
+from tasks.track import open_tracking
+from tasks.workspace import Lineage, Reference, split_problems
 
 Row = dict[str, Any]
 
 
-@task(cache_policy=NO_CACHE, task_run_name="freeze {lineage.label}")
+@task(cache_policy=NO_CACHE, task_run_name="freeze {lineage.label}", **RETRIES)
 def freeze(lineage: Lineage) -> Reference:
     """Sample the rollouts that every context is asked about."""
     samples = lineage.experiment.diagnose.rollouts
@@ -31,21 +33,28 @@ def freeze(lineage: Lineage) -> Reference:
     return Reference("rollouts", lineage.label, rows)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="criticise {lineage.label}")
-def criticise(lineage: Lineage) -> Reference:
+@task(cache_policy=NO_CACHE, task_run_name="write contexts {lineage.label}", **RETRIES)
+def write_contexts(lineage: Lineage) -> Reference:
     """Criticise the frozen rollouts, and write every context that they have the sources of.
 
     A context that was written before stays as it is, though there may be more rollouts now.
+
+    Raises:
+        EngineError: the critic cannot be asked, or answers nothing.
+        BudgetError: the critic's budget allows no further request.
     """
-    rollouts = with_problems(_rollouts(lineage), _problems(lineage))
+    rollouts, critic = with_problems(_rollouts(lineage), _problems(lineage)), open_critic(lineage)
+    known = lineage.experiment.known_contexts
+    wanted = [known[name] for name in diagnosis.contexts_of(lineage.experiment)]
     with STOPWATCH.measure("compute"):
-        judged = has_oracle(lineage.experiment.problems)
-        critiques = critiques_of(rollouts) if judged else {}
-        names = diagnosis.contexts_of(lineage.experiment)
-        written = pl.concat(context_rows(lineage, name, rollouts, critiques) for name in names)
-    known = lineage.store.rows("contexts", **lineage.columns)
-    new = written.join(known, on=["rollout_id", "context"], how="anti")
-    lineage.store.append_missing(critiques=critique_rows(lineage, critiques), contexts=new)
+        judged = rollouts if lineage.experiment.judge else []
+        critiques = criticise(lineage, critic, judged)
+        frames = [context_rows(lineage, critic, [each], rollouts, critiques) for each in wanted]
+    written = pl.concat(frames)
+    stored = lineage.store.rows("contexts", **lineage.columns)
+    new = written.join(stored, on=["rollout_id", "context"], how="anti")
+    made = critique_rows(lineage, critic, judged, critiques)
+    lineage.store.append_missing(critiques=made, contexts=new)
     return Reference("contexts", lineage.label, len(written))
 
 
@@ -62,6 +71,41 @@ def score(lineage: Lineage) -> Reference:
             signals = _scored(lineage, missing)
         lineage.store.append_missing(token_signals=signals)
     return Reference("token_signals", lineage.label, len(missing))
+
+
+@task(cache_policy=NO_CACHE, task_run_name="report {lineage.label}")
+def report(lineage: Lineage) -> Diagnosis:
+    """Judge the contexts; write the page and the figure, and log both with the numbers.
+
+    The findings are small and follow from the tables: they are returned to be printed.
+    """
+    experiment, folder = lineage.experiment, lineage.root / "reports"
+    with STOPWATCH.measure("compute"):
+        problem_ids = _problems(lineage)["problem_id"].to_list()
+        found = diagnosis.diagnose(lineage.store, experiment, problem_ids)
+        page = diagnosis_report.write_page(lineage.store, experiment, found, folder)
+        shown = diagnosis_report.examples(lineage.store, experiment, found)
+    tables = diagnosis_report.printable(experiment, found)
+    text = "\n\n".join(f"**{title}**\n\n{printing.markdown(frame)}" for title, frame in tables)
+    create_markdown_artifact(text, key="diagnosis", description=experiment.experiment_id)
+    with STOPWATCH.measure("tracking"):
+        tracking = open_tracking(lineage.root)
+        tracking.log_measures(experiment, lineage.condition, lineage.seed, found.measures)
+        tracking.log_text(experiment, page.read_text("utf-8"), "diagnosis.html")
+        tracking.log_table(experiment, found.measures, "diagnosis.csv")
+        for example in shown[:1]:
+            tracking.log_figure(experiment, strips(example), "diagnosis.png")
+            _publish(lineage, plots.png(strips(example)))
+        tracking.finish(experiment)
+    return found
+
+
+def _publish(lineage: Lineage, picture: bytes) -> None:
+    """The figure beside the page, and in Prefect's UI."""
+    name = f"{lineage.experiment.experiment_id}-diagnosis.png"
+    (lineage.root / "reports" / name).write_bytes(picture)
+    address = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    create_image_artifact(address, key="diagnosis-traces", description=name)
 
 
 def _problems(lineage: Lineage) -> pl.DataFrame:
