@@ -7,10 +7,10 @@ from sdcore.config import load_experiment
 from sdcore.diagnosis import contexts_of, diagnose
 from sdcore.diagnosis_report import as_dict, facts, grids, printable, render_diagnosis
 from sdcore.errors import DataError
+from sdcore.heatmaps import frozen_examples
 from sdcore.plots import png
 from sdcore.store import Store
 from sdcore.strips import strips
-from sdcore.heatmaps import frozen_examples
 from tests.elements import standing_alone
 from tests.example import EXPERIMENT, fill, fill_diagnosis
 from tests.test_config import EXPERIMENTS, QUICKSTART
