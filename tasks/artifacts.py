@@ -2,6 +2,7 @@
 
 import base64
 import os
+from collections.abc import Iterable
 
 import polars as pl
 from matplotlib.figure import Figure
@@ -35,11 +36,26 @@ def publish(base: Lineage, table: pl.DataFrame, curves: Figure) -> None:
         create_link_artifact(page, f"{about} in MLflow", key("mlflow"))
 
 
+def publish_diagnosis(
+    lineage: Lineage, tables: list[tuple[str, pl.DataFrame]], figures: list[Figure]
+) -> None:
+    """Make the artifacts of the preflight: its tables, and one trace under every context."""
+    experiment, about = lineage.experiment, lineage.experiment.experiment_id
+    key = artifact_key(experiment.name, "diagnosis")
+    create_markdown_artifact(_tables(tables), key, f"contexts of {about}")
+    for figure in figures:
+        key = artifact_key(experiment.name, "contexts")
+        create_image_artifact(_address(figure), key, f"one trace of {about} under each context")
+
+
 def _markdown(base: Lineage, table: pl.DataFrame) -> str:
     experiment_id = base.experiment.experiment_id
     differences = base.store.rows("comparisons", experiment_id=experiment_id)
     signals = comparison.signal_summary(base.store, experiment_id)
-    parts = printing.printable(table, differences, signals)
+    return _tables(printing.printable(table, differences, signals))
+
+
+def _tables(parts: Iterable[tuple[str, pl.DataFrame]]) -> str:
     return "\n\n".join(f"**{title}**\n\n{printing.markdown(frame)}" for title, frame in parts)
 
 

@@ -1,20 +1,18 @@
 """The preflight: rollouts frozen once, criticised once, scored under every context, judged."""
 
-import base64
 from typing import Any
 
 import polars as pl
 from prefect import task
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from sdcore import diagnosis, diagnosis_report, plots, printing, scoring
+from sdcore import diagnosis, diagnosis_report, plots, scoring
 from sdcore.batches import Example
 from sdcore.diagnosis import PURPOSE, Diagnosis
 from sdcore.signals import signal_frame
-from sdcore.strips import strips
 from sdcore.timing import STOPWATCH
-from tasks import models, progress
+from sdcore.token_maps import token_map
+from tasks import artifacts, models, progress
 from tasks.align import context_rows, with_problems
 from tasks.criticise import criticise, critique_rows, open_critic
 from tasks.retries import RETRIES
@@ -85,27 +83,19 @@ def report(lineage: Lineage) -> Diagnosis:
         found = diagnosis.diagnose(lineage.store, experiment, problem_ids)
         page = diagnosis_report.write_page(lineage.store, experiment, found, folder)
         shown = diagnosis_report.examples(lineage.store, experiment, found)
-    tables = diagnosis_report.printable(experiment, found)
-    text = "\n\n".join(f"**{title}**\n\n{printing.markdown(frame)}" for title, frame in tables)
-    create_markdown_artifact(text, key="diagnosis", description=experiment.experiment_id)
+        figures = [token_map(each.maps, each.question) for each in shown[:1]]
     with STOPWATCH.measure("tracking"):
         tracking = open_tracking(lineage.root)
         tracking.log_measures(experiment, lineage.condition, lineage.seed, found.measures)
         tracking.log_text(experiment, page.read_text("utf-8"), "diagnosis.html")
         tracking.log_table(experiment, found.measures, "diagnosis.csv")
-        for example in shown[:1]:
-            tracking.log_figure(experiment, strips(example), "diagnosis.png")
-            _publish(lineage, plots.png(strips(example)))
+        for figure in figures:
+            page.with_suffix(".png").write_bytes(plots.png(figure))
+            tracking.log_figure(experiment, figure, "diagnosis.png")
+        tables = diagnosis_report.printable(experiment, found)
+        artifacts.publish_diagnosis(lineage, tables, figures)
         tracking.finish(experiment)
     return found
-
-
-def _publish(lineage: Lineage, picture: bytes) -> None:
-    """The figure beside the page, and in Prefect's UI."""
-    name = f"{lineage.experiment.experiment_id}-diagnosis.png"
-    (lineage.root / "reports" / name).write_bytes(picture)
-    address = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-    create_image_artifact(address, key="diagnosis-traces", description=name)
 
 
 def _problems(lineage: Lineage) -> pl.DataFrame:

@@ -70,7 +70,7 @@ def test_page_figure_artifacts_and_metrics_are_there(finished):
     assert names == {".html", ".png"}
     with closing(sqlite3.connect(workspace / "prefect" / "prefect.db")) as prefect:
         artifacts = {key for (key,) in prefect.execute("SELECT key FROM artifact")}
-    assert {"diagnosis", "diagnosis-traces"} <= artifacts
+    assert {"quickstart-diagnosis", "quickstart-contexts"} <= artifacts
     client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
     runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
     logged = {run.info.run_name: run for run in runs}
