@@ -26,7 +26,7 @@ class Cell(NamedTuple):
 
 
 def token_map(maps: Sequence[Heatmap], title: str) -> Figure:
-    """One trace as each condition scored it, or under each context: blue tokens are confirmed, orange ones objected to."""
+    """One trace as each condition or context scored it: blue is confirmed, orange objected to."""
     drawn = list(cells(maps, title))
     rows = drawn[-1].row + 1
     figure = Figure(figsize=(COLUMNS * _WIDTH, rows * _HEIGHT))
