@@ -18,11 +18,12 @@ RULES = {
     "not enough data": f"fewer than {ENOUGH} wrong rollouts whose first wrong step is known, or "
     "as few correct ones",
     "copies": f"the copy rate is above {COPIES:.0%}",
-    "no signal": f"the AUC is not above {CHANCE:g}",
+    "no signal": f"the AUC is not above {CHANCE:g}, or the mean advantage at the first wrong step "
+    "not below 0",
     "diffuse": f"above {DIFFUSE:.0%} of the tokens of correct rollouts are objected to",
     "localised": "none of these",
 }
-"""The first that applies is the verdict; above means that the whole interval is."""
+"""The first that applies is the verdict; above or below means that the whole interval is."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def _judged(found: Mapping[str, Row]) -> tuple[Word, str]:
     copied, auc, negative = found.get("copied"), found["auc"], found["negative_share"]
     if copied is not None and copied["low"] > COPIES:
         return "copies", f"it makes {copied['value']:.0%} of the errors likelier"
-    if not auc["low"] > CHANCE:
-        return "no signal", f"it does not tell the wrong step from the others ({_auc(auc)})"
+    if not (auc["low"] > CHANCE and found["at"]["high"] < 0):
+        return "no signal", f"it does not object to the wrong step before others ({_auc(auc)})"
     share = f"{negative['value']:.1%} of the tokens of correct rollouts"
     if negative["low"] > DIFFUSE:
         return "diffuse", f"it finds the wrong step ({_auc(auc)}), but objects to {share} too"

@@ -5,6 +5,7 @@ from sdcore.verdicts import RULES, judge
 
 GOOD = {
     "auc": (0.8, 0.7, 0.9, 20),
+    "at": (-0.5, -0.8, -0.2, 20),
     "copied": (0.1, 0.0, 0.2, 20),
     "correct": (0.02, 0.0, 0.04, 15),
     "negative_share": (0.01, 0.0, 0.03, 15),
@@ -30,6 +31,8 @@ def verdict(**changes):
         ({"auc": (0.6, 0.501, 0.7, 20)}, "localised"),
         ({"auc": (0.6, 0.5, 0.7, 20)}, "no signal"),
         ({"auc": (0.3, 0.2, 0.4, 20)}, "no signal"),
+        ({"at": (-0.5, -0.8, -0.001, 20)}, "localised"),
+        ({"at": (-0.5, -0.8, 0.0, 20)}, "no signal"),
         ({"copied": (0.8, 0.5, 0.9, 20)}, "localised"),
         ({"copied": (0.8, 0.51, 0.9, 20)}, "copies"),
         # the earlier rule wins
