@@ -12,7 +12,7 @@ import polars as pl
 import typer
 from rich.markup import escape
 
-from flows import cli_operate
+from flows import cli_diagnose, cli_operate
 from flows.terminal import (
     JsonOption,
     RunArgument,
@@ -30,6 +30,7 @@ from sdcore.rounds import Stage
 from sdcore.store import Store
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app.add_typer(cli_diagnose.app)
 app.add_typer(cli_operate.app)
 _UNEXPECTED = "mend: `--debug` shows where it came from"
 

@@ -97,7 +97,8 @@ def signal_summary(store: Store, experiment_id: str) -> pl.DataFrame:
     """
     signals = store.query(
         "SELECT s.condition, s.round, s.rollout_id, s.region, s.advantage, r.correct "
-        "FROM token_signals s JOIN rollouts r USING (rollout_id) WHERE s.experiment_id = ? "
+        "FROM token_signals s JOIN rollouts r USING (rollout_id) "
+        "WHERE s.experiment_id = ? AND r.purpose = 'train' "
         "ORDER BY s.rollout_id, s.position",
         [experiment_id],
     )

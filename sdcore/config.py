@@ -7,14 +7,14 @@ hash of the fully resolved settings and names every row that the experiment writ
 import math
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sdcore.contexts import CONTEXTS
+from sdcore.contexts import CONTEXTS, Context, template_context
 from sdcore.errors import ConfigError
 from sdcore.schema import content_key
 
@@ -27,6 +27,10 @@ NEEDED = {  # settings of problems, and the sources that cannot do without
     "query": ("duckdb",),
     "name": ("dataset", "reasoning_gym"),
 }
+
+
+RESERVED = {"base", "diagnose"}
+"""What tables call the untrained policy, and the rows of the preflight."""
 
 
 class Settings(BaseModel):
@@ -317,7 +321,7 @@ class DistillConfig(Settings):
     """Self-distillation of the context-conditioned teacher into the student."""
 
     objective: Literal["distill"]
-    context: str = Field(description="one of the registered contexts")
+    context: str = Field(description="a registered context, or one of the file's own")
     learning_rate: float = Field(gt=0, le=1)
     group_size: int = Field(1, ge=1, description="rollouts a question")
     teacher: TeacherConfig = TeacherConfig()
@@ -335,10 +339,6 @@ class DistillConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.context not in CONTEXTS:
-            raise ValueError(
-                f"context {self.context!r} is not one of {', '.join(sorted(CONTEXTS))}"
-            )
         if self.divergence == "policy_gradient" and (
             self.clip != "none" or self.support != "vocabulary"
         ):
@@ -420,6 +420,19 @@ OPERATIONAL = {
 """Settings of a critic that change no result, so that a run may go on with others."""
 
 
+class DiagnoseConfig(Settings):
+    """The preflight `sdcore diagnose`: what contexts say of the untrained solver's rollouts."""
+
+    contexts: tuple[str, ...] = Field(
+        (),
+        description="absent: reference, the quoting regimes, the control, and whatever the "
+        "conditions and the section [contexts] name",
+    )
+    split: Literal["train", "validation"] = "train"
+    problems: int = Field(32, ge=2, description="at most; the first ones of the split")
+    rollouts: int = Field(2, ge=1, description="a problem; two or more tell its own variance")
+
+
 class Experiment(Settings):
     """One experiment: the same solver trained under several conditions, all else equal."""
 
@@ -441,14 +454,27 @@ class Experiment(Settings):
         exclude_if=lambda critic: critic is None,
         description="absent: the oracle where the problems are arithmetic, else none",
     )
+    diagnose: DiagnoseConfig = DiagnoseConfig()
+    contexts: dict[Name, str] = Field(
+        {},
+        exclude_if=lambda contexts: not contexts,
+        description="contexts of the user's own, by name: Jinja templates that see question, "
+        "solution, answer, trace, correct, critique, other_critique and sibling",
+    )
     conditions: dict[Name, Condition] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds repeat: {self.seeds}")
-        if "base" in self.conditions:
-            raise ValueError("the condition name 'base' is taken by the untrained policy")
+        if taken := self.conditions.keys() & RESERVED:
+            raise ValueError(f"condition names that are taken: {', '.join(sorted(taken))}")
+        if taken := self.contexts.keys() & CONTEXTS:
+            raise ValueError(f"contexts: names that are taken: {', '.join(sorted(taken))}")
+        for name in (*self.diagnose.contexts, *self.distilled):
+            if name not in self.known_contexts:
+                known = ", ".join(sorted(self.known_contexts))
+                raise ValueError(f"context {name!r} is not one of {known}")
         if self.training.questions_per_round > self.problems.train:
             raise ValueError("training.questions_per_round exceeds problems.train")
         if self.engine.urls and (self.training.lora is None or self.warmup is not None):
@@ -463,9 +489,14 @@ class Experiment(Settings):
         if isinstance(self.critic, OracleConfig) and self.problems.source != "arithmetic":
             raise ValueError("critic.kind: the oracle judges arithmetic problems only")
         for name, condition in self.conditions.items():
-            context = getattr(condition, "context", "none")
-            if self.judge is None and "critique" in CONTEXTS[context].needs:
+            context = self.known_contexts[getattr(condition, "context", "none")]
+            if self.judge is None and "critique" in context.needs:
                 raise ValueError(f"conditions.{name} needs a critic: add a section [critic]")
+        for name in self.diagnose.contexts:
+            if self.judge is None and "critique" in self.known_contexts[name].needs:
+                raise ValueError(
+                    f"diagnose.contexts: {name} needs a critic: add a section [critic]"
+                )
 
     @property
     def judge(self) -> OracleConfig | LlmCriticConfig | None:
@@ -475,14 +506,33 @@ class Experiment(Settings):
         return self.critic
 
     @cached_property
+    def known_contexts(self) -> Mapping[str, Context]:
+        """The registered contexts and the file's own, by name.
+
+        Raises:
+            ConfigError: a template is malformed, or names something that rollouts do not have.
+        """
+        own = {name: template_context(name, text) for name, text in self.contexts.items()}
+        return CONTEXTS | own
+
+    @property
+    def distilled(self) -> tuple[str, ...]:
+        """The contexts that conditions train on, each once."""
+        conditions = self.conditions.values()
+        return tuple(dict.fromkeys(c.context for c in conditions if isinstance(c, DistillConfig)))
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Hash of every resolved setting but the description, where servers are and what they cost.
+        """Hash of every resolved setting that can change a result.
+
+        Left out are the description, the preflight, where servers are and what they cost.
 
         A setting that came later is in it only where it is used (`exclude_if`), so that runs from
         before keep their names.
         """
         where = set(EngineConfig.model_fields) - {"kind"}
-        left_out: dict[str, Any] = {"description": True, "engine": where, "critic": OPERATIONAL}
+        left_out: dict[str, Any] = {"engine": where, "critic": OPERATIONAL}
+        left_out |= {"description": True, "diagnose": True}
         return content_key(self.model_dump(mode="json", exclude=left_out))
 
     @property

@@ -5,10 +5,12 @@ compared on identical traces (arXiv 2606.11173). Texts go into the teacher promp
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from inspect import cleandoc
 from typing import Literal
 
-from sdcore.errors import DataError
+from sdcore.errors import ConfigError, DataError
+from sdcore.rendering import render, variables
 from sdcore.traces import Trace, parse_trace, render_rest
 
 Case = Literal["A", "B", "C", "D"]
@@ -45,6 +47,10 @@ class ContextInputs:
     sibling: str | None = None  # a correct rollout of the same question
 
 
+SOURCES = frozenset({"solution", "critique", "other_critique", "sibling"})
+"""The fields of `ContextInputs` that not every rollout has."""
+
+
 @dataclass(frozen=True)
 class Context:
     """One way of building the context, and the inputs that it cannot do without."""
@@ -52,6 +58,8 @@ class Context:
     name: str
     needs: frozenset[str]
     write: Callable[[ContextInputs], str | None]
+    tests: str  # what it is for
+    predicted: str = ""  # what the paper predicts, where it does
 
     def available(self, inputs: ContextInputs) -> bool:
         """Whether the rollout has all that this context needs."""
@@ -81,18 +89,50 @@ CONTEXTS: dict[str, Context] = {}
 
 
 def context(*needs: str) -> Callable[[Callable[[ContextInputs], str | None]], Context]:
-    """Register a function as the context of its name, with the `ContextInputs` that it needs."""
+    """Register a function as the context of its name, with the `ContextInputs` that it needs.
+
+    Its docstring says in two paragraphs what the context tests and what is predicted.
+    """
 
     def register(write: Callable[[ContextInputs], str | None]) -> Context:
-        CONTEXTS[write.__name__] = Context(write.__name__, frozenset(needs), write)
+        tests, _, predicted = cleandoc(write.__doc__ or "").partition("\n\n")
+        about = " ".join(tests.split()), " ".join(predicted.split())
+        CONTEXTS[write.__name__] = Context(write.__name__, frozenset(needs), write, *about)
         return CONTEXTS[write.__name__]
 
     return register
 
 
+def template_context(name: str, template: str) -> Context:
+    """A context of the user's own: a Jinja template that sees the fields of `ContextInputs`.
+
+    It needs those that it names and that not every rollout has. Where it renders to nothing, the
+    teacher sees no context.
+
+    Raises:
+        ConfigError: the template is malformed, or names something else.
+    """
+    named = variables(template)
+    if unknown := named - {field.name for field in fields(ContextInputs)}:
+        raise ConfigError(
+            "the template names what no rollout has",
+            got=", ".join(sorted(unknown)),
+            expected="any of " + ", ".join(field.name for field in fields(ContextInputs)),
+            where=f"contexts.{name}",
+        )
+
+    def write(inputs: ContextInputs) -> str | None:
+        return render(template, **vars(inputs)) or None
+
+    return Context(name, frozenset(named & SOURCES), write, tests=template)
+
+
 @context()
 def none(inputs: ContextInputs) -> str | None:
-    """No context: the null check. The frozen teacher starts equal to the student, KL 0."""
+    """No context: the null check, teacher and student see the same prompt.
+
+    Not in the paper. By construction: KL 0 and advantage 0 before the first step.
+    """
     return None
 
 
@@ -116,13 +156,19 @@ def step_aligned(inputs: ContextInputs) -> str | None:
 
 @context()
 def answer_only(inputs: ContextInputs) -> str | None:
-    """The final answer and no way to it: what knowing the goal alone is worth."""
+    """The final answer and no way to it: what knowing the goal alone is worth.
+
+    Not in the paper. Expected: an objection to the answer's tokens, little to the steps.
+    """
     return f"The correct final answer is {inputs.answer}."
 
 
 @context()
 def outcome(inputs: ContextInputs) -> str | None:
-    """One bit, whether the rollout was right: GRPO's reward in words, with no place to point at."""
+    """One bit, whether the rollout was right: GRPO's reward in words, with no place to point at.
+
+    Not in the paper. Expected: a weak shift that is spread over the whole trace.
+    """
     return f"An attempt at this problem was {'correct' if inputs.correct else 'incorrect'}."
 
 
@@ -154,7 +200,7 @@ def omission(inputs: ContextInputs) -> str | None:
 def sibling(inputs: ContextInputs) -> str | None:
     """A correct rollout of the same question, without a critic (arXiv 2601.20802).
 
-    Between the two extremes: the solver's own notation, but not this trace's steps.
+    Not in the paper. Expected between the extremes: the solver's notation, but other steps.
     """
     return inputs.sibling
 
@@ -163,8 +209,9 @@ def sibling(inputs: ContextInputs) -> str | None:
 def shuffled(inputs: ContextInputs) -> str | None:
     """Another question's step-aligned critique: the control, right in form and wrong in content.
 
+    Not in the paper. Expected: no localised signal, and a gain under it would be one of format.
     It needs the rollout's own valid critique as well, so that it trains on the same rollouts as
-    `step_aligned`. A gain under it would be one of format.
+    `step_aligned`.
     """
     return _corrected(inputs.other_critique)
 

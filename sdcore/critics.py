@@ -16,7 +16,8 @@ from sdcore.config import LlmCriticConfig
 from sdcore.contexts import Critique
 from sdcore.errors import DataError, EngineError
 from sdcore.oracle import critique as oracle_critique
-from sdcore.prompts import Message, render
+from sdcore.prompts import Message
+from sdcore.rendering import render
 from sdcore.repair import repair
 from sdcore.schema import content_key
 

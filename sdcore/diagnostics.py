@@ -3,10 +3,11 @@
 All functions take token rows, the table `token_signals` with `correct` of the rollout beside it:
 columns `by`, rollout_id, correct, region, advantage. `by` are the columns that tell groups apart,
 such as condition and round. The tokens of a rollout depend on each other, so intervals are
-percentile bootstraps over rollouts, not a number where a group has a single one.
+percentile bootstraps over rollouts or, where they share problems, over the column that `cluster`
+names; not a number where a group has a single one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,14 @@ Row = dict[str, Any]
 REGIONS = ("before", "at", "after")
 OBJECTION = -0.1  # below this advantage the teacher objects to the token
 
-_BLOCK = 2_000_000  # resampled rollouts held in memory at once
+_BLOCK = 2_000_000  # resampled clusters held in memory at once
 
 
 def region_advantages(
-    signals: pl.DataFrame, by: Sequence[str], settings: EvaluationConfig
+    signals: pl.DataFrame,
+    by: Sequence[str],
+    settings: EvaluationConfig,
+    cluster: str = "rollout_id",
 ) -> pl.DataFrame:
     """Mean advantage before, at and after the first wrong step, on wrong rollouts that have one.
 
@@ -33,15 +37,18 @@ def region_advantages(
     """
     values = ("mean", "low", "high")
     rows = []
-    for group, tokens in _groups(_with_error(signals), by):
+    for group, tokens in _groups(with_error(signals), by):
         for region, part in _groups(tokens, ["region"]):
-            mean = _means(part, [pl.col("advantage")], settings)[0]
+            mean = _means(part, [pl.col("advantage")], settings, cluster)[0]
             rows.append(group | region | dict(zip(values, mean)) | _counts(part))
     return _frame(rows, signals, [*by, "region"], values)
 
 
 def correct_rollouts(
-    signals: pl.DataFrame, by: Sequence[str], settings: EvaluationConfig
+    signals: pl.DataFrame,
+    by: Sequence[str],
+    settings: EvaluationConfig,
+    cluster: str = "rollout_id",
 ) -> pl.DataFrame:
     """What the context says where there is nothing to object to: on correct rollouts.
 
@@ -52,13 +59,18 @@ def correct_rollouts(
     """
     share = ("negative_share", "negative_share_low", "negative_share_high")
     values, rows, advantage = ("mean", "low", "high", *share), [], pl.col("advantage")
-    for group, tokens in _groups(_flawless(signals), by):
-        means = _means(tokens, [advantage, advantage < OBJECTION], settings)
+    for group, tokens in _groups(flawless(signals), by):
+        means = _means(tokens, [advantage, advantage < OBJECTION], settings, cluster)
         rows.append(group | dict(zip(values, means.flat)) | _counts(tokens))
     return _frame(rows, signals, by, values)
 
 
-def error_auc(signals: pl.DataFrame, by: Sequence[str], settings: EvaluationConfig) -> pl.DataFrame:
+def error_auc(
+    signals: pl.DataFrame,
+    by: Sequence[str],
+    settings: EvaluationConfig,
+    cluster: str = "rollout_id",
+) -> pl.DataFrame:
     """How well a low advantage finds the first wrong step, on wrong rollouts that have one.
 
     The chance that a token of that step has a lower advantage than a token of another step, over
@@ -67,22 +79,58 @@ def error_auc(signals: pl.DataFrame, by: Sequence[str], settings: EvaluationConf
     Columns: `by`, auc, low, high, tokens, rollouts.
     """
     values, rows = ("auc", "low", "high"), []
-    for group, tokens in _groups(_with_error(signals), by):
-        auc = _auc(tokens, settings)
+    for group, tokens in _groups(with_error(signals), by):
+        auc = _bootstrap(*_area(tokens, cluster), settings)[0]
         rows.append(group | dict(zip(values, auc)) | _counts(tokens))
     return _frame(rows, signals, by, values)
 
 
-def _flawless(signals: pl.DataFrame) -> pl.DataFrame:
+def token_means(
+    signals: pl.DataFrame,
+    by: Sequence[str],
+    settings: EvaluationConfig,
+    of: Mapping[str, pl.Expr],
+    cluster: str = "rollout_id",
+) -> pl.DataFrame:
+    """Means over tokens of any expressions, in long form.
+
+    Columns: `by`, measure (the expression's name), value, low, high, tokens, rollouts.
+    """
+    values, rows = ("value", "low", "high"), []
+    for group, tokens in _groups(signals, by):
+        found = _means(tokens, list(of.values()), settings, cluster)
+        rows += [
+            group | {"measure": name} | dict(zip(values, mean)) | _counts(tokens)
+            for name, mean in zip(of, found, strict=True)
+        ]
+    keyed = signals.with_columns(measure=pl.lit(""))
+    return _frame(rows, keyed, [*by, "measure"], values)
+
+
+def auc_difference(
+    one: pl.DataFrame, other: pl.DataFrame, settings: EvaluationConfig, cluster: str = "rollout_id"
+) -> Array:
+    """`error_auc` of one minus that of the other on the same rollouts: value, low, high.
+
+    Both sides are resampled together, which is what makes the difference a paired one.
+    """
+    (area, clusters), (other_area, _) = (
+        _area(with_error(side).sort(cluster), cluster) for side in (one, other)
+    )
+    found = _bootstrap(lambda n_RN: area(n_RN) - other_area(n_RN), clusters, settings)
+    return np.asarray(found[0])
+
+
+def flawless(signals: pl.DataFrame) -> pl.DataFrame:
     """Tokens of the rollouts with a right answer and no wrong step."""
     return signals.filter("correct", ~(pl.col("region") == "at").any().over("rollout_id"))
 
 
-def _with_error(signals: pl.DataFrame) -> pl.DataFrame:
+def with_error(signals: pl.DataFrame) -> pl.DataFrame:
     """Step tokens of wrong rollouts in which a step is known to be the first wrong one."""
     steps = signals.filter(~pl.col("correct"), pl.col("region").is_in(REGIONS))
     erring = steps.filter(region="at").select("rollout_id").unique()
-    return steps.join(erring, on="rollout_id", how="semi")
+    return steps.join(erring, on="rollout_id", how="semi", maintain_order="left")
 
 
 def _groups(frame: pl.DataFrame, by: Sequence[str]) -> list[tuple[Row, pl.DataFrame]]:
@@ -106,29 +154,32 @@ def _frame(
     return pl.DataFrame(rows, schema=schema)
 
 
-def _means(tokens: pl.DataFrame, of: Sequence[pl.Expr], settings: EvaluationConfig) -> Array:
+def _means(
+    tokens: pl.DataFrame, of: Sequence[pl.Expr], settings: EvaluationConfig, cluster: str
+) -> Array:
     """Mean over tokens and its interval, for each of M expressions: [M, 3]."""
-    sums = tokens.group_by("rollout_id", maintain_order=True).agg(
+    sums = tokens.group_by(cluster, maintain_order=True).agg(
         tokens=pl.len(), **{f"sum_{i}": expression.sum() for i, expression in enumerate(of)}
     )
     tokens_N1 = sums.select("tokens").to_numpy()
-    sums_NM = sums.drop("rollout_id", "tokens").to_numpy().astype(np.float64)
+    sums_NM = sums.drop(cluster, "tokens").to_numpy().astype(np.float64)
     return _bootstrap(lambda n_RN: (n_RN @ sums_NM) / (n_RN @ tokens_N1), len(sums), settings)
 
 
-def _auc(tokens: pl.DataFrame, settings: EvaluationConfig) -> Array:
-    """Area under the ROC curve of a low advantage against the first wrong step: value and bounds.
+def _area(tokens: pl.DataFrame, cluster: str) -> tuple[Callable[[Array], Array], int]:
+    """Area under the ROC curve of a low advantage against the first wrong step, as a statistic.
 
-    `wins_NN[i, j]` counts the pairs of a wrong step's token of rollout i and another step's token
-    of rollout j that are in the right order, so that a resample is a quadratic form.
+    `wins_NN[i, j]` counts the pairs of a wrong step's token of cluster i and another step's token
+    of cluster j that are in the right order, so that a resample is a quadratic form. Returns it
+    with the number of clusters.
     """
-    rollouts = tokens.group_by("rollout_id", maintain_order=True).agg(
+    clusters = tokens.group_by(cluster, maintain_order=True).agg(
         at=pl.col("advantage").filter(pl.col("region") == "at"),
         other=pl.col("advantage").filter(pl.col("region") != "at").sort(),
     )
-    at_N, other_N = (rollouts[name].list.len().to_numpy().astype(int) for name in ("at", "other"))
-    at_T, first_N = rollouts["at"].explode().to_numpy(), np.cumsum(at_N) - at_N
-    wins_TN = np.stack([_wins(at_T, other.to_numpy()) for other in rollouts["other"]], axis=1)
+    at_N, other_N = (clusters[name].list.len().to_numpy().astype(int) for name in ("at", "other"))
+    at_T, first_N = clusters["at"].explode().to_numpy(), np.cumsum(at_N) - at_N
+    wins_TN = np.stack([_wins(at_T, other.to_numpy()) for other in clusters["other"]], axis=1)
     wins_NN = np.add.reduceat(wins_TN, first_N, axis=0)
 
     def area(n_RN: Array) -> Array:
@@ -136,7 +187,7 @@ def _auc(tokens: pl.DataFrame, settings: EvaluationConfig) -> Array:
         wins_R = ((n_RN @ wins_NN) * n_RN).sum(axis=1)
         return np.asarray(wins_R / np.where(pairs_R, pairs_R, np.nan))[:, None]
 
-    return np.asarray(_bootstrap(area, len(rollouts), settings)[0])
+    return area, len(clusters)
 
 
 def _wins(lower_T: Array, sorted_others: Array) -> Array:
@@ -147,28 +198,28 @@ def _wins(lower_T: Array, sorted_others: Array) -> Array:
 
 
 def _bootstrap(
-    statistic: Callable[[Array], Array], rollouts: int, settings: EvaluationConfig
+    statistic: Callable[[Array], Array], clusters: int, settings: EvaluationConfig
 ) -> Array:
     """Value, lower and upper bound of M statistics: [M, 3].
 
-    `statistic` maps how often each of the N rollouts was drawn, [R, N], to [R, M].
+    `statistic` maps how often each of the N clusters was drawn, [R, N], to [R, M].
     """
-    value_M = statistic(np.ones((1, rollouts)))[0]
-    if rollouts == 1:
+    value_M = statistic(np.ones((1, clusters)))[0]
+    if clusters == 1:
         return np.stack([value_M, value_M * np.nan, value_M * np.nan], axis=1)
     rng = np.random.default_rng(0)
-    size = max(1, _BLOCK // rollouts)
+    size = max(1, _BLOCK // clusters)
     starts = range(0, settings.resamples, size)
     blocks = [min(size, settings.resamples - start) for start in starts]
-    resampled_RM = np.concatenate([statistic(_draws(rng, each, rollouts)) for each in blocks])
+    resampled_RM = np.concatenate([statistic(_draws(rng, each, clusters)) for each in blocks])
     tail = (1 - settings.confidence) / 2
     low_M, high_M = np.nanquantile(resampled_RM, [tail, 1 - tail], axis=0)
     return np.stack([value_M, low_M, high_M], axis=1)
 
 
-def _draws(rng: np.random.Generator, resamples: int, rollouts: int) -> Array:
-    """How often each rollout is drawn when as many are drawn with replacement: [R, N]."""
-    drawn_RN = rng.integers(rollouts, size=(resamples, rollouts))
-    cells = drawn_RN + rollouts * np.arange(resamples)[:, None]
-    counts = np.bincount(cells.ravel(), minlength=resamples * rollouts)
-    return np.asarray(counts.reshape(resamples, rollouts), dtype=np.float64)
+def _draws(rng: np.random.Generator, resamples: int, clusters: int) -> Array:
+    """How often each cluster is drawn when as many are drawn with replacement: [R, N]."""
+    drawn_RN = rng.integers(clusters, size=(resamples, clusters))
+    cells = drawn_RN + clusters * np.arange(resamples)[:, None]
+    counts = np.bincount(cells.ravel(), minlength=resamples * clusters)
+    return np.asarray(counts.reshape(resamples, clusters), dtype=np.float64)

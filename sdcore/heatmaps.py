@@ -28,7 +28,7 @@ _CANDIDATES = """
     SELECT problem_id, seed, sample_index, text, correct, any_value(answer) AS answer,
            any_value(wrong_step) AS wrong_step, list(rollout_id) AS rollout_ids
     FROM rollouts JOIN first USING (rollout_id)
-    WHERE correct = $correct
+    WHERE correct = $correct AND purpose = $purpose
     GROUP BY problem_id, seed, sample_index, text, correct
     ORDER BY count(DISTINCT condition) DESC, (any_value(wrong_step) IS NULL) = correct DESC,
              any_value(wrong_step) > 1 DESC, seed, problem_id, sample_index
@@ -57,16 +57,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """One rollout as one condition scored it; `context` is what its self-teacher saw."""
+    """One rollout as a condition, or under a context; `context` is what its self-teacher saw."""
 
-    condition: str
+    name: str
     context: str | None
     lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One trace of the first round as every condition that sampled it scored it."""
+    """One trace of the untrained policy as every condition, or context, scored it."""
 
     question: str
     reference: str
@@ -87,9 +87,14 @@ def examples(
     In the first round all conditions sample from the same weights with the same random numbers, so
     the same trace can be seen under each of their contexts.
     """
-    parameters = {"id": experiment_id, "correct": correct, "count": count}
-    found = store.query(_CANDIDATES, parameters)
-    return [_example(store, experiment_id, conditions, row) for row in found.to_dicts()]
+    return _examples(store, experiment_id, "condition", conditions, "train", correct, count)
+
+
+def frozen_examples(
+    store: Store, experiment_id: str, contexts: Sequence[str], *, correct: bool, count: int
+) -> list[Example]:
+    """Traces of the preflight under each of its contexts; wrong from a later step on first."""
+    return _examples(store, experiment_id, "context", contexts, "diagnose", correct, count)
 
 
 def level(advantage: float) -> str:
@@ -109,14 +114,29 @@ def lines(tokens: Sequence[dict[str, Any]], text: str) -> tuple[Line, ...]:
     return tuple(_line(rows) for rows in grouped.values())
 
 
+def _examples(
+    store: Store,
+    experiment_id: str,
+    by: str,
+    names: Sequence[str],
+    purpose: str,
+    correct: bool,
+    count: int,
+) -> list[Example]:
+    parameters = {"id": experiment_id, "purpose": purpose, "correct": correct, "count": count}
+    found = store.query(_CANDIDATES, parameters)
+    return [_example(store, experiment_id, by, names, row) for row in found.to_dicts()]
+
+
 def _example(
-    store: Store, experiment_id: str, conditions: Sequence[str], row: dict[str, Any]
+    store: Store, experiment_id: str, by: str, names: Sequence[str], row: dict[str, Any]
 ) -> Example:
+    """The trace of a row of candidates under each name; `by` is the column of the names."""
     problem = store.rows("problems", experiment_id=experiment_id, problem_id=row["problem_id"])
     signals = _of_rollouts(store, "token_signals", row["rollout_ids"]).sort("position")
     contexts = _of_rollouts(store, "contexts", row["rollout_ids"])
-    seen = dict(contexts.select("condition", "text").iter_rows())
-    scored = [(name, signals.filter(condition=name).to_dicts()) for name in conditions]
+    seen = dict(contexts.select(by, "text").iter_rows())
+    scored = [(name, signals.filter(pl.col(by) == name).to_dicts()) for name in names]
     return Example(
         question=problem["question"][0],
         reference=problem["answer"][0],

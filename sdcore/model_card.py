@@ -15,7 +15,7 @@ from sdcore.corpus import Fact, fact
 from sdcore.engines import Request
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.oracle import critique
-from sdcore.prompts import render
+from sdcore.rendering import render
 from sdcore.tiny_tokenizer import PROMPTS, hinted_prompt
 from sdcore.traces import parse_trace
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TypeAlias
 
-from jinja2 import StrictUndefined, Template, TemplateError
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sdcore.config import PromptsConfig
 from sdcore.errors import ConfigError
+from sdcore.rendering import render
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 Message = dict[str, str]
@@ -24,27 +24,6 @@ PLAIN_TEMPLATE = (
     "{{ message.content }}\n\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 """Chat template of a tokenizer that brings none: `User: ...`, an empty line, `Assistant:`."""
-
-_JINJA = SandboxedEnvironment(
-    undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
-)
-
-
-def render(template: str, **values: object) -> str:
-    """Fill a Jinja template, in a sandbox.
-
-    Raises:
-        ConfigError: the template is malformed, names a value that is not there, or fails.
-    """
-    try:
-        return _compiled(template).render(**values)
-    except (TemplateError, ArithmeticError, TypeError, ValueError) as error:
-        raise ConfigError(
-            "prompt template does not render",
-            got=f"{type(error).__name__}: {error}",
-            expected=f"a template of {', '.join(sorted(values))}",
-            where=template,
-        ) from error
 
 
 def student_prompt(tokenizer: Tokenizer, prompts: PromptsConfig, question: str) -> tuple[int, ...]:
@@ -156,11 +135,6 @@ def _special_tokens(tokenizer: Tokenizer) -> set[str]:
 def _start_of(tokens: frozenset[str]) -> re.Pattern[str]:
     """The first character of each occurrence of a token, overlapping ones too."""
     return re.compile(f"(?={'|'.join(map(re.escape, sorted(tokens))) or '(?!)'})(.)", re.DOTALL)
-
-
-@cache
-def _compiled(template: str) -> Template:
-    return _JINJA.from_string(template)
 
 
 def _messages(system: str | None, text: str) -> list[Message]:

@@ -2,12 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -15,6 +14,7 @@ from sdcore import comparison, diagnostics, heatmaps, plots
 from sdcore.config import Experiment
 from sdcore.errors import DataError
 from sdcore.metrics import METRICS
+from sdcore.pages import cell, render_page
 from sdcore.store import Store
 
 Row = dict[str, Any]
@@ -22,7 +22,8 @@ _NOTHING = {"value": "", "interval": ""}
 _SIGNALS = """
     SELECT s.condition, if(s.round = 0, 'first', 'last') AS moment, s.rollout_id, r.correct,
            s.region, s.advantage
-    FROM token_signals s JOIN rollouts r USING (rollout_id) WHERE s.experiment_id = ?
+    FROM token_signals s JOIN rollouts r USING (rollout_id)
+    WHERE s.experiment_id = ? AND r.purpose = 'train'
 """
 _BLOCKS = {
     "validation": (
@@ -58,11 +59,8 @@ def render_report(store: Store, experiment_id: str) -> str:
     if not rows:
         raise DataError("no such experiment", got=experiment_id, mend="`sdcore list` names them")
     experiment = Experiment.model_validate_json(rows[0]["config"])
-    page = Environment(
-        loader=PackageLoader("sdcore"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    ).get_template("report.html.jinja")  # fmt: skip
-    return page.render(
+    return render_page(
+        "report.html.jinja",
         experiment=experiment,
         experiment_id=experiment_id,
         created_at=f"{rows[0]['created_at']:%Y-%m-%d %H:%M}",
@@ -142,9 +140,9 @@ def _table_row(row: Row, best: Mapping[str, float]) -> Row:
 def _comparisons(rows: pl.DataFrame) -> list[Row]:
     found: dict[tuple[str, str], Row] = {}
     for row in rows.filter(metric="avg_at_k").iter_rows(named=True):
-        cell = _points(row["difference"], row["low"], row["high"])
+        points = _points(row["difference"], row["low"], row["high"])
         pair = found.setdefault((row["condition"], row["baseline"]), {})
-        pair[row["budget"]] = cell | {"resolved": row["low"] > 0 or row["high"] < 0}
+        pair[row["budget"]] = points | {"resolved": row["low"] > 0 or row["high"] < 0}
     return [
         {"condition": condition, "baseline": baseline} | cells
         for (condition, baseline), cells in found.items()
@@ -174,9 +172,9 @@ def _signal_row(
     own = {"condition": name, "moment": moment}
     row: Row = dict(own)
     for found in regions.filter(**own).to_dicts():
-        row[found["region"]] = _cell([found["mean"], found["low"], found["high"]], "+z.2f", " to ")
+        row[found["region"]] = cell([found["mean"], found["low"], found["high"]], "+z.2f", " to ")
     for found in aucs.filter(**own).to_dicts():
-        row["auc"] = _cell([found["auc"], found["low"], found["high"]], ".2f", " – ")
+        row["auc"] = cell([found["auc"], found["low"], found["high"]], ".2f", " – ")
     for found in correct.filter(**own).to_dicts():
         row["negative"] = _share(found, "negative_share")
     return row
@@ -188,9 +186,7 @@ def _examples(store: Store, experiment: Experiment) -> Row:
         *heatmaps.examples(store, experiment.experiment_id, names, correct=False, count=2),
         *heatmaps.examples(store, experiment.experiment_id, names, correct=True, count=1),
     ]
-    objects = [(f"n{i}", f"−{bound:g}") for i, bound in enumerate(heatmaps.THRESHOLDS, 1)]
-    confirms = [(f"p{i}", f"+{bound:g}") for i, bound in enumerate(heatmaps.THRESHOLDS, 1)]
-    return {"examples": found, "legend": [*reversed(objects), ("", "0"), *confirms]}
+    return {"examples": found}
 
 
 def _chart(figure: Figure, label: str) -> Markup:
@@ -199,18 +195,12 @@ def _chart(figure: Figure, label: str) -> Markup:
 
 def _share(row: Row, metric: str) -> Row:
     """A share and its interval in per cent."""
-    return _cell([100 * row[f"{metric}{end}"] for end in ("", "_low", "_high")], ".1f", " – ")
+    return cell([100 * row[f"{metric}{end}"] for end in ("", "_low", "_high")], ".1f", " – ")
 
 
 def _points(value: float, low: float, high: float) -> Row:
     """A difference of shares and its interval in percentage points, with signs."""
-    return _cell([100 * value, 100 * low, 100 * high], "+z.1f", " to ")
-
-
-def _cell(numbers: Sequence[float], form: str, to: str) -> Row:
-    """A value and its interval as text; an interval that is not known is left out."""
-    value, low, high = (f"{number:{form}}".replace("-", "−") for number in numbers)
-    return {"value": value, "interval": "" if "nan" in low + high else f"{low}{to}{high}"}
+    return cell([100 * value, 100 * low, 100 * high], "+z.1f", " to ")
 
 
 def _gain(row: Row) -> Row:

@@ -26,7 +26,7 @@ class Cell(NamedTuple):
 
 
 def token_map(maps: Sequence[Heatmap], title: str) -> Figure:
-    """One trace as each condition scored it: blue tokens are confirmed, orange ones objected to."""
+    """One trace as each condition or context scored it: blue is confirmed, orange objected to."""
     drawn = list(cells(maps, title))
     columns, rows = COLUMNS + 2, drawn[-1].row + 2  # a margin of one cell
     figure = Figure(figsize=(columns * _WIDTH, rows * _HEIGHT))
@@ -54,7 +54,7 @@ def cells(maps: Sequence[Heatmap], title: str) -> Iterator[Cell]:
     row = 1
     for each in maps:
         row += 1
-        yield Cell(row, 0, f"{each.condition}:", "")
+        yield Cell(row, 0, f"{each.name}:", "")
         for line in each.lines:
             row, column = row + 1, 2
             for token in line.tokens:

@@ -38,7 +38,7 @@ from sdcore.teacher import Teacher, trained
 from sdcore.updates import KL, Pass, TokenSignals, Update
 from sdcore.views import checkpointed, plain, require_exact_head, view
 
-__all__ = ["Example", "TokenSignals", "Trainer", "Update"]
+__all__ = ["Example", "TokenSignals", "Trainer", "Update", "require_identity"]
 
 Objective: TypeAlias = Condition | WarmupConfig
 
@@ -148,7 +148,7 @@ class Trainer:
         batches.require_whole(examples, self._limit)
         if self._teacher is not None and self._optimizer.step == 0:
             same = replace(examples[0], teacher_prompt_ids=examples[0].prompt_ids)
-            _require_identity(self._scored([0], [same]).signals_ST[KL], self._dtype)
+            require_identity(self._scored([0], [same]).signals_ST[KL], self._dtype)
 
     def _groups(self, examples: Sequence[Example]) -> list[list[int]]:
         """This rank's share of each micro-batch; empty where there are fewer examples than ranks.
@@ -220,10 +220,7 @@ class Trainer:
         else:
             assert scores.teacher_logprob_T is not None
             advantage_T = scores.teacher_logprob_T - scores.student_logprob_T
-        rows = [scores.student_logprob_T, scores.entropy_T, advantage_T]
-        if scores.teacher_logprob_T is not None and scores.kl_T is not None:
-            rows += [scores.teacher_logprob_T, scores.kl_T]
-        return torch.stack(rows).float().cpu()
+        return updates.rows_of(scores, advantage_T)
 
     def _shard(self) -> None:
         ranks.shard(self.model)
@@ -243,8 +240,12 @@ def _teacher(model: Policy, condition: Objective) -> Teacher | None:
     return Teacher(model, TeacherConfig()) if needed else None
 
 
-def _require_identity(kl_T: Tensor, dtype: torch.dtype) -> None:
-    """Before the first step the teacher on the student's own prompt must be the student."""
+def require_identity(kl_T: Tensor, dtype: torch.dtype) -> None:
+    """Before the first step the teacher on the student's own prompt must be the student.
+
+    Raises:
+        TrainingError: a token's KL is more than rounding.
+    """
     largest = float(kl_T.max())
     if not largest <= IDENTITY[dtype]:
         raise TrainingError(

@@ -14,6 +14,7 @@ from torch import Tensor
 from sdcore import batches
 from sdcore.batches import Example
 from sdcore.errors import TrainingError
+from sdcore.projection import TokenScores
 
 _COLUMNS = (
     "loss", "grad_norm", "learning_rate", "rollouts", "tokens", "mean_length", "entropy",
@@ -76,6 +77,14 @@ class Pass:
     loss: float
     loss_T: Tensor
     signals_ST: Tensor
+
+
+def rows_of(scores: TokenScores, advantage_T: Tensor) -> Tensor:
+    """The fields of TokenSignals as rows [S, T], on the CPU."""
+    rows = [scores.student_logprob_T, scores.entropy_T, advantage_T]
+    if scores.teacher_logprob_T is not None and scores.kl_T is not None:
+        rows += [scores.teacher_logprob_T, scores.kl_T]
+    return torch.stack(rows).float().cpu()
 
 
 def update_of(

@@ -1,6 +1,6 @@
 """Stage 3: the critic aligns its feedback with each trace; the teacher prompts are built."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -8,7 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sdcore.config import DistillConfig, LlmCriticConfig
-from sdcore.contexts import CONTEXTS, Context, ContextInputs, Critique
+from sdcore.contexts import Context, ContextInputs, Critique
 from sdcore.critics import Critic
 from sdcore.prompts import teacher_prompt
 from sdcore.rounds import signal_rounds
@@ -35,14 +35,17 @@ def align(lineage: Lineage, round_: int) -> Reference:
         EngineError: the critic cannot be asked, or answers nothing.
         BudgetError: the critic's budget allows no further request.
     """
-    rollouts, critic = _with_problems(lineage, round_), open_critic(lineage)
+    rollouts = with_problems(round_rollouts(lineage, round_), split_problems(lineage, "train"))
+    critic = open_critic(lineage)
     with STOPWATCH.measure("compute"):
         wanted = _wants_critiques(lineage, round_)
         critiques = criticise(lineage, critic, rollouts) if wanted else {}
         judged = [row for row in rollouts if row["rollout_id"] in critiques]
         frames = {"critiques": critique_rows(lineage, critic, judged, critiques)}
         if isinstance(lineage.settings, DistillConfig):
-            frames["contexts"] = _contexts(lineage, critic, rollouts, critiques)
+            frames["contexts"] = context_rows(
+                lineage, critic, _wanted(lineage), rollouts, critiques
+            )
     lineage.store.append_missing(**frames)
     _note(lineage, round_, frames)
     table = "contexts" if "contexts" in frames else "critiques"
@@ -55,22 +58,27 @@ def has_work(lineage: Lineage, round_: int) -> bool:
 
 
 def _wants_critiques(lineage: Lineage, round_: int) -> bool:
-    settings = lineage.settings
-    needed = isinstance(settings, DistillConfig) and "critique" in CONTEXTS[settings.context].needs
+    settings, known = lineage.settings, lineage.experiment.known_contexts
+    needed = isinstance(settings, DistillConfig) and "critique" in known[settings.context].needs
     judged = round_ in signal_rounds(lineage.experiment) and lineage.experiment.judge is not None
     return needed or judged
 
 
-def _with_problems(lineage: Lineage, round_: int) -> list[Row]:
-    problems = split_problems(lineage, "train")
+def with_problems(rollouts: pl.DataFrame, problems: pl.DataFrame) -> list[Row]:
+    """Rollouts with their question, solution and reference answer."""
     reference = problems.select("problem_id", "question", "solution", reference="answer")
-    return round_rollouts(lineage, round_).join(reference, on="problem_id", how="left").to_dicts()
+    return rollouts.join(reference, on="problem_id", how="left", maintain_order="left").to_dicts()
 
 
-def _contexts(
-    lineage: Lineage, critic: Critic, rollouts: list[Row], critiques: Mapping[str, Critique]
+def context_rows(
+    lineage: Lineage,
+    critic: Critic,
+    wanted: Sequence[Context],
+    rollouts: list[Row],
+    critiques: Mapping[str, Critique],
 ) -> pl.DataFrame:
-    wanted, tokenizer = _wanted(lineage), models.tokenizer(lineage.experiment.model.name)
+    """Rows of `contexts`: for each rollout the first wanted one that it has the sources of."""
+    tokenizer = models.tokenizer(lineage.experiment.model.name)
     rows: list[Row] = []
     for index, rollout in enumerate(rollouts):
         others = rollouts[index + 1 :] + rollouts[:index]  # looked through in a fixed cyclic order
@@ -100,9 +108,10 @@ def _contexts(
 
 def _wanted(lineage: Lineage) -> list[Context]:
     """The condition's context, and the one that stands in where a language model fails."""
-    context, critic = CONTEXTS[lineage.settings.context], lineage.experiment.judge
+    known, critic = lineage.experiment.known_contexts, lineage.experiment.judge
+    context = known[lineage.settings.context]
     falls_back = isinstance(critic, LlmCriticConfig) and "critique" in context.needs
-    return [context, CONTEXTS[critic.fallback]] if falls_back and critic.fallback else [context]
+    return [context, known[critic.fallback]] if falls_back and critic.fallback else [context]
 
 
 def _inputs(

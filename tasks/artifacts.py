@@ -2,6 +2,7 @@
 
 import base64
 import os
+from collections.abc import Iterable
 
 import polars as pl
 from matplotlib.figure import Figure
@@ -31,11 +32,26 @@ def publish(base: Lineage, table: pl.DataFrame, curves: Figure) -> None:
         create_link_artifact(page, f"{about} in MLflow", key("mlflow"))
 
 
+def publish_diagnosis(
+    lineage: Lineage, tables: list[tuple[str, pl.DataFrame]], figures: list[Figure]
+) -> None:
+    """Make the artifact of the preflight: its tables, and one trace under every context."""
+    experiment, about = lineage.experiment, lineage.experiment.experiment_id
+    pictures = [_picture(figure, "one trace under each context") for figure in figures]
+    text = "\n\n".join([_titled(tables), *pictures])
+    create_markdown_artifact(
+        text, artifact_key(experiment.name, "diagnosis"), f"contexts of {about}"
+    )
+
+
 def _tables(base: Lineage, table: pl.DataFrame) -> str:
     experiment_id = base.experiment.experiment_id
     differences = base.store.rows("comparisons", experiment_id=experiment_id)
     signals = comparison.signal_summary(base.store, experiment_id)
-    parts = printing.printable(table, differences, signals)
+    return _titled(printing.printable(table, differences, signals))
+
+
+def _titled(parts: Iterable[tuple[str, pl.DataFrame]]) -> str:
     return "\n\n".join(f"**{title}**\n\n{printing.markdown(frame)}" for title, frame in parts)
 
 

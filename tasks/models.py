@@ -86,6 +86,11 @@ def engine(lineage: Lineage, round_: int, policy_id: str) -> Engine:
     return sampler
 
 
+def base_policy(lineage: Lineage) -> policies.PreTrainedModel:
+    """The weights that all conditions start from; nobody may change them."""
+    return _base(base_folder(lineage), lineage.experiment.model)
+
+
 def new_trainer(lineage: Lineage, objective: Objective, folder: Path, total_steps: int) -> Trainer:
     """A trainer that starts from the weights of a model folder."""
     training = lineage.experiment.training

@@ -13,7 +13,6 @@ from prefect.cache_policies import NO_CACHE
 import sdcore
 from sdcore import policies
 from sdcore.config import DistillConfig, Experiment
-from sdcore.contexts import CONTEXTS
 from sdcore.errors import ConfigError
 from sdcore.problems import Loaded, load_problems
 from sdcore.schema import TABLES
@@ -66,8 +65,9 @@ def _summary(loaded: Loaded) -> str:
 
 def _require_solutions(experiment: Experiment, problems: pl.DataFrame) -> None:
     missing = problems.filter(pl.col("solution").is_null(), split="train")
+    known = experiment.known_contexts
     for name, condition in experiment.conditions.items():
-        needs = CONTEXTS[condition.context].needs if isinstance(condition, DistillConfig) else ()
+        needs = known[condition.context].needs if isinstance(condition, DistillConfig) else ()
         if "solution" in needs and len(missing):
             raise ConfigError(
                 f"condition {name!r} shows the teacher reference solutions, and problems lack one",

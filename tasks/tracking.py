@@ -6,6 +6,7 @@ DuckDB is the truth; what is logged here is copied from its tables, so both hold
 import atexit
 import json
 import logging
+import math
 import os
 import re
 import tempfile
@@ -135,6 +136,23 @@ class Tracking:
         for start in range(0, len(steps), _STEPS_PER_CALL):
             points = list(chain.from_iterable(steps[start : start + _STEPS_PER_CALL]))
             self._client.log_batch(run_id, metrics=points)
+
+    def log_measures(
+        self, experiment: Experiment, condition: str, seed: int, measures: pl.DataFrame
+    ) -> None:
+        """Log rows of `localisation.measures` as metrics `<context>/<measure>`, with their bounds.
+
+        What is not a number is left out, and so is what is logged already.
+        """
+        run_id = self._run(experiment, condition, seed)
+        logged, now = self._client.get_run(run_id).data.metrics, int(time.time() * 1000)
+        points = [
+            Metric(f"{row['context']}/{row['measure']}{end}", row[column], now, 0)
+            for row in measures.iter_rows(named=True)
+            for end, column in (("", "value"), ("_low", "low"), ("_high", "high"))
+        ]
+        new = [p for p in points if math.isfinite(p.value) and logged.get(p.key) != p.value]
+        self._client.log_batch(run_id, metrics=new)
 
     def log_figure(self, experiment: Experiment, figure: Figure, file: str) -> None:
         """Log a figure of the parent run as a PNG file."""

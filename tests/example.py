@@ -35,6 +35,7 @@ TOKENS = (
 TRACE = "".join(text for text, _ in TOKENS)
 ADVANTAGES = {
     "grpo": {},  # its advantage is the same for every token, -0.7 below
+    "none": {"before": 0.0},
     "reference": {"before": -0.2, "at": -0.6, "answer": -1.2},
     "step_aligned": {"before": 0.15, "at": -2.3, "answer": -0.6},
 }
@@ -65,14 +66,15 @@ def _tokens(correct):
 
 
 def signals(row, context):
-    known = ADVANTAGES[row["condition"]]
+    known = ADVANTAGES[context]
     return [
         lineage(row["condition"], row["seed"])
         | {
             "rollout_id": row["rollout_id"], "context": context, "policy_id": row["policy_id"],
             "round": row["round"], "position": position, "token_id": position, "token": token,
             "student_logprob": -0.1, "teacher_logprob": -0.1 + known.get(region, 0.0),
-            "advantage": known.get(region, 0.0) if known else -0.7, "kl": 0.3, "entropy": 0.2,
+            "advantage": known.get(region, 0.0) if known else -0.7,
+            "kl": 0.0 if context == "none" else 0.3, "entropy": 0.2,
             "step": 2 if region == "at" else None, "region": region,
         }
         for position, (token, region) in enumerate(_tokens(row["correct"]))
@@ -155,4 +157,46 @@ def fill(store):
         ),
     )
     store.append_missing(comparisons=comparisons(store, EXPERIMENT.experiment_id))
+    return store
+
+
+def fill_diagnosis(store):
+    """A preflight of three contexts: two problems, a wrong and a right rollout of each."""
+    store.append_missing(
+        problems=TABLES["problems"].frame([problem("train1", "train", 1, "<script>alert(2)")])
+    )
+    rows = [
+        rollout("diagnose", 0, "diagnose", 0, name, index, correct=index == 1)
+        for name in ("train0", "train1")
+        for index in (0, 1)
+    ]
+    pairs = [(row, name) for row in rows for name in ("none", "reference", "step_aligned")]
+    contexts = [
+        lineage("diagnose", 0)
+        | {
+            "context_id": row["rollout_id"] + name, "rollout_id": row["rollout_id"],
+            "context": name, "text": None if name == "none" else "</pre><script>alert(3)",
+            "critique_id": None, "teacher_prompt_ids": [1] if name == "none" else [1, 2, 3],
+        }
+        for row, name in pairs
+    ]  # fmt: skip
+    critiques = [
+        lineage("diagnose", 0)
+        | {
+            "critique_id": row["rollout_id"], "rollout_id": row["rollout_id"], "critic": "oracle",
+            "verdict": "A" if row["correct"] else "D",
+            "first_wrong_step": None if row["correct"] else 2,
+            "corrected": TRACE.replace("38", "37"), "valid": True, "invalid_reason": None,
+            "content_id": None, "repaired": None, "prefix_tokens": 0, "raw": None,
+            "attempts": 1, "prompt_tokens": 0, "tokens": 0, "cost": 0.0,
+        }
+        for row in rows
+    ]  # fmt: skip
+    tokens = [token for row, name in pairs for token in signals(row, name)]
+    store.append_missing(
+        rollouts=TABLES["rollouts"].frame(rows),
+        critiques=TABLES["critiques"].frame(critiques),
+        contexts=TABLES["contexts"].frame(contexts),
+        token_signals=TABLES["token_signals"].frame(tokens),
+    )
     return store

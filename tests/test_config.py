@@ -34,6 +34,10 @@ def test_overrides_are_dotted_toml_or_bare_words():
         ("conditions.reference.context=refrence", r"'refrence' is not one of .*reference"),
         ("conditions.reference.objective=ppo", r"conditions.reference: .*'distill', 'grpo'"),
         ("conditions.base.objective=grpo", r"base"),
+        ("conditions.diagnose.objective=grpo", r"diagnose"),
+        ("contexts.none=text", r"names that are taken: none"),
+        ("contexts.own='{{ reward }}'", r"names what no rollout has"),
+        ("diagnose.contexts=['nonesuch']", r"'nonesuch' is not one of"),
         ("problems.source=jsonl", r"problems.path is needed"),
         ("problems.source=reasoning_gym", r"problems.name is needed"),
         ("problems.query='FROM t'", r"problems.query is needed for source = duckdb, and only"),
@@ -140,3 +144,17 @@ def test_how_a_critic_is_reached_does_not_change_the_experiment():
 def test_settings_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         load_experiment(QUICKSTART).training.rounds = 4  # type: ignore[misc]
+
+
+def test_a_file_may_bring_its_own_contexts_and_train_on_them():
+    own = ["contexts.own='Step {{ critique.first_wrong_step }} is wrong.'"]
+    experiment = load_experiment(QUICKSTART, [*own, "conditions.reference.context=own"])
+    assert experiment.distilled == ("own", "step_aligned")
+    assert experiment.known_contexts["own"].needs == {"critique"}
+    assert experiment.fingerprint != load_experiment(QUICKSTART, own).fingerprint
+    assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
+
+
+def test_the_preflight_is_part_of_no_key():
+    other = load_experiment(QUICKSTART, ["diagnose.problems=3"])
+    assert other.experiment_id == load_experiment(QUICKSTART).experiment_id

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from sdcore.contexts import CONTEXTS, ContextInputs, Critique
-from sdcore.errors import DataError
+from sdcore.contexts import CONTEXTS, ContextInputs, Critique, template_context
+from sdcore.errors import ConfigError, DataError
 
 WRONG = "<step_1>2+3=5</step_1><step_2>5+4=8</step_2><answer>8</answer>"
 MENDED = "<step_1>2+3=5</step_1><step_2>5+4=9</step_2><answer>9</answer>"
@@ -46,7 +46,7 @@ def test_the_list_above_is_complete_and_every_context_says_what_it_tests():
         "sibling", "shuffled",
     }  # fmt: skip
     for name, context in CONTEXTS.items():
-        assert context.name == name and context.write.__doc__
+        assert context.name == name and context.tests and context.predicted
         assert context.needs <= ContextInputs.__dataclass_fields__.keys()
 
 
@@ -89,3 +89,41 @@ def test_an_invalid_critique_is_never_shown(name):
     assert not CONTEXTS[name].available(inputs)
     with pytest.raises(DataError, match="no valid critique"):
         CONTEXTS[name].build(inputs)
+
+
+def test_a_template_of_the_users_sees_the_rollout_and_its_critique():
+    wrote = "{{ question }} Step {{ critique.first_wrong_step }} of {{ trace }}: {{ solution }}"
+    own = template_context("own", wrote)
+    assert own.needs == {"critique", "solution"}
+    expected = f"2+3+4? Step 2 of {WRONG}: three and four are seven, and two are nine"
+    assert own.build(INPUTS) == expected
+    assert not own.available(replace(INPUTS, solution=None))
+    invalid = Critique(None, None, None, valid=False)
+    assert not own.available(replace(INPUTS, critique=invalid))
+
+
+def test_a_template_may_say_nothing_to_some_rollouts():
+    own = template_context("own", "{% if not correct %}Wrong.{% endif %}")
+    assert (own.build(INPUTS), own.build(RIGHT)) == ("Wrong.", None)
+
+
+def test_what_a_rollout_says_is_never_read_as_a_template():
+    trace = replace(INPUTS, trace="{{ answer }}{% if %}")
+    assert template_context("own", "{{ trace }}").build(trace) == trace.trace
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ reward }}", "names what no rollout has[\\s\\S]*reward[\\s\\S]*contexts.own"),
+        ("{% if %}", "malformed"),
+    ],
+)
+def test_a_template_that_cannot_work_is_refused_at_once(template, message):
+    with pytest.raises(ConfigError, match=message):
+        template_context("own", template)
+
+
+def test_a_template_stays_in_its_sandbox():
+    with pytest.raises(ConfigError, match="does not render"):
+        template_context("own", "{{ critique.__class__.__mro__ }}").build(INPUTS)

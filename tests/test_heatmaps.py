@@ -47,7 +47,7 @@ def test_the_same_wrong_trace_is_shown_under_every_condition(store):
     )
     assert (first.seed, second.seed) == (0, 1)
     assert first.wrong_step == 2 and first.answer == "38" and first.reference == "37"
-    assert [heatmap.condition for heatmap in first.maps] == ["grpo", "reference", "step_aligned"]
+    assert [heatmap.name for heatmap in first.maps] == ["grpo", "reference", "step_aligned"]
     assert first.maps[0].context is None
     assert first.maps[1].context.startswith("42 - 5 = 37")
     worst = first.maps[2].lines[1].tokens[3]

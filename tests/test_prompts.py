@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sdcore.config import PromptsConfig
 from sdcore.errors import ConfigError
-from sdcore.prompts import neutralise, prompt_ids, render, student_messages, teacher_messages
+from sdcore.prompts import neutralise, prompt_ids, student_messages, teacher_messages
 
 CHATML = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
@@ -36,20 +36,6 @@ def build_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFa
 TOKENIZER = build_tokenizer()
 START, END = TOKENIZER.convert_tokens_to_ids(["<|start|>", "<|end|>"])
 pieces = st.sampled_from(["<|end|>", "<|start|>", "<unk>", "<", "|", ">", "end", " ", "a", "\n"])
-
-
-def test_render_fills_values_and_keeps_the_text_around_them():
-    assert render("{{ a }}\n- {{ b }}\n", a="{{ b }}", b="<1 & 2>") == "{{ b }}\n- <1 & 2>\n"
-
-
-@pytest.mark.parametrize(
-    "template",
-    ["{{ missing }}", "{% if %}", "{{ a.__class__.__mro__ }}", "{{ 1 / 0 }}", "{{ a + 1 }}"],
-)
-def test_render_refuses_what_does_not_work(template):
-    with pytest.raises(ConfigError, match="does not render") as caught:
-        render(template, a="text")
-    assert caught.value.where == template
 
 
 def test_student_messages_have_a_system_message_only_where_one_is_set():

@@ -1,5 +1,4 @@
 import re
-from html.parser import HTMLParser
 
 import pytest
 
@@ -8,7 +7,8 @@ from sdcore.errors import DataError
 from sdcore.report import render_report, toml, write_report
 from sdcore.schema import TABLES
 from sdcore.store import Store
-from tests.example import EXPERIMENT, fill, run_row
+from tests.elements import Elements, standing_alone
+from tests.example import EXPERIMENT, fill, fill_diagnosis, run_row
 
 
 @pytest.fixture(scope="module")
@@ -21,29 +21,6 @@ def page(store):
     return render_report(store, EXPERIMENT.experiment_id)
 
 
-class Elements(HTMLParser):
-    """Collects tags with their attributes, ids, and tags that were never closed."""
-
-    VOID = ("meta", "link", "br", "img", "path", "use", "rect")
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.open = [], []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-
 def table(page, title):
     """Cell texts of the table whose scroll region has this label."""
     part = page[page.index(f'aria-label="{title}"') :]
@@ -53,18 +30,7 @@ def table(page, title):
 
 
 def test_the_page_stands_alone(page):
-    elements = Elements(page)
-    assert not elements.open
-    loading = [
-        value
-        for tag, attributes in elements.tags
-        for key, value in attributes.items()
-        if key in ("src", "href", "xlink:href", "data") and not value.startswith("#")
-    ]
-    assert loading == []
-    assert not [tag for tag, _ in elements.tags if tag in ("script", "link", "iframe")]
-    assert "@import" not in page
-    assert not re.search(r"url\((?!#)", page)
+    assert standing_alone(page)
 
 
 def test_ids_are_unique_and_links_lead_somewhere(page):
@@ -131,3 +97,8 @@ def test_an_experiment_that_has_only_started_has_a_page(tmp_path):
 def test_an_unknown_experiment_is_refused(store):
     with pytest.raises(DataError, match="no such experiment"):
         render_report(store, "small-00000000")
+
+
+def test_the_preflight_of_the_same_experiment_changes_nothing(page, tmp_path):
+    both = fill_diagnosis(fill(Store(tmp_path / "sdcore.duckdb")))
+    assert render_report(both, EXPERIMENT.experiment_id) == page
