@@ -81,6 +81,7 @@ _VIEWS = (
             "gain": "avg@k on test minus the base's, percentage points, mean over seeds",
             "sampled_tokens": "training tokens that the solver sampled, mean over seeds",
             "critic_tokens": "tokens that the critic wrote, mean over seeds",
+            "critic_cost": "what the critic cost, in the currency of its prices, mean over seeds",
             "train_seconds": "wall time of the optimizer steps, mean over seeds",
             "sampled_tokens_per_point": "solver tokens a point; empty where nothing is gained",
             "critic_tokens_per_point": "critic tokens a point; empty where nothing is gained",
@@ -96,7 +97,8 @@ _VIEWS = (
             SELECT experiment_id, avg_at_k FROM scores
             WHERE split = 'test' AND condition = 'base' AND round = 0
         ), critic AS (
-            SELECT h.experiment_id, h.condition, h.seed, sum(c.tokens) AS tokens
+            SELECT h.experiment_id, h.condition, h.seed, sum(c.tokens) AS tokens,
+                   sum(c.cost) AS cost
             FROM chosen h JOIN rollouts r USING (experiment_id, condition, seed)
             JOIN critiques c USING (rollout_id)
             WHERE r.purpose = 'train' AND r.round < h.round GROUP BY ALL
@@ -109,6 +111,7 @@ _VIEWS = (
                    100 * avg(s.avg_at_k - b.avg_at_k) AS gain,
                    avg(s.sampled_tokens) AS sampled_tokens,
                    avg(coalesce(c.tokens, 0)) AS critic_tokens,
+                   avg(coalesce(c.cost, 0)) AS critic_cost,
                    avg(coalesce(t.seconds, 0)) AS train_seconds
             FROM chosen h JOIN scores s USING (experiment_id, condition, seed, round)
             JOIN base b USING (experiment_id)
@@ -152,7 +155,8 @@ _VIEWS = (
         """
         SELECT experiment_id, condition, first_wrong_step AS step, count(*) AS rollouts,
                count(*) / sum(count(*)) OVER (PARTITION BY experiment_id, condition) AS share
-        FROM critiques WHERE valid AND first_wrong_step IS NOT NULL
+        FROM critiques SEMI JOIN rollouts USING (rollout_id)
+        WHERE valid AND first_wrong_step IS NOT NULL
         GROUP BY experiment_id, condition, first_wrong_step
         ORDER BY experiment_id, condition, step
         """,

@@ -105,7 +105,7 @@ class Store:
             return {name: _supersede(connection, name, sql[name], parameters) for name in sql}
 
     def query(
-        self, sql: str, parameters: Sequence[object] | dict[str, object] = ()
+        self, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()
     ) -> pl.DataFrame:
         """Run one read-only SQL statement over the tables; values go in as `parameters`.
 

@@ -16,10 +16,12 @@ def policy(condition, seed, round_):
 
 
 def critique(row, step, *, valid=True):
-    return {name: row[name] for name in ("experiment_id", "condition", "seed", "rollout_id")} | {
+    numbers = dict.fromkeys(TABLES["critiques"].dtypes)
+    run = ("experiment_id", "condition", "seed", "rollout_id")
+    return numbers | {name: row[name] for name in run} | {
         "critique_id": row["rollout_id"], "critic": "oracle", "verdict": "D" if valid else None,
-        "first_wrong_step": step, "corrected": None, "valid": valid, "invalid_reason": None,
-        "attempts": 1, "tokens": 30,
+        "first_wrong_step": step, "valid": valid, "attempts": 1, "prompt_tokens": 50, "tokens": 30,
+        "cost": 0.25,
     }  # fmt: skip
 
 
@@ -80,14 +82,15 @@ def test_worst_problems(store):
 
 def test_cost_per_point(store):
     # The base has 2 of 6. step_aligned: 5 of 6 at round 4, a gain of 50 points, for 400 solver
-    # tokens, four critiques of 30 tokens and four steps of 1.5 s a seed. grpo: 3 of 6 at round 2.
-    columns = "seeds, gain, sampled_tokens, critic_tokens, train_seconds, " + (
+    # tokens, four critiques of 30 tokens at 0.25 and four steps of 1.5 s a seed. grpo: 3 of 6 at
+    # round 2.
+    columns = "seeds, gain, sampled_tokens, critic_tokens, critic_cost, train_seconds, " + (
         "sampled_tokens_per_point, critic_tokens_per_point"
     )
     found = rows(store, "cost_per_point", columns, condition="step_aligned")
-    assert found == [(2, 50.0, 400.0, 120.0, 6.0, 8.0, 2.4)]
+    assert found == [(2, 50.0, 400.0, 120.0, 1.0, 6.0, 8.0, 2.4)]
     found = rows(store, "cost_per_point", columns, condition="grpo")
-    assert found == [(2, 100 / 6, 200.0, 0.0, 3.0, 12.0, 0.0)]
+    assert found == [(2, 100 / 6, 200.0, 0.0, 0.0, 3.0, 12.0, 0.0)]
 
 
 def test_objected_tokens(store):
