@@ -133,7 +133,8 @@ def _maps(signals: list[Row], contexts: list[Row], text: str) -> list[Row]:
     return [
         {
             "rollout_id": key[0],
-            "name": " · ".join(dict.fromkeys((tokens[0]["condition"], key[1]))),
+            "condition": tokens[0]["condition"],
+            "scored_as": key[1],
             "context": seen.get(key),
             "lines": lines(tokens, text),
         }
