@@ -36,13 +36,11 @@ def test_every_row_of_the_run_is_there_with_its_types(store, exported):
 def test_files_are_parted_by_condition_and_seed(exported):
     folder, _ = exported
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet"))
-    assert [path for path in found if "rollouts" in path] == [
-        "data/rollouts/base/seed-0.parquet"
-    ] + [
-        f"data/rollouts/{name}/seed-{seed}.parquet"
-        for name in EXPERIMENT.conditions
-        for seed in (0, 1)
-    ]
+    assert [path.removeprefix("data/rollouts/") for path in found if "rollouts" in path] == [
+        "base/seed-0.parquet", "grpo/seed-0.parquet", "grpo/seed-1.parquet",
+        "reference/seed-0.parquet", "reference/seed-1.parquet", "step_aligned/seed-0.parquet",
+        "step_aligned/seed-1.parquet",
+    ]  # fmt: skip
     assert "data/problems/all.parquet" in found
 
 
