@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,7 @@ import polars as pl
 import typer
 from rich.markup import escape
 
-from flows import cli_diagnose, cli_operate
+from flows import cli_diagnose, cli_operate, cli_tables
 from flows.terminal import (
     JsonOption,
     RunArgument,
@@ -31,6 +30,7 @@ from sdcore.store import Store
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(cli_diagnose.app)
+app.add_typer(cli_tables.app)
 app.add_typer(cli_operate.app)
 _UNEXPECTED = "mend: `--debug` shows where it came from"
 
@@ -45,12 +45,6 @@ def options(
     """
     if debug:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "WARNING"
-
-
-class Format(StrEnum):
-    """Output formats of `sdcore query`."""
-
-    table, csv, json, parquet = "table", "csv", "json", "parquet"
 
 
 @app.command()
@@ -162,27 +156,6 @@ def _spent(wall: float) -> str:
 
 
 @app.command()
-def query(
-    sql: Annotated[str, typer.Argument(help="one SELECT over the tables of the workspace")],
-    workspace: WorkspaceOption = Path("runs"),
-    output: Annotated[Format, typer.Option("--format", help="how to print")] = Format.table,
-) -> None:
-    """Query the tables in SQL; `parquet` writes bytes to standard output.
-
-    Example: sdcore query "SELECT condition, avg(correct::int) FROM rollouts GROUP BY ALL"
-    """
-    frame = open_store(workspace).query(sql)
-    if output is Format.csv:
-        print(_flat(frame).write_csv(), end="")
-    elif output is Format.json:
-        print(frame.write_json())
-    elif output is Format.parquet:
-        frame.write_parquet(sys.stdout.buffer)
-    else:
-        print_table(frame)
-
-
-@app.command()
 def report(
     run: RunArgument,
     workspace: WorkspaceOption = Path("runs"),
@@ -282,14 +255,6 @@ def _print_summary(root: Path, experiment_id: str, *, as_json: bool) -> None:
         return
     for title, frame in printing.printable(table, differences, signals):
         print_table(frame, title=title)
-
-
-def _flat(frame: pl.DataFrame) -> pl.DataFrame:
-    """Lists as JSON text: CSV has no lists."""
-    lists = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.List)]
-    return frame.with_columns(
-        pl.col(name).map_elements(lambda v: json.dumps(v.to_list()), pl.String) for name in lists
-    )
 
 
 def main() -> None:

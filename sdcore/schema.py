@@ -6,6 +6,13 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from sdcore.errors import DataError
+
+_SQL_TYPES: dict[pl.DataType, str] = {
+    pl.String(): "VARCHAR", pl.Int64(): "BIGINT", pl.Int32(): "INTEGER", pl.Float64(): "DOUBLE",
+    pl.Float32(): "FLOAT", pl.Boolean(): "BOOLEAN", pl.Datetime("us"): "TIMESTAMP",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Column:
@@ -15,6 +22,13 @@ class Column:
     dtype: pl.DataType
     meaning: str
     nullable: bool = False
+
+    @property
+    def sql_type(self) -> str:
+        """Its type in DuckDB."""
+        if isinstance(self.dtype, pl.List):
+            return f"{_SQL_TYPES[self.dtype.inner]}[]"  # type: ignore[index]
+        return _SQL_TYPES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,47 @@ class Table:
             if row.keys() != self.dtypes.keys():
                 raise KeyError(f"{self.name}: columns differ: {row.keys() ^ self.dtypes.keys()}")
         return pl.DataFrame(rows, schema=self.dtypes, orient="row")
+
+    def checked(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame in this table's column order and types.
+
+        Raises:
+            DataError: columns or types differ, a required value is null, or a key occurs twice.
+        """
+        if set(frame.columns) != set(self.dtypes):
+            raise DataError(
+                "columns differ from the schema",
+                got=sorted(set(frame.columns) ^ set(self.dtypes)),
+                expected="no difference",
+                where=self.name,
+            )
+        if frame.schema != pl.Schema(self.dtypes):
+            frame = self._cast(frame)
+        for column in self.columns:
+            if not column.nullable and frame[column.name].null_count():
+                row = frame[column.name].is_null().arg_max()
+                where = f"{self.name}.{column.name}"
+                raise DataError("a required value is null", got=f"row {row}", where=where)
+        repeated = frame[self.key].is_duplicated()
+        if repeated.any():
+            key = frame[self.key].row(repeated.arg_max() or 0)
+            raise DataError("a key occurs twice", got=key, where=self.name)
+        return frame
+
+    def _cast(self, frame: pl.DataFrame) -> pl.DataFrame:
+        try:
+            return frame.select(pl.col(name).cast(dtype) for name, dtype in self.dtypes.items())
+        except pl.exceptions.PolarsError as error:
+            raise DataError("a column has the wrong type", got=error, where=self.name) from error
+
+    @property
+    def ddl(self) -> str:
+        """The statement that creates the table where it does not exist."""
+        columns = ", ".join(
+            f"{column.name} {column.sql_type}{'' if column.nullable else ' NOT NULL'}"
+            for column in self.columns
+        )
+        return f"CREATE TABLE IF NOT EXISTS {self.name} ({columns})"
 
 
 def content_key(*parts: object) -> str:

@@ -26,6 +26,7 @@ from tenacity import (
 )
 
 from sdcore.errors import DataError, StoreBusyError, StoreError
+from sdcore.questions import VIEWS
 from sdcore.schema import TABLES, Table
 from sdcore.timing import STOPWATCH
 
@@ -33,10 +34,6 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "checkpoint_on_detach": "DISABLED",
     "wal_autocheckpoint": "128KB",  # replaying as much costs every attach about a millisecond
 }
-_SQL_TYPES: dict[pl.DataType, str] = {
-    pl.String(): "VARCHAR", pl.Int64(): "BIGINT", pl.Int32(): "INTEGER", pl.Float64(): "DOUBLE",
-    pl.Float32(): "FLOAT", pl.Boolean(): "BOOLEAN", pl.Datetime("us"): "TIMESTAMP",
-}  # fmt: skip
 
 SUPERSEDED = "superseded"  # schema of the rows that a redone stage has replaced
 
@@ -66,10 +63,27 @@ class Store:
                 occurs twice in the frame. Nothing is written then.
             StoreBusyError: another process held the file for too long.
         """
-        checked = {name: _checked(TABLES[name], frame) for name, frame in frames.items()}
+        checked = {name: TABLES[name].checked(frame) for name, frame in frames.items()}
         with self._transaction() as connection:
             return {
                 name: _append(connection, TABLES[name], frame) for name, frame in checked.items()
+            }
+
+    def replace(self, **frames: pl.DataFrame) -> dict[str, int]:
+        """Put rows in the place of those with the same keys, all in one transaction.
+
+        What was there moves to the schema `superseded`, as `supersede` does it.
+
+        Returns:
+            Rows set aside per table.
+
+        Raises:
+            DataError, StoreBusyError: as `append_missing`.
+        """
+        checked = {name: TABLES[name].checked(frame) for name, frame in frames.items()}
+        with self._transaction() as connection:
+            return {
+                name: _replace(connection, TABLES[name], frame) for name, frame in checked.items()
             }
 
     def supersede(self, sql: Mapping[str, str], parameters: dict[str, object]) -> dict[str, int]:
@@ -91,7 +105,7 @@ class Store:
             return {name: _supersede(connection, name, sql[name], parameters) for name in sql}
 
     def query(
-        self, sql: str, parameters: Sequence[object] | dict[str, object] = ()
+        self, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()
     ) -> pl.DataFrame:
         """Run one read-only SQL statement over the tables; values go in as `parameters`.
 
@@ -109,7 +123,7 @@ class Store:
                     got=sql,
                     expected=str(error),
                     where=str(self.path),
-                    mend="tables: " + ", ".join(TABLES),
+                    mend="tables: " + ", ".join((*TABLES, *VIEWS)),
                 ) from error
 
     def rows(self, table: str, **equals: object) -> pl.DataFrame:
@@ -136,13 +150,8 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with self._attached(read_only=False) as connection:
-            connection.execute("BEGIN")
-            try:
+            with _committed(connection):
                 yield connection
-            except duckdb.Error:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
             self._written = True
 
     @contextmanager
@@ -150,7 +159,7 @@ class Store:
         try:
             with STOPWATCH.measure("storage"), self._lock:
                 if not self._created:
-                    self._create_tables()
+                    self._create()
                 self._attach(read_only=read_only)
                 try:
                     yield self._duckdb
@@ -184,26 +193,29 @@ class Store:
                 connection.execute("CHECKPOINT")
         self._duckdb.close()
 
-    def _create_tables(self) -> None:
+    def _create(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._attach(read_only=False)
         try:
-            for table in TABLES.values():
-                self._duckdb.execute(_ddl(table))
-                stored = [
-                    row[0] for row in self._duckdb.execute(f"DESCRIBE {table.name}").fetchall()
-                ]
-                if stored != list(table.dtypes):
-                    raise StoreError(
-                        "table was made by another version of sdcore",
-                        got=stored,
-                        expected=list(table.dtypes),
-                        where=f"{self.path}: {table.name}",
-                        mend="use a new --workspace",
-                    )
+            with _committed(self._duckdb):
+                for table in TABLES.values():
+                    self._create_table(table)
+                _create_views(self._duckdb)
         finally:
             self._detach()
         self._created = True
+
+    def _create_table(self, table: Table) -> None:
+        self._duckdb.execute(table.ddl)
+        stored = [row[0] for row in self._duckdb.execute(f"DESCRIBE {table.name}").fetchall()]
+        if stored != list(table.dtypes):
+            raise StoreError(
+                "table was made by another version of sdcore",
+                got=stored,
+                expected=list(table.dtypes),
+                where=f"{self.path}: {table.name}",
+                mend="use a new --workspace",
+            )
 
     def _give_up(self, state: RetryCallState) -> None:
         assert state.outcome is not None
@@ -232,19 +244,45 @@ def query_file(path: Path, sql: str) -> pl.DataFrame:
         raise DataError("query on a DuckDB file fails", got=error, where=str(path)) from error
 
 
+@contextmanager
+def _committed(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    connection.execute("BEGIN")
+    try:
+        yield
+    except (duckdb.Error, StoreError):
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+@contextmanager
+def _incoming(connection: duckdb.DuckDBPyConnection, frame: pl.DataFrame) -> Iterator[None]:
+    """The frame as the table `incoming`; the newest Arrow level is the one without copies."""
+    connection.register("incoming", frame.to_arrow(compat_level=pl.CompatLevel.newest()))
+    try:
+        yield
+    finally:
+        connection.unregister("incoming")
+
+
 def _append(connection: duckdb.DuckDBPyConnection, table: Table, frame: pl.DataFrame) -> int:
     key = ", ".join(table.key)
     # The semi join inside halves the cost: its filter reaches into the scan, an anti join's cannot.
     there = f"SELECT {key} FROM {table.name} SEMI JOIN incoming USING ({key})"
-    connection.register("incoming", frame.to_arrow(compat_level=pl.CompatLevel.newest()))
-    try:
+    with _incoming(connection, frame):
         count = connection.execute(
             f"INSERT INTO {table.name} SELECT incoming.* FROM incoming "
             f"ANTI JOIN ({there}) USING ({key})"
         ).fetchone()
-    finally:
-        connection.unregister("incoming")
     return int(count[0]) if count else 0
+
+
+def _replace(connection: duckdb.DuckDBPyConnection, table: Table, frame: pl.DataFrame) -> int:
+    key = ", ".join(table.key)
+    with _incoming(connection, frame):
+        moved = _supersede(connection, table.name, f"({key}) IN (SELECT ({key}) FROM incoming)", {})
+    _append(connection, table, frame)
+    return moved
 
 
 def _supersede(
@@ -263,41 +301,11 @@ def _supersede(
     return int(count[0]) if count else 0
 
 
-def _checked(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
-    if set(frame.columns) != set(table.dtypes):
-        raise DataError(
-            "columns differ from the schema", got=sorted(set(frame.columns) ^ set(table.dtypes)),
-            expected="no difference", where=table.name,
-        )  # fmt: skip
-    if frame.schema != pl.Schema(table.dtypes):
-        frame = _cast(table, frame)
-    for column in table.columns:
-        if not column.nullable and frame[column.name].null_count():
-            row = frame[column.name].is_null().arg_max()
-            raise DataError(
-                "a required value is null", got=f"row {row}", where=f"{table.name}.{column.name}"
-            )
-    repeated = frame[table.key].is_duplicated()
-    if repeated.any():
-        key = frame[table.key].row(repeated.arg_max() or 0)
-        raise DataError("a key occurs twice", got=key, where=table.name)
-    return frame
-
-
-def _cast(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
-    try:
-        return frame.select(pl.col(name).cast(dtype) for name, dtype in table.dtypes.items())
-    except pl.exceptions.PolarsError as error:
-        raise DataError("a column has the wrong type", got=error, where=table.name) from error
-
-
-def _ddl(table: Table) -> str:
-    columns = ", ".join(
-        f"{column.name} {_sql_type(column.dtype)}{'' if column.nullable else ' NOT NULL'}"
-        for column in table.columns
-    )
-    return f"CREATE TABLE IF NOT EXISTS {table.name} ({columns})"
-
-
-def _sql_type(dtype: pl.DataType) -> str:
-    return f"{_SQL_TYPES[dtype.inner]}[]" if isinstance(dtype, pl.List) else _SQL_TYPES[dtype]  # type: ignore[index]
+def _create_views(connection: duckdb.DuckDBPyConnection) -> None:
+    stored = "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal"
+    comments = dict(connection.execute(stored).fetchall())
+    for view in VIEWS.values():
+        if comments.get(view.name) != view.comment:
+            connection.execute(f"CREATE OR REPLACE VIEW {view.name} AS {view.sql}")
+            comment = view.comment.replace("'", "''")
+            connection.execute(f"COMMENT ON VIEW {view.name} IS '{comment}'")

@@ -47,8 +47,8 @@ def prepare(base: Lineage) -> Reference:
             loaded = load_problems(base.experiment.problems)
         _require_solutions(base.experiment, loaded.problems)
         base.store.append_missing(
-            experiments=TABLES["experiments"].frame([_experiment_row(base)]),
-            policies=TABLES["policies"].frame([_base_row(base)]),
+            experiments=TABLES["experiments"].frame([experiment_row(base)]),
+            policies=TABLES["policies"].frame([base_row(base)]),
             problems=loaded.problems.with_columns(experiment_id=experiment_id),
             rejected_problems=loaded.rejected_problems.with_columns(experiment_id=experiment_id),
         )
@@ -78,7 +78,8 @@ def _require_solutions(experiment: Experiment, problems: pl.DataFrame) -> None:
             )
 
 
-def _experiment_row(base: Lineage) -> dict[str, object]:
+def experiment_row(base: Lineage) -> dict[str, object]:
+    """The row of `experiments` that the run would get today."""
     return {
         "experiment_id": base.experiment.experiment_id,
         "name": base.experiment.name,
@@ -90,7 +91,8 @@ def _experiment_row(base: Lineage) -> dict[str, object]:
     }
 
 
-def _base_row(base: Lineage) -> dict[str, object]:
+def base_row(base: Lineage) -> dict[str, object]:
+    """The row of `policies` that the named model would get today."""
     warmup = base.experiment.warmup
     digest = policies.weights_digest(models.model_folder(base.experiment.model.name))
     round_ = RAW if warmup else 0

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from sdcore.errors import DataError, StoreBusyError, StoreError
+from sdcore.questions import VIEWS
 from sdcore.schema import TABLES, content_key
 from sdcore.store import Store
 
@@ -93,6 +94,45 @@ def test_a_foreign_writer_gives_a_message_not_a_hang(store):
     assert len(store.rows("problems")) == 1
 
 
+def test_while_we_write_a_plain_duckdb_says_who_does(store):
+    script = "import duckdb, sys; duckdb.connect(sys.argv[1], read_only=True)"
+    with store._attached(read_only=False):
+        reader = subprocess.run([sys.executable, "-c", script, str(store.path)],
+                                capture_output=True, text=True)  # fmt: skip
+    assert "Conflicting lock is held" in reader.stderr
+    assert subprocess.run([sys.executable, "-c", script, str(store.path)]).returncode == 0
+
+
+def test_plain_duckdb_reads_what_the_log_holds_and_the_views(store):
+    store.append_missing(problems=frame(problem(0)))
+    assert store.path.with_name(f"{store.path.name}.wal").stat().st_size
+    with duckdb.connect(str(store.path), read_only=True) as plain:
+        assert plain.sql("SELECT problem_id FROM problems").fetchall() == [("p0",)]
+        assert plain.sql("FROM accuracy_by_step").fetchall() == []
+
+
+def test_when_the_process_ends_the_file_alone_is_complete(store):
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from sdcore.store import Store
+        from tests.test_store import frame, problem
+        Store(Path(sys.argv[1])).append_missing(problems=frame(problem(0)))
+    """
+    subprocess.run([sys.executable, "-c", script, str(store.path)], check=True)
+    assert not store.path.with_name(f"{store.path.name}.wal").exists()
+    assert len(store.rows("problems")) == 1
+
+
+def test_a_view_of_another_definition_is_made_anew(store):
+    store.query("SELECT 1")
+    with duckdb.connect(str(store.path)) as plain:
+        plain.execute("CREATE OR REPLACE VIEW failing_steps AS SELECT 1 AS old")
+    assert Store(store.path).query("FROM failing_steps").columns == list(
+        VIEWS["failing_steps"].columns
+    )
+
+
 def test_processes_append_at_once_without_losing_a_row(store):
     script = """if True:
         import sys
@@ -107,10 +147,10 @@ def test_processes_append_at_once_without_losing_a_row(store):
             store.append_missing(problems=TABLES["problems"].frame(rows))
     """
     writers = [
-        subprocess.Popen([sys.executable, "-c", script, str(store.path), name]) for name in "abc"
+        subprocess.Popen([sys.executable, "-c", script, str(store.path), name]) for name in "abcd"
     ]
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
-    assert store.rows("problems")["problem_id"].n_unique() == len(store.rows("problems")) == 40
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0, 0]
+    assert store.rows("problems")["problem_id"].n_unique() == len(store.rows("problems")) == 50
 
 
 def test_a_file_of_another_version_is_refused(tmp_path):
@@ -148,6 +188,15 @@ def test_superseded_rows_make_way_and_are_kept(store):
     assert store.rows("problems", problem_id="p1")["answer"].to_list() == ["3"]
     kept = store.query("SELECT problem_id, answer, superseded_at FROM superseded.problems")
     assert kept.row(0)[:2] == ("p1", "2") and kept["superseded_at"][0] is not None
+
+
+def test_replaced_rows_are_kept_aside_and_new_ones_just_come(store):
+    store.append_missing(problems=frame(problem(0), problem(1)))
+    assert store.replace(problems=frame(problem(1, answer="3"), problem(2))) == {"problems": 1}
+    found = store.query("SELECT problem_id, answer FROM problems ORDER BY ALL").rows()
+    assert found == [("p0", "2"), ("p1", "3"), ("p2", "2")]
+    kept = store.query("SELECT problem_id, answer FROM superseded.problems")
+    assert kept.rows() == [("p1", "2")]
 
 
 def test_superseding_is_all_or_nothing(store):
