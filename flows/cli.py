@@ -1,5 +1,6 @@
 """The command `sdcore`: run an experiment, query its tables, report on it, list what there is."""
 
+import gc
 import json
 import os
 import sys
@@ -259,6 +260,9 @@ def _print_summary(root: Path, experiment_id: str, *, as_json: bool) -> None:
 
 def main() -> None:
     """Entry point: errors are messages; tracebacks come with --debug, anywhere on the line."""
+    # Libraries leave a million objects behind that live for good; looking for garbage among them
+    # every 700 allocations makes up a sixth of the time to import them.
+    gc.set_threshold(50_000)
     debug = "--debug" in sys.argv
     try:
         app(sorted(sys.argv[1:], key=lambda argument: argument != "--debug"))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from prefect import flow
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from sdcore.config import Experiment
 from sdcore.rounds import checkpoint_rounds
@@ -20,6 +21,8 @@ from tasks.warmup import warm_up
 from tasks.workspace import Lineage, base_lineage, finished_rounds
 
 SPLITS = ("validation", "test")
+# The main flow's tells as much, and a flow waits up to a second for its heartbeat's thread to end.
+_NO_HEARTBEAT = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
 
 
 @flow(flow_run_name="{experiment.name}")
@@ -42,7 +45,8 @@ def compare_contexts(experiment: Experiment, root: Path) -> str:
     track(base)
     for seed in experiment.seeds:
         for condition in experiment.conditions:
-            train_condition(experiment, root, condition, seed)
+            with temporary_settings(_NO_HEARTBEAT):
+                train_condition(experiment, root, condition, seed)
     compare(base)
     return experiment.experiment_id
 

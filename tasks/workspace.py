@@ -26,17 +26,16 @@ class Reference:
     rows: int
 
 
-@dataclass(frozen=True)
 class Lineage:
     """One condition and seed of an experiment in a workspace folder: the unit that is trained.
 
-    The untrained policy is the lineage with condition 'base' and the experiment's first seed.
+    The untrained policy is the lineage with condition 'base' and the experiment's first seed. Not
+    a dataclass, since Prefect would walk through all settings at each task that is given one.
     """
 
-    experiment: Experiment
-    root: Path
-    condition: str
-    seed: int
+    def __init__(self, experiment: Experiment, root: Path, condition: str, seed: int) -> None:
+        self.experiment, self.root = experiment, root
+        self.condition, self.seed = condition, seed
 
     @property
     def label(self) -> str:

@@ -20,6 +20,10 @@ from sdcore.loopback import answers, free_port
 START_TIMEOUT = 900.0  # seconds; a large model loads and compiles for minutes
 ERROR = re.compile(r"\b\w*(Error|Exception): ")
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
+CPU_FLAGS = (
+    "--no-enable-chunked-prefill",  # with seeds it crashes vLLM 0.32 on CPUs
+    "--enforce-eager",  # compiling takes minutes there, and its cache cannot be read back
+)
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",  # models are local folders by now
@@ -114,7 +118,7 @@ class VllmServer:
             chosen["--max-model-len"] = str(settings.context_length)
         flags = ["--skip-tokenizer-init", "--enable-prefix-caching", "--disable-uvicorn-access-log"]
         if not torch.cuda.is_available():
-            flags.append("--no-enable-chunked-prefill")  # with seeds it crashes vLLM 0.32 on CPUs
+            flags += CPU_FLAGS
         if self._lora_rank is not None:
             flags.append("--enable-lora")
             chosen["--max-lora-rank"] = str(kernel_rank(self._lora_rank))

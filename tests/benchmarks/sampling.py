@@ -37,7 +37,7 @@ PYTHON = Path(os.environ.get("SDCORE_VLLM_PYTHON", ROOT / ".venv-vllm/bin/python
 Tokens = Callable[[], int]
 
 
-def main(name: str = "builtin:tiny-solver", prompts: int = 128, new_tokens: int = 96) -> None:
+def main(name: str = "builtin:smollm2", prompts: int = 8, new_tokens: int = 32) -> None:
     folder = hub.resolve(name)
     tokenizer = policies.load_tokenizer(folder)
     wording = PromptsConfig(student="{{ question }}")
@@ -140,6 +140,7 @@ def raw_job(
             "skip_tokenizer_init": True,
             "enable_prefix_caching": True,
             "enable_chunked_prefill": torch.cuda.is_available(),
+            "enforce_eager": not torch.cuda.is_available(),
             "generation_config": "vllm",
             "kv_cache_memory_bytes": int(settings.cache_gib * 2**30),
             "max_num_seqs": settings.concurrency,
