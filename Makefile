@@ -4,13 +4,16 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VLLM   := .venv-vllm
 
-.PHONY: run test lint bench vllm clean
+.PHONY: run test test-browser lint bench vllm clean
 
 run: $(READY)  ## the main job: three kinds of feedback compared, in minutes
 	$(BIN)/sdcore run deployments/experiments/quickstart.toml
 
-test: $(READY) lint  ## everything that CI checks
-	$(BIN)/python -m pytest
+test: $(READY) lint  ## all but the browser tests; with `make vllm` before, a real vLLM server too
+	$(BIN)/python -m pytest -m "not browser"
+
+test-browser: $(READY)  ## Prefect's UI, MLflow's and the report in Chromium, which must be installed
+	$(BIN)/python -m pytest -m browser
 
 lint: $(READY)
 	$(BIN)/ruff check .
