@@ -68,7 +68,7 @@ def run(
     """
     settings = load_experiment(experiment, overrides or [])
     if quick:
-        settings = settings.model_copy(update={"seeds": settings.seeds[:1]})
+        settings = load_experiment(experiment, [*(overrides or []), f"seeds=[{settings.seeds[0]}]"])
     if dry_run:
         console.print_json(settings.model_dump_json())
         return
@@ -138,7 +138,9 @@ def _run(settings: Experiment, root: Path, *, as_json: bool) -> None:
     with prefect_server(root) as server_address:
         from flows.compare_contexts import compare_contexts
         from tasks.draining import draining
+        from tasks.track import open_tracking
 
+        open_tracking(root)  # it takes seconds, which the server takes too
         address = server_address().removesuffix("/api")
         notes.print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
         with draining():

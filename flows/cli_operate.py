@@ -127,7 +127,7 @@ def promote(
 
     Example: sdcore promote quickstart step_aligned/0
     """
-    from tasks.compare import promote as promote_lineage
+    from tasks.champions import promote as promote_lineage
 
     condition, _, seed = lineage.rpartition("/")
     experiment = stored_experiment(open_store(workspace), run)

@@ -107,10 +107,14 @@ def test_problems_are_datasets_of_the_parent(tracking, client):
     assert {each.dataset.name for each in inputs} == {"datasets-train", "datasets-test"}
 
 
+def monitors():
+    return {t for t in threading.enumerate() if t.name == "SystemMetricsMonitor"}
+
+
 def test_the_load_of_the_machine_is_logged_while_a_run_lasts(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
-    settings, watched = experiment("load"), Tracking(tmp_path)
+    settings, watched, before = experiment("load"), Tracking(tmp_path), monitors()
     run_id = watched.start(settings, "0.1", {})
     deadline = time.monotonic() + 60
     load = {}
@@ -119,7 +123,7 @@ def test_the_load_of_the_machine_is_logged_while_a_run_lasts(tmp_path, monkeypat
         load = {name: value for name, value in logged.items() if name.startswith("system/cpu")}
     watched.finish(settings)
     assert 0 <= load["system/cpu_utilization_percentage"] <= 100
-    assert not [t for t in threading.enumerate() if t.name == "SystemMetricsMonitor"]
+    assert monitors() == before
 
 
 def test_metrics_are_the_numbers_of_the_tables(tracking, client):
@@ -264,7 +268,8 @@ def test_who_was_promoted_is_known_by_the_run(tracking, checkpoint):
     assert not tracking.is_promoted(settings)
     tracking.mark_promoted(settings)
     assert tracking.is_promoted(settings)
-    assert not tracking.is_promoted(settings.model_copy(update={"seeds": (7,)}))
+    other = experiment("policy", model={"name": settings.model.name}, seeds=(7,))
+    assert not tracking.is_promoted(other)
 
 
 def test_a_moved_workspace_keeps_its_artifacts(tmp_path, checkpoint, monkeypatch):

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from sdcore import hub, policies
+from sdcore import guard, hub, policies
 from sdcore.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig
 from sdcore.engines import Request
 from sdcore.engines.endpoint import Endpoint
@@ -26,9 +26,7 @@ from tests.test_config import QUICKSTART
 
 ROOT = Path(__file__).parent.parent
 PYTHON = Path(os.environ.get("SDCORE_VLLM_PYTHON", ROOT / ".venv-vllm/bin/python"))
-SETTINGS = EngineConfig(
-    kind="vllm", python=PYTHON, cache_gib=0.25, concurrency=16, arguments=("--enforce-eager",)
-)
+SETTINGS = EngineConfig(kind="vllm", python=PYTHON, cache_gib=0.25, concurrency=16)
 BASE = hub.resolve("builtin:tiny-solver")
 ENDS = policies.end_ids(BASE)
 REQUESTS = [Request((1, 5, 30 + i % 4, 40, 6), i) for i in range(48)]
@@ -83,7 +81,9 @@ def running(tmp_path_factory):
 
 def family():
     """Our servers and their descendants: the guard, the API server, its engine, the workers."""
-    return psutil.Process().children(recursive=True)
+    ours = psutil.Process().children()
+    guards = [each for each in ours if guard.__file__ in each.cmdline()]
+    return guards + [child for each in guards for child in each.children(recursive=True)]
 
 
 def api_server():
@@ -237,7 +237,7 @@ def test_an_experiment_runs_through_the_same_dag(tmp_path):
         "training.rounds=2", "training.questions_per_round=4", "evaluation.every=2",
         "training.lora.rank=4", "evaluation.samples=2", "evaluation.validation_samples=2",
         "evaluation.resamples=200", "conditions.grpo.group_size=2", "engine.kind=vllm",
-        f"engine.python={PYTHON}", "engine.cache_gib=0.25", 'engine.arguments=["--enforce-eager"]',
+        f"engine.python={PYTHON}", "engine.cache_gib=0.25",
     ]  # fmt: skip
     command = [Path(sys.executable).with_name("sdcore"), "run", QUICKSTART, *small]
     done = subprocess.run(

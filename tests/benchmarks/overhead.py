@@ -25,7 +25,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         with prefect_server(Path(folder)) as address:
             from flows.compare_contexts import compare_contexts
+            from tasks.track import open_tracking
 
+            open_tracking(Path(folder))
             address()
             start_up = time.perf_counter() - started
             compare_contexts(settings, Path(folder))
