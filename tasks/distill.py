@@ -57,13 +57,14 @@ def distill(lineage: Lineage, round_: int) -> Reference:
 def _with_contexts(lineage: Lineage, round_: int) -> pl.DataFrame:
     """The round's rollouts that train: with their context for distillation, all for GRPO."""
     rollouts = round_rollouts(lineage, round_)
+    if isinstance(lineage.settings, GrpoConfig):
+        return rollouts.with_columns(context=pl.lit(None), teacher_prompt_ids=pl.lit(None))
     contexts = lineage.store.query(
         "SELECT rollout_id, context, teacher_prompt_ids FROM contexts WHERE rollout_id IN "
         "(SELECT unnest(?))",
         [rollouts["rollout_id"].to_list()],
     )
-    how = "left" if isinstance(lineage.settings, GrpoConfig) else "inner"
-    joined = rollouts.join(contexts, on="rollout_id", how=how, maintain_order="left")
+    joined = rollouts.join(contexts, on="rollout_id", maintain_order="left")
     if not len(joined):
         raise TrainingError(
             "no rollout of the round can be trained on",

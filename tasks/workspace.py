@@ -84,7 +84,7 @@ def base_lineage(experiment: Experiment, root: Path) -> Lineage:
 @cache
 def open_store(root: Path) -> Store:
     """The one store of a workspace folder in this process."""
-    return Store(root / "sdcore.duckdb")
+    return Store(root / "sdcore.duckdb", threads=1)
 
 
 def split_problems(lineage: Lineage, split: str) -> pl.DataFrame:

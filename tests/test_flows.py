@@ -12,8 +12,10 @@ import polars as pl
 import pytest
 from mlflow import MlflowClient, pyfunc
 
+from flows import services
 from sdcore.arithmetic import generate_problems, reference_solution
 from sdcore.config import load_experiment
+from sdcore.loopback import answers, free_port
 from sdcore.schema import TABLES
 from sdcore.store import Store
 from tests.test_config import QUICKSTART
@@ -59,6 +61,26 @@ def metrics(workspace: Path) -> dict[str, dict[str, float]]:
         }
         for r in runs
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prefect(tmp_path_factory):
+    """A standing server for the runs of this file: each would take as long to start its own."""
+    address = f"http://127.0.0.1:{free_port()}"
+    home = {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
+    with (
+        subprocess.Popen(
+            services.prefect_command(address),
+            env=os.environ | services.QUIET | home,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        assert answers(f"{address}/api/health", server, services.START_SECONDS)
+        patch.setenv("PREFECT_API_URL", f"{address}/api")
+        yield
+        server.terminate()
 
 
 @pytest.fixture(scope="module")
