@@ -35,9 +35,9 @@ def align(lineage: Lineage, round_: int) -> Reference:
         EngineError: the critic cannot be asked, or answers nothing.
         BudgetError: the critic's budget allows no further request.
     """
-    rollouts = with_problems(round_rollouts(lineage, round_), split_problems(lineage, "train"))
     critic = open_critic(lineage)
     with STOPWATCH.measure("compute"):
+        rollouts = with_problems(round_rollouts(lineage, round_), split_problems(lineage, "train"))
         wanted = _wants_critiques(lineage, round_)
         critiques = criticise(lineage, critic, rollouts) if wanted else {}
         judged = [row for row in rollouts if row["rollout_id"] in critiques]

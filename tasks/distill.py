@@ -32,7 +32,8 @@ def distill(lineage: Lineage, round_: int) -> Reference:
         TrainingError: no rollout has a context, the loss or gradient is not finite, or the
             sampler's log-probs are not the policy's.
     """
-    rollouts = _with_contexts(lineage, round_)
+    with STOPWATCH.measure("compute"):
+        rollouts = _with_contexts(lineage, round_)
     steps = lineage.experiment.training.steps_per_round
     with models.training(lineage, round_) as trainer:
         with STOPWATCH.measure("compute"):
@@ -41,7 +42,7 @@ def distill(lineage: Lineage, round_: int) -> Reference:
             require_agreement(updates[0], getattr(torch, lineage.experiment.model.dtype))
         with STOPWATCH.measure("storage"):
             trainer.save(lineage.checkpoint(round_ + 1))
-    policy = _policy(lineage, round_)
+            policy = _policy(lineage, round_)
     frames = {
         "policies": TABLES["policies"].frame([policy]),
         "updates": _updates(lineage, round_, policy["policy_id"], rollouts, updates),
