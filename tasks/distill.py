@@ -19,7 +19,7 @@ from sdcore.timing import STOPWATCH
 from sdcore.trainer import Example, Update
 from sdcore.updates import require_agreement
 from tasks import models
-from tasks.workspace import Lineage, Reference, policy_row, round_rollouts
+from tasks.workspace import Lineage, Reference, policy_row, remember_policy, round_rollouts
 
 Row = dict[str, Any]
 
@@ -51,6 +51,7 @@ def distill(lineage: Lineage, round_: int) -> Reference:
         with STOPWATCH.measure("compute"):
             frames["token_signals"] = _token_signals(lineage, round_, rollouts, updates)
     lineage.store.append_missing(**frames)
+    remember_policy(lineage, policy)
     _prune(lineage, round_)
     return Reference("policies", policy["policy_id"], 1)
 

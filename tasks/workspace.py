@@ -118,22 +118,31 @@ def policy_row(lineage: Lineage, round_: int) -> dict[str, Any]:
         StoreError: the rounds before have not been trained in this workspace.
     """
     owner = lineage.base if round_ == 0 else lineage
-    return _policy_row(lineage.root, round_, **owner.columns)
+    key = _policy_key(owner, round_)
+    if key not in _policies:
+        rows = owner.store.rows("policies", round=round_, **owner.columns)
+        if len(rows) != 1:
+            raise StoreError(
+                "the policy is not stored",
+                got=f"{len(rows)} rows",
+                expected="1",
+                where=f"{owner.columns} after {round_} rounds",
+                mend="run the experiment again: it trains what is missing",
+            )
+        _policies[key] = rows.row(0, named=True)
+    return _policies[key]
 
 
-@cache
-def _policy_row(root: Path, round_: int, **columns: object) -> dict[str, Any]:
-    """Read once a process: a stored policy never changes."""
-    rows = open_store(root).rows("policies", round=round_, **columns)
-    if len(rows) != 1:
-        raise StoreError(
-            "the policy is not stored",
-            got=f"{len(rows)} rows",
-            expected="1",
-            where=f"{columns} after {round_} rounds",
-            mend="run the experiment again: it trains what is missing",
-        )
-    return rows.row(0, named=True)
+def remember_policy(lineage: Lineage, row: dict[str, Any]) -> None:
+    """Spare the next stages from reading a policy that was just stored."""
+    _policies[_policy_key(lineage, row["round"])] = row
+
+
+_policies: dict[tuple[object, ...], dict[str, Any]] = {}  # a stored policy never changes
+
+
+def _policy_key(owner: Lineage, round_: int) -> tuple[object, ...]:
+    return (owner.root, round_, *owner.columns.values())
 
 
 def finished_rounds(lineage: Lineage) -> int:
