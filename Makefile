@@ -33,6 +33,9 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	mkdir -p $(VENV)/share/sdcore
+	PREFECT_SERVER_DATABASE_CONNECTION_URL=sqlite+aiosqlite:///$(VENV)/share/sdcore/prefect.db \
+		$(BIN)/python -m prefect server database upgrade -y >/dev/null
 	touch $@
 
 $(VLLM)/.ready: requirements-vllm.lock

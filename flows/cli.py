@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ from sdcore.config import Experiment, drift, load_experiment
 from sdcore.errors import ConfigError, SdcoreError
 from sdcore.rounds import Stage
 from sdcore.store import Store
+from sdcore.timing import STOPWATCH
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(cli_diagnose.app)
@@ -136,6 +138,9 @@ def _run(settings: Experiment, root: Path, *, as_json: bool) -> None:
 
     start = time.perf_counter()
     with prefect_server(root) as server_address:
+        with STOPWATCH.measure("compute"):
+            import tasks.models  # noqa: F401 - torch and all else that any training loads
+
         from flows.compare_contexts import compare_contexts
         from tasks.draining import draining
         from tasks.track import open_tracking
@@ -145,17 +150,12 @@ def _run(settings: Experiment, root: Path, *, as_json: bool) -> None:
         notes.print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
         with draining():
             experiment_id = compare_contexts(settings, root)
-    _print_summary(root, experiment_id, as_json=as_json)
+    wall = time.perf_counter() - start
+    spent = {"wall": wall} | STOPWATCH.split(wall)
+    _print_summary(root, experiment_id, as_json=as_json, seconds=spent)
     notes.print(f"Report: {root / 'reports' / experiment_id}.html", soft_wrap=True)
-    notes.print(_spent(time.perf_counter() - start))
-
-
-def _spent(wall: float) -> str:
-    from sdcore.timing import STOPWATCH
-
-    parts = STOPWATCH.split(wall).items()
-    shares = ", ".join(f"{kind} {seconds:.0f} s ({seconds / wall:.1%})" for kind, seconds in parts)
-    return f"Time: {wall:.0f} s, of which {shares}"
+    shares = (f"{kind} {seconds:.0f} s ({seconds / wall:.1%})" for kind, seconds in spent.items())
+    notes.print(f"Time: {', '.join(shares)}", soft_wrap=True)
 
 
 @app.command()
@@ -245,7 +245,10 @@ def _report(root: Path, experiment_id: str) -> Path:
     return write_report(open_store(root), experiment_id, root / "reports")
 
 
-def _print_summary(root: Path, experiment_id: str, *, as_json: bool) -> None:
+def _print_summary(
+    root: Path, experiment_id: str, *, as_json: bool, seconds: Mapping[str, float] | None = None
+) -> None:
+    """Print the table and what belongs to it; as JSON with the seconds that a run took."""
     from sdcore import comparison, printing
 
     store = open_store(root)
@@ -254,7 +257,8 @@ def _print_summary(root: Path, experiment_id: str, *, as_json: bool) -> None:
     signals = comparison.signal_summary(store, experiment_id)
     if as_json:
         parts = {"summary": table, "comparisons": differences, "signals": signals}
-        print(json.dumps({name: part.to_dicts() for name, part in parts.items()}))
+        rows = {name: part.to_dicts() for name, part in parts.items()}
+        print(json.dumps(rows | ({"seconds": seconds} if seconds else {})))
         return
     for title, frame in printing.printable(table, differences, signals):
         print_table(frame, title=title)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,8 @@ START_SECONDS = 300  # a busy machine needs most of them
 STOP_SECONDS = 20
 PROJECT = Path(__file__).parents[1]
 DEPLOYMENTS = PROJECT / "deployments" / "prefect.yaml"
+# To make its empty tables takes Prefect six seconds; a newer Prefect brings them up to date.
+EMPTY_PREFECT = Path(sys.prefix, "share", "sdcore", "prefect.db")
 QUIET = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -43,7 +46,7 @@ def environment(root: Path) -> dict[str, str]:
     """
     own = QUIET | {"SDCORE_WORKSPACE": str(root)}
     if "PREFECT_API_URL" not in os.environ:
-        own |= _prefect_home(root)
+        own |= prefect_home(root)
     found = addresses(root)
     if "prefect" in found:
         own |= {"PREFECT_API_URL": f"{found['prefect']}/api"}
@@ -53,9 +56,14 @@ def environment(root: Path) -> dict[str, str]:
     return own | {name: os.environ[name] for name in stays}
 
 
-def _prefect_home(root: Path) -> dict[str, str]:
-    (root / "prefect").mkdir(parents=True, exist_ok=True)
-    return {"PREFECT_HOME": str(root / "prefect")}
+def prefect_home(root: Path) -> dict[str, str]:
+    """Prefect's folder in the workspace; a new one begins with the empty tables made at install."""
+    home = root / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    if EMPTY_PREFECT.exists():
+        with suppress(FileExistsError), (home / EMPTY_PREFECT.name).open("xb") as file:
+            file.write(EMPTY_PREFECT.read_bytes())
+    return {"PREFECT_HOME": str(home)}
 
 
 def addresses(root: Path) -> dict[str, str]:
@@ -146,7 +154,7 @@ def prefect_command(address: str) -> list[str]:
 
 def _start_all(root: Path, address: Mapping[str, str]) -> None:
     api = f"{address['prefect']}/api"
-    own = {"PREFECT_API_URL": api, "SDCORE_MLFLOW_URL": address["mlflow"]} | _prefect_home(root)
+    own = {"PREFECT_API_URL": api, "SDCORE_MLFLOW_URL": address["mlflow"]} | prefect_home(root)
     spawn, serve = partial(_spawn, root, own), [sys.executable, "-m", "flows.serve"]
     prefect = spawn("prefect", prefect_command(address["prefect"]))
     mlflow = spawn("mlflow", _mlflow_command(root, address["mlflow"]))

@@ -17,7 +17,7 @@ from sdcore.timing import STOPWATCH
 from tasks import models, progress
 from tasks.criticise import criticise, critique_id, critique_rows, open_critic
 from tasks.retries import RETRIES
-from tasks.workspace import Lineage, Reference, round_rollouts, split_problems
+from tasks.workspace import Lineage, Reference, remember, round_rollouts, split_problems
 
 Row = dict[str, Any]
 
@@ -46,9 +46,11 @@ def align(lineage: Lineage, round_: int) -> Reference:
             frames["contexts"] = context_rows(
                 lineage, critic, _wanted(lineage), rollouts, critiques
             )
-    lineage.store.append_missing(**frames)
+    written = lineage.store.append_missing(**frames)
     _note(lineage, round_, frames)
     table = "contexts" if "contexts" in frames else "critiques"
+    if table == "contexts" and written[table] == len(frames[table]):
+        remember(table, lineage, round_, frames[table])
     return Reference(table, f"{lineage.label} round {round_}", len(frames[table]))
 
 

@@ -27,8 +27,8 @@ Row = dict[str, Any]
 def freeze(lineage: Lineage) -> Reference:
     """Sample the rollouts that every context is asked about."""
     samples = lineage.experiment.diagnose.rollouts
-    rows = sample_missing(lineage, 0, PURPOSE, _problems(lineage), samples)
-    return Reference("rollouts", lineage.label, rows)
+    rollouts = sample_missing(lineage, 0, PURPOSE, _problems(lineage), samples)
+    return Reference("rollouts", lineage.label, len(rollouts))
 
 
 @task(cache_policy=NO_CACHE, task_run_name="write contexts {lineage.label}", **RETRIES)

@@ -19,7 +19,14 @@ from sdcore.timing import STOPWATCH
 from sdcore.trainer import Example, Update
 from sdcore.updates import require_agreement
 from tasks import models
-from tasks.workspace import Lineage, Reference, policy_row, remember_policy, round_rollouts
+from tasks.workspace import (
+    Lineage,
+    Reference,
+    policy_row,
+    remember_policy,
+    round_contexts,
+    round_rollouts,
+)
 
 Row = dict[str, Any]
 
@@ -61,11 +68,7 @@ def _with_contexts(lineage: Lineage, round_: int) -> pl.DataFrame:
     rollouts = round_rollouts(lineage, round_)
     if isinstance(lineage.settings, GrpoConfig):
         return rollouts.with_columns(context=pl.lit(None), teacher_prompt_ids=pl.lit(None))
-    contexts = lineage.store.query(
-        "SELECT rollout_id, context, teacher_prompt_ids FROM contexts WHERE rollout_id IN "
-        "(SELECT unnest(?))",
-        [rollouts["rollout_id"].to_list()],
-    )
+    contexts = round_contexts(lineage, round_).select("rollout_id", "context", "teacher_prompt_ids")
     joined = rollouts.join(contexts, on="rollout_id", maintain_order="left")
     if not len(joined):
         raise TrainingError(

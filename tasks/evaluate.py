@@ -28,10 +28,7 @@ def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
     if not len(lineage.store.rows("scores", score_id=key)):
         start = time.perf_counter()
         problems = split_problems(lineage, split)
-        sample_missing(lineage, round_, split, problems, samples)
-        rollouts = lineage.store.rows(
-            "rollouts", policy_id=policy, purpose=split, **lineage.columns
-        )
+        rollouts = sample_missing(lineage, round_, split, problems, samples)
         with STOPWATCH.measure("compute"):
             numbers = score(rollouts, k=samples, settings=settings)
         row = lineage.columns | {

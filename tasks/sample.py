@@ -16,7 +16,14 @@ from sdcore.traces import parse_trace
 from tasks import models, progress
 from tasks.draining import stop_if_asked
 from tasks.retries import RETRIES
-from tasks.workspace import Lineage, Reference, policy_row, split_problems
+from tasks.workspace import (
+    Lineage,
+    Reference,
+    in_groups,
+    policy_row,
+    remember,
+    split_problems,
+)
 
 Row = dict[str, Any]
 
@@ -28,13 +35,14 @@ def sample(lineage: Lineage, round_: int) -> Reference:
     count = lineage.experiment.training.questions_per_round
     chosen = round_questions(problems["problem_id"].to_list(), count, round_, lineage.seed)
     asked = pl.DataFrame({"problem_id": chosen}).join(problems, on="problem_id", how="left")
-    rows = sample_missing(lineage, round_, "train", asked, lineage.settings.group_size)
-    return Reference("rollouts", f"{lineage.label} round {round_}", rows)
+    rollouts = sample_missing(lineage, round_, "train", asked, lineage.settings.group_size)
+    remember("rollouts", lineage, round_, in_groups(rollouts))
+    return Reference("rollouts", f"{lineage.label} round {round_}", len(rollouts))
 
 
 def sample_missing(
     lineage: Lineage, round_: int, purpose: str, problems: pl.DataFrame, samples: int
-) -> int:
+) -> pl.DataFrame:
     """Sample, grade and store what is missing of `samples` rollouts a problem.
 
     Requests go to the engine in batches that depend on the request list only; a batch is stored as
@@ -42,7 +50,7 @@ def sample_missing(
     repeats the same arithmetic and gets the same tokens.
 
     Returns:
-        Rollouts of this purpose and round that are now stored.
+        The rollouts as they are stored; they are read back only where some were there before.
     """
     policy = policy_row(lineage, round_)["policy_id"]
     with STOPWATCH.measure("compute"):
@@ -50,15 +58,21 @@ def sample_missing(
     done = _stored(lineage, policy, purpose)
     size = lineage.experiment.sampling.batch_size
     batches = [planned[start : start + size] for start in range(0, len(planned), size)]
+    fresh, written = list[pl.DataFrame](), 0
     with progress.bar(f"{purpose} samples of {lineage.label}", total=len(planned)) as advance:
         for batch in batches:
             if done.issuperset(row["rollout_id"] for row in batch):
                 advance(len(batch), cached=len(batch))
             else:
-                tokens = _sample_batch(lineage, round_, policy, batch, problems)
-                advance(len(batch), tokens=tokens)
+                fresh.append(_sample_batch(lineage, round_, policy, batch, problems))
+                written += lineage.store.append_missing(rollouts=fresh[-1])["rollouts"]
+                advance(len(batch), tokens=int(fresh[-1]["response_ids"].list.len().sum()))
             stop_if_asked()
-    return len(planned)
+    if written == len(planned):
+        return pl.concat(fresh)
+    wanted = pl.DataFrame({"rollout_id": [row["rollout_id"] for row in planned]})
+    rows = lineage.store.rows("rollouts", policy_id=policy, purpose=purpose, **lineage.columns)
+    return rows.join(wanted, on="rollout_id", how="semi")
 
 
 def _stored(lineage: Lineage, policy: str, purpose: str) -> set[str]:
@@ -104,8 +118,8 @@ def _sample_batch(
     policy: str,
     batch: list[Row],
     problems: pl.DataFrame,
-) -> int:
-    """Sample, grade and store a batch; the tokens that were sampled."""
+) -> pl.DataFrame:
+    """Sample and grade a batch: its rows of `rollouts`."""
     with STOPWATCH.measure("compute"):
         engine = models.engine(lineage, round_, policy)
         requests = [Request(row["prompt_ids"], row["sampling_seed"]) for row in batch]
@@ -113,9 +127,7 @@ def _sample_batch(
         references = dict(problems.select("problem_id", "answer").iter_rows())
         results = _graded(lineage, completions, [references[row["problem_id"]] for row in batch])
         rows = [row | result for row, result in zip(batch, results, strict=True)]
-        frame = TABLES["rollouts"].frame(rows)
-    lineage.store.append_missing(rollouts=frame)
-    return sum(len(completion.token_ids) for completion in completions)
+        return TABLES["rollouts"].frame(rows)
 
 
 def _graded(lineage: Lineage, completions: list[Completion], references: list[str]) -> list[Row]:

@@ -1,8 +1,9 @@
 """Where a run lives on disk, and which run a task works for."""
 
 import atexit
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def policy_row(lineage: Lineage, round_: int) -> dict[str, Any]:
         StoreError: the rounds before have not been trained in this workspace.
     """
     owner = lineage.base if round_ == 0 else lineage
-    key = _policy_key(owner, round_)
+    key = _round_key(owner, round_)
     if key not in _policies:
         rows = owner.store.rows("policies", round=round_, **owner.columns)
         if len(rows) != 1:
@@ -135,13 +136,13 @@ def policy_row(lineage: Lineage, round_: int) -> dict[str, Any]:
 
 def remember_policy(lineage: Lineage, row: dict[str, Any]) -> None:
     """Spare the next stages from reading a policy that was just stored."""
-    _policies[_policy_key(lineage, row["round"])] = row
+    _policies[_round_key(lineage, row["round"])] = row
 
 
 _policies: dict[tuple[object, ...], dict[str, Any]] = {}  # a stored policy never changes
 
 
-def _policy_key(owner: Lineage, round_: int) -> tuple[object, ...]:
+def _round_key(owner: Lineage, round_: int) -> tuple[object, ...]:
     return (owner.root, round_, *owner.columns.values())
 
 
@@ -159,14 +160,46 @@ def finished_rounds(lineage: Lineage) -> int:
 
 def round_rollouts(lineage: Lineage, round_: int) -> pl.DataFrame:
     """The rollouts of a training round; the samples of a question are neighbours."""
-    return _round_rollouts(lineage.root, round_, **lineage.columns)
+    return _round_rows(
+        "rollouts", lineage, round_,
+        lambda: in_groups(
+            lineage.store.rows("rollouts", purpose="train", round=round_, **lineage.columns)
+        ),
+    )  # fmt: skip
 
 
-@lru_cache(maxsize=1)
-def _round_rollouts(root: Path, round_: int, **columns: object) -> pl.DataFrame:
-    """Read once a round: two stages need them, and they never change once sampled."""
-    rows = open_store(root).rows("rollouts", purpose="train", round=round_, **columns)
-    return rows.sort("problem_id", "sample_index")
+def round_contexts(lineage: Lineage, round_: int) -> pl.DataFrame:
+    """The contexts of a training round's rollouts, in no order; some rollouts may have none."""
+    return _round_rows(
+        "contexts", lineage, round_,
+        lambda: lineage.store.query(
+            "SELECT * FROM contexts WHERE rollout_id IN (SELECT unnest(?))",
+            [round_rollouts(lineage, round_)["rollout_id"].to_list()],
+        ),
+    )  # fmt: skip
+
+
+def in_groups(rollouts: pl.DataFrame) -> pl.DataFrame:
+    """Rollouts in the order in which the samples of a question are neighbours."""
+    return rollouts.sort("problem_id", "sample_index")
+
+
+def remember(table: str, lineage: Lineage, round_: int, rows: pl.DataFrame) -> None:
+    """Spare the next stages from reading rows of this round that are stored just so."""
+    _round[table] = (_round_key(lineage, round_), rows)
+
+
+def _round_rows(
+    table: str, lineage: Lineage, round_: int, read: Callable[[], pl.DataFrame]
+) -> pl.DataFrame:
+    key, rows = _round.get(table, (None, None))
+    if rows is None or key != _round_key(lineage, round_):
+        rows = read()
+        remember(table, lineage, round_, rows)
+    return rows
+
+
+_round: dict[str, tuple[object, pl.DataFrame]] = {}  # rows of one round a table: the last one's
 
 
 atexit.register(open_store.cache_clear)  # DuckDB complains of what lives on at exit

@@ -67,7 +67,7 @@ def metrics(workspace: Path) -> dict[str, dict[str, float]]:
 def prefect(tmp_path_factory):
     """A standing server for the runs of this file: each would take as long to start its own."""
     address = f"http://127.0.0.1:{free_port()}"
-    home = {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
+    home = services.prefect_home(tmp_path_factory.mktemp("prefect"))
     with (
         subprocess.Popen(
             services.prefect_command(address),
