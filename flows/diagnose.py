@@ -14,7 +14,7 @@ from tasks.warmup import warm_up
 from tasks.workspace import Lineage, base_lineage
 
 
-@flow(flow_run_name="diagnose {experiment.name}")
+@flow(flow_run_name="{experiment.name}/diagnose")
 def diagnose(experiment: Experiment, root: Path) -> Diagnosis:
     """Score the same frozen rollouts of the base policy under every context, and judge it.
 

@@ -5,7 +5,7 @@ Everything heavy is imported when a flow runs, so that serving the deployments s
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,11 +70,12 @@ Changes = create_model(
 _NOTHING = Changes()
 
 
-def _experiment_name() -> str:
-    return Path(flow_run.parameters["experiment"]).stem
+def _named_for(purpose: str = "") -> Callable[[], str]:
+    """Names a run after the file of its experiment, as the flows name theirs after its name."""
+    return lambda: Path(flow_run.parameters["experiment"]).stem + purpose
 
 
-@flow(flow_run_name=_experiment_name)
+@flow(flow_run_name=_named_for())
 def compare_contexts(
     experiment: Path,
     changes: Changes = _NOTHING,
@@ -93,7 +94,26 @@ def compare_contexts(
     return run.fn(settings, _workspace())
 
 
-@flow(flow_run_name=_experiment_name)
+@flow(flow_run_name=_named_for("/diagnose"))
+def diagnose(
+    experiment: Path,
+    changes: Changes = _NOTHING,
+    overrides: list[str] = [],  # noqa: B006
+) -> dict[str, str]:
+    """Before any training: does a context give this model a signal that points at its errors?
+
+    Args:
+        experiment: the experiment file, such as deployments/experiments/quickstart.toml
+        changes: settings of this run that differ from the file, such as diagnose, problems
+        overrides: any other setting as section.key=value, such as critic.model=my-critic
+    """
+    from flows.diagnose import diagnose as run
+
+    settings = config.load_experiment(experiment, [*changes.overrides(), *overrides])
+    return {each.context: each.word for each in run.fn(settings, _workspace()).verdicts}
+
+
+@flow(flow_run_name=_named_for("/critic"))
 def critic_eval(
     experiment: Path,
     solutions: Annotated[int, Field(ge=2)] = 200,

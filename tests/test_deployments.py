@@ -1,6 +1,9 @@
 """prefect.yaml and the forms: every experiment is deployed, every bound reaches the form."""
 
+import importlib
+
 import pytest
+from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
 from flows import forms, serve
@@ -21,6 +24,16 @@ def test_every_shipped_experiment_has_a_deployment_that_is_off(deployed):
         assert deployment.tags and deployment.description and deployment.schedules
         assert not any(schedule.active for schedule in deployment.schedules)
         assert deployment.concurrency_limit == 1
+
+
+def test_every_flow_has_a_deployment(deployed):
+    modules = {path.stem for path in (PROJECT / "flows").glob("*.py")}
+    flows = {
+        name
+        for name in modules
+        if isinstance(getattr(importlib.import_module(f"flows.{name}"), name, None), Flow)
+    }
+    assert {deployment.flow_name.replace("-", "_") for deployment in deployed.values()} == flows
 
 
 def test_deployed_experiments_are_the_shipped_files(deployed):
