@@ -93,6 +93,17 @@ def test_cost_per_point(store):
     assert found == [(2, 100 / 6, 200.0, 0.0, 0.0, 3.0, 12.0, 0.0)]
 
 
+def test_training_health(store):
+    # Two seeds with four train rollouts each; the critique of a right one is refused. Only
+    # conditions that distil have contexts, and `fill` gives one to every rollout. All numbers of
+    # the updates are 1, so each seed's four steps have a group without a signal each.
+    columns = "rollouts, cut_off, ill_formed, refused, left_out, flat_groups"
+    found = rows(store, "training_health", columns, condition="step_aligned")
+    assert found == [(8, 0.0, 0.0, 1, 0, 8)]
+    found = rows(store, "training_health", columns, condition="grpo")
+    assert found == [(8, 0.0, 0.0, 0, 0, 8)]
+
+
 def test_objected_tokens(store):
     # Under `reference` the answer has -1.2 in all eight rollouts. Under `step_aligned` each token
     # of the wrong step has -2.3 in the four wrong ones, and 0.15 in the others.
