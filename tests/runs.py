@@ -88,7 +88,7 @@ def metrics(workspace: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
 def weights(workspace: Path) -> dict[str, str]:
     """Digest of the weights in every checkpoint that is there."""
     paths = Store(workspace / "sdcore.duckdb").rows("policies")["path"]
-    there = [path for path in paths if (workspace / path).is_dir()]
+    there = [path for path in paths.drop_nulls() if (workspace / path).is_dir()]
     return {path: weights_digest(workspace / path) for path in there}
 
 

@@ -165,6 +165,27 @@ def test_a_stage_is_redone_with_what_depends_on_it_and_nothing_else(finished, tm
                       "rollouts": 4 + 2 * 26}  # fmt: skip
 
 
+def test_four_runs_at_once_in_one_workspace_lose_nothing(tmp_path):
+    names = ["a", "b", "c", "d"]
+    files = {name: [QUICKSTART, *SMALL, "training.rounds=1", f"name={name}"] for name in names}
+    started = [start("run", *files[name], "--workspace", tmp_path) for name in names]
+    printed = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0, 0], printed
+    assert not any(word in text for text in printed for word in ("error", "lock", "busy"))
+    store = Store(tmp_path / "sdcore.duckdb")
+    ids = [load_experiment(file, overrides).experiment_id for file, *overrides in files.values()]
+    about = ["condition", "purpose", "round", "problem_id", "sample_index", "response_ids"]
+    sampled = [store.rows("rollouts", experiment_id=each).select(about).sort(about) for each in ids]
+    # Base 26; GRPO 16 to train on and 26 to score, the other two 4 and 26 each.
+    assert len(sampled[0]) == 26 + 16 + 26 + 2 * (4 + 26)
+    assert all(each.equals(sampled[0]) for each in sampled)
+    assert [len(store.rows("updates", experiment_id=each)) for each in ids] == [3, 3, 3, 3]
+    logged = metrics(tmp_path)
+    assert len(logged) == 8  # names repeat: 4 parents, and a child for base and each condition
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert all(client.get_model_version_by_alias(name, "champion") for name in names)
+
+
 def test_what_cannot_be_redone_is_said(finished):
     where = ["--workspace", finished[0]]
     wrong = [("none", 0, "no such condition"), ("grpo", 3, "0 to 2"), ("base", 0, "evaluate")]
@@ -210,6 +231,8 @@ def test_the_champion_loads_back_and_answers(finished):
     version = MlflowClient(uri, registry_uri=uri).get_model_version_by_alias(
         "quickstart", "champion"
     )
+    latest = MlflowClient(uri, registry_uri=uri).get_model_version_by_alias("quickstart", "latest")
+    assert int(latest.version) >= int(version.version)
     model = pyfunc.load_model(f"{version.source}")
     question = tables(workspace)["problems"]["question"][0]
     assert "<step_1>" in model.predict([question])[0]

@@ -3,7 +3,7 @@ import pytest
 from sdcore.questions import VIEWS
 from sdcore.schema import TABLES
 from sdcore.store import Store
-from tests.example import EXPERIMENT, fill, lineage
+from tests.example import EXPERIMENT, critique, fill, lineage
 
 CHOSEN = {"grpo": 2, "reference": 2, "step_aligned": 4}  # best on validation, the earliest if tied
 
@@ -12,16 +12,6 @@ def policy(condition, seed, round_):
     return lineage(condition, seed) | {
         "policy_id": f"{condition}/{seed}/{round_}", "parent_id": None, "step": 3 * round_,
         "round": round_, "kind": "full", "path": None, "sha256": "0",
-    }  # fmt: skip
-
-
-def critique(row, step, *, valid=True):
-    numbers = dict.fromkeys(TABLES["critiques"].dtypes)
-    run = ("experiment_id", "condition", "seed", "rollout_id")
-    return numbers | {name: row[name] for name in run} | {
-        "critique_id": row["rollout_id"], "critic": "oracle", "verdict": "D" if valid else None,
-        "first_wrong_step": step, "valid": valid, "attempts": 1, "prompt_tokens": 50, "tokens": 30,
-        "cost": 0.25,
     }  # fmt: skip
 
 
