@@ -8,6 +8,7 @@ from sdcore.config import Experiment
 from sdcore.diagnosis import PURPOSE, Diagnosis
 from tasks.diagnose import freeze, report, score, write_contexts
 from tasks.difficulty import measure_difficulty
+from tasks.draining import stop_if_asked
 from tasks.prepare import prepare
 from tasks.track import start_tracking
 from tasks.warmup import warm_up
@@ -28,7 +29,7 @@ def diagnose(experiment: Experiment, root: Path) -> Diagnosis:
     if experiment.problems.band:
         measure_difficulty(base, experiment.diagnose.split)
     lineage = Lineage(experiment, root, PURPOSE, base.seed)
-    freeze(lineage)
-    write_contexts(lineage)
-    score(lineage)
+    for stage in (freeze, write_contexts, score):
+        stage(lineage)
+        stop_if_asked()
     return report(lineage)
