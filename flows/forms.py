@@ -7,13 +7,16 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_serializer
+from pydantic.fields import FieldInfo
 
 from sdcore import config
+
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 class Changed(BaseModel):
@@ -36,25 +39,42 @@ def _left_open() -> None:
     """Default of a field that the form shows empty: not part of the schema, never validated."""
 
 
-def _section(settings: type[BaseModel]) -> type[Changed]:
-    """A section of the experiment with all settings left open; bounds and descriptions are kept."""
-    fields: dict[str, Any] = {}
-    for name, field in settings.model_fields.items():
-        kind = field.annotation
-        for bound in field.metadata:
-            kind = Annotated[kind, bound]
-        fields[name] = (kind, Field(default_factory=_left_open, description=field.description))
-    return create_model(settings.__name__, __base__=Changed, __doc__=settings.__doc__, **fields)
+def _section(name: str, settings: type[BaseModel]) -> type[Changed]:
+    """A section of the experiment with all settings left open, under a readable title."""
+    fields = {each: _open(each, field) for each, field in settings.model_fields.items()}
+    return create_model(_title(name), __base__=Changed, __doc__=settings.__doc__, **fields)
 
 
-def _sections() -> dict[str, Any]:
-    kinds = {name: field.annotation for name, field in config.Experiment.model_fields.items()}
-    made = {
-        name: _section(kind)
-        for name, kind in kinds.items()
-        if isinstance(kind, type) and issubclass(kind, BaseModel)
-    }
-    return {name: (section, Field(default_factory=section)) for name, section in made.items()}
+def _open(name: str, field: FieldInfo) -> Any:
+    """A setting left open: its type without None, which an empty field cannot mean, and bounds."""
+    kind: Any = _without_none(field.annotation)
+    about = [field.description] if field.description else []
+    if _is_section(kind):
+        kind = _section(name, kind)
+    for bound in field.metadata:
+        kind = Annotated[kind, bound]
+        about += [
+            f"{word} {getattr(bound, sign):g}"
+            for sign, word in _BOUNDS.items()
+            if hasattr(bound, sign)
+        ]
+    described = Field(
+        default_factory=_left_open, title=_title(name), description="; ".join(about) or None
+    )
+    return kind, described
+
+
+def _without_none(kind: Any) -> Any:
+    kinds = [each for each in get_args(kind) if each is not type(None)]
+    return kinds[0] if type(None) in get_args(kind) and len(kinds) == 1 else kind
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()
 
 
 Changes = create_model(
@@ -65,7 +85,11 @@ Changes = create_model(
         list[int],
         Field(default_factory=_left_open, description="every condition is trained once a seed"),
     ),
-    **_sections(),
+    **{
+        name: _open(name, field)
+        for name, field in config.Experiment.model_fields.items()
+        if _is_section(_without_none(field.annotation))
+    },
 )
 _NOTHING = Changes()
 
