@@ -2,23 +2,21 @@
 
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
 from sdcore.config import load_experiment
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-RUN = "compare-contexts/quickstart"
-
-
-def deployment_id(prefect: str) -> str:
-    return httpx.get(f"{prefect}/api/deployments/name/{RUN}").json()["id"]
 
 
 def start(page: Page, prefect: str, experiment: Path) -> None:
     """Fill in the form of the quickstart's deployment and submit it; its run's page opens."""
-    page.goto(f"{prefect}/deployments/deployment/{deployment_id(prefect)}/run")
+    page.goto(prefect)
+    page.get_by_role("link", name="Deployments").click()
+    page.get_by_role("link", name="quickstart", exact=True).click()
+    page.get_by_role("button", name="Run").click()
+    page.get_by_text("Custom run").click()
     page.get_by_label("experiment", exact=True).fill(str(experiment))
     page.get_by_label("Rounds (Optional)").fill("2")
     page.get_by_role("button", name="Submit").click()
