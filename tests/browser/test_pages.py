@@ -24,18 +24,18 @@ def start(page: Page, prefect: str, experiment: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def first(browser, addresses, experiment_file):
-    """An experiment run from its form, in a page of its own."""
-    page = browser.new_page()
+def first(new_page, addresses, experiment_file):
+    """The page of an experiment that was run from its form."""
+    page = new_page()
     start(page, addresses["prefect"], experiment_file("first"))
-    expect(page.get_by_text("Completed").first).to_be_visible()
-    yield page
-    page.close()
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible()
+    return page
 
 
 def test_a_run_started_from_its_form_completes_and_shows_its_artifacts(first, addresses):
     first.get_by_role("tab", name="Artifacts").click()
     first.get_by_role("link", name="first-comparison").click()
+    first.locator("a[href*='/artifacts/artifact/']").first.click()  # its newest version
     expect(first.get_by_role("cell", name="reference")).to_be_visible()
     expect(first.get_by_role("img", name="learning curves")).to_be_visible()
 
@@ -47,11 +47,11 @@ def test_a_failed_stage_is_retried_and_finishes(page, workspace, addresses, expe
     obstacle.parent.mkdir(parents=True)
     obstacle.write_text("a file where the stage needs a folder")
     start(page, addresses["prefect"], file)
-    expect(page.get_by_text("Failed").first).to_be_visible()
+    expect(page.get_by_text("Failed", exact=True).first).to_be_visible()
     obstacle.unlink()
     page.get_by_role("button", name="Retry").click()
     page.get_by_role("dialog").get_by_role("button", name="Retry").click()
-    expect(page.get_by_text("Completed").first).to_be_visible()
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible()
 
 
 def test_mlflow_finds_the_runs_and_compares_them(first, page, addresses):
