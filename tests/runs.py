@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from sdcore.policies import weights_digest
 from sdcore.schema import TABLES
-from sdcore.store import Store
+from tasks.workspace import open_store
 
 SDCORE = Path(sys.executable).with_name("sdcore")
 TIMES = {"seconds", "created_at", "code_version"}
@@ -56,13 +56,12 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def count(workspace: Path, table: str) -> int:
-    counted = Store(workspace / "sdcore.duckdb").query(f"SELECT count(*) AS n FROM {table}")
-    return counted["n"][0]
+    return open_store(workspace).query(f"SELECT count(*) AS n FROM {table}")["n"][0]
 
 
 def tables(workspace: Path) -> dict[str, pl.DataFrame]:
     """Every table, sorted, without the columns that tell the time."""
-    store = Store(workspace / "sdcore.duckdb")
+    store = open_store(workspace)
     return {
         name: store.rows(name).drop(TIMES & set(table.dtypes)).sort(table.key)
         for name, table in TABLES.items()
@@ -87,7 +86,7 @@ def metrics(workspace: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
 
 def weights(workspace: Path) -> dict[str, str]:
     """Digest of the weights in every checkpoint that is there."""
-    paths = Store(workspace / "sdcore.duckdb").rows("policies")["path"]
+    paths = open_store(workspace).rows("policies")["path"]
     there = [path for path in paths.drop_nulls() if (workspace / path).is_dir()]
     return {path: weights_digest(workspace / path) for path in there}
 
