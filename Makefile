@@ -4,16 +4,19 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VLLM   := .venv-vllm
 
-.PHONY: run test test-browser lint bench vllm clean
+.PHONY: run test test-browser test-kills lint bench vllm clean
 
 run: $(READY)  ## the main job: three kinds of feedback compared, in minutes
 	$(BIN)/sdcore run deployments/experiments/quickstart.toml
 
-test: $(READY) lint  ## all but the browser tests; with `make vllm` before, a real vLLM server too
-	$(BIN)/python -m pytest -m "not browser"
+test: $(READY) lint  ## all but the next two; with `make vllm` before, a real vLLM server too
+	$(BIN)/python -m pytest -m "not browser and not kills"
 
 test-browser: $(READY)  ## Prefect's UI, MLflow's and the report in Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser
+
+test-kills: $(READY)  ## a run of the quickstart's size, killed at twenty random moments
+	$(BIN)/python -m pytest -m kills
 
 lint: $(READY)
 	$(BIN)/ruff check .

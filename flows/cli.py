@@ -138,15 +138,16 @@ def _run(settings: Experiment, root: Path, *, as_json: bool) -> None:
 
     start = time.perf_counter()
     with prefect_server(root) as server_address:
-        with STOPWATCH.measure("compute"):
-            import tasks.models  # noqa: F401 - torch and all else that any training loads
+        with notes.status("starting Prefect and MLflow"):
+            with STOPWATCH.measure("compute"):
+                import tasks.models  # noqa: F401 - torch and all else that any training loads
 
-        from flows.compare_contexts import compare_contexts
-        from tasks.draining import draining
-        from tasks.track import open_tracking
+            from flows.compare_contexts import compare_contexts
+            from tasks.draining import draining
+            from tasks.track import open_tracking
 
-        open_tracking(root)  # it takes seconds, which the server takes too
-        address = server_address().removesuffix("/api")
+            open_tracking(root)  # it takes seconds, which the server takes too
+            address = server_address().removesuffix("/api")
         notes.print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
         with draining():
             experiment_id = compare_contexts(settings, root)
@@ -169,8 +170,10 @@ def report(
     Example: sdcore report quickstart
     """
     experiment_id = find_run(open_store(workspace), run)
+    with notes.status("writing the report"):
+        page = _report(workspace, experiment_id)
     _print_summary(workspace, experiment_id, as_json=as_json)
-    notes.print(f"Report: {_report(workspace, experiment_id)}")
+    notes.print(f"Report: {page}", soft_wrap=True)
 
 
 @app.command("list")
@@ -210,9 +213,10 @@ def critic_eval(
     from flows.server import prefect_server
 
     with prefect_server(workspace.absolute()) as server_address:
-        from flows.critic_eval import critic_eval as flow
+        with notes.status("starting Prefect"):
+            from flows.critic_eval import critic_eval as flow
 
-        server_address()
+            server_address()
         scores = flow(settings, workspace.absolute(), solutions, processbench)
     print(json.dumps(scores)) if as_json else print_table(
         pl.DataFrame([scores]).transpose(
@@ -233,9 +237,10 @@ def build_tiny_solver(
     from flows.server import prefect_server
 
     with prefect_server(workspace.absolute()) as server_address:
-        from flows.build_tiny_solver import build_tiny_solver as flow
+        with notes.status("starting Prefect"):
+            from flows.build_tiny_solver import build_tiny_solver as flow
 
-        server_address()
+            server_address()
         console.print(flow(folder.absolute()))
 
 

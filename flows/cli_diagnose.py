@@ -49,10 +49,13 @@ def diagnose(
     from flows.server import prefect_server
 
     with prefect_server(root) as server_address:
-        from flows.diagnose import diagnose as flow
+        with notes.status("starting Prefect"):
+            from flows.diagnose import diagnose as flow
+            from tasks.draining import draining
 
-        server_address()
-        found = flow(settings, root)
+            server_address()
+        with draining():
+            found = flow(settings, root)
     from sdcore.diagnosis_report import as_dict, printable
 
     if as_json:

@@ -127,12 +127,13 @@ def promote(
 
     Example: sdcore promote quickstart step_aligned/0
     """
-    from tasks.champions import promote as promote_lineage
-
     condition, _, seed = lineage.rpartition("/")
     experiment = stored_experiment(open_store(workspace), run)
     if condition not in experiment.conditions or seed not in map(str, experiment.seeds):
         known = [f"{name}/{seed}" for name in experiment.conditions for seed in experiment.seeds]
         raise SdcoreError("no such condition and seed", got=lineage, expected=", ".join(known))
-    version = promote_lineage(experiment, workspace.absolute(), condition, int(seed))
+    with notes.status("opening MLflow"):
+        from tasks.champions import promote as promote_lineage
+
+        version = promote_lineage(experiment, workspace.absolute(), condition, int(seed))
     console.print(f"{experiment.name} version {version} is the champion")

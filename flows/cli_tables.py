@@ -134,7 +134,8 @@ def rescore(
 
     root = workspace.absolute()
     base = base_lineage(stored_experiment(open_store(root), run), root)
-    counts = regrade(base)
+    with notes.status("grading, scoring and comparing"):
+        counts = regrade(base)
     print(json.dumps(counts)) if as_json else print_table(pl.DataFrame([counts]))
     if counts["changed"]:
         report = write_report(base.store, base.experiment.experiment_id, root / "reports")
@@ -155,7 +156,9 @@ def export(
     from sdcore.export import export as write
 
     store = open_store(workspace)
-    counts = write(store, find_run(store, run), target)
+    experiment_id = find_run(store, run)
+    with notes.status(f"writing {target}"):
+        counts = write(store, experiment_id, target)
     rows = pl.DataFrame(list(counts.items()), ["table", "rows"], orient="row")
     print(json.dumps(counts)) if as_json else print_table(rows, title=target)
 

@@ -8,13 +8,14 @@ from sdcore.config import Experiment
 from sdcore.diagnosis import PURPOSE, Diagnosis
 from tasks.diagnose import freeze, report, score, write_contexts
 from tasks.difficulty import measure_difficulty
+from tasks.draining import stop_if_asked
 from tasks.prepare import prepare
 from tasks.track import start_tracking
 from tasks.warmup import warm_up
 from tasks.workspace import Lineage, base_lineage
 
 
-@flow(flow_run_name="diagnose {experiment.name}")
+@flow(flow_run_name="{experiment.name}/diagnose")
 def diagnose(experiment: Experiment, root: Path) -> Diagnosis:
     """Score the same frozen rollouts of the base policy under every context, and judge it.
 
@@ -28,7 +29,7 @@ def diagnose(experiment: Experiment, root: Path) -> Diagnosis:
     if experiment.problems.band:
         measure_difficulty(base, experiment.diagnose.split)
     lineage = Lineage(experiment, root, PURPOSE, base.seed)
-    freeze(lineage)
-    write_contexts(lineage)
-    score(lineage)
+    for stage in (freeze, write_contexts, score):
+        stage(lineage)
+        stop_if_asked()
     return report(lineage)

@@ -5,15 +5,18 @@ Everything heavy is imported when a flow runs, so that serving the deployments s
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_serializer
+from pydantic.fields import FieldInfo
 
 from sdcore import config
+
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 class Changed(BaseModel):
@@ -36,25 +39,42 @@ def _left_open() -> None:
     """Default of a field that the form shows empty: not part of the schema, never validated."""
 
 
-def _section(settings: type[BaseModel]) -> type[Changed]:
-    """A section of the experiment with all settings left open; bounds and descriptions are kept."""
-    fields: dict[str, Any] = {}
-    for name, field in settings.model_fields.items():
-        kind = field.annotation
-        for bound in field.metadata:
-            kind = Annotated[kind, bound]
-        fields[name] = (kind, Field(default_factory=_left_open, description=field.description))
-    return create_model(settings.__name__, __base__=Changed, __doc__=settings.__doc__, **fields)
+def _section(name: str, settings: type[BaseModel]) -> type[Changed]:
+    """A section of the experiment with all settings left open, under a readable title."""
+    fields = {each: _open(each, field) for each, field in settings.model_fields.items()}
+    return create_model(_title(name), __base__=Changed, __doc__=settings.__doc__, **fields)
 
 
-def _sections() -> dict[str, Any]:
-    kinds = {name: field.annotation for name, field in config.Experiment.model_fields.items()}
-    made = {
-        name: _section(kind)
-        for name, kind in kinds.items()
-        if isinstance(kind, type) and issubclass(kind, BaseModel)
-    }
-    return {name: (section, Field(default_factory=section)) for name, section in made.items()}
+def _open(name: str, field: FieldInfo) -> Any:
+    """A setting left open: its type without None, which an empty field cannot mean, and bounds."""
+    kind: Any = _without_none(field.annotation)
+    about = [field.description] if field.description else []
+    if _is_section(kind):
+        kind = _section(name, kind)
+    for bound in field.metadata:
+        kind = Annotated[kind, bound]
+        about += [
+            f"{word} {getattr(bound, sign):g}"
+            for sign, word in _BOUNDS.items()
+            if hasattr(bound, sign)
+        ]
+    described = Field(
+        default_factory=_left_open, title=_title(name), description="; ".join(about) or None
+    )
+    return kind, described
+
+
+def _without_none(kind: Any) -> Any:
+    kinds = [each for each in get_args(kind) if each is not type(None)]
+    return kinds[0] if type(None) in get_args(kind) and len(kinds) == 1 else kind
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()
 
 
 Changes = create_model(
@@ -65,16 +85,21 @@ Changes = create_model(
         list[int],
         Field(default_factory=_left_open, description="every condition is trained once a seed"),
     ),
-    **_sections(),
+    **{
+        name: _open(name, field)
+        for name, field in config.Experiment.model_fields.items()
+        if _is_section(_without_none(field.annotation))
+    },
 )
 _NOTHING = Changes()
 
 
-def _experiment_name() -> str:
-    return Path(flow_run.parameters["experiment"]).stem
+def _named_for(purpose: str = "") -> Callable[[], str]:
+    """Names a run after the file of its experiment, as the flows name theirs after its name."""
+    return lambda: Path(flow_run.parameters["experiment"]).stem + purpose
 
 
-@flow(flow_run_name=_experiment_name)
+@flow(flow_run_name=_named_for())
 def compare_contexts(
     experiment: Path,
     changes: Changes = _NOTHING,
@@ -93,7 +118,26 @@ def compare_contexts(
     return run.fn(settings, _workspace())
 
 
-@flow(flow_run_name=_experiment_name)
+@flow(flow_run_name=_named_for("/diagnose"))
+def diagnose(
+    experiment: Path,
+    changes: Changes = _NOTHING,
+    overrides: list[str] = [],  # noqa: B006
+) -> dict[str, str]:
+    """Before any training: does a context give this model a signal that points at its errors?
+
+    Args:
+        experiment: the experiment file, such as deployments/experiments/quickstart.toml
+        changes: settings of this run that differ from the file, such as diagnose, problems
+        overrides: any other setting as section.key=value, such as critic.model=my-critic
+    """
+    from flows.diagnose import diagnose as run
+
+    settings = config.load_experiment(experiment, [*changes.overrides(), *overrides])
+    return {each.context: each.word for each in run.fn(settings, _workspace()).verdicts}
+
+
+@flow(flow_run_name=_named_for("/critic"))
 def critic_eval(
     experiment: Path,
     solutions: Annotated[int, Field(ge=2)] = 200,

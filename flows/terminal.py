@@ -25,8 +25,10 @@ RunArgument = Annotated[str, typer.Argument(help="experiment id, or a name for i
 
 
 def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
-    """Print a frame as a table; text in it is data, never markup."""
-    table = Table(*frame.columns, title=title, title_justify="left", header_style="bold")
+    """Print a frame as a table, numbers to the right; text in it is data, never markup."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name, dtype in frame.schema.items():
+        table.add_column(escape(name), justify="right" if dtype.is_numeric() else "left")
     for row in frame.iter_rows():
         table.add_row(*(escape(_cell(value)) for value in row))
     console.print(table)
@@ -70,4 +72,6 @@ def stored_experiment(store: Store, run: str) -> Experiment:
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)

@@ -66,7 +66,10 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class Example:
-    """One trace of the untrained policy as every condition, or context, scored it."""
+    """One trace of the untrained policy as every condition, or context, scored it.
+
+    `critique` is a row of `critiques`, a valid one if there is any, or None.
+    """
 
     question: str
     reference: str
@@ -76,6 +79,7 @@ class Example:
     wrong_step: int | None
     seed: int
     sample_index: int
+    critique: dict[str, Any] | None
     maps: tuple[Heatmap, ...]
 
 
@@ -136,10 +140,13 @@ def _example(
     signals = _of_rollouts(store, "token_signals", row["rollout_ids"]).sort("position")
     contexts = _of_rollouts(store, "contexts", row["rollout_ids"])
     seen = dict(contexts.select(by, "text").iter_rows())
+    critiques = _of_rollouts(store, "critiques", row["rollout_ids"])
+    critiques = critiques.sort("valid", "critique_id", descending=[True, False])
     scored = [(name, signals.filter(pl.col(by) == name).to_dicts()) for name in names]
     return Example(
         question=problem["question"][0],
         reference=problem["answer"][0],
+        critique=critiques.row(0, named=True) if len(critiques) else None,
         maps=tuple(
             Heatmap(name, seen.get(name), lines(tokens, row["text"]))
             for name, tokens in scored

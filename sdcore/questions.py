@@ -125,6 +125,54 @@ _VIEWS = (
         """,
     ),
     View(
+        "training_health",
+        "what was lost or looks odd in training, by condition, over seeds and rounds",
+        _RUN | {
+            "rollouts": "rollouts of the rounds that are trained",
+            "cut_off": "share of them that met the token limit",
+            "ill_formed": "share of them without well-formed steps and one answer",
+            "refused": "critiques of them that were not valid",
+            "left_out": "rollouts without a context, which a distilled condition leaves out",
+            "flat_groups": "groups of GRPO without a signal: all right or all wrong",
+            "entropy_first": "entropy of the student at the first optimizer step, nats a token",
+            "entropy_last": "and at the last, both means over seeds",
+            "logprob_drift_max": "largest difference of engine and trainer on a sampled token",
+        },
+        """
+        WITH trained AS (
+            FROM rollouts SEMI JOIN updates USING (experiment_id, condition, seed, round)
+            WHERE purpose = 'train'
+        ), sampled AS (
+            SELECT experiment_id, condition, count(*) AS rollouts,
+                   avg((finish_reason = 'length')::INT) AS cut_off,
+                   avg((NOT well_formed)::INT) AS ill_formed
+            FROM trained GROUP BY ALL
+        ), judged AS (
+            SELECT experiment_id, condition, count(*) FILTER (NOT valid) AS refused
+            FROM critiques SEMI JOIN trained USING (rollout_id) GROUP BY ALL
+        ), seen AS (
+            SELECT experiment_id, condition, count(*) AS contexts
+            FROM contexts SEMI JOIN trained USING (rollout_id) GROUP BY ALL
+        ), steps AS (
+            SELECT *, max(step) OVER (PARTITION BY experiment_id, condition, seed) AS last
+            FROM updates WHERE round >= 0
+        ), stepped AS (
+            SELECT experiment_id, condition, sum(zero_variance_groups)::BIGINT AS flat_groups,
+                   avg(entropy) FILTER (step = 1) AS entropy_first,
+                   avg(entropy) FILTER (step = last) AS entropy_last,
+                   max(logprob_drift_max) AS logprob_drift_max
+            FROM steps GROUP BY ALL
+        )
+        SELECT experiment_id, condition, rollouts, cut_off, ill_formed,
+               coalesce(refused, 0) AS refused, coalesce(rollouts - contexts, 0) AS left_out,
+               flat_groups, entropy_first, entropy_last, logprob_drift_max
+        FROM sampled JOIN stepped USING (experiment_id, condition)
+        LEFT JOIN judged USING (experiment_id, condition)
+        LEFT JOIN seen USING (experiment_id, condition)
+        ORDER BY experiment_id, condition
+        """,
+    ),
+    View(
         "objected_tokens",
         "which tokens a context objects to most, by the sum of their negative advantages",
         {

@@ -25,6 +25,15 @@ _SIGNALS = """
     FROM token_signals s JOIN rollouts r USING (rollout_id)
     WHERE s.experiment_id = ? AND r.purpose = 'train'
 """
+_COSTS = {
+    "gain": "+z.1f", "sampled_tokens": ",.0f", "sampled_tokens_per_point": ",.0f",
+    "critic_tokens": ",.0f", "critic_tokens_per_point": ",.0f", "critic_cost": ".2f",
+    "train_seconds": ",.0f",
+}  # fmt: skip
+_HEALTH = {
+    "rollouts": ",", "cut_off": ".1%", "ill_formed": ".1%", "refused": ",", "left_out": ",",
+    "flat_groups": ",", "entropy_first": ".2f", "entropy_last": ".2f", "logprob_drift_max": ".1e",
+}  # fmt: skip
 _BLOCKS = {
     "validation": (
         "Chosen on validation, scored once on test",
@@ -70,6 +79,8 @@ def render_report(store: Store, experiment_id: str) -> str:
         toml=toml(experiment.model_dump(mode="json", exclude_none=True)),
         versions={"sdcore": rows[0]["code_version"], **json.loads(rows[0]["libraries"])}.items(),
         **_results(store, experiment),
+        costs=_view(store, "cost_per_point", experiment, _COSTS),
+        health=_view(store, "training_health", experiment, _HEALTH),
         **_signals(store, experiment),
         **_examples(store, experiment),
     )
@@ -147,6 +158,24 @@ def _comparisons(rows: pl.DataFrame) -> list[Row]:
         {"condition": condition, "baseline": baseline} | cells
         for (condition, baseline), cells in found.items()
     ]
+
+
+def _view(store: Store, view: str, experiment: Experiment, forms: Mapping[str, str]) -> list[Row]:
+    """The rows of a view in the order of the conditions, its numbers as text; "—" where none is."""
+    found = store.query(
+        f"FROM {view} WHERE experiment_id = ?",
+        [experiment.experiment_id],
+    )
+    rows = {row["condition"]: row for row in found.to_dicts()}
+    return [
+        {"condition": name} | {column: _text(rows[name][column], forms[column]) for column in forms}
+        for name in experiment.conditions
+        if name in rows
+    ]
+
+
+def _text(number: float | None, form: str) -> str:
+    return "—" if number is None else f"{number:{form}}".replace("-", "−")
 
 
 def _signals(store: Store, experiment: Experiment) -> Row:

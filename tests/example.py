@@ -81,6 +81,17 @@ def signals(row, context):
     ]  # fmt: skip
 
 
+def critique(row, step, *, valid=True, raw=None):
+    """That took one attempt and 30 tokens at 0.25."""
+    numbers = dict.fromkeys(TABLES["critiques"].dtypes)
+    run = ("experiment_id", "condition", "seed", "rollout_id")
+    return numbers | {name: row[name] for name in run} | {
+        "critique_id": row["rollout_id"], "critic": "oracle", "verdict": "D" if valid else None,
+        "first_wrong_step": step, "valid": valid, "attempts": 1, "prompt_tokens": 50, "tokens": 30,
+        "cost": 0.25, "raw": raw,
+    }  # fmt: skip
+
+
 def scored(condition, seed, round_, quality):
     """Three test problems with two samples each; `quality` is how many of the six are right."""
     return [

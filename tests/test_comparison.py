@@ -1,3 +1,5 @@
+import math
+
 import polars as pl
 import pytest
 
@@ -105,3 +107,13 @@ def test_the_printed_tables_show_per_cent_and_points(store):
     assert chosen.filter(condition="reference")["gain"][0].startswith("+16.7 (")
     text = printing.markdown(chosen)
     assert text.splitlines()[1] == "| " + " | ".join(["---"] * chosen.width) + " |"
+
+
+def test_an_interval_that_is_not_known_is_not_printed(store):
+    name = EXPERIMENT.experiment_id
+    signals = comparison.signal_summary(store, name).with_columns(low_at=pl.lit(math.nan))
+    *_, (_, printed) = printing.printable(
+        comparison.summary(store, name), store.rows("comparisons", experiment_id=name), signals
+    )
+    assert printed["at first error"][0] == "-0.700"
+    assert printed["before first error"][0].startswith("-0.700 (")

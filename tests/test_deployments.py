@@ -1,6 +1,9 @@
 """prefect.yaml and the forms: every experiment is deployed, every bound reaches the form."""
 
+import importlib
+
 import pytest
+from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
 from flows import forms, serve
@@ -23,6 +26,16 @@ def test_every_shipped_experiment_has_a_deployment_that_is_off(deployed):
         assert deployment.concurrency_limit == 1
 
 
+def test_every_flow_has_a_deployment(deployed):
+    modules = {path.stem for path in (PROJECT / "flows").glob("*.py")}
+    flows = {
+        name
+        for name in modules
+        if isinstance(getattr(importlib.import_module(f"flows.{name}"), name, None), Flow)
+    }
+    assert {deployment.flow_name.replace("-", "_") for deployment in deployed.values()} == flows
+
+
 def test_deployed_experiments_are_the_shipped_files(deployed):
     for name, deployment in deployed.items():
         if deployment.flow_name == "compare-contexts":
@@ -32,11 +45,22 @@ def test_deployed_experiments_are_the_shipped_files(deployed):
 def test_the_form_has_descriptions_choices_and_bounds():
     schema = parameter_schema(forms.compare_contexts)
     assert all(each["description"] for each in schema.properties.values())
-    training = schema.definitions["TrainingConfig"]["properties"]
+    training = schema.definitions["Training"]["properties"]
     assert training["rounds"].items() >= {"minimum": 1, "type": "integer"}.items()
+    assert training["rounds"]["description"] == "at least 1"
     assert training["schedule"]["enum"] == ["constant", "linear", "cosine"]
     assert training["warmup_steps"]["minimum"] == 0
-    assert "default" not in training["rounds"]  # the field is shown empty
+    band = schema.definitions["Band"]["properties"]
+    assert band["accuracy_below"]["description"].startswith("bound of avg@samples; ")
+
+
+def test_the_form_is_empty_and_readable_at_any_depth():
+    # Every field is shown empty, which means "as in the file", and there is no other None.
+    definitions = parameter_schema(forms.compare_contexts).definitions
+    assert {"Model", "Training", "Lora", "Warmup", "Diagnose"} <= definitions.keys()
+    fields = [field for each in definitions.values() for field in each["properties"].values()]
+    assert not any("default" in field or "anyOf" in field for field in fields)
+    assert all(field.get("title") or "$ref" in field for field in fields)
 
 
 def test_changes_become_overrides_of_what_was_filled_in_only():

@@ -10,8 +10,8 @@ from mlflow import MlflowClient
 
 from sdcore.schema import TABLES
 from sdcore.store import Store
+from tests.runs import sdcore
 from tests.test_config import QUICKSTART
-from tests.test_flows import sdcore
 
 SMALL = [
     "seeds=[3]", "problems.train=8", "problems.validation=2", "problems.test=2",

@@ -1,92 +1,47 @@
 """The DAG end to end with real parts: model, DuckDB file, Prefect server, MLflow store."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
 from mlflow import MlflowClient, pyfunc
 
-from flows import services
 from sdcore.arithmetic import generate_problems, reference_solution
 from sdcore.config import load_experiment
-from sdcore.loopback import answers, free_port
 from sdcore.schema import TABLES
 from sdcore.store import Store
+from tests.runs import assert_same, count, kill, metrics, sdcore, start, tables, wait_for
 from tests.test_config import QUICKSTART
 
+pytestmark = pytest.mark.usefixtures("prefect")
 SMALL = [
     "seeds=[3]", "problems.train=8", "problems.validation=4", "problems.test=6",
     "training.rounds=3", "training.questions_per_round=4", "evaluation.every=2",
     "evaluation.samples=3", "evaluation.validation_samples=2", "evaluation.resamples=200",
     "sampling.batch_size=8", "conditions.grpo.group_size=4",
 ]  # fmt: skip
-TIMES = {"seconds", "created_at", "code_version"}
-
-
-def sdcore(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).with_name("sdcore"), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert not check or result.returncode == 0, result.stderr
-    return result
 
 
 def run(workspace: Path) -> subprocess.CompletedProcess[str]:
     return sdcore("run", QUICKSTART, *SMALL, "--workspace", workspace, "--json")
 
 
-def tables(workspace: Path) -> dict[str, pl.DataFrame]:
-    """Every table, sorted, without the columns that tell the time."""
-    store = Store(workspace / "sdcore.duckdb")
-    return {
-        name: store.rows(name).drop(TIMES & set(table.dtypes)).sort(table.key)
-        for name, table in TABLES.items()
-    }
-
-
-def metrics(workspace: Path) -> dict[str, dict[str, float]]:
-    """Last value of every MLflow metric by run name, times and the machine's load aside."""
-    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
-    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    return {
-        r.info.run_name: {
-            name: value
-            for name, value in r.data.metrics.items()
-            if not name.endswith("seconds") and not name.startswith("system/")
-        }
-        for r in runs
-    }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect(tmp_path_factory):
-    """A standing server for the runs of this file: each would take as long to start its own."""
-    address = f"http://127.0.0.1:{free_port()}"
-    home = services.prefect_home(tmp_path_factory.mktemp("prefect"))
-    with (
-        subprocess.Popen(
-            services.prefect_command(address),
-            env=os.environ | services.QUIET | home,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as server,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        assert answers(f"{address}/api/health", server, services.START_SECONDS)
-        patch.setenv("PREFECT_API_URL", f"{address}/api")
-        yield
-        server.terminate()
+def printed(result: subprocess.CompletedProcess[str]) -> dict[str, list[dict[str, object]]]:
+    """The tables that a run printed, without the seconds that it took."""
+    parts = json.loads(result.stdout)
+    seconds = parts.pop("seconds")
+    assert seconds.pop("wall") == pytest.approx(sum(seconds.values())) and len(seconds) == 4
+    return parts
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(prefect, tmp_path_factory):
     workspace = tmp_path_factory.mktemp("finished")
-    return workspace, json.loads(run(workspace).stdout)
+    return workspace, printed(run(workspace))
 
 
 def test_a_run_fills_every_table_with_what_was_planned(finished):
@@ -149,10 +104,10 @@ def test_the_printed_summary_has_the_papers_table_and_intervals(finished):
 
 
 def test_the_same_command_again_changes_nothing(finished):
-    workspace, printed = finished
+    workspace, first = finished
     before, logged = tables(workspace), metrics(workspace)
     again = run(workspace)
-    assert json.loads(again.stdout) == printed and "leaked" not in again.stderr
+    assert printed(again) == first and "leaked" not in again.stderr
     after = tables(workspace)
     assert all(before[name].equals(after[name]) for name in TABLES)
     assert metrics(workspace) == logged
@@ -160,29 +115,16 @@ def test_the_same_command_again_changes_nothing(finished):
 
 def test_a_fresh_workspace_gives_the_same_tables(finished, tmp_path):
     run(tmp_path)
-    before, after = tables(finished[0]), tables(tmp_path)
-    assert all(before[name].equals(after[name]) for name in TABLES)
+    assert_same(tmp_path, finished[0])
 
 
 @pytest.mark.parametrize("rollouts", [40, 110, 200])
 def test_killed_and_started_again_it_ends_as_if_never_interrupted(finished, tmp_path, rollouts):
-    command = [Path(sys.executable).with_name("sdcore"), "run", QUICKSTART, *SMALL]
-    process = subprocess.Popen(
-        [*map(str, command), "--workspace", str(tmp_path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    store = Store(tmp_path / "sdcore.duckdb")
-    while len(store.query("SELECT 1 FROM rollouts")) < rollouts:
-        with pytest.raises(subprocess.TimeoutExpired):  # or it finished before it could be killed
-            process.wait(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process = start("run", QUICKSTART, *SMALL, "--workspace", tmp_path)
+    wait_for(process, lambda: count(tmp_path, "rollouts") >= rollouts)
+    kill(process)
     run(tmp_path)
-    expected, found = tables(finished[0]), tables(tmp_path)
-    assert all(expected[name].equals(found[name]) for name in TABLES)
-    assert metrics(tmp_path) == metrics(finished[0])
+    assert_same(tmp_path, finished[0])
 
 
 def test_a_failed_stage_is_rerun_without_redoing_the_others(finished, tmp_path):
@@ -200,8 +142,7 @@ def test_a_failed_stage_is_rerun_without_redoing_the_others(finished, tmp_path):
     for name, table in TABLES.items():  # the rows that were there still are, times included
         kept = store.rows(name).join(before[name].select(table.key), on=table.key, how="semi")
         assert kept.sort(table.key).equals(before[name].sort(table.key)), name
-    expected, found = tables(finished[0]), tables(tmp_path)
-    assert all(expected[name].equals(found[name]) for name in TABLES)
+    assert_same(tmp_path, finished[0])
 
 
 def test_a_stage_is_redone_with_what_depends_on_it_and_nothing_else(finished, tmp_path):
@@ -209,15 +150,12 @@ def test_a_stage_is_redone_with_what_depends_on_it_and_nothing_else(finished, tm
     shutil.copytree(finished[0], workspace)
     store = Store(workspace / "sdcore.duckdb")
     before = {name: store.rows(name) for name in TABLES}
-    logged = metrics(workspace)
     redone = sdcore(
         *("rerun", "quickstart", "--from", "align", "--condition", "step_aligned"),
         *("--round", 1, "--workspace", workspace),
     )
     assert "step_aligned/seed-3: set aside" in redone.stderr
-    expected, found = tables(finished[0]), tables(workspace)
-    assert all(expected[name].equals(found[name]) for name in TABLES)
-    assert metrics(workspace) == logged
+    assert_same(workspace, finished[0])
 
     def seconds(of: pl.DataFrame) -> dict[tuple[str, int], float]:
         return {(c, r): s for c, r, s in of.select("condition", "round", "seconds").iter_rows()}
@@ -233,6 +171,27 @@ def test_a_stage_is_redone_with_what_depends_on_it_and_nothing_else(finished, tm
     # those of round 2, and 4 x 2 + 6 x 3 at each checkpoint.
     assert counts == {"critiques": 8, "contexts": 8, "updates": 2, "policies": 2, "scores": 4,
                       "rollouts": 4 + 2 * 26}  # fmt: skip
+
+
+def test_four_runs_at_once_in_one_workspace_lose_nothing(tmp_path):
+    names = ["a", "b", "c", "d"]
+    files = {name: [QUICKSTART, *SMALL, "training.rounds=1", f"name={name}"] for name in names}
+    started = [start("run", *files[name], "--workspace", tmp_path) for name in names]
+    said = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0, 0], said
+    assert not any(word in text for text in said for word in ("error", "lock", "busy"))
+    store = Store(tmp_path / "sdcore.duckdb")
+    ids = [load_experiment(file, overrides).experiment_id for file, *overrides in files.values()]
+    about = ["condition", "purpose", "round", "problem_id", "sample_index", "response_ids"]
+    sampled = [store.rows("rollouts", experiment_id=each).select(about).sort(about) for each in ids]
+    # Base 26; GRPO 16 to train on and 26 to score, the other two 4 and 26 each.
+    assert len(sampled[0]) == 26 + 16 + 26 + 2 * (4 + 26)
+    assert all(each.equals(sampled[0]) for each in sampled)
+    assert [len(store.rows("updates", experiment_id=each)) for each in ids] == [3, 3, 3, 3]
+    logged = metrics(tmp_path)
+    assert len(logged) == 8  # names repeat: 4 parents, and a child for base and each condition
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert all(client.get_model_version_by_alias(name, "champion") for name in names)
 
 
 def test_what_cannot_be_redone_is_said(finished):
@@ -256,28 +215,21 @@ def test_a_changed_experiment_is_refused_and_the_change_named(finished):
 
 
 def test_ctrl_c_saves_what_is_done_and_resume_goes_on(finished, tmp_path):
-    command = [Path(sys.executable).with_name("sdcore"), "run", QUICKSTART, *SMALL]
-    process = subprocess.Popen(
-        [*map(str, command), "--workspace", str(tmp_path)], stderr=subprocess.PIPE, text=True
-    )
-    store = Store(tmp_path / "sdcore.duckdb")
-    while len(store.query("SELECT 1 FROM rollouts")) < 60:
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.1)
+    process = start("run", QUICKSTART, *SMALL, "--workspace", tmp_path)
+    wait_for(process, lambda: count(tmp_path, "rollouts") >= 60)
     process.send_signal(signal.SIGINT)
-    _, printed = process.communicate()
+    _, said = process.communicate()
     assert process.returncode == 130
-    assert "stopped on request" in printed and "Traceback" not in printed
+    assert "stopped on request" in said and "Traceback" not in said
     sdcore("resume", "quickstart", "--workspace", tmp_path)
-    expected, found = tables(finished[0]), tables(tmp_path)
-    assert all(expected[name].equals(found[name]) for name in TABLES)
+    assert_same(tmp_path, finished[0])
 
 
 def test_mlflow_holds_the_same_numbers_as_the_tables(finished):
     rows = tables(finished[0])["scores"].filter(condition="grpo", split="test").sort("round")
     logged = metrics(finished[0])["grpo/seed-3"]
-    assert logged["test/avg_at_k"] == rows["avg_at_k"][-1]
-    assert logged["test/pass_at_k"] == rows["pass_at_k"][-1]
+    for metric in ("avg_at_k", "pass_at_k"):
+        assert logged[f"test/{metric}"] == list(rows.select("round", metric).iter_rows())
 
 
 @pytest.mark.filterwarnings("ignore:.*type hint:UserWarning")  # MLflow's, on importing pyfunc
@@ -287,6 +239,8 @@ def test_the_champion_loads_back_and_answers(finished):
     version = MlflowClient(uri, registry_uri=uri).get_model_version_by_alias(
         "quickstart", "champion"
     )
+    latest = MlflowClient(uri, registry_uri=uri).get_model_version_by_alias("quickstart", "latest")
+    assert int(latest.version) >= int(version.version)
     model = pyfunc.load_model(f"{version.source}")
     question = tables(workspace)["problems"]["question"][0]
     assert "<step_1>" in model.predict([question])[0]

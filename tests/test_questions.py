@@ -3,7 +3,7 @@ import pytest
 from sdcore.questions import VIEWS
 from sdcore.schema import TABLES
 from sdcore.store import Store
-from tests.example import EXPERIMENT, fill, lineage
+from tests.example import EXPERIMENT, critique, fill, lineage
 
 CHOSEN = {"grpo": 2, "reference": 2, "step_aligned": 4}  # best on validation, the earliest if tied
 
@@ -12,16 +12,6 @@ def policy(condition, seed, round_):
     return lineage(condition, seed) | {
         "policy_id": f"{condition}/{seed}/{round_}", "parent_id": None, "step": 3 * round_,
         "round": round_, "kind": "full", "path": None, "sha256": "0",
-    }  # fmt: skip
-
-
-def critique(row, step, *, valid=True):
-    numbers = dict.fromkeys(TABLES["critiques"].dtypes)
-    run = ("experiment_id", "condition", "seed", "rollout_id")
-    return numbers | {name: row[name] for name in run} | {
-        "critique_id": row["rollout_id"], "critic": "oracle", "verdict": "D" if valid else None,
-        "first_wrong_step": step, "valid": valid, "attempts": 1, "prompt_tokens": 50, "tokens": 30,
-        "cost": 0.25,
     }  # fmt: skip
 
 
@@ -91,6 +81,17 @@ def test_cost_per_point(store):
     assert found == [(2, 50.0, 400.0, 120.0, 1.0, 6.0, 8.0, 2.4)]
     found = rows(store, "cost_per_point", columns, condition="grpo")
     assert found == [(2, 100 / 6, 200.0, 0.0, 0.0, 3.0, 12.0, 0.0)]
+
+
+def test_training_health(store):
+    # Two seeds with four train rollouts each; the critique of a right one is refused. Only
+    # conditions that distil have contexts, and `fill` gives one to every rollout. All numbers of
+    # the updates are 1, so each seed's four steps have a group without a signal each.
+    columns = "rollouts, cut_off, ill_formed, refused, left_out, flat_groups"
+    found = rows(store, "training_health", columns, condition="step_aligned")
+    assert found == [(8, 0.0, 0.0, 1, 0, 8)]
+    found = rows(store, "training_health", columns, condition="grpo")
+    assert found == [(8, 0.0, 0.0, 0, 0, 8)]
 
 
 def test_objected_tokens(store):

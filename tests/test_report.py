@@ -8,7 +8,7 @@ from sdcore.report import render_report, toml, write_report
 from sdcore.schema import TABLES
 from sdcore.store import Store
 from tests.elements import Elements, standing_alone
-from tests.example import EXPERIMENT, fill, fill_diagnosis, run_row
+from tests.example import EXPERIMENT, critique, fill, fill_diagnosis, lineage, run_row
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,34 @@ def test_advantages_by_region(page):
     assert [cell[0] for cell in rows["reference", "last"]][:2] == ["−0.20", "−0.60"]
     assert rows["reference", "last"][4][0] == "64.7"
     assert [cell[0] for cell in rows["grpo", "first"]] == ["−0.70", "−0.70", "—", "0.50", "100.0"]
+
+
+def test_the_cost_is_that_of_the_chosen_checkpoints(page):
+    # GRPO's gain is 100 / 6 points at round 2, for 200 tokens; step_aligned's 50 at round 4.
+    rows = {row[0][0]: [cell[0] for cell in row[1:]] for row in table(page, "Cost")[1:]}
+    assert rows["grpo"][:3] == ["+16.7", "200", "12"]
+    assert rows["step_aligned"] == ["+50.0", "400", "8", "0", "0", "0.00", "0"]
+
+
+def test_health_is_shown_once_something_is_trained(page, tmp_path):
+    assert "Health of training" not in page
+    store = fill(Store(tmp_path / "sdcore.duckdb"))
+    numbers = dict.fromkeys(TABLES["updates"].dtypes, 1)
+    update = numbers | lineage("step_aligned", 0) | {"update_id": "u", "policy_id": "p", "round": 0}
+    store.append_missing(updates=TABLES["updates"].frame([update]))
+    (row,) = table(render_report(store, EXPERIMENT.experiment_id), "Health of training")[1:]
+    assert [" ".join(cell) for cell in row[:3]] == ["step_aligned", "2", "0.0%"]
+
+
+def test_an_example_has_its_critique(page, tmp_path):
+    assert "Critique by" not in page
+    store = fill(Store(tmp_path / "sdcore.duckdb"))
+    wrong = store.rows("rollouts", condition="reference", correct=False, purpose="train", round=0)
+    made = [critique(row, 2, raw="<b>words</b>") for row in wrong.to_dicts()]
+    store.append_missing(critiques=TABLES["critiques"].frame(made))
+    page = render_report(store, EXPERIMENT.experiment_id)
+    assert page.count("case D, wrong from step 2 on. ") == 2  # a wrong rollout of each seed
+    assert "&lt;b&gt;words&lt;/b&gt;" in page
 
 
 def test_settings_on_the_page_give_the_same_experiment(page, tmp_path):

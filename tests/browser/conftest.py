@@ -4,10 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from flows import services
 from sdcore.loopback import free_port
@@ -52,17 +53,28 @@ def browser():
         if path is None:
             pytest.skip("no Chromium here: install one, or `playwright install chromium`")
         chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        expect.set_options(timeout=PATIENCE)
         yield chromium
         chromium.close()
 
 
+@pytest.fixture(scope="module")
+def new_page(browser):
+    """Makes pages, each of a person who comes for the first time."""
+    with ExitStack() as opened:
+
+        def make() -> Page:
+            context = browser.new_context(viewport={"width": 1400, "height": 1000})
+            opened.callback(context.close)
+            context.set_default_timeout(PATIENCE)
+            return context.new_page()
+
+        yield make
+
+
 @pytest.fixture
-def page(browser):
-    expect.set_options(timeout=PATIENCE)
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    context.set_default_timeout(PATIENCE)
-    yield context.new_page()
-    context.close()
+def page(new_page):
+    return new_page()
 
 
 @pytest.fixture(scope="session")

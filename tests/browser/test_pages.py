@@ -2,23 +2,21 @@
 
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
 from sdcore.config import load_experiment
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-RUN = "compare-contexts/quickstart"
-
-
-def deployment_id(prefect: str) -> str:
-    return httpx.get(f"{prefect}/api/deployments/name/{RUN}").json()["id"]
 
 
 def start(page: Page, prefect: str, experiment: Path) -> None:
     """Fill in the form of the quickstart's deployment and submit it; its run's page opens."""
-    page.goto(f"{prefect}/deployments/deployment/{deployment_id(prefect)}/run")
+    page.goto(prefect)
+    page.get_by_role("link", name="Deployments").click()
+    page.get_by_role("link", name="quickstart", exact=True).click()
+    page.get_by_role("button", name="Run").click()
+    page.get_by_text("Custom run").click()
     page.get_by_label("experiment", exact=True).fill(str(experiment))
     page.get_by_label("Rounds (Optional)").fill("2")
     page.get_by_role("button", name="Submit").click()
@@ -26,18 +24,18 @@ def start(page: Page, prefect: str, experiment: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def first(browser, addresses, experiment_file):
-    """An experiment run from its form, in a page of its own."""
-    page = browser.new_page()
+def first(new_page, addresses, experiment_file):
+    """The page of an experiment that was run from its form."""
+    page = new_page()
     start(page, addresses["prefect"], experiment_file("first"))
-    expect(page.get_by_text("Completed").first).to_be_visible()
-    yield page
-    page.close()
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible()
+    return page
 
 
 def test_a_run_started_from_its_form_completes_and_shows_its_artifacts(first, addresses):
     first.get_by_role("tab", name="Artifacts").click()
     first.get_by_role("link", name="first-comparison").click()
+    first.locator("a[href*='/artifacts/artifact/']").first.click()  # its newest version
     expect(first.get_by_role("cell", name="reference")).to_be_visible()
     expect(first.get_by_role("img", name="learning curves")).to_be_visible()
 
@@ -49,11 +47,11 @@ def test_a_failed_stage_is_retried_and_finishes(page, workspace, addresses, expe
     obstacle.parent.mkdir(parents=True)
     obstacle.write_text("a file where the stage needs a folder")
     start(page, addresses["prefect"], file)
-    expect(page.get_by_text("Failed").first).to_be_visible()
+    expect(page.get_by_text("Failed", exact=True).first).to_be_visible()
     obstacle.unlink()
     page.get_by_role("button", name="Retry").click()
     page.get_by_role("dialog").get_by_role("button", name="Retry").click()
-    expect(page.get_by_text("Completed").first).to_be_visible()
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible()
 
 
 def test_mlflow_finds_the_runs_and_compares_them(first, page, addresses):

@@ -1,0 +1,31 @@
+"""What several test files share."""
+
+import os
+import subprocess
+
+import pytest
+
+from flows import services
+from sdcore.loopback import answers, free_port
+
+
+@pytest.fixture(scope="module")
+def prefect(tmp_path_factory):
+    """A standing server for the runs of a file: each would take as long to start its own."""
+    address = f"http://127.0.0.1:{free_port()}"
+    home = services.prefect_home(tmp_path_factory.mktemp("prefect"))
+    with (
+        subprocess.Popen(
+            services.prefect_command(address),
+            env=os.environ | services.QUIET | home,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        try:
+            assert answers(f"{address}/api/health", server, services.START_SECONDS)
+            patch.setenv("PREFECT_API_URL", f"{address}/api")
+            yield
+        finally:
+            server.terminate()
