@@ -22,8 +22,8 @@ LETTERS = 0.4  # difference in the share of letters, between formulas and prose
 _TAG = re.compile(
     r"<\|[^|<>\n]{0,64}\|>|</?[a-z_]\w*(?:\s+[\w-]+\s*=[^<>]*|\s*/)?>|<!--|<</?SYS>>|"
     r"\[/?(?:INST|SYSTEM|TOOL\w*|AVAILABLE_TOOLS|PAD|CLS|SEP|MASK|UNK|BOS|EOS)\]|"
-    r"\b(?:user|human|assistant|system):",
-    re.IGNORECASE,
+    r"^\s*(?:user|human|assistant|system):",
+    re.IGNORECASE | re.MULTILINE,
 )
 _LEAK = re.compile(
     r"\b(?:reference|official|model|provided|given|expected|ground[- ]truth|gold|correct|known|"
@@ -83,12 +83,13 @@ def infidelity(critique: Critique, submission: Submission) -> str | None:
     trace, corrected = parse_trace(submission.trace), parse_trace(critique.corrected or "")
     known = {step.text for step in trace.steps}
     new = [step.text for step in corrected.steps if step.text not in known]
-    given, written = f"{submission.question}\n{trace.text}", "\n".join([*new, corrected.answer or ""])
+    given = f"{submission.question}\n{trace.text}\n{submission.answer}"
+    written = "\n".join([*new, corrected.answer or ""])
     return (
         _inconsistent(critique, trace, corrected)
         or _quoted(critique, trace, corrected)
         or _named(critique, submission.question, trace, corrected)
-        or _spoken(given.casefold(), written)
+        or _spoken(given, written)
         or _foreign(given, written)
         or _other_notation(new, [step.text for step in trace.steps if step.text.strip()])
         or _false_sum(corrected)
@@ -171,6 +172,7 @@ def _named(critique: Critique, question: str, trace: Trace, corrected: Trace) ->
 
 def _spoken(given: str, new: str) -> str | None:
     """Whether new text speaks of the reference or the trace in words that are not given."""
+    given = given.casefold()
     for pattern, reason in (
         (_TAG, "tags or control tokens in a step"),
         (_LEAK, "the reference is spoken of"),

@@ -15,10 +15,11 @@ from sdcore.workers import Exceeded, run_bounded
 MAX_LENGTH = 1000  # characters
 DIFFERS = "differs from the reference"
 
-_NUMBER = re.compile(r"(-?)(\d{1,9}|[1-9]\d{0,2}(?:,\d{3}){1,2})(\.\d{1,6})?")
+_NUMBER = re.compile(r"(-?)(\d{1,9}|[1-9]\d{0,2}(?:,\d{3}){1,2})(\.\d{1,6})?", re.ASCII)
 _CURRENCY = re.compile(r"\\?[$€£¥₹]")
 _UNIT = re.compile(
     r"""(?<=\d)\s+(?:
+    (?!.*\b(?i:and|or|than|plus|minus|half|halves|thirds|dozen|hundred|thousand|[mbtr]+illion)\b)
     [A-Za-z]{3}[A-Za-z ]*\.?                           # 18 dollars; "2 x" is algebra
     | (?:[kcm]?m|in|ft|yd|mi)(?:\^?\{?[23]\}?|[²³])    # 10 m^2; "10m^2" is algebra
     | (?:[kcm]?m|ft|mi|k?g|m?[lL])/(?:h|hr|s|min)      # 5 km/h
