@@ -32,6 +32,8 @@ numbers = st.from_regex(  # all that counts as a plain number
         ("10 m^2", "10"), ("5 km/h", "5"), (r"10\text{ cm}", "10"), (r"90^\circ", "90"),
         ("[1, 2)", r"1 \le x < 2"), (r"x \le 3", r"(-\infty, 3]"), ("1, 2", r"\{2, 1\}"),
         (r"[3,4] \cup [1,2]", r"[1,2] \cup [3,4]"), (r"3\frac{1}{2}", "7/2"),
+        ("3 1/2", "3.5"), ("-3 1/2", "-3.5"), ("33.3%", "33.3"), ("33.3", r"33.3\%"), ("27°", "27"),
+        ("27 °C", "27"), ("**27**", "27"), (r"\[27\]", "27"), (r"\(27\)", "27"), ("−5", "-5"),
     ],
 )  # fmt: skip
 def test_equal_answers(answer, reference):
@@ -48,6 +50,7 @@ def test_equal_answers(answer, reference):
         ("[1,2)", "(1,2]"), (r"\{1, 2\}", r"\{1, 3\}"), ("(2, 1)", "(1, 2)"),
         ("3 thousand", "3 million"), ("2 Million", "2"), ("2 dozen", "2"), ("3 and a half", "3"),
         ("5 or more", "5"), ("5 plus x", "5"), ("5 thirds", "5"),
+        ("3 1/2", "31/2"), ("33.3%", "33.4"), ("3 1/2 1/2", "4"),
     ],
 )  # fmt: skip
 def test_different_answers(answer, reference):
