@@ -345,12 +345,11 @@ def test_the_oracle_is_measured_on_arithmetic_and_makes_no_mistake(tmp_path):
 
 def handed(body) -> Submission:
     """What a critic's prompt asks about."""
-    _, question, solution, trace, _ = re.split(
-        r"=== \w+ .*\n", body["messages"][0]["content"] + "\n"
-    )
+    text = body["messages"][0]["content"]
+    _, question, solution, trace, _ = re.split(r"(?m)^=== \w+ .*\n", text)
     answer = str(parse_question(question.strip()).answer)
     correct = grade(parse_trace(trace.strip()).answer, answer).correct
-    return Submission(question.strip(), trace[:-1], correct, answer, solution.strip())
+    return Submission(question.strip(), trace.removesuffix("\n"), correct, answer, solution.strip())
 
 
 def exact(body) -> critic_server.Behaviour:
