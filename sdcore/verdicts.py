@@ -25,8 +25,8 @@ RULES = {
     "copies": f"the copy rate is above {COPIES:.0%}",
     "no signal": f"neither for the error nor for the first wrong step is the AUC above {CHANCE:g} "
     "and the mean advantage below 0",
-    "diffuse": f"above {DIFFUSE:.0%} of the tokens of correct rollouts are objected to, or the mean "
-    f"advantage before the first wrong step is below {OBJECTION:g}",
+    "diffuse": f"above {DIFFUSE:.0%} of the tokens of correct rollouts are objected to, or "
+    f"the mean advantage before the first wrong step is below {OBJECTION:g}",
     "localised": "none of these",
 }
 """The first that applies is the verdict; above or below means that the whole interval is."""
