@@ -11,28 +11,40 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from sdcore.contexts import Critique
-from sdcore.equations import false_equation
-from sdcore.grading import grade
+from sdcore.equations import NUMBER, false_equation, numbers
+from sdcore.grading import grade, plain_number
 from sdcore.traces import Trace, parse_trace
 
 LENGTHS = 4.0  # so many times longer or shorter may new steps be than the solver's, on average
 SLACK = 20  # and so many characters on top
 LETTERS = 0.4  # difference in the share of letters, between formulas and prose
 
-_TAG = re.compile(r"<\|[^|<>\n]{0,64}\|>|\[/?INST\]|<</?SYS>>|</?[A-Za-z_]\w+>|</?s>")
+_TAG = re.compile(
+    r"<\|[^|<>\n]{0,64}\|>|</?[a-z_]\w*(?:\s+[\w-]+\s*=[^<>]*|\s*/)?>|<!--|<</?SYS>>|"
+    r"\[/?(?:INST|SYSTEM|TOOL\w*|AVAILABLE_TOOLS|PAD|CLS|SEP|MASK|UNK|BOS|EOS)\]|"
+    r"^\s*(?:user|human|assistant|system):",
+    re.IGNORECASE | re.MULTILINE,
+)
 _LEAK = re.compile(
-    r"\b(?:reference|official|model|provided|given|expected|ground[- ]truth|gold) "
-    r"(?:solution|answer)s?\b|\b(?:answer|solution) key\b|\bground[- ]truth\b|"
-    r"\b(?:according to|as in|from|see) the reference\b",
+    r"\b(?:reference|official|model|provided|given|expected|ground[- ]truth|gold|correct|known|"
+    r"desired|intended|target|true|actual|stated) (?:solution|answer|result)s?\b|"
+    r"\b(?:answer|solution) key\b|\bground[- ]truth\b|"
+    r"\b(?:according to|as in|from|see|per|match(?:es|ing)?) the (?:reference|solution|answer)\b|"
+    r"\b(?:solution|answer|key|reference) "
+    r"(?:says|shows|states|gives|tells|requires|above|below|(?:must|should|has to|needs to) be)\b|"
+    r"\b(?:told|given|know|known) (?:that )?the (?:final )?(?:answer|solution|result)\b",
     re.IGNORECASE,
 )
 _REMARK = re.compile(
-    r"\b(?:mistakes?|erroneous(?:ly)?|incorrect(?:ly)?|miscalculat\w+|corrected|correction)\b|"
+    r"\b(?:mistakes?|errors?|erroneous(?:ly)?|incorrect(?:ly)?|wrong(?:ly)?|miscalculat\w+|"
+    r"corrected|correction|wait|oops|sorry|actually)\b|"
     r"\b(?:previous|original|solver'?s?|student'?s?|your|earlier) "
-    r"(?:steps?|attempt|trace|error|answer|solution)\b|"
-    r"\b(?:should|must) (?:be|have been)\b[^.]{0,40}\b(?:not|instead)\b",
+    r"(?:steps?|attempt|trace|answer|solution)\b|"
+    r"\b(?:should|must) (?:be|have been)\b[^.]{0,40}\b(?:not|instead)\b|"
+    r"(?:[,;:(]|\band) ?not \W?\d|\b(?:instead of|rather than) \W?\d",
     re.IGNORECASE,
 )
+_RESULT = re.compile(rf"=\s*[-$]*({NUMBER.pattern})")
 
 
 @dataclass(frozen=True)
@@ -71,12 +83,17 @@ def infidelity(critique: Critique, submission: Submission) -> str | None:
     trace, corrected = parse_trace(submission.trace), parse_trace(critique.corrected or "")
     known = {step.text for step in trace.steps}
     new = [step.text for step in corrected.steps if step.text not in known]
+    given = f"{submission.question}\n{trace.text}\n{submission.answer}"
+    written = "\n".join([*new, corrected.answer or ""])
     return (
         _inconsistent(critique, trace, corrected)
         or _quoted(critique, trace, corrected)
-        or _spoken(submission, "\n".join([*new, corrected.answer or ""]))
+        or _named(critique, submission.question, trace, corrected)
+        or _spoken(given, written)
+        or _foreign(given, written)
         or _other_notation(new, [step.text for step in trace.steps if step.text.strip()])
         or _false_sum(corrected)
+        or _unfounded(critique, corrected)
     )
 
 
@@ -137,9 +154,25 @@ def _quoted(critique: Critique, trace: Trace, corrected: Trace) -> str | None:
     return f"step {critique.first_wrong_step} is wrong, but quoted" if found else None
 
 
-def _spoken(submission: Submission, new: str) -> str | None:
-    """Whether new text speaks of the reference or of the trace in words that those do not use."""
-    given = f"{submission.question}\n{submission.trace}".casefold()
+def _named(critique: Critique, question: str, trace: Trace, corrected: Trace) -> str | None:
+    """Whether the step that is written anew names the result that the wrong one came to."""
+    wrong = critique.first_wrong_step
+    if wrong is None:
+        return None
+    if wrong > len(corrected.steps):
+        return f"step {wrong} is wrong, but not written anew"
+    anew = corrected.steps[wrong - 1].text
+    results = numbers(" ".join(_RESULT.findall(trace.steps[wrong - 1].text)))
+    kept = f"{question} {prefix(trace, wrong - 1)} {corrected.answer}"
+    stated = {*numbers(kept), *numbers(" ".join(_RESULT.findall(anew)))}
+    if results and results[-1] in numbers(anew) and results[-1] not in stated:
+        return f"step {wrong} is wrong, but its result {results[-1]} is named"
+    return None
+
+
+def _spoken(given: str, new: str) -> str | None:
+    """Whether new text speaks of the reference or the trace in words that are not given."""
+    given = given.casefold()
     for pattern, reason in (
         (_TAG, "tags or control tokens in a step"),
         (_LEAK, "the reference is spoken of"),
@@ -149,6 +182,13 @@ def _spoken(submission: Submission, new: str) -> str | None:
             if match[0].casefold() not in given:
                 return f"{reason}: {match[0]!r}"
     return None
+
+
+def _foreign(given: str, new: str) -> str | None:
+    """Whether new text has a character beyond plain ASCII that is not given: a look-alike, say."""
+    plain = {*given, *"\n\t", *map(chr, range(32, 127))}
+    odd = next((char for char in new if char not in plain), None)
+    return odd and f"new steps are in another notation: the character {odd!a}"
 
 
 def _other_notation(new: list[str], own: list[str]) -> str | None:
@@ -164,6 +204,8 @@ def _other_notation(new: list[str], own: list[str]) -> str | None:
         return "new steps are in another notation: words against formulas"
     if "\\" in "".join(new) and "\\" not in "".join(own):
         return "new steps are in another notation: LaTeX"
+    if len(own) > 1 and all("=" in step for step in own) and any("=" not in step for step in new):
+        return "new steps are in another notation: one without ="
     return None
 
 
@@ -177,3 +219,11 @@ def _false_sum(corrected: Trace) -> str | None:
     """Whether a step does not hold: a new one, or a copied one that is called right with that."""
     found = next(filter(None, (false_equation(step.text) for step in corrected.steps)), None)
     return f"a step of the corrected trace does not hold: {found}" if found else None
+
+
+def _unfounded(critique: Critique, corrected: Trace) -> str | None:
+    """Whether a numeric answer stands in a changed trace whose last step does not come to it."""
+    answer = plain_number(corrected.answer or "")
+    if critique.case == "A" or answer is None or abs(answer) in numbers(corrected.steps[-1].text):
+        return None
+    return f"the last step does not come to the answer {corrected.answer}"

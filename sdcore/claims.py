@@ -13,7 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from sdcore.contexts import Critique
 from sdcore.errors import DataError
 
-_NUMBER = re.compile(r"\d{1,4}")
+_STEP = re.compile(r"<?(?:step)?[ _]?(\d{1,4})>?", re.ASCII)
+_NONE = {"", "none", "null", "n/a", "-", "0", "-1"}
 # A JSON escape, or else a backslash that is more likely LaTeX, as in \frac, \times and \neq.
 _LATEX = re.compile(r'\\(?:["\\/]|u[0-9a-fA-F]{4}|n(?!eq|abla|otin|ewline)|[bfrt](?![a-zA-Z]))|\\')
 
@@ -23,11 +24,14 @@ def _case(value: Any) -> Any:
 
 
 def _step(value: Any) -> Any:
-    """Models write 2, "2", "step_2", "none", 0 or -1."""
-    if isinstance(value, str):
-        number = _NUMBER.search(value)
-        value = int(number[0]) if number and "-" not in value else None
-    return None if value in (0, -1) else value
+    """Models write 2, "2", "step_2", "none", 0 or -1; a step that no trace can have is no claim."""
+    text = str(value).strip().casefold().removesuffix(".0")
+    if text in _NONE:
+        return None
+    found = _STEP.fullmatch(text)
+    if found is None:
+        raise ValueError(f"not the number of a step: {text[:40]}")
+    return int(found[1])
 
 
 class Claims(BaseModel):
@@ -53,7 +57,8 @@ def read_answer(text: str) -> Critique:
     if "<step_1>" in said and "{" not in said.partition("<step_1>")[0]:
         return Critique(None, None, said.strip(), raw=text)
     try:
-        found = json.loads(_LATEX.sub(_escaped, said[start:end]), strict=False)
+        plain = _LATEX.sub(_escaped, said[start:end])
+        found = json.loads(plain, strict=False, object_pairs_hook=_once)
         claims = Claims.model_validate(found)
     except (ValidationError, ValueError, RecursionError) as error:
         raise DataError(
@@ -69,6 +74,14 @@ def without_thinking(text: str) -> str:
     """What comes after the thinking; nothing where the model was cut off in it."""
     said = text.rpartition("</think>")[2]
     return said.partition("<think>")[0]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; one that says a thing twice says nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -384,6 +384,11 @@ class LlmCriticConfig(Settings):
         pattern=r"^[A-Za-z_]\w*$",
         description="name of the environment variable that holds the key, never the key",
     )
+    api_key_block: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9-]+$",
+        description="name of the Prefect Secret block that holds the key, in place of api_key_env",
+    )
     structured: bool = Field(
         True,
         description="ask the endpoint to hold the answer to the JSON schema; with a model that "
@@ -409,13 +414,15 @@ class LlmCriticConfig(Settings):
         context = CONTEXTS.get(self.fallback or "none")
         if context is None or "critique" in context.needs:
             raise ValueError(f"critic.fallback: {self.fallback!r} is no context without critiques")
+        if self.api_key_env and self.api_key_block:
+            raise ValueError("critic.api_key_env and critic.api_key_block: only one of them")
         return self
 
 
 CriticConfig = Annotated[OracleConfig | LlmCriticConfig, Field(discriminator="kind")]
 OPERATIONAL = {
-    "base_url", "api_key_env", "concurrency", "tries", "timeout", "price_in", "price_out",
-    "max_budget",
+    "base_url", "api_key_env", "api_key_block", "concurrency", "tries", "timeout", "price_in",
+    "price_out", "max_budget",
 }  # fmt: skip
 """Settings of a critic that change no result, so that a run may go on with others."""
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from sdcore.arithmetic import STYLES, Move, Problem, phrase
-from sdcore.equations import value
+from sdcore.equations import NUMBER, value
 
 SLIPS = (1, -1, 2, -2, 10, -10)
 
 _NOTE = re.compile(r"<<([^<>=\n]+)=([^<>=\n]+)>>")  # GSM8K's <<48/2=24>>
-_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+")
 _PLACES = 100  # results are multiples of its inverse
 
 
@@ -56,7 +55,7 @@ def corrupted_gsm8k(question: str, worked: str, rng: random.Random) -> Solution 
     """
     lines, answer = _lines(worked)
     results = [_number(note[2]) for line in lines for note in _NOTE.finditer(line)]
-    asked = {_number(number) for number in _NUMBER.findall(question)}
+    asked = {_number(number) for number in NUMBER.findall(question)}
     places = list(range(len(results)))
     for place in rng.sample(places, len(places)):
         for slip in rng.sample(SLIPS, len(SLIPS)):
@@ -108,7 +107,7 @@ def _renumbered(text: str, changed: dict[Fraction, Fraction]) -> str:
         old = _number(match[0])
         return match[0] if old not in changed else _written(changed[old])
 
-    return _NUMBER.sub(new, text) if changed else text
+    return NUMBER.sub(new, text) if changed else text
 
 
 def _number(text: str) -> Fraction | None:

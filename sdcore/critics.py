@@ -38,6 +38,7 @@ class Reply:
     tokens: int = 0
     cost: float = 0.0
     failure: str | None = None
+    passing: bool = False  # the failure is the server's rather than the request's
 
 
 class Client(Protocol):
@@ -113,13 +114,13 @@ class LlmCritic:
             BudgetError: the next request could cost more than may be spent.
         """
         waiting = {index: _Dialogue(each) for index, each in enumerate(submissions)}
-        failures: list[str | None] = []
+        failures: list[str | None] = []  # of the server
         while waiting:
             indices = list(waiting)
             for place, reply in self._client.ask([waiting[i].messages for i in indices]):
                 dialogue = waiting[indices[place]]
                 dialogue.hear(reply)
-                failures += [reply.failure] if reply.text is None else []
+                failures += [reply.failure] if reply.passing else []
                 if dialogue.settled(self.attempts):
                     del waiting[indices[place]]
                     yield indices[place], dialogue.critique

@@ -39,6 +39,7 @@ _MORE: Shown = {
 }
 _GAPS: Shown = {
     "auc": ("AUC", "+z.2f", 1),
+    "error_auc": ("AUC, error", "+z.2f", 1),
     "before": ("before", "+z.2f", 1),
     "at": ("first wrong step", "+z.2f", 1),
     "error": ("error", "+z.2f", 1),

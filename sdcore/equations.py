@@ -1,25 +1,33 @@
-"""Plain arithmetic in text: the value of an expression, and sums that do not come out."""
+"""Plain arithmetic in text: numbers, the value of an expression, sums that do not come out."""
 
 import ast
 import operator
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 
 MAX_LENGTH = 200  # characters of an expression
 TOLERANCE = Fraction(1, 100)  # relative: texts round
+NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+")  # without a sign
 
-_NUMBER = r"\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
+_AMOUNT = r"\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 _OPERATOR = r"\s*[-+*/x×÷]\s*"
 # Both sides stand alone: `y - 3 + 4 = 1`, `3 + 4 = 7x`, `1/2 + 1/3 = 5/6` and `9 + 5 = 2 (mod 12)`
 # are other formulas.
 _EQUATION = re.compile(
-    rf"(?<![\w.,:)%^*/+×÷-])(?<![-+*/^)%×÷\d]\s)({_NUMBER}(?:{_OPERATOR}{_NUMBER})+)"
-    rf"\s*=\s*(-?{_NUMBER})(?![\w%:^]|[.,]\d| \d|\s*\(|\s*[-+*/^×÷]\s*[\w(])"
+    rf"(?<![\w.,:)%^*/+×÷-])(?<![-+*/^)%×÷\d]\s)({_AMOUNT}(?:{_OPERATOR}{_AMOUNT})+)"
+    rf"\s*=\s*(-?{_AMOUNT})(?![\w%:^]|[.,]\d| \d|\s*\(|\s*[-+*/^×÷]\s*[\w(])"
 )
+_SIGNS = re.compile(r"\\times\b|\\cdot\b|[·⋅∗]|(−)|(\\div\b)")  # read as * - /
 _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
 }  # fmt: skip
+
+
+def numbers(text: str) -> list[Decimal]:
+    """All numbers of a text in order, without their signs: 1,200 and 1200.0 are the same."""
+    return [Decimal(number.replace(",", "")) for number in NUMBER.findall(text)]
 
 
 def value(expression: str) -> Fraction | None:
@@ -40,7 +48,8 @@ def false_equation(text: str) -> str | None:
     Whole numbers have to be exact, others may be rounded; ``60/3/4`` is left alone, since it is
     written for 60/(3/4) as well.
     """
-    return next((each[0] for each in _EQUATION.finditer(text) if not _holds(each)), None)
+    plain = _SIGNS.sub(lambda sign: "-" if sign[1] else "/" if sign[2] else "*", text)
+    return next((each[0] for each in _EQUATION.finditer(plain) if not _holds(each)), None)
 
 
 def _holds(equation: re.Match[str]) -> bool:

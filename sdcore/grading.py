@@ -15,16 +15,20 @@ from sdcore.workers import Exceeded, run_bounded
 MAX_LENGTH = 1000  # characters
 DIFFERS = "differs from the reference"
 
-_NUMBER = re.compile(r"(-?)(\d{1,9}|[1-9]\d{0,2}(?:,\d{3}){1,2})(\.\d{1,6})?")
+_NUMBER = re.compile(r"(-?)(\d{1,9}|[1-9]\d{0,2}(?:,\d{3}){1,2})(\.\d{1,6})?", re.ASCII)
 _CURRENCY = re.compile(r"\\?[$€£¥₹]")
 _UNIT = re.compile(
     r"""(?<=\d)\s+(?:
+    (?!.*\b(?i:and|or|than|plus|minus|half|halves|thirds|dozen|hundred|thousand|[mbtr]+illion)\b)
     [A-Za-z]{3}[A-Za-z ]*\.?                           # 18 dollars; "2 x" is algebra
     | (?:[kcm]?m|in|ft|yd|mi)(?:\^?\{?[23]\}?|[²³])    # 10 m^2; "10m^2" is algebra
     | (?:[kcm]?m|ft|mi|k?g|m?[lL])/(?:h|hr|s|min)      # 5 km/h
-    )$""",
+    )$|\s*°\s*[CF]?$""",
     re.VERBOSE,
 )
+_PERCENT = re.compile(r"\s*\\?%$")
+_MIXED = re.compile(r"(-?\d+)\s+(\d+)/(\d+)")  # 3 1/2
+_MARKUP = re.compile(r"(?:\*\*|\\\[)(.*)(?:\*\*|\\\])", re.DOTALL)  # around the whole answer
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ def grade(answer: str | None, reference: str) -> Grade:
     """Compare an answer with the reference's final answer. Never raises, and works in any thread.
 
     Equal are the same text, the same plain number (``1,080``, ``$18.50``), and what math-verify
-    holds to be equal. Currency signs, and a unit after a number, are ignored.
+    holds to be equal. Currency signs, and a unit after a number, are ignored; ``50%`` is 50 and
+    0.5.
     """
     return grade_many([answer], [reference])[0]
 
@@ -80,7 +85,10 @@ def _direct(answer: str | None, reference: str) -> Grade | None:
     if len(answer) > MAX_LENGTH:
         return Grade(False, f"longer than {MAX_LENGTH} characters")
     mine, theirs = plain_number(answer), plain_number(reference)
-    return None if mine is None or theirs is None else _verdict(mine == theirs)
+    if mine is not None and theirs is not None:
+        return _verdict(mine == theirs)
+    mine, theirs = (plain_number(_PERCENT.sub("", text)) for text in (answer, reference))
+    return Grade(True) if mine is not None and mine == theirs else None
 
 
 def _compared(pairs: Sequence[tuple[str | None, str]]) -> list[Grade]:
@@ -96,5 +104,9 @@ def _verdict(found: bool | Exceeded) -> Grade:
 
 
 def cleaned(text: str) -> str:
-    """Without currency signs, a full stop at the end, and a unit after a number."""
-    return _UNIT.sub("", _CURRENCY.sub("", text).strip()).rstrip(". ")
+    """Without markup, currency signs, a full stop at the end, and a unit after a number."""
+    markup = _MARKUP.fullmatch(text.strip())
+    plain = _CURRENCY.sub("", markup[1] if markup else text).strip()
+    plain = _UNIT.sub("", plain).rstrip(". ")
+    mixed = _MIXED.fullmatch(plain)
+    return mixed.expand(r"\1\\frac{\2}{\3}") if mixed else plain

@@ -95,8 +95,8 @@ def measures(tokens: pl.DataFrame, settings: EvaluationConfig) -> pl.DataFrame:
 def differences(tokens: pl.DataFrame, baseline: str, settings: EvaluationConfig) -> pl.DataFrame:
     """The baseline's measures minus those of each other context, on the rollouts that both have.
 
-    Columns: context (the other), measure (auc, before, at, error, negative_share), value, low,
-    high, tokens, rollouts.
+    Columns: context (the other), measure (auc, error_auc, before, at, error, negative_share),
+    value, low, high, tokens, rollouts.
     """
     mine = tokens.filter(context=baseline).drop("context")
     theirs = tokens.filter(pl.col("context") != baseline).select(
@@ -106,7 +106,8 @@ def differences(tokens: pl.DataFrame, baseline: str, settings: EvaluationConfig)
     wrong, gap = with_error(pairs), _ADVANTAGE - _OTHER
     objects = (_ADVANTAGE < OBJECTION).cast(pl.Int64) - (_OTHER < OBJECTION).cast(pl.Int64)
     parts = [
-        _auc_differences(wrong, settings),
+        _auc_differences("auc", wrong, settings),
+        _auc_differences("error_auc", with_error(_up_to_errors(pairs)), settings),
         _means(wrong.filter(region="before"), settings, {"before": gap}),
         _means(wrong.filter(region="at"), settings, {"at": gap}),
         _means(pairs.filter("error"), settings, {"error": gap}),
@@ -136,12 +137,12 @@ def _common(one: str, other: str) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _auc_differences(wrong: pl.DataFrame, settings: EvaluationConfig) -> pl.DataFrame:
+def _auc_differences(name: str, wrong: pl.DataFrame, settings: EvaluationConfig) -> pl.DataFrame:
     rows = []
     for (context,), mine in wrong.group_by(*_BY, maintain_order=True):
         theirs = mine.with_columns(advantage="other")
         value, low, high = auc_difference(mine, theirs, settings, _CLUSTER)
         counts = len(mine), mine["rollout_id"].n_unique()
-        rows.append(dict(zip(_COLUMNS, (context, "auc", value, low, high, *counts), strict=True)))
+        rows.append(dict(zip(_COLUMNS, (context, name, value, low, high, *counts), strict=True)))
     schema = _means(wrong.clear(), settings, {}).select(_COLUMNS).schema
     return pl.DataFrame(rows, schema=schema)

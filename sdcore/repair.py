@@ -11,6 +11,7 @@ from difflib import SequenceMatcher
 
 from sdcore.alignment import Submission, prefix
 from sdcore.contexts import Case, Critique
+from sdcore.equations import numbers
 from sdcore.grading import grade
 from sdcore.traces import Trace, parse_trace, render_trace
 
@@ -21,7 +22,6 @@ _MARK = re.compile(r"^(?:[-*•] |\**(?:step ?)?\d{1,3} ?[.:)]\** )", re.IGNOREC
 _ANSWER = re.compile(
     r"^(?:so |thus,? |therefore,? )?(?:the )?(?:final )?answer(?: is)? ?[:=]? ?", re.IGNORECASE
 )
-_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 def repair(critique: Critique, submission: Submission) -> Critique:
@@ -101,11 +101,10 @@ def _kept(critique: Critique, trace: Trace) -> int | None:
 
 def _same(mine: str, theirs: str) -> bool:
     """Whether two steps say the same: the same numbers, or without any nearly the same words."""
-    numbers = [number.replace(",", "") for number in _NUMBER.findall(mine)]
-    if numbers != [number.replace(",", "") for number in _NUMBER.findall(theirs)]:
+    if numbers(mine) != numbers(theirs):
         return False
     words = SequenceMatcher(None, mine.split(), theirs.split(), autojunk=False)
-    return bool(numbers) or words.ratio() >= ALIKE
+    return bool(numbers(mine)) or words.ratio() >= ALIKE
 
 
 _REPAIRS: dict[str, Callable[[Critique, Submission], Critique]] = {

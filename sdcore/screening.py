@@ -1,10 +1,12 @@
 """Tells rows that can be used from rows that cannot, and says why not."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 from sdcore.config import ProblemsConfig
@@ -118,7 +120,9 @@ def _problem(number: int, record: Record, config: ProblemsConfig) -> Problem:
 def _text(record: Any, name: str, key: str) -> str:
     """The value of a key as text, without white space around it."""
     value = record.get(key)
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise DataError(f"the {name} under {key!r} is {value}")
         return str(value)
     if value is None:
         raise DataError(f"no {name} under {key!r}; the keys are {', '.join(map(str, record))}")

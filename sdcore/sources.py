@@ -4,6 +4,7 @@ What a row means, and whether it is any good, is `problems.py`'s affair: here a 
 the reason why it cannot be read.
 """
 
+import csv
 import importlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -71,7 +72,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Record]]:
     with path.open("rb") as lines:  # text mode would cut at more than line feeds
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield number, _parsed(line.decode("utf-8", errors="replace").strip())
+                yield number, _parsed(line.decode("utf-8-sig", errors="replace").strip())
 
 
 def _parsed(line: str) -> Record:
@@ -82,15 +83,27 @@ def _parsed(line: str) -> Record:
     return record if isinstance(record, dict) else f"not an object: {line}"
 
 
-def _csv(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
-    frame = pl.read_csv(
-        _path(config),
-        infer_schema=False,  # all is text, so that no answer is rounded
-        encoding="utf8-lossy",
-        truncate_ragged_lines=True,
-        n_rows=config.limit,
-    )
-    return enumerate(frame.iter_rows(named=True), 1)
+def _csv(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
+    """All cells are text, so that no answer is rounded; numbers count rows, not lines."""
+    with _path(config).open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.reader(file, strict=True)
+        header = next(reader, [])
+        rows = iter(lambda: _cells(reader, header), None)
+        yield from enumerate((row for row in rows if row), 1)
+
+
+def _cells(reader: Any, header: list[str]) -> Record | None:
+    """The next row, empty for a blank line; None at the end of the file."""
+    start = reader.line_num + 1
+    try:
+        cells = next(reader)
+    except StopIteration:
+        return None
+    except csv.Error as error:
+        return f"not CSV ({error}): lines {start} to {reader.line_num}"
+    if cells and len(cells) != len(header):
+        return f"{len(cells)} cells, but the header has {len(header)}: {cells}"
+    return dict(zip(header, cells, strict=False))
 
 
 def _parquet(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:

@@ -28,11 +28,12 @@ class Cell(NamedTuple):
 def token_map(maps: Sequence[Heatmap], title: str) -> Figure:
     """One trace as each condition or context scored it: blue is confirmed, orange objected to."""
     drawn = list(cells(maps, title))
-    columns, rows = COLUMNS + 2, drawn[-1].row + 2  # a margin of one cell
+    width = max(cell.column + len(cell.text) for cell in drawn)
+    columns, rows = width + 2, drawn[-1].row + 2  # a margin of one cell
     figure = Figure(figsize=(columns * _WIDTH, rows * _HEIGHT))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    axes.set(xlim=(-1, COLUMNS + 1), ylim=(rows - 0.5, -0.5))
+    axes.set(xlim=(-1, width + 1), ylim=(rows - 0.5, -0.5))
     for row, column, text, level in drawn:
         if level:
             colour, share = _COLOURS[level[0]], int(level[1:]) / len(THRESHOLDS)

@@ -1,17 +1,20 @@
 """Critiques for a stage. What a critic was once paid for is looked up and never asked again."""
 
+import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import polars as pl
+from prefect.blocks.system import Secret
 
 from sdcore.alignment import Submission, verbatim_prefix
 from sdcore.config import LlmCriticConfig
 from sdcore.contexts import Critique
 from sdcore.critic_client import ChatEndpoint, EngineClient
 from sdcore.critics import Client, Critic, LlmCritic, OracleCritic, judge
+from sdcore.errors import ConfigError
 from sdcore.schema import TABLES
 from sdcore.traces import parse_trace
 from tasks import models, progress
@@ -34,11 +37,38 @@ def open_critic(lineage: Lineage) -> Critic:
 
 
 def open_client(lineage: Lineage, config: LlmCriticConfig) -> Client:
-    """The critic's model; what it has cost so far counts towards its budget."""
+    """The critic's model; what it has cost so far counts towards its budget.
+
+    Raises:
+        ConfigError: the endpoint's key is not where it should be.
+    """
     if config.base_url is None:
         name = config.model
         return EngineClient(models.critic_engine(name), models.tokenizer(name), config)
-    return ChatEndpoint(config, _spent(lineage))
+    return ChatEndpoint(config, _key(config), _spent(lineage))
+
+
+def _key(config: LlmCriticConfig) -> str | None:
+    """The endpoint's key, from where the settings say; it stays in memory."""
+    variable, block = config.api_key_env, config.api_key_block
+    if not (variable or block):
+        return None
+    key = _secret(block) if block else os.environ.get(variable or "")
+    if not key:
+        raise ConfigError(
+            "the critic's key is not set",
+            got=f"no Prefect block secret/{block}" if block else f"no variable {variable}",
+            where="critic.api_key_block" if block else "critic.api_key_env",
+            mend="make the block in Prefect's UI" if block else f"export {variable}=...",
+        )
+    return key
+
+
+def _secret(block: str) -> str | None:
+    try:
+        return str(Secret.load(block).get())
+    except ValueError:  # there is no such block
+        return None
 
 
 def criticise(lineage: Lineage, critic: Critic, rollouts: Sequence[Row]) -> dict[str, Critique]:

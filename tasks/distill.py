@@ -10,7 +10,6 @@ from prefect.cache_policies import NO_CACHE
 
 from sdcore import policies
 from sdcore.config import GrpoConfig
-from sdcore.errors import TrainingError
 from sdcore.losses import group_advantages
 from sdcore.rounds import checkpoint_rounds, signal_rounds
 from sdcore.schema import TABLES
@@ -19,6 +18,7 @@ from sdcore.timing import STOPWATCH
 from sdcore.trainer import Example, Update
 from sdcore.updates import require_agreement
 from tasks import models
+from tasks.progress import note
 from tasks.workspace import (
     Lineage,
     Reference,
@@ -35,18 +35,23 @@ Row = dict[str, Any]
 def distill(lineage: Lineage, round_: int) -> Reference:
     """Train on the round's rollouts; store the checkpoint, then the rows that speak of it.
 
+    Where no rollout has a context, because the critic failed at all of them, the policy stays.
+
     Raises:
-        TrainingError: no rollout has a context, the loss or gradient is not finite, or the
-            sampler's log-probs are not the policy's.
+        TrainingError: the loss or gradient is not finite, or the sampler's log-probs are not the
+            policy's.
     """
     with STOPWATCH.measure("compute"):
         rollouts = _with_contexts(lineage, round_)
-    steps = lineage.experiment.training.steps_per_round
+    steps = min(lineage.experiment.training.steps_per_round, len(rollouts))
+    if not steps:
+        note(f"{lineage.label} round {round_}: nothing to train on, the policy stays as it is")
     with models.training(lineage, round_) as trainer:
         with STOPWATCH.measure("compute"):
             examples = _examples(lineage, rollouts)
             updates = [trainer.step(examples[start::steps]) for start in range(steps)]
-            require_agreement(updates[0], getattr(torch, lineage.experiment.model.dtype))
+            for first in updates[:1]:
+                require_agreement(first, getattr(torch, lineage.experiment.model.dtype))
         with STOPWATCH.measure("storage"):
             trainer.save(lineage.checkpoint(round_ + 1))
             policy = _policy(lineage, round_)
@@ -54,7 +59,7 @@ def distill(lineage: Lineage, round_: int) -> Reference:
         "policies": TABLES["policies"].frame([policy]),
         "updates": _updates(lineage, round_, policy["policy_id"], rollouts, updates),
     }
-    if round_ in signal_rounds(lineage.experiment):
+    if updates and round_ in signal_rounds(lineage.experiment):
         with STOPWATCH.measure("compute"):
             frames["token_signals"] = _token_signals(lineage, round_, rollouts, updates)
     lineage.store.append_missing(**frames)
@@ -69,15 +74,7 @@ def _with_contexts(lineage: Lineage, round_: int) -> pl.DataFrame:
     if isinstance(lineage.settings, GrpoConfig):
         return rollouts.with_columns(context=pl.lit(None), teacher_prompt_ids=pl.lit(None))
     contexts = round_contexts(lineage, round_).select("rollout_id", "context", "teacher_prompt_ids")
-    joined = rollouts.join(contexts, on="rollout_id", maintain_order="left")
-    if not len(joined):
-        raise TrainingError(
-            "no rollout of the round can be trained on",
-            got=f"{len(rollouts)} rollouts, none with a context",
-            where=f"{lineage.label} round {round_}",
-            mend="critiques.invalid_reason says why critiques were refused",
-        )
-    return joined
+    return rollouts.join(contexts, on="rollout_id", maintain_order="left")
 
 
 def _examples(lineage: Lineage, rollouts: pl.DataFrame) -> list[Example]:
@@ -126,7 +123,7 @@ def _updates(
     silent = 0
     if isinstance(lineage.settings, GrpoConfig):
         _, silent = _group_advantages(lineage.settings, rollouts)
-    first = round_ * len(updates) + 1
+    first = round_ * lineage.experiment.training.steps_per_round + 1
     rows = [
         lineage.columns
         | {

@@ -50,6 +50,19 @@ def break_off(handler: Handler) -> None:
     handler.wfile.write(b'{"choices": [')
 
 
+def drip(handler: Handler) -> None:
+    """An answer without end, a byte at a time: no single read takes long."""
+    handler.send_response(200)
+    handler.end_headers()
+    while not CLOSING.wait(0.02):
+        handler.wfile.write(b" ")
+
+
+def echo(handler: Handler) -> None:
+    """What a debugging proxy does: the request's headers come back, the key with them."""
+    send(str(handler.headers).encode(), 400)(handler)
+
+
 HTML = send(b"<!DOCTYPE html><h1>It works!</h1>", kind="text/html")
 BAD_GATEWAY = send(b"<h1>502</h1>", 502, kind="text/html")
 GARBAGE = send(bytes(range(256)) * 8)

@@ -56,6 +56,7 @@ def test_overrides_are_dotted_toml_or_bare_words():
             r"no context without critiques",
         ),
         ("critic={kind='llm', model='m', api_key_env='sk-123'}", r"critic.llm.api_key_env"),
+        ("critic={kind='llm', model='m', api_key_env='K', api_key_block='k'}", r"only one of them"),
         ("critic={kind='llm', model='m', base_url='http://me:pw@host'}", r"critic.llm.base_url"),
         ("critic={kind='llm', model='m', base_url='http://host:port'}", r"critic.llm.base_url"),
         ("rounds", r"not an override"),

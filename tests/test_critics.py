@@ -1,6 +1,7 @@
 """A language model's answers are judged rightly: a corpus made by hand."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,16 @@ import pytest
 from tenacity import wait_none
 
 from sdcore.alignment import Submission
-from sdcore.config import LlmCriticConfig
+from sdcore.config import LlmCriticConfig, ProblemsConfig
+from sdcore.corruption import corrupted_gsm8k, gsm8k_solution
 from sdcore.critic_client import ChatEndpoint
 from sdcore.critics import LlmCritic, OracleCritic, judge, prompt
 from sdcore.errors import EngineError
 from sdcore.grading import grade
-from sdcore.traces import parse_trace
+from sdcore.traces import parse_trace, render_trace
+from sdcore.trials import make_trials
 from tests import critic_server as server
+from tests.test_corruption import QUESTION, WORKED
 
 LINES = (Path(__file__).parent / "data" / "critiques.jsonl").read_text("utf-8").splitlines()
 CORPUS = [json.loads(line) for line in LINES]
@@ -101,6 +105,13 @@ def test_a_critic_that_answers_nothing_is_an_error():
         assert list(critic(url).criticise([])) == []
 
 
+def test_a_request_that_fails_by_itself_is_no_reason_to_stop():
+    """Were it one, a run would never get past a trace that is too long for the critic."""
+    with server.serve(lambda body: server.send(b"context too long", 400)) as (url, _):
+        ((_, found),) = critic(url).criticise([HANDED])
+    assert not found.valid and "context too long" in found.invalid_reason
+
+
 def test_the_content_of_a_critique_is_the_prompt_and_what_decides_the_answer():
     one = critic("http://127.0.0.1:1/v1")
     same = critic("http://127.0.0.1:2/v1", concurrency=1, price_in=3.0, timeout=1.0, attempts=9)
@@ -113,6 +124,31 @@ def test_the_content_of_a_critique_is_the_prompt_and_what_decides_the_answer():
         one.content_id(replace(HANDED, solution=None)),
     ]
     assert len({one.content_id(HANDED), *others}) == 6
+
+
+def test_what_the_oracle_says_would_be_taken_from_a_language_model_too():
+    problems = ProblemsConfig(source="arithmetic", train=1, validation=1, test=1)
+    for trial in make_trials(problems, 60, seed=0):
+        handed = Submission(trial.question, trial.text, trial.correct, trial.answer)
+        ((_, exact),) = OracleCritic().criticise([handed])
+        said = json.dumps(
+            {
+                "case": exact.case,
+                "first_wrong_step": exact.first_wrong_step,
+                "corrected": exact.corrected,
+            }
+        )
+        assert judge(said, handed).valid, (trial.text, said)
+
+
+def test_a_worked_solution_would_be_taken_as_the_critique_of_its_corrupted_form():
+    right = gsm8k_solution(WORKED)
+    solution = render_trace(right.steps, right.answer)
+    for seed in range(30):
+        wrong = corrupted_gsm8k(QUESTION, WORKED, random.Random(seed))
+        handed = Submission(QUESTION, render_trace(wrong.steps, wrong.answer), False, right.answer)
+        claims = {"case": "D", "first_wrong_step": wrong.first_wrong_step, "corrected": solution}
+        assert judge(json.dumps(claims), handed).valid
 
 
 def test_the_oracle_is_a_critic_like_any_other():

@@ -110,10 +110,11 @@ def test_samples_of_one_problem_are_resampled_together():
 
 
 def test_differences_are_on_shared_rollouts():
-    """Only `a` and `c` are shared. AUC 1 (both 0 and -2 are below 0.1) against 0.5 (all ties)."""
+    """Only `a` and `c` are shared. Both AUCs are 1 against 0.5 (all ties): 0 and -2 are below 0.1,
+    and -2, the error, is below 0.1 and 0."""
     found = by_measure(differences(pl.concat([TOKENS, SILENT]), "c", SETTINGS), "d")
     assert {name: row["value"] for name, row in found.items()} == pytest.approx(
-        {"auc": 0.5, "before": 0.1, "at": -1, "error": -2, "negative_share": 0.5}
+        {"auc": 0.5, "error_auc": 0.5, "before": 0.1, "at": -1, "error": -2, "negative_share": 0.5}
     )
     assert found["at"]["rollouts"] == 1
 

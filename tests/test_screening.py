@@ -1,3 +1,5 @@
+from decimal import Decimal
+
 import pytest
 
 from sdcore.config import ProblemsConfig
@@ -24,6 +26,11 @@ def test_good_rows_become_problems_in_order():
     }  # fmt: skip
 
 
+def test_a_database_s_exact_numbers_are_numbers():
+    ((problem,), _) = screened([{"question": "x?", "answer": Decimal("2.50")}])
+    assert problem.answer == "2.50"
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -32,6 +39,8 @@ def test_good_rows_become_problems_in_order():
         ({"question": "x?", "answer": None}, "no answer under 'answer'"),
         ({"question": " ", "answer": 1}, "the question under 'question' is empty"),
         ({"question": ["x"], "answer": 1}, "the question under 'question' is no text but list"),
+        ({"question": "x?", "answer": float("nan")}, "the answer under 'answer' is nan"),
+        ({"question": "x?", "answer": float("inf")}, "the answer under 'answer' is inf"),
         ({"question": "x?", "answer": True}, "the answer under 'answer' is no text but bool"),
         ({"question": "caf\ufffd?", "answer": 1}, "the question under 'question' has bytes"),
         ({"question": "x?", "answer": "5\ud800"}, "the answer under 'answer' has bytes"),

@@ -19,7 +19,9 @@ def read(**settings):
 
 def test_jsonl_rows_are_numbered_by_line_and_blank_lines_are_none(tmp_path):
     path = tmp_path / "p.jsonl"
-    path.write_bytes(b'{"a": 1}\n\n  \n{"a": "x\xe2\x80\xa8y"}\r\n{"a": "\xff"}\n[1]\n{"a')
+    path.write_bytes(
+        b'\xef\xbb\xbf{"a": 1}\n\n  \n{"a": "x\xe2\x80\xa8y"}\r\n{"a": "\xff"}\n[1]\n{"a'
+    )
     rows = read(source="jsonl", path=path)
     assert rows[:3] == [(1, {"a": 1}), (4, {"a": "x\u2028y"}), (5, {"a": "\ufffd"})]
     assert [number for number, _ in rows[3:]] == [6, 7]
@@ -29,14 +31,19 @@ def test_jsonl_rows_are_numbered_by_line_and_blank_lines_are_none(tmp_path):
 
 def test_csv_cells_stay_text_and_odd_rows_do_not_stop_the_file(tmp_path):
     path = tmp_path / "p.csv"
-    path.write_bytes(b'question,answer\n"a, b\nc",0010\nd\ne,1,2\n\xff,3\n')
+    long = b"x" * 200_000
+    path.write_bytes(
+        b'\xef\xbb\xbfquestion,answer\r\n"a, b\nc",0010\r\n\r\nd\ne,1,2\n\xff,3\n'
+        b'"f"g,4\nh,5\n' + long + b',6\ni,"7\nj,8\n'
+    )
     rows = [row for _, row in read(source="csv", path=path)]
-    assert rows == [
-        {"question": "a, b\nc", "answer": "0010"},
-        {"question": "d", "answer": None},
-        {"question": "e", "answer": "1"},
-        {"question": "\ufffd", "answer": "3"},
-    ]
+    good = {0: ("a, b\nc", "0010"), 3: ("\ufffd", "3"), 5: ("h", "5")}
+    for index, (question, answer) in good.items():
+        assert rows[index] == {"question": question, "answer": answer}
+    reasons = {1: "1 cells, but", 2: "3 cells, but", 4: "not CSV", 6: "not CSV", 7: "not CSV"}
+    assert all(rows[index].startswith(reason) for index, reason in reasons.items())
+    assert len(rows) == len(good) + len(reasons)
+    assert rows[7].endswith("lines 11 to 12")  # a quote that is never closed
 
 
 def test_parquet_reads_the_named_columns_only(tmp_path):

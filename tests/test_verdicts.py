@@ -44,10 +44,19 @@ def verdict(**changes):
         ({"correct": (0.0, 0.0, 0.0, 9)}, "not enough data"),
         ({"auc": (0, 0, 0, 0)}, "not enough data"),
         ({"correct": (0, 0, 0, 0), "negative_share": (0, 0, 0, 0)}, "not enough data"),
+        # in a step of words the error alone may be objected to, the rest being forced
+        ({"auc": (0.5, 0.4, 0.6, 20), "error_auc": (0.9, 0.8, 1, 20), "error": (-4, -5, -3, 20)},
+         "localised"),
+        ({"auc": (0.5, 0.4, 0.6, 20), "error_auc": (0.6, 0.5, 1, 20), "error": (-4, -5, -3, 20)},
+         "no signal"),
+        ({"auc": (0.5, 0.4, 0.6, 20), "error_auc": (0.9, 0.8, 1, 20), "error": (-1, -2, 0, 20)},
+         "no signal"),
+        ({"before": (-0.3, -0.5, -0.11, 20)}, "diffuse"),
+        ({"before": (-0.3, -0.5, -0.1, 20)}, "localised"),
         # without a corrected trace nothing is known of copying
         ({"copied": (0, 0, 0, 0)}, "localised"),
     ],
-)
+)  # fmt: skip
 def test_the_first_rule_that_applies_is_the_verdict(changes, word):
     found = verdict(**changes)
     assert found.context == "c" and found.word == word
@@ -56,13 +65,18 @@ def test_the_first_rule_that_applies_is_the_verdict(changes, word):
 
 def test_the_reason_has_the_numbers():
     assert verdict().why == (
-        "it finds the wrong step (AUC 0.80, 0.70 to 0.90) and objects to 1.0% of the tokens of "
-        "correct rollouts"
+        "it finds the wrong step (AUC 0.80, 0.70 to 0.90), makes 10% of the errors likelier and "
+        "objects to 1.0% of the tokens of correct rollouts"
     )
     assert (
         verdict(auc=(0.8, 0.7, 0.9, 3)).why
         == "3 wrong rollouts with a judged error, 15 correct ones"
     )
+
+
+def test_diffusion_says_where_it_is_seen():
+    assert "to correct steps (-0.30 nats) too" in verdict(before=(-0.3, -0.5, -0.2, 20)).why
+    assert "to 9.0% of the tokens" in verdict(negative_share=(0.09, 0.06, 0.2, 15)).why
 
 
 def test_bounds_that_are_not_known_support_nothing():

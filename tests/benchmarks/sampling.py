@@ -33,6 +33,7 @@ from sdcore.prompts import student_prompt
 SAMPLES, PAIRS, TARGET, VLLM_TARGET = 8, 5, 1.5, 0.95
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("SDCORE_VLLM_PYTHON", ROOT / ".venv-vllm/bin/python"))
+SETTINGS = EngineConfig(kind="vllm", python=PYTHON, cache_gib=1)
 
 Tokens = Callable[[], int]
 
@@ -100,24 +101,11 @@ def beside_vllm(
     folder: Path, requests: list[Request], sampling: SamplingConfig
 ) -> dict[str, object]:
     """Figures of vLLM through sdcore and by itself, both alive at a time, measured in turns."""
-    ends, settings = policies.end_ids(folder), EngineConfig(kind="vllm", python=PYTHON, cache_gib=1)
-    with tempfile.TemporaryDirectory() as scratch:
-        log = Path(scratch) / "vllm.log"
-        server = VllmServer(settings, dtype="float32", lora_rank=None, log_path=log)
-        engine = VllmEngine(
-            [Endpoint(server.url, server.key, server)],
-            end_ids=ends,
-            concurrency=settings.concurrency,
+    job = raw_job(folder, requests, sampling, policies.end_ids(folder))
+    with through_vllm(folder, "float32") as engine, raw_vllm(job) as rival:
+        pairs = in_turns(
+            lambda: sum(len(c.token_ids) for c in engine.generate(requests, sampling)), rival
         )
-        engine.load("base", folder, folder)
-        try:
-            with raw_vllm(raw_job(folder, requests, sampling, settings, ends)) as rival:
-                pairs = in_turns(
-                    lambda: sum(len(c.token_ids) for c in engine.generate(requests, sampling)),
-                    rival,
-                )
-        finally:
-            engine.close()
     return {
         "vllm_ratio": round(median_ratio(pairs), 4),
         "vllm_tokens_per_second": [round(ours) for ours, _ in pairs],
@@ -125,12 +113,26 @@ def beside_vllm(
     }
 
 
+@contextmanager
+def through_vllm(folder: Path, dtype: str) -> Iterator[VllmEngine]:
+    """The engine on a server of its own that has a model folder loaded."""
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "vllm.log"
+        server = VllmServer(SETTINGS, dtype=dtype, lora_rank=None, log_path=log)
+        engine = VllmEngine(
+            [Endpoint(server.url, server.key, server)],
+            end_ids=policies.end_ids(folder),
+            concurrency=SETTINGS.concurrency,
+        )
+        engine.load("base", folder, folder)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
 def raw_job(
-    folder: Path,
-    requests: list[Request],
-    sampling: SamplingConfig,
-    settings: EngineConfig,
-    ends: tuple[int, ...],
+    folder: Path, requests: list[Request], sampling: SamplingConfig, ends: tuple[int, ...]
 ) -> dict[str, object]:
     """The same requests and settings for `LLM` itself."""
     return {
@@ -142,8 +144,8 @@ def raw_job(
             "enable_chunked_prefill": torch.cuda.is_available(),
             "enforce_eager": not torch.cuda.is_available(),
             "generation_config": "vllm",
-            "kv_cache_memory_bytes": int(settings.cache_gib * 2**30),
-            "max_num_seqs": settings.concurrency,
+            "kv_cache_memory_bytes": int(SETTINGS.cache_gib * 2**30),
+            "max_num_seqs": SETTINGS.concurrency,
         },
         "sampling": {
             "max_tokens": sampling.max_new_tokens,
