@@ -16,7 +16,7 @@ from sdcore.rounds import checkpoint_rounds, signal_rounds
 from sdcore.schema import TABLES
 from sdcore.signals import signal_frame
 from sdcore.timing import STOPWATCH
-from sdcore.trainer import Example, Update
+from sdcore.trainer import Example, Trainer, Update
 from sdcore.updates import require_agreement
 from tasks import models
 from tasks.workspace import Lineage, Reference, policy_row, remember_policy, round_rollouts
@@ -34,11 +34,9 @@ def distill(lineage: Lineage, round_: int) -> Reference:
     """
     with STOPWATCH.measure("compute"):
         rollouts = _with_contexts(lineage, round_)
-    steps = lineage.experiment.training.steps_per_round
     with models.training(lineage, round_) as trainer:
         with STOPWATCH.measure("compute"):
-            examples = _examples(lineage, rollouts)
-            updates = [trainer.step(examples[start::steps]) for start in range(steps)]
+            updates = _trained(lineage, trainer, _examples(lineage, rollouts))
             require_agreement(updates[0], getattr(torch, lineage.experiment.model.dtype))
         with STOPWATCH.measure("storage"):
             trainer.save(lineage.checkpoint(round_ + 1))
@@ -54,6 +52,15 @@ def distill(lineage: Lineage, round_: int) -> Reference:
     remember_policy(lineage, policy)
     _prune(lineage, round_)
     return Reference("policies", policy["policy_id"], 1)
+
+
+def _trained(lineage: Lineage, trainer: Trainer, examples: list[Example]) -> list[Update]:
+    """The round's steps, each on its share of the rollouts; fewer where those are fewer."""
+    steps = min(lineage.experiment.training.steps_per_round, len(examples))
+    off_temperature = lineage.experiment.sampling.temperature != 1
+    if steps > 1 and off_temperature and isinstance(lineage.settings, GrpoConfig):
+        examples = trainer.remember(examples)
+    return [trainer.step(examples[start::steps]) for start in range(steps)]
 
 
 def _with_contexts(lineage: Lineage, round_: int) -> pl.DataFrame:
@@ -123,7 +130,7 @@ def _updates(
     silent = 0
     if isinstance(lineage.settings, GrpoConfig):
         _, silent = _group_advantages(lineage.settings, rollouts)
-    first = round_ * len(updates) + 1
+    first = round_ * lineage.experiment.training.steps_per_round + 1
     rows = [
         lineage.columns
         | {

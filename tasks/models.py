@@ -97,7 +97,14 @@ def new_trainer(lineage: Lineage, objective: Objective, folder: Path, total_step
     model = policies.load_policy(folder, lineage.experiment.model)
     if isinstance(training.lora, LoraConfig):
         model = policies.attach_lora(model, training.lora, lineage.seed)
-    return Trainer(model, objective, training, total_steps=total_steps, seed=lineage.seed)
+    return Trainer(
+        model,
+        objective,
+        training,
+        total_steps=total_steps,
+        seed=lineage.seed,
+        temperature=lineage.experiment.sampling.temperature,
+    )
 
 
 def _restored(lineage: Lineage, round_: int) -> Trainer:

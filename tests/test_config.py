@@ -44,6 +44,8 @@ def test_overrides_are_dotted_toml_or_bare_words():
         ("problems.test_share=0.9", r"leave nothing to train on"),
         ("seeds=[1, 1]", r"seeds repeat"),
         ("training.questions_per_round=513", r"exceeds problems.train"),
+        ("training.steps_per_round=65", r"exceeds the 64 rollouts of a round of conditions.ref"),
+        ("sampling.temperature=0", r"GRPO learns from their differences"),
         ("name=a b", r"name: .*pattern"),
         ("engine.urls=['http://127.0.0.1:1']", r"engine.urls is for engine.kind = 'vllm'"),
         ("problems.arithmetic.operands=5", r"arithmetic.operands: .*less than or equal to 4"),
