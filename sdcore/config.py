@@ -477,6 +477,8 @@ class Experiment(Settings):
                 raise ValueError(f"context {name!r} is not one of {known}")
         if self.training.questions_per_round > self.problems.train:
             raise ValueError("training.questions_per_round exceeds problems.train")
+        if self.training.sharded and self.warmup:
+            raise ValueError("training.sharded: a warm-up is not sharded; leave one of them out")
         if self.engine.urls and (self.training.lora is None or self.warmup is not None):
             raise ValueError(
                 "engine.urls: running servers take adapters of the named model only: "

@@ -128,10 +128,10 @@ class Trainer:
 
     @torch.no_grad()
     def remember(self, examples: Sequence[Example]) -> list[Example]:
-        """The examples with their log-probs by the weights as they are, at the sampling temperature.
+        """The examples with their log-probs at the sampling temperature, by the present weights.
 
-        For GRPO that takes several steps with the rollouts of one round and samples at another
-        temperature than 1, at which the stored log-probs are.
+        For GRPO that takes several steps on the rollouts of one round and samples at a temperature
+        other than 1, at which the stored log-probs are.
         """
         self._require_fit(examples)
         mine = [self._surprisals(group, examples) for group in self._groups(examples)]
@@ -190,7 +190,7 @@ class Trainer:
             student, teacher = self._sides(chosen)
             loss, loss_T, scores = ranks.inside(self.model, forward)
         loss.backward()  # type: ignore[no-untyped-call]
-        return Pass(group, float(loss.detach()), loss_T, self._signals(chosen, scores))
+        return Pass(group, float(loss.detach()), loss_T.cpu(), self._signals(chosen, scores))
 
     @torch.no_grad()
     def _scored(self, group: list[int], examples: Sequence[Example]) -> Pass:
@@ -217,7 +217,7 @@ class Trainer:
                     view(self.model, student), [], student.tokens_T, weights, objective
                 ),
             )
-        return Pass(group, 0.0, loss_T, torch.zeros(0))
+        return Pass(group, 0.0, loss_T.cpu(), torch.zeros(0))
 
     def _sides(self, examples: Sequence[Example]) -> tuple[Padded, list[View]]:
         """The student's sequences, and the teacher's views of the same responses."""
