@@ -3,23 +3,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GraniteConfig,
-    GraniteForCausalLM,
-    PhiConfig,
-    PhiForCausalLM,
-)
 
 from sdcore import batches, policies
 from sdcore.config import DistillConfig, GrpoConfig, TeacherConfig, TrainingConfig, WarmupConfig
 from sdcore.errors import ModelError, TrainingError
 from sdcore.teacher import trained
 from sdcore.trainer import Trainer
-from tests.tiny import LORA, VOCABULARY, adapted, examples, llama
+from tests.tiny import LORA, MODELS, adapted, examples, llama
 
 ADAPTER, FULL = LORA, None
 
@@ -76,24 +66,6 @@ def test_loss_is_the_mean_kl_of_all_response_tokens_from_the_base(lora):
     assert update.kl == pytest.approx(update.loss)
     assert (update.rollouts, update.tokens) == (6, sum(len(e.response_ids) for e in some))
     assert update.mean_length == update.tokens / 6
-
-
-SMALL = dict(
-    vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-    num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
-    initializer_range=0.3, pad_token_id=0, bos_token_id=1, eos_token_id=1,
-)  # fmt: skip
-MODELS = {
-    "adapter": adapted,
-    "tied": llama,
-    "untied": lambda: llama(tied=False),
-    "soft-capped": lambda: Gemma2ForCausalLM(
-        Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=1.5)
-    ),
-    "multiplied": lambda: CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25)),
-    "divided": lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=3.0)),
-    "with a bias": lambda: PhiForCausalLM(PhiConfig(**SMALL)),
-}
 
 
 @pytest.mark.parametrize("name", MODELS)
