@@ -214,6 +214,7 @@ def test_sharded_over_two_processes_a_run_gives_the_numbers_of_one(finished, tmp
     assert ours.equals(theirs)
 
 
+@pytest.mark.slow
 def test_torchrun_ends_with_the_commands_error(tmp_path):
     failed = torchrun("run", tmp_path / "none.toml")
     assert failed.returncode == 1 and "experiment file not found" in failed.stderr
