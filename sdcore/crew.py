@@ -31,16 +31,15 @@ def lead(command: Callable[[], None]) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group(timeout=PATIENCE)
-    if ranks.place()[0] == 0:
-        try:
-            command()
-        except (SystemExit, SdcoreError):
-            _send(None)
-            raise
-        _send(None)
-    else:
+    if ranks.place()[0] > 0:
         _follow()
-    distributed.destroy_process_group()
+        return
+    try:
+        command()
+    except (SystemExit, SdcoreError):
+        _dismiss()
+        raise
+    _dismiss()
 
 
 def shared(make: Callable[[], Made]) -> Made:
@@ -81,6 +80,12 @@ def _follow() -> None:
                 own = arguments[0]()
             else:
                 getattr(own, name)(*arguments)
+    distributed.destroy_process_group()
+
+
+def _dismiss() -> None:
+    _send(None)
+    distributed.destroy_process_group()
 
 
 def _send(order: object) -> None:
