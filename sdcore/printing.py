@@ -1,5 +1,6 @@
 """The summary as people read it: shares in per cent, each with its interval."""
 
+import math
 from collections.abc import Iterator
 
 import polars as pl
@@ -76,12 +77,13 @@ def _interval(name: str) -> pl.Expr:
 
 
 def _text(name: str, low: str, high: str, scale: float, value: str, interval: str) -> pl.Expr:
-    """'value (interval)', empty where there is no value."""
+    """'value (interval)'; empty without a value, the value alone without an interval."""
 
     def cell(row: dict[str, float | None]) -> str:
-        if row[name] is None:
+        known = {key: scale * x for key, x in row.items() if x is not None and not math.isnan(x)}
+        if name not in known:
             return ""
-        numbers = [scale * (row[column] or 0.0) for column in (name, low, high)]
-        return f"{value.format(numbers[0])} ({interval.format(*numbers[1:])})"
+        bounds = f" ({interval.format(known[low], known[high])})" if len(known) == 3 else ""
+        return value.format(known[name]) + bounds
 
     return pl.struct(name, low, high).map_elements(cell, pl.String).alias(name)

@@ -1,3 +1,5 @@
+import math
+
 import polars as pl
 import pytest
 
@@ -122,3 +124,16 @@ def test_the_printed_tables_show_per_cent_and_points(store):
     assert chosen.filter(condition="reference")["gain"][0].startswith("+16.7 (")
     text = printing.markdown(chosen)
     assert text.splitlines()[1] == "| " + " | ".join(["---"] * chosen.width) + " |"
+
+
+def test_a_value_without_an_interval_is_printed_alone(store):
+    name = EXPERIMENT.experiment_id
+    single = comparison.signal_summary(store, name).with_columns(  # as of a single rollout
+        low_before=pl.lit(math.nan), high_before=pl.lit(math.nan)
+    )
+    *_, (_, printed) = printing.printable(
+        comparison.summary(store, name), store.rows("comparisons", experiment_id=name), single
+    )
+    cells = printed.filter(condition="step_aligned", round="0").row(0, named=True)
+    assert cells["before first error"] == "+0.150"
+    assert cells["at first error"] == "-2.300 (-2.300 to -2.300)"
