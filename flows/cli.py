@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -277,8 +278,14 @@ def main() -> None:
     # Each return from torch or DuckDB waits while a thread of Prefect's runs, 5 ms if not told.
     sys.setswitchinterval(0.0005)
     debug = "--debug" in sys.argv
+    command = partial(app, sorted(sys.argv[1:], key=lambda argument: argument != "--debug"))
     try:
-        app(sorted(sys.argv[1:], key=lambda argument: argument != "--debug"))
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
+            from sdcore.crew import lead
+
+            lead(command)
+        else:
+            command()
     except Exception as error:
         if debug:
             raise

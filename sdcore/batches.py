@@ -25,7 +25,8 @@ class Example:
     """One rollout to learn from; the same response ids are scored by student and teacher.
 
     `teacher_prompt_ids` are needed for distillation, `advantage` for GRPO. `sampled_logprobs` are
-    the sampler's log-probs of the response at temperature 1. `token_weights` scale the loss.
+    the sampler's log-probs of the response at temperature 1, `old_logprobs` those at the sampling
+    temperature where that is another. `token_weights` scale the loss.
     """
 
     rollout_id: str
@@ -34,6 +35,7 @@ class Example:
     teacher_prompt_ids: Sequence[int] | None = None
     advantage: float | None = None
     sampled_logprobs: Sequence[float] | None = None
+    old_logprobs: Sequence[float] | None = None
     token_weights: Sequence[float] | None = None
 
 
@@ -194,8 +196,17 @@ def advantages(examples: Sequence[Example]) -> Tensor:
 
 def sampled_logprobs(examples: Sequence[Example]) -> Tensor | None:
     """Log-prob [T] of each response token by its sampler; None where an example lacks them."""
-    stored = [e.sampled_logprobs for e in examples if e.sampled_logprobs is not None]
-    return _floats(stored) if len(stored) == len(examples) else None
+    return _stored([e.sampled_logprobs for e in examples])
+
+
+def old_logprobs(examples: Sequence[Example]) -> Tensor | None:
+    """The same at the sampling temperature."""
+    return _stored([e.old_logprobs for e in examples])
+
+
+def _stored(logprobs: Sequence[Sequence[float] | None]) -> Tensor | None:
+    there = [each for each in logprobs if each is not None]
+    return _floats(there) if len(there) == len(logprobs) else None
 
 
 def _response_lengths(examples: Sequence[Example]) -> Tensor:

@@ -484,13 +484,30 @@ class Experiment(Settings):
                 raise ValueError(f"context {name!r} is not one of {known}")
         if self.training.questions_per_round > self.problems.train:
             raise ValueError("training.questions_per_round exceeds problems.train")
+        if self.training.sharded and self.warmup:
+            raise ValueError("training.sharded: a warm-up is not sharded; leave one of them out")
         if self.engine.urls and (self.training.lora is None or self.warmup is not None):
             raise ValueError(
                 "engine.urls: running servers take adapters of the named model only: "
                 "set training.lora and no warmup, or let a server be started"
             )
+        self._check_rollouts()
         self._check_critic()
         return self
+
+    def _check_rollouts(self) -> None:
+        for name, condition in self.conditions.items():
+            rollouts = self.training.questions_per_round * condition.group_size
+            if self.training.steps_per_round > rollouts:
+                raise ValueError(
+                    f"training.steps_per_round exceeds the {rollouts} rollouts of a round of "
+                    f"conditions.{name}"
+                )
+            if self.sampling.temperature == 0 and isinstance(condition, GrpoConfig):
+                raise ValueError(
+                    f"sampling.temperature = 0 gives each group of conditions.{name} one and the "
+                    "same rollout: GRPO learns from their differences"
+                )
 
     def _check_critic(self) -> None:
         if isinstance(self.critic, OracleConfig) and self.problems.source != "arithmetic":

@@ -27,8 +27,8 @@ def distillation(chunk: Chunk, settings: DistillConfig) -> tuple[Tensor, Tensor]
     if _is_plain_forward_kl(settings):
         # The general way below gives the same, but in more memory and passes.
         return chunk.scores_SN[KL], chunk.q_NV.sub_(chunk.pair.t_NV)
-    temperature = settings.temperature
-    pair = chunk.pair if temperature == 1.0 else chunk.pair.tempered(temperature)
+    pair = chunk.tempered(settings.temperature).pair
+    assert pair is not None
     if settings.divergence == "policy_gradient":
         loss_N, gradient_NV = _policy_gradient(pair, chunk.tokens_N)
     elif settings.support == "vocabulary" or settings.top_k >= pair.q_NV.shape[1]:
@@ -37,7 +37,7 @@ def distillation(chunk: Chunk, settings: DistillConfig) -> tuple[Tensor, Tensor]
         support_NK = pair.support(settings.support, settings.top_k)
         loss_N, gradient_NB = _divergence(pair.bucketed(support_NK), settings)
         gradient_NV = pair.spread(gradient_NB, support_NK)
-    return loss_N, gradient_NV if temperature == 1.0 else gradient_NV.div_(temperature)
+    return loss_N, _by_logits(gradient_NV, settings.temperature)
 
 
 def grpo(
@@ -45,16 +45,20 @@ def grpo(
     settings: GrpoConfig,
     advantages_T: Tensor,
     old_logprobs_T: Tensor | None = None,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Clipped surrogate −min(r A, clip(r) A), plus the KL to the reference (arXiv 2402.03300).
 
-    r = p / p_old comes from stored log-probs, so several steps may reuse a batch; without them
-    p_old = p, the strictly on-policy case. The KL is the paper's estimator on the sampled token,
+    p is the distribution that was sampled from, the logits over the sampling `temperature`: of no
+    other one is this the policy gradient. (Top-p is not in it.) r = p / p_old comes from stored
+    log-probs, at that temperature too, so several steps may reuse a batch; without them p_old = p,
+    the strictly on-policy case. The KL is the paper's estimator on the sampled token,
     e^d − d − 1 with d = log p_reference − log p; the chunk's teacher is the reference.
 
     Returns:
         Losses [N] and their gradients by the student's logits [N, V].
     """
+    chunk = chunk.tempered(temperature)
     logprob_N = _at(chunk.log_q_NV, chunk.tokens_N)
     old_N = logprob_N if old_logprobs_T is None else old_logprobs_T[chunk.rows]
     advantage_N, ratio_N = advantages_T[chunk.rows], (logprob_N - old_N).exp()
@@ -67,18 +71,21 @@ def grpo(
         gap_N = _at(chunk.pair.log_ratio_NV, chunk.tokens_N)
         loss_N = loss_N + settings.kl_coefficient * (gap_N.exp() - gap_N - 1)
         slope_N = slope_N + settings.kl_coefficient * (1 - gap_N.exp())
-    return loss_N, _logprob_gradient(slope_N, chunk.q_NV, chunk.tokens_N)
+    gradient_NV = _logprob_gradient(slope_N, chunk.q_NV, chunk.tokens_N)
+    return loss_N, _by_logits(gradient_NV, temperature)
 
 
-def cross_entropy(chunk: Chunk) -> tuple[Tensor, Tensor]:
+def cross_entropy(chunk: Chunk, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """−log q(y) of the response tokens: supervised learning, for a warm-up.
 
     Returns:
         Losses [N] and their gradients q − onehot(y) by the student's logits [N, V].
     """
+    chunk = chunk.tempered(temperature)
     logprob_N = _at(chunk.log_q_NV, chunk.tokens_N)
     slope_N = torch.full_like(logprob_N, -1.0)
-    return -logprob_N, _logprob_gradient(slope_N, chunk.q_NV, chunk.tokens_N)
+    gradient_NV = _logprob_gradient(slope_N, chunk.q_NV, chunk.tokens_N)
+    return -logprob_N, _by_logits(gradient_NV, temperature)
 
 
 def group_advantages(rewards_PG: Tensor) -> tuple[Tensor, int]:
@@ -121,7 +128,8 @@ def _divergence(pair: Pair, settings: DistillConfig) -> tuple[Tensor, Tensor]:
 def _policy_gradient(pair: Pair, tokens_N: Tensor) -> tuple[Tensor, Tensor]:
     """−A log q(y) with the advantage A = log t(y) − log q(y) held constant (arXiv 2601.20802).
 
-    On sampled tokens its expected gradient is the reverse KL's; its value is not.
+    On tokens sampled at the distillation temperature its expected gradient is the reverse KL's;
+    its value is not.
     """
     advantage_N = _at(pair.log_ratio_NV, tokens_N)
     loss_N = -advantage_N * _at(pair.log_q_NV, tokens_N)
@@ -132,6 +140,11 @@ def _logprob_gradient(slope_N: Tensor, q_NV: Tensor, tokens_N: Tensor) -> Tensor
     """slope · ∂ log q(y) / ∂ logits = slope · (onehot(y) − q), written over q."""
     gradient_NV = q_NV.mul_(-slope_N[:, None])
     return gradient_NV.scatter_add_(1, tokens_N[:, None], slope_N[:, None])
+
+
+def _by_logits(gradient_NV: Tensor, temperature: float) -> Tensor:
+    """The gradient by the logits, from that by the logits over the temperature."""
+    return gradient_NV if temperature == 1.0 else gradient_NV.div_(temperature)
 
 
 def _at(values_NV: Tensor, tokens_N: Tensor) -> Tensor:

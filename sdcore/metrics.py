@@ -118,14 +118,6 @@ def interval(
     return float(found.low), float(found.high)
 
 
-def paired_difference(
-    a_P: ArrayLike, b_P: ArrayLike, confidence: float = 0.95, resamples: int = 10_000
-) -> tuple[float, float, float]:
-    """Mean of a - b over the problems that both answered, in the same order, and its interval."""
-    difference_P = np.subtract(a_P, b_P, dtype=np.float64)
-    return float(difference_P.mean()), *interval(difference_P, confidence, resamples)
-
-
 def _answer_codes() -> pl.Expr:
     """Whole numbers that stand for the answers: one for all that are correct, one for none."""
     others = pl.col("answer").rank("dense").cast(pl.Int64).fill_null(0)

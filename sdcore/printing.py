@@ -77,13 +77,13 @@ def _interval(name: str) -> pl.Expr:
 
 
 def _text(name: str, low: str, high: str, scale: float, value: str, interval: str) -> pl.Expr:
-    """'value (interval)', empty where there is no value; an unknown interval is left out."""
+    """'value (interval)'; empty without a value, the value alone without an interval."""
 
     def cell(row: dict[str, float | None]) -> str:
-        if row[name] is None:
+        known = {key: scale * x for key, x in row.items() if x is not None and not math.isnan(x)}
+        if name not in known:
             return ""
-        middle, *bounds = (scale * (row[column] or 0.0) for column in (name, low, high))
-        known = not any(map(math.isnan, bounds))
-        return value.format(middle) + (f" ({interval.format(*bounds)})" if known else "")
+        bounds = f" ({interval.format(known[low], known[high])})" if len(known) == 3 else ""
+        return value.format(known[name]) + bounds
 
     return pl.struct(name, low, high).map_elements(cell, pl.String).alias(name)

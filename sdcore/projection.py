@@ -93,6 +93,16 @@ class Chunk:
     rows: slice
     scores_SN: Tensor
 
+    def tempered(self, temperature: float) -> "Chunk":
+        """The distributions with their logits divided by the temperature; the scores stay."""
+        if temperature == 1.0:
+            return self
+        if self.pair is None:
+            log_q_NV = torch.log_softmax(self.log_q_NV / temperature, -1)
+            return replace(self, log_q_NV=log_q_NV, q_NV=log_q_NV.exp())
+        pair = self.pair.tempered(temperature)
+        return replace(self, log_q_NV=pair.log_q_NV, q_NV=pair.q_NV, pair=pair)
+
 
 Objective = Callable[[Chunk], tuple[Tensor, Tensor]]
 """From a chunk to the losses [N] and their gradients by the student's logits [N, V]."""

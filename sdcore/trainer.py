@@ -51,6 +51,8 @@ class Trainer:
     Where the policy has an adapter that alone is trained, else all weights are. A bfloat16 policy
     keeps its frozen weights in bfloat16, trains float32 weights and multiplies in bfloat16.
 
+    `temperature` is the one of sampling, which GRPO has to know.
+
     Under torchrun every rank makes the same calls with the same examples and gets the same update;
     each computes its part. `training.sharded` splits the weights among them too (FSDP2).
 
@@ -66,8 +68,10 @@ class Trainer:
         *,
         total_steps: int,
         seed: int,
+        temperature: float = 1.0,
     ) -> None:
         self.model, self._condition, self._training = model.eval(), condition, training
+        self._temperature = temperature
         self._settings: dict[str, Any] = {
             "condition": condition.model_dump(mode="json"),
             "training": training.model_dump(mode="json"),
@@ -122,6 +126,18 @@ class Trainer:
         mine = [self._scored(group, examples) for group in self._groups(examples)]
         return updates.signals_of(examples, ranks.gather([each for each in mine if each.group]))
 
+    @torch.no_grad()
+    def remember(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples with their log-probs at the sampling temperature, by the present weights.
+
+        For GRPO that takes several steps on the rollouts of one round and samples at a temperature
+        other than 1, at which the stored log-probs are.
+        """
+        self._require_fit(examples)
+        mine = [self._surprisals(group, examples) for group in self._groups(examples)]
+        losses_N = updates.losses_of(examples, ranks.gather([each for each in mine if each.group]))
+        return [replace(e, old_logprobs=(-x_T).tolist()) for e, x_T in zip(examples, losses_N)]
+
     def save(self, folder: Path) -> None:
         """Write the weights and, under `trainer/`, the rest of the state: whole or not at all."""
         state = self._optimizer.state() | (self._teacher.state() if self._teacher else {})
@@ -174,7 +190,7 @@ class Trainer:
             student, teacher = self._sides(chosen)
             loss, loss_T, scores = ranks.inside(self.model, forward)
         loss.backward()  # type: ignore[no-untyped-call]
-        return Pass(group, float(loss.detach()), loss_T, self._signals(chosen, scores))
+        return Pass(group, float(loss.detach()), loss_T.cpu(), self._signals(chosen, scores))
 
     @torch.no_grad()
     def _scored(self, group: list[int], examples: Sequence[Example]) -> Pass:
@@ -187,6 +203,21 @@ class Trainer:
                 lambda: token_scores(view(self.model, student), teacher, student.tokens_T),
             )
         return Pass(group, 0.0, torch.zeros(0), self._signals(chosen, scores))
+
+    def _surprisals(self, group: list[int], examples: Sequence[Example]) -> Pass:
+        """−log p of a micro-batch's response tokens at the sampling temperature, as its loss."""
+        student = batches.student_side([examples[index] for index in group] or examples[:1])
+        student = student.to(self._device)
+        objective = partial(losses.cross_entropy, temperature=self._temperature)
+        weights = torch.zeros(len(student.tokens_T), device=self._device)
+        with self._autocast():
+            _, loss_T, _ = ranks.inside(
+                self.model,
+                lambda: chunked_loss(
+                    view(self.model, student), [], student.tokens_T, weights, objective
+                ),
+            )
+        return Pass(group, 0.0, loss_T.cpu(), torch.zeros(0))
 
     def _sides(self, examples: Sequence[Example]) -> tuple[Padded, list[View]]:
         """The student's sequences, and the teacher's views of the same responses."""
@@ -203,12 +234,14 @@ class Trainer:
             return partial(losses.distillation, settings=self._condition)
         if isinstance(self._condition, WarmupConfig):
             return losses.cross_entropy
-        old_T = batches.sampled_logprobs(examples)
+        stored = batches.sampled_logprobs if self._temperature == 1 else batches.old_logprobs
+        old_T = stored(examples)
         return partial(
             losses.grpo,
             settings=self._condition,
             advantages_T=batches.advantages(examples).to(self._device),
             old_logprobs_T=None if old_T is None else old_T.to(self._device),
+            temperature=self._temperature,
         )
 
     def _signals(self, examples: Sequence[Example], scores: TokenScores) -> Tensor:

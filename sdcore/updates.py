@@ -4,7 +4,7 @@ Axes: T response tokens of a micro-batch, S signals.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,12 +119,12 @@ def update_of(
 
 def signals_of(examples: Sequence[Example], passes: Sequence[Pass]) -> list[TokenSignals]:
     """Signals in the order of the examples."""
-    found = {
-        index: TokenSignals(*signals_ST)
-        for each in passes
-        for index, signals_ST in zip(each.group, _split(examples, each.group, each.signals_ST))
-    }
-    return [found[index] for index in range(len(examples))]
+    return [TokenSignals(*ST) for ST in _in_order(examples, passes, lambda each: each.signals_ST)]
+
+
+def losses_of(examples: Sequence[Example], passes: Sequence[Pass]) -> list[Tensor]:
+    """Loss [response tokens] of each example, in the order of the examples."""
+    return _in_order(examples, passes, lambda each: each.loss_T)
 
 
 def require_finite(examples: Sequence[Example], passes: Sequence[Pass], grad_norm: float) -> None:
@@ -138,9 +138,8 @@ def require_finite(examples: Sequence[Example], passes: Sequence[Pass], grad_nor
     if math.isfinite(loss + grad_norm):
         return
     culprits = [
-        examples[index].rollout_id
-        for each in passes
-        for index, loss_T in zip(each.group, _split(examples, each.group, each.loss_T))
+        example.rollout_id
+        for example, loss_T in zip(examples, losses_of(examples, passes), strict=True)
         if not loss_T.isfinite().all()
     ]
     raise TrainingError(
@@ -173,5 +172,12 @@ def require_agreement(update: Update, dtype: torch.dtype) -> None:
         )
 
 
-def _split(examples: Sequence[Example], group: Sequence[int], values: Tensor) -> Sequence[Tensor]:
-    return torch.split(values, [len(examples[index].response_ids) for index in group], -1)
+def _in_order(
+    examples: Sequence[Example], passes: Sequence[Pass], values: Callable[[Pass], Tensor]
+) -> list[Tensor]:
+    """Each example's part of what the passes tell of their tokens (the last axis)."""
+    found: dict[int, Tensor] = {}
+    for each in passes:
+        lengths = [len(examples[index].response_ids) for index in each.group]
+        found |= zip(each.group, torch.split(values(each), lengths, -1), strict=True)
+    return [found[index] for index in range(len(examples))]

@@ -15,7 +15,7 @@ from sdcore.rounds import checkpoint_rounds, signal_rounds
 from sdcore.schema import TABLES
 from sdcore.signals import signal_frame
 from sdcore.timing import STOPWATCH
-from sdcore.trainer import Example, Update
+from sdcore.trainer import Example, Trainer, Update
 from sdcore.updates import require_agreement
 from tasks import models
 from tasks.progress import note
@@ -43,15 +43,13 @@ def distill(lineage: Lineage, round_: int) -> Reference:
     """
     with STOPWATCH.measure("compute"):
         rollouts = _with_contexts(lineage, round_)
-    steps = min(lineage.experiment.training.steps_per_round, len(rollouts))
-    if not steps:
-        note(f"{lineage.label} round {round_}: nothing to train on, the policy stays as it is")
     with models.training(lineage, round_) as trainer:
         with STOPWATCH.measure("compute"):
-            examples = _examples(lineage, rollouts)
-            updates = [trainer.step(examples[start::steps]) for start in range(steps)]
+            updates = _trained(lineage, trainer, _examples(lineage, rollouts))
             for first in updates[:1]:
                 require_agreement(first, getattr(torch, lineage.experiment.model.dtype))
+        if not updates:
+            note(f"{lineage.label} round {round_}: nothing to train on, the policy stays as it is")
         with STOPWATCH.measure("storage"):
             trainer.save(lineage.checkpoint(round_ + 1))
             policy = _policy(lineage, round_)
@@ -66,6 +64,15 @@ def distill(lineage: Lineage, round_: int) -> Reference:
     remember_policy(lineage, policy)
     _prune(lineage, round_)
     return Reference("policies", policy["policy_id"], 1)
+
+
+def _trained(lineage: Lineage, trainer: Trainer, examples: list[Example]) -> list[Update]:
+    """The round's steps, each on its share of the rollouts; fewer where those are fewer."""
+    steps = min(lineage.experiment.training.steps_per_round, len(examples))
+    off_temperature = lineage.experiment.sampling.temperature != 1
+    if steps > 1 and off_temperature and isinstance(lineage.settings, GrpoConfig):
+        examples = trainer.remember(examples)
+    return [trainer.step(examples[start::steps]) for start in range(steps)]
 
 
 def _with_contexts(lineage: Lineage, round_: int) -> pl.DataFrame:

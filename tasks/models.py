@@ -7,13 +7,14 @@ import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from sdcore import hub, policies
-from sdcore.config import EngineConfig, LoraConfig, ModelConfig
+from sdcore import crew, hub, policies
+from sdcore.config import EngineConfig, LoraConfig, ModelConfig, TrainingConfig
 from sdcore.engines import Engine
 from sdcore.engines.endpoint import Endpoint
 from sdcore.engines.server import VllmServer
@@ -81,7 +82,12 @@ def engine(lineage: Lineage, round_: int, policy_id: str) -> Engine:
         return servers
     sampler = _transformers(model)
     if _sampled.get(model) != policy_id:
-        sampler.load(_base(base, model) if is_base else trainer(lineage, round_).model)
+        if is_base:
+            sampler.load(_base(base, model))
+        elif lineage.experiment.training.sharded:  # no rank has the live weights whole
+            policies.load_weights(sampler.model, lineage.checkpoint(round_))
+        else:
+            sampler.load(trainer(lineage, round_).model)
         _sampled[model] = policy_id
     return sampler
 
@@ -92,12 +98,35 @@ def base_policy(lineage: Lineage) -> policies.PreTrainedModel:
 
 
 def new_trainer(lineage: Lineage, objective: Objective, folder: Path, total_steps: int) -> Trainer:
-    """A trainer that starts from the weights of a model folder."""
-    training = lineage.experiment.training
-    model = policies.load_policy(folder, lineage.experiment.model)
-    if isinstance(training.lora, LoraConfig):
-        model = policies.attach_lora(model, training.lora, lineage.seed)
-    return Trainer(model, objective, training, total_steps=total_steps, seed=lineage.seed)
+    """A trainer that starts from the weights of a model folder, on every rank there is."""
+    experiment = lineage.experiment
+    return crew.shared(
+        partial(
+            _made_trainer,
+            folder,
+            experiment.model,
+            objective,
+            experiment.training,
+            total_steps=total_steps,
+            seed=lineage.seed,
+            temperature=experiment.sampling.temperature,
+        )
+    )
+
+
+def _made_trainer(
+    folder: Path,
+    model: ModelConfig,
+    objective: Objective,
+    training: TrainingConfig,
+    *,
+    seed: int,
+    **settings: Any,
+) -> Trainer:
+    policy = policies.load_policy(folder, model)
+    if training.lora is not None:
+        policy = policies.attach_lora(policy, training.lora, seed)
+    return Trainer(policy, objective, training, seed=seed, **settings)
 
 
 def _restored(lineage: Lineage, round_: int) -> Trainer:

@@ -80,6 +80,23 @@ def test_every_pair_is_compared_at_both_budgets(store):
     assert (rows["low"] <= rows["difference"]).all() and (rows["difference"] <= rows["high"]).all()
 
 
+def test_differences_are_paired_by_problem(store):
+    """Test accuracy by problem: base 1/2, 1/2, 0; reference 1/2, 1/2, 1/2; step-aligned 1, 1, 1/2.
+
+    Step-aligned is 1/2 better on each, so that its interval has no width, though both spread.
+    Against the reference it is better by 1/2, 1/2, 0: the chance of a mean of 0 in a resample is
+    1/27 and that of 1/2 is 8/27, both above the 2.5 % that the interval leaves out.
+    """
+    rows = comparison.comparisons(store, EXPERIMENT.experiment_id).filter(
+        condition="step_aligned", metric="avg_at_k", budget="epochs"
+    )
+    found = {
+        row["baseline"]: (row["difference"], row["low"], row["high"]) for row in rows.to_dicts()
+    }
+    assert found["base"] == (0.5, 0.5, 0.5)
+    assert found["reference"] == pytest.approx((1 / 3, 0, 0.5))
+
+
 def test_signals_are_told_apart_by_region(store):
     # The example gives every token of a region the same advantage.
     rows = comparison.signal_summary(store, EXPERIMENT.experiment_id)
@@ -109,11 +126,14 @@ def test_the_printed_tables_show_per_cent_and_points(store):
     assert text.splitlines()[1] == "| " + " | ".join(["---"] * chosen.width) + " |"
 
 
-def test_an_interval_that_is_not_known_is_not_printed(store):
+def test_a_value_without_an_interval_is_printed_alone(store):
     name = EXPERIMENT.experiment_id
-    signals = comparison.signal_summary(store, name).with_columns(low_at=pl.lit(math.nan))
-    *_, (_, printed) = printing.printable(
-        comparison.summary(store, name), store.rows("comparisons", experiment_id=name), signals
+    single = comparison.signal_summary(store, name).with_columns(  # as of a single rollout
+        low_before=pl.lit(math.nan), high_before=pl.lit(math.nan)
     )
-    assert printed["at first error"][0] == "-0.700"
-    assert printed["before first error"][0].startswith("-0.700 (")
+    *_, (_, printed) = printing.printable(
+        comparison.summary(store, name), store.rows("comparisons", experiment_id=name), single
+    )
+    cells = printed.filter(condition="step_aligned", round="0").row(0, named=True)
+    assert cells["before first error"] == "+0.150"
+    assert cells["at first error"] == "-2.300 (-2.300 to -2.300)"

@@ -44,12 +44,18 @@ def test_overrides_are_dotted_toml_or_bare_words():
         ("problems.test_share=0.9", r"leave nothing to train on"),
         ("seeds=[1, 1]", r"seeds repeat"),
         ("training.questions_per_round=513", r"exceeds problems.train"),
+        ("training.steps_per_round=65", r"exceeds the 64 rollouts of a round of conditions.ref"),
+        ("sampling.temperature=0", r"GRPO learns from their differences"),
         ("name=a b", r"name: .*pattern"),
         ("engine.urls=['http://127.0.0.1:1']", r"engine.urls is for engine.kind = 'vllm'"),
         ("problems.arithmetic.operands=5", r"arithmetic.operands: .*less than or equal to 4"),
         ("problems.arithmetic.largest=18", r"fewer than 10 numbers"),
         ("warmup.steps=3", r"warmup.learning_rate: Field required"),
         ("warmup={steps=3, learning_rate=1e-3, traces=8, batch_size=9}", r"batch_size exceeds"),
+        (
+            "training={sharded=true, lora={rank=8}}",
+            r"sharded is for full fine-tuning: leave out training.lora",
+        ),
         ("critic.kind=human", r"critic: .*'oracle', 'llm'"),
         (
             "critic={kind='llm', model='m', fallback='step_aligned'}",
@@ -93,6 +99,12 @@ def test_which_engine_is_part_of_the_identity_and_where_its_servers_are_is_not()
     ours = load_experiment(QUICKSTART, [*lora, "engine.cache_gib=1"])
     there = load_experiment(QUICKSTART, [*lora, "engine.urls=['http://127.0.0.1:1']"])
     assert ours.fingerprint == there.fingerprint != own.fingerprint
+
+
+def test_a_warm_up_is_not_sharded():
+    with pytest.raises(ConfigError, match="a warm-up is not sharded"):
+        warmed_up = ["warmup={steps=3, learning_rate=1e-3}", "training.sharded=true"]
+        load_experiment(QUICKSTART, warmed_up)
 
 
 @pytest.mark.parametrize(

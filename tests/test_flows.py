@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import math
+import os
 import re
 import shutil
 import signal
@@ -9,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import polars as pl
 import pytest
 from mlflow import MlflowClient, pyfunc
@@ -18,6 +21,7 @@ from sdcore.arithmetic import generate_problems, parse_question, reference_solut
 from sdcore.config import load_experiment
 from sdcore.critics import OracleCritic
 from sdcore.grading import grade
+from sdcore.policies import weights_digest
 from sdcore.schema import TABLES
 from sdcore.store import Store
 from sdcore.traces import parse_trace
@@ -135,6 +139,38 @@ def test_killed_and_started_again_it_ends_as_if_never_interrupted(finished, tmp_
     assert_same(tmp_path, finished[0])
 
 
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command on two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    program = ["--nproc-per-node=2", "--no-python", Path(sys.executable).with_name("sdcore")]
+    threads = os.environ | {"OMP_NUM_THREADS": "2"}  # torchrun's own choice is 1
+    return subprocess.run(
+        [*launcher, *program, *map(str, arguments)], env=threads, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_sharded_over_two_processes_a_run_gives_the_numbers_of_one(finished, tmp_path):
+    command = ["run", QUICKSTART, *SMALL, "training.sharded=true", "--workspace", tmp_path]
+    together = torchrun(*command)
+    assert together.returncode == 0, together.stderr
+    alone, shared = tables(finished[0]), tables(tmp_path)
+    by = ["condition", "round", "step"]
+    ours, theirs = (each["updates"].sort(by) for each in (shared, alone))
+    assert ours.select(*by, "tokens", "accuracy").equals(theirs.select(*by, "tokens", "accuracy"))
+    for name in ("loss", "grad_norm", "entropy", "learning_rate"):
+        assert ours[name].to_list() == pytest.approx(theirs[name].to_list(), rel=1e-4, abs=1e-6)
+    sampled = ["condition", "purpose", "round", "problem_id", "sample_index", "response_ids"]
+    ours, theirs = (each["rollouts"].select(sampled).sort(sampled[:-1]) for each in (shared, alone))
+    assert ours.equals(theirs)
+
+
+@pytest.mark.slow
+def test_torchrun_ends_with_the_commands_error(tmp_path):
+    failed = torchrun("run", tmp_path / "none.toml")
+    assert failed.returncode == 1 and "experiment file not found" in failed.stderr
+
+
 def test_a_failed_stage_is_rerun_without_redoing_the_others(finished, tmp_path):
     experiment_id = load_experiment(QUICKSTART, SMALL).experiment_id
     obstacle = tmp_path / "checkpoints" / experiment_id / "step_aligned"
@@ -151,6 +187,33 @@ def test_a_failed_stage_is_rerun_without_redoing_the_others(finished, tmp_path):
         kept = store.rows(name).join(before[name].select(table.key), on=table.key, how="semi")
         assert kept.sort(table.key).equals(before[name].sort(table.key)), name
     assert_same(tmp_path, finished[0])
+
+
+def test_a_loss_that_is_not_finite_names_its_rollout_and_keeps_the_last_checkpoint(
+    finished, tmp_path
+):
+    workspace = shutil.copytree(finished[0], tmp_path / "copy")
+    rollouts = tables(workspace)["rollouts"].filter(condition="grpo", purpose="train", round=1)
+    rollout = rollouts.row(3, named=True)
+
+    def give(logprobs: list[float]) -> None:
+        with duckdb.connect(workspace / "sdcore.duckdb") as connection:
+            sql = "UPDATE rollouts SET logprobs = ? WHERE rollout_id = ?"
+            connection.execute(sql, [logprobs, rollout["rollout_id"]])
+
+    give([math.nan] * len(rollout["logprobs"]))
+    rerun = ["rerun", "quickstart", "--from", "distill", "--condition", "grpo", "--round", 1]
+    failed = sdcore(*rerun, "--workspace", workspace, check=False)
+    assert failed.returncode == 1
+    assert "not finite\n  got: loss nan" in failed.stderr
+    assert f"rollouts {rollout['rollout_id']}\n" in failed.stderr
+    last = tables(workspace)["policies"].filter(condition="grpo").sort("round").row(-1, named=True)
+    assert last["round"] == 1
+    assert weights_digest(workspace / last["path"]) == last["sha256"]
+    give(rollout["logprobs"])
+    sdcore("resume", "quickstart", "--workspace", workspace)
+    expected, found = tables(finished[0]), tables(workspace)
+    assert all(expected[name].equals(found[name]) for name in TABLES)
 
 
 def test_a_stage_is_redone_with_what_depends_on_it_and_nothing_else(finished, tmp_path):

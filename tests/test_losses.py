@@ -64,11 +64,15 @@ def test_expected_policy_gradient_is_the_reverse_kl_gradient():
     assert (torch.tensor(q) @ drawn).tolist() == pytest.approx(one_token(q, t, exact)[1], abs=1e-6)
 
 
-def reward(advantage, old=None, **changes):
+def reward(advantage, old=None, temperature=1.0, **changes):
     settings = GrpoConfig(objective="grpo", learning_rate=1e-3, **changes)
     old_T = None if old is None else torch.tensor([old]).log()
     return partial(
-        grpo, settings=settings, advantages_T=torch.tensor([advantage]), old_logprobs_T=old_T
+        grpo,
+        settings=settings,
+        advantages_T=torch.tensor([advantage]),
+        old_logprobs_T=old_T,
+        temperature=temperature,
     )
 
 
@@ -103,23 +107,73 @@ def test_grpo_adds_the_kl_to_the_reference():
     assert gradient == pytest.approx([-0.025, 0.025], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kl", "loss", "slope"),
+    [
+        (0.0, -1.0, -1.0),  # r = 1: -A, slope -A
+        # reference softmax(ln (1/2, 1/2) / 2) = (1/2, 1/2), d = ln(1/2) - ln(2/3) = -0.287682:
+        # e^d - d - 1 = 0.037682, slope 1 - e^d = 1/4
+        (2.0, -1.0 + 2 * 0.037682, -1.0 + 2 * 0.25),
+    ],
+)
+def test_grpo_is_of_the_distribution_that_was_sampled_from(kl, loss, slope):
+    # logits ln (4/5, 1/5) at temperature 2: p = (2, 1) / 3; gradient slope (onehot - p) / 2
+    objective = reward(1.0, temperature=2.0, kl_coefficient=kl)
+    found, gradient = one_token([0.8, 0.2], [0.5, 0.5], objective)
+    assert found == pytest.approx(loss, abs=1e-6)
+    assert gradient == pytest.approx([slope / 6, -slope / 6], abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_the_expected_gradient_of_grpo_is_that_of_the_expected_reward(temperature):
+    """At the sampling temperature: E[r] = Σ p r has the gradient p (r - E[r]) / temperature."""
+    q, rewards = [0.5, 0.3, 0.2], torch.tensor([1.0, 0.0, -2.0])
+    p = torch.softmax(torch.tensor(q).log() / temperature, -1)
+    drawn = torch.tensor(
+        [one_token(q, None, reward(rewards[i], None, temperature), i)[1] for i in range(3)]
+    )
+    expected = -p * (rewards - p @ rewards) / temperature
+    torch.testing.assert_close(p @ drawn, expected)
+
+
 def test_cross_entropy_has_gradient_student_minus_one_hot():
     loss, gradient = one_token([0.25, 0.75], None, cross_entropy)
     assert loss == pytest.approx(1.386294, abs=2e-6)  # ln 4
     assert gradient == pytest.approx([-0.75, 0.75])
 
 
-def test_cross_entropys_gradient_is_that_of_finite_differences():
+ADVANTAGES, OLD = torch.tensor([1.0, -1.0, 2.0, -0.5, 0.3]), torch.linspace(-3, -1, 5)
+PENALISED = GrpoConfig(objective="grpo", learning_rate=1e-3, kl_coefficient=0.3)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        cross_entropy,
+        partial(cross_entropy, temperature=1.7),
+        partial(grpo, settings=PENALISED, advantages_T=ADVANTAGES, old_logprobs_T=OLD),
+        partial(
+            grpo,
+            settings=PENALISED,
+            advantages_T=ADVANTAGES,
+            old_logprobs_T=OLD,
+            temperature=1.7,
+        ),
+    ],
+    ids=["cross-entropy", "at a temperature", "GRPO", "GRPO at a temperature"],
+)
+def test_gradients_on_sampled_tokens_are_those_of_finite_differences(objective):
     drawn = torch.Generator().manual_seed(1)
-    hidden, weight = (
+    hidden, weight, other = (
         torch.randn(shape, generator=drawn, dtype=torch.double).requires_grad_()
-        for shape in ((5, 3), (7, 3))
+        for shape in ((5, 3), (7, 3), (5, 3))
     )
     tokens_T, weights_T = torch.tensor([6, 0, 3, 3, 1]), torch.linspace(0.1, 0.5, 5).double()
+    teacher = [View(other.detach(), Head(weight.detach().clone()))]
 
     def loss(hidden_TD, weight_VD):
         student = View(hidden_TD, Head(weight_VD))
-        total, *_ = chunked_loss(student, [], tokens_T, weights_T, cross_entropy, chunk_rows=2)
+        total, *_ = chunked_loss(student, teacher, tokens_T, weights_T, objective, chunk_rows=2)
         return 2 * total  # a slope of 1 is for one backward pass only, and gradcheck makes two
 
     assert torch.autograd.gradcheck(loss, (hidden, weight))
@@ -231,14 +285,21 @@ def test_agrees_with_trl_sdpo_on_the_sampled_token(trl):
     assert_agree(both(objective, theirs))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 1.1])
 @pytest.mark.parametrize("normalise", ["token", "sequence"])
-def test_agrees_with_trl_grpo_that_reuses_a_batch(trl, normalise):
+def test_agrees_with_trl_grpo_that_reuses_a_batch(trl, normalise, temperature):
     lengths = [2, 4, 6]  # three rollouts of the twelve tokens
     length_T = torch.tensor(lengths).repeat_interleave(torch.tensor(lengths))
     advantages_N, old_T = torch.tensor([1.0, -0.7, 0.2]), -3 - torch.arange(T) / 10
     settings = GrpoConfig(objective="grpo", learning_rate=1e-3, normalise=normalise, clip_high=0.3)
     advantages_T = advantages_N.repeat_interleave(torch.tensor(lengths))
-    objective = partial(grpo, settings=settings, advantages_T=advantages_T, old_logprobs_T=old_T)
+    objective = partial(
+        grpo,
+        settings=settings,
+        advantages_T=advantages_T,
+        old_logprobs_T=old_T,
+        temperature=temperature,
+    )
 
     def theirs(student, _, tokens_T):
         def padded(values):
@@ -256,7 +317,8 @@ def test_agrees_with_trl_grpo_that_reuses_a_batch(trl, normalise):
             "completion_ids": padded(tokens_T), "completion_mask": padded(torch.ones(T)),
             "old_per_token_logps": padded(old_T), "advantages": advantages_N,
         }  # fmt: skip
-        return trl.sdpo._compute_policy_loss(trainer, inputs, padded(student))
+        logits = padded(student / temperature)  # as its _forward_logits gives them
+        return trl.sdpo._compute_policy_loss(trainer, inputs, logits)
 
     weights_T = torch.full((T,), 1 / T) if normalise == "token" else 1 / (3 * length_T)
     assert_agree(both(objective, theirs, weights_T))

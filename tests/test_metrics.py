@@ -9,15 +9,7 @@ from hypothesis import strategies as st
 
 from sdcore.config import EvaluationConfig
 from sdcore.errors import DataError
-from sdcore.metrics import (
-    avg_at_k,
-    interval,
-    maj_at_k,
-    paired_difference,
-    pass_at_k,
-    per_problem,
-    score,
-)
+from sdcore.metrics import avg_at_k, interval, maj_at_k, pass_at_k, per_problem, score
 
 SETTINGS = EvaluationConfig(samples=4, resamples=1000)
 
@@ -48,6 +40,8 @@ def test_avg_is_the_share_of_correct_samples():
         ([1, 1, 2, 2], [1, 1, 0, 0], 1 / 2),  # a tie of two, one of them correct
         ([1, 2, 3, 4], [0, 0, 1, 0], 1 / 4),  # a tie of four
         ([1, 1, 2, 2, 3], [0, 0, 0, 0, 1], 0),  # the correct one is not among the tied
+        ([4], [1], 1),
+        ([4], [0], 0),
     ],
 )
 def test_majority_shares_ties_fairly(answers, correct, expected):
@@ -156,13 +150,3 @@ def test_interval_is_repeatable_and_narrows():
     assert interval(values) == pytest.approx((0.402, 0.598), abs=0.015)
     assert interval(np.ones(5)) == (1, 1)
     assert all(math.isnan(bound) for bound in interval([0.5]))
-
-
-def test_paired_difference_uses_the_pairing():
-    a, b = np.arange(50) % 2, (np.arange(50) % 2) * 0.5
-    difference, low, _ = paired_difference(a, b)
-    assert difference == 0.25
-    assert low > 0  # unpaired, the spread of a alone (0.5 / sqrt(50) = 0.07) would reach further
-    assert paired_difference(a, a) == (0, 0, 0)
-    with pytest.raises(ValueError, match="broadcast"):
-        paired_difference(a, b[:-1])

@@ -1,13 +1,15 @@
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 
-from sdcore import policies
+from sdcore import batches, policies
 from sdcore.config import DistillConfig, GrpoConfig, TeacherConfig, TrainingConfig, WarmupConfig
 from sdcore.errors import ModelError, TrainingError
+from sdcore.teacher import trained
 from sdcore.trainer import Trainer
-from tests.tiny import LORA, adapted, examples, llama
+from tests.tiny import LORA, MODELS, adapted, examples, llama
 
 ADAPTER, FULL = LORA, None
 
@@ -41,9 +43,14 @@ def assert_same_bits(first, second):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def naive_logprobs(model, prompt, response):
-    logits_LV = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0].detach()
-    return torch.log_softmax(logits_LV[len(prompt) - 1 : -1], -1)
+def response_logprobs(model, prompt, response, temperature=1.0):
+    logits_LV = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0]
+    return torch.log_softmax(logits_LV[len(prompt) - 1 : -1] / temperature, -1)
+
+
+@torch.no_grad()
+def naive_logprobs(*arguments):
+    return response_logprobs(*arguments)
 
 
 @pytest.mark.parametrize("lora", [ADAPTER, FULL], ids=["adapter", "full"])
@@ -59,6 +66,29 @@ def test_loss_is_the_mean_kl_of_all_response_tokens_from_the_base(lora):
     assert update.kl == pytest.approx(update.loss)
     assert (update.rollouts, update.tokens) == (6, sum(len(e.response_ids) for e in some))
     assert update.mean_length == update.tokens / 6
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_gradient_is_that_of_full_logits_through_the_whole_model(name, tmp_path):
+    lora, some = ADAPTER if name == "adapter" else FULL, examples()
+    model = MODELS[name]().eval()
+    naive = deepcopy(model)
+    made = trainer(lora=lora, model=model, max_grad_norm=1e9)
+    made.step(some)
+    made.save(tmp_path / "checkpoint")
+    moments = policies.load_tensors(tmp_path / "checkpoint/trainer/state.safetensors")
+    if lora is FULL:
+        naive.requires_grad_(True)
+    tokens = sum(len(each.response_ids) for each in some)
+    for each in some:
+        with torch.no_grad():
+            log_t = response_logprobs(naive, each.teacher_prompt_ids, each.response_ids)
+        log_q = response_logprobs(naive, each.prompt_ids, each.response_ids)
+        ((log_t.exp() * (log_t - log_q)).sum() / tokens).backward()
+    for weight_name, weight in trained(naive).items():
+        gradient = moments[f"exp_avg/{weight_name}"] / 0.1  # of AdamW, after one step
+        scale = weight.grad.abs().max().item()
+        torch.testing.assert_close(gradient, weight.grad, rtol=1e-3, atol=1e-4 * scale + 1e-8)
 
 
 @pytest.mark.parametrize("lora", [ADAPTER, FULL], ids=["adapter", "full"])
@@ -98,6 +128,34 @@ def test_grpo_makes_rewarded_rollouts_likelier_and_others_less_so():
     before, after = (_sequence_logprobs(made, some, steps) for steps in (0, 5))
     gains = [(b - a) * e.advantage for a, b, e in zip(before, after, some)]
     assert min(gains) > 0
+
+
+@torch.no_grad()
+def test_grpo_reuses_a_batch_at_the_sampling_temperature():
+    made = Trainer(llama(), reward(), TrainingConfig(), total_steps=9, seed=0, temperature=1.3)
+    some = made.remember(examples())
+    old = [_drawn_logprobs(made, each, 1.3) for each in some]
+    for each, logprobs_T in zip(some, old, strict=True):
+        torch.testing.assert_close(torch.tensor(each.old_logprobs), logprobs_T)
+    with torch.enable_grad():
+        made.step(some)
+    ratios = [
+        (_drawn_logprobs(made, each, 1.3) - before).exp()
+        for each, before in zip(some, old, strict=True)
+    ]
+    assert max((ratio - 1).abs().max() for ratio in ratios) > 0.2  # some are clipped
+    losses = [
+        -torch.minimum(ratio * each.advantage, ratio.clamp(0.8, 1.2) * each.advantage)
+        for each, ratio in zip(some, ratios, strict=True)
+    ]
+    with torch.enable_grad():
+        update = made.step(some)
+    assert update.loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
+
+
+def _drawn_logprobs(made, example, temperature):
+    log_q = response_logprobs(made.model, example.prompt_ids, example.response_ids, temperature)
+    return log_q[range(len(log_q)), example.response_ids]
 
 
 def _sequence_logprobs(made, some, steps):
@@ -171,6 +229,18 @@ def test_examples_longer_than_the_models_positions_are_refused():
         trainer().step([*examples(), long])
 
 
+def test_a_teacher_that_scores_other_tokens_is_found_out(monkeypatch):
+    def shortened(those):
+        cut = [replace(each, response_ids=each.response_ids[:-1]) for each in those]
+        return batches.pad([e.teacher_prompt_ids for e in cut], [e.response_ids for e in cut])
+
+    made, some = trainer(), examples()
+    made.step(some)
+    monkeypatch.setattr(batches, "teacher_side", shortened)
+    with pytest.raises(TrainingError, match="score different tokens"):
+        made.step(some)
+
+
 def test_grpo_needs_an_advantage_and_distillation_a_teacher_prompt():
     bare = [replace(e, advantage=None, teacher_prompt_ids=None) for e in examples()]
     for condition in (reward(), distill()):
@@ -190,6 +260,21 @@ def test_a_loss_that_is_not_finite_names_its_rollout_and_changes_nothing(tmp_pat
     assert policies.weights_digest(tmp_path / "good") == digest
     for each in (made, twin):
         each.step(some)
+    assert_same_bits(made, twin)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "ema"])
+def test_a_gradient_that_is_not_finite_changes_nothing_either(kind):
+    condition = distill(teacher=TeacherConfig(kind=kind, decay=0.5))
+    made, twin, some = trainer(condition, FULL), trainer(condition, FULL), examples()
+    weight = next(iter(trained(made.model).values()))
+    hook = weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingError, match="rollouts rollout-0, rollout-1, "):
+        made.step(some)
+    hook.remove()
+    for each in (made, twin):
+        for _ in range(2):
+            each.step(some)
     assert_same_bits(made, twin)
 
 
@@ -235,12 +320,17 @@ def test_activation_checkpointing_changes_nothing(lora):
     assert_same_bits(plain, frugal)
 
 
-@pytest.mark.parametrize("lora", [ADAPTER, FULL], ids=["adapter", "full"])
-def test_bfloat16_policy_trains_float32_weights_and_learns(lora):
-    half = llama().to(torch.bfloat16)
-    made = trainer(lora=lora, model=policies.attach_lora(half, lora, 0) if lora else half)
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_policy_trains_float32_weights_and_learns(name):
+    lora = ADAPTER if name == "adapter" else FULL
+    half = (llama if lora else MODELS[name])().to(torch.bfloat16)
+    exact = deepcopy(half).float()
+    made, single = (
+        trainer(lora=lora, model=policies.attach_lora(model, lora, 0) if lora else model)
+        for model in (half, exact)
+    )
     some = examples()
     first, *_, last = [made.step(some).kl for _ in range(12)]
     assert {weight.dtype for weight in policies.weights(made.model).values()} == {torch.float32}
-    assert first == pytest.approx(trainer().step(some).kl, rel=0.1)
+    assert first == pytest.approx(single.step(some).kl, rel=0.1)
     assert last < 0.6 * first

@@ -1,7 +1,18 @@
-"""A real model small enough for unit tests: random weights, two layers, 32 tokens."""
+"""Real models small enough for unit tests: random weights, a layer or two, 32 tokens."""
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
 
 from sdcore import policies
 from sdcore.config import LoraConfig
@@ -24,13 +35,36 @@ def llama(seed: int = 0, *, tied: bool = True, **settings: object) -> LlamaForCa
         eos_token_id=1,
         **settings,
     )
+    return _seeded(LlamaForCausalLM, config, seed)
+
+
+def _seeded(kind, config, seed: int = 0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval().requires_grad_(False)
+        return kind(config).eval().requires_grad_(False)
 
 
 def adapted(seed: int = 0):
     return policies.attach_lora(llama(), LORA, seed)
+
+
+_SMALL = dict(
+    vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
+    initializer_range=0.3, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+)  # fmt: skip
+MODELS = {
+    "adapter": adapted,
+    "tied": llama,
+    "untied": lambda: llama(tied=False),
+    "soft-capped": lambda: _seeded(
+        Gemma2ForCausalLM, Gemma2Config(**_SMALL, head_dim=8, final_logit_softcapping=1.5)
+    ),
+    "multiplied": lambda: _seeded(CohereForCausalLM, CohereConfig(**_SMALL, logit_scale=0.25)),
+    "divided": lambda: _seeded(GraniteForCausalLM, GraniteConfig(**_SMALL, logits_scaling=3.0)),
+    "with a bias": lambda: _seeded(PhiForCausalLM, PhiConfig(**_SMALL)),
+}
+"""Policies by what is special in their head."""
 
 
 def examples(count: int = 6, *, same_prompt: bool = False) -> list[Example]:
