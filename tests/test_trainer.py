@@ -306,6 +306,20 @@ def test_resumed_run_goes_on_bit_for_bit(case, tmp_path):
     assert_same_bits(made, again)
 
 
+@pytest.mark.parametrize("lora", [ADAPTER, FULL], ids=["adapter", "full"])
+def test_an_averaged_teacher_follows_each_step(lora, tmp_path):
+    made = trainer(distill(teacher=TeacherConfig(kind="ema", decay=0.75)), lora)
+    before = {name: weight.detach().clone() for name, weight in trained(made.model).items()}
+    made.step(examples())
+    made.save(tmp_path / "checkpoint")
+    state = policies.load_tensors(tmp_path / "checkpoint/trainer/state.safetensors")
+    after = trained(made.model)  # an adapter's A has no gradient yet, because B is zero
+    assert any(not torch.equal(weight, before[name]) for name, weight in after.items())
+    for name, weight in after.items():
+        expected = 0.75 * before[name] + 0.25 * weight.detach()
+        torch.testing.assert_close(state[f"average/{name}"], expected)
+
+
 def test_resume_under_other_settings_is_refused(tmp_path):
     trainer().save(tmp_path / "checkpoint")
     with pytest.raises(ModelError, match=r"condition.learning_rate was 0.01, is 0.5"):
