@@ -49,8 +49,9 @@ def align(lineage: Lineage, round_: int) -> Reference:
     written = lineage.store.append_missing(**frames)
     _note(lineage, round_, frames)
     table = "contexts" if "contexts" in frames else "critiques"
-    if table == "contexts" and written[table] == len(frames[table]):
-        remember(table, lineage, round_, frames[table])
+    if "contexts" in frames:
+        all_new = written["contexts"] == len(frames["contexts"])
+        remember("contexts", lineage, round_, frames["contexts"] if all_new else None)
     return Reference(table, f"{lineage.label} round {round_}", len(frames[table]))
 
 

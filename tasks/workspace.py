@@ -184,8 +184,11 @@ def in_groups(rollouts: pl.DataFrame) -> pl.DataFrame:
     return rollouts.sort("problem_id", "sample_index")
 
 
-def remember(table: str, lineage: Lineage, round_: int, rows: pl.DataFrame) -> None:
-    """Spare the next stages from reading rows of this round that are stored just so."""
+def remember(table: str, lineage: Lineage, round_: int, rows: pl.DataFrame | None) -> None:
+    """Spare the next stages from reading rows of this round that are stored just so.
+
+    Without rows what was remembered is forgotten: there are more of them now than this process has.
+    """
     _round[table] = (_round_key(lineage, round_), rows)
 
 
@@ -199,7 +202,7 @@ def _round_rows(
     return rows
 
 
-_round: dict[str, tuple[object, pl.DataFrame]] = {}  # rows of one round a table: the last one's
+_round: dict[str, tuple[object, pl.DataFrame | None]] = {}  # of the last round
 
 
 atexit.register(open_store.cache_clear)  # DuckDB complains of what lives on at exit
