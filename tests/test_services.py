@@ -16,6 +16,8 @@ from flows import services
 from flows.server import prefect_server
 from sdcore.errors import SdcoreError
 from sdcore.loopback import free_port
+from sdcore.store import Store
+from tests.test_config import QUICKSTART
 
 SLEEP = "import time; time.sleep(600)"
 WITH_CHILD = f"""
@@ -116,3 +118,21 @@ def test_up_serves_runs_use_it_and_down_leaves_nothing(tmp_path, monkeypatch):
         sdcore("down", *where)
     assert not services.processes(tmp_path) and services.addresses(tmp_path) == {}
     assert all(services.is_free(port) for port in ports.values())
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_process_pool_takes_the_same_file(prefect, tmp_path):
+    environment = os.environ | services.QUIET | {"SDCORE_WORKSPACE": str(tmp_path)}
+
+    def call(*arguments):
+        command = [sys.executable, "-m", "prefect", *arguments]
+        options = {"cwd": services.PROJECT, "env": environment, "capture_output": True}
+        called = subprocess.run(command, **options, text=True)
+        assert called.returncode == 0, called.stdout + called.stderr
+
+    call("work-pool", "create", "--type", "process", "sdcore")
+    call("deploy", "--all", "--prefect-file", str(services.DEPLOYMENTS))
+    settings = [f"experiment={QUICKSTART}", "solutions=4"]
+    call("deployment", "run", "critic-eval/critic", "--param", settings[0], "--param", settings[1])
+    call("worker", "start", "--pool", "sdcore", "--run-once")
+    assert len(Store(tmp_path / "sdcore.duckdb").rows("critic_trials")) == 4
