@@ -54,7 +54,11 @@ def sum_gradients(weights: Iterable[nn.Parameter]) -> None:
 
 
 def shard(policy: PreTrainedModel) -> None:
-    """Shard a policy's weights over the ranks, layer by layer (FSDP2), in place."""
+    """Shard a policy's weights over the ranks, layer by layer (FSDP2), in place.
+
+    Not through accelerate, which calls the same `fully_shard`: its 1.15 knows FSDP on accelerators
+    only, and here two CPU processes must do what GPUs do.
+    """
     mesh = init_device_mesh(policy.device.type, (place()[1],))
     for module in policy.modules():
         if isinstance(module, GradientCheckpointingLayer):

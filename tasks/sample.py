@@ -55,7 +55,7 @@ def sample_missing(
     policy = policy_row(lineage, round_)["policy_id"]
     with STOPWATCH.measure("compute"):
         planned = _plan(lineage, round_, purpose, problems, samples, policy)
-    done = _stored(lineage, policy, purpose)
+    done = lineage.stored_rollouts
     size = lineage.experiment.sampling.batch_size
     batches = [planned[start : start + size] for start in range(0, len(planned), size)]
     fresh, written = list[pl.DataFrame](), 0
@@ -66,6 +66,7 @@ def sample_missing(
             else:
                 fresh.append(_sample_batch(lineage, round_, policy, batch, problems))
                 written += lineage.store.append_missing(rollouts=fresh[-1])["rollouts"]
+                done.update(fresh[-1]["rollout_id"])
                 advance(len(batch), tokens=int(fresh[-1]["response_ids"].list.len().sum()))
             stop_if_asked()
     if written == len(planned):
@@ -73,15 +74,6 @@ def sample_missing(
     wanted = pl.DataFrame({"rollout_id": [row["rollout_id"] for row in planned]})
     rows = lineage.store.rows("rollouts", policy_id=policy, purpose=purpose, **lineage.columns)
     return rows.join(wanted, on="rollout_id", how="semi")
-
-
-def _stored(lineage: Lineage, policy: str, purpose: str) -> set[str]:
-    rows = lineage.store.query(
-        "SELECT rollout_id FROM rollouts WHERE policy_id = $policy AND purpose = $purpose "
-        "AND condition = $condition AND seed = $seed AND experiment_id = $experiment_id",
-        lineage.columns | {"policy": policy, "purpose": purpose},
-    )
-    return set(rows["rollout_id"])
 
 
 def _plan(

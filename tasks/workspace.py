@@ -3,7 +3,7 @@
 import atexit
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,16 @@ class Lineage:
     def base(self) -> "Lineage":
         """The untrained policy that this lineage starts from."""
         return base_lineage(self.experiment, self.root)
+
+    @cached_property
+    def stored_rollouts(self) -> set[str]:
+        """Ids of the rollouts that were stored when first asked, and of those added here since."""
+        rows = self.store.query(
+            "SELECT rollout_id FROM rollouts WHERE experiment_id = $experiment_id "
+            "AND condition = $condition AND seed = $seed",
+            self.columns,
+        )
+        return set(rows["rollout_id"])
 
     def key(self, *parts: object) -> str:
         """A content key below this lineage."""

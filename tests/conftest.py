@@ -11,9 +11,13 @@ from sdcore.loopback import answers, free_port
 
 @pytest.fixture(scope="module")
 def prefect(tmp_path_factory):
-    """A standing server for the runs of a file: each would take as long to start its own."""
+    """A standing server for the runs of a file: each would take as long to start its own.
+
+    Gives the folder with all that it stores.
+    """
     address = f"http://127.0.0.1:{free_port()}"
-    home = services.prefect_home(tmp_path_factory.mktemp("prefect"))
+    folder = tmp_path_factory.mktemp("prefect")
+    home = services.prefect_home(folder)
     with (
         subprocess.Popen(
             services.prefect_command(address),
@@ -26,6 +30,6 @@ def prefect(tmp_path_factory):
         try:
             assert answers(f"{address}/api/health", server, services.START_SECONDS)
             patch.setenv("PREFECT_API_URL", f"{address}/api")
-            yield
+            yield folder
         finally:
             server.terminate()

@@ -386,7 +386,7 @@ HOSTILE = (
 
 @pytest.mark.parametrize("sometimes_right", [True, False])
 def test_a_hostile_critic_stops_no_run_and_nothing_trains_on_what_it_says(
-    tmp_path, sometimes_right
+    tmp_path, prefect, sometimes_right
 ):
     turns = itertools.cycle([None, *HOSTILE] if sometimes_right else [INJECTED])
     critic = {
@@ -400,7 +400,7 @@ def test_a_hostile_critic_stops_no_run_and_nothing_trains_on_what_it_says(
         more = ["training.rounds=2", f"critic.base_url={url}", "--workspace", tmp_path]
         result = sdcore("run", QUICKSTART, *SMALL, *settings, *more)
     assert {each["headers"]["Authorization"] for each in asked} == {f"Bearer {KEY}"}
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    files = [path for root in (tmp_path, prefect) for path in root.rglob("*") if path.is_file()]
     written = [path.read_bytes() for path in files] + [f"{result.stdout}{result.stderr}".encode()]
     assert not any(KEY.encode() in each for each in written)
     found = tables(tmp_path)

@@ -343,8 +343,12 @@ def test_bfloat16_policy_trains_float32_weights_and_learns(name):
         trainer(lora=lora, model=policies.attach_lora(model, lora, 0) if lora else model)
         for model in (half, exact)
     )
-    some = examples()
+    some, products = examples(), set()
+    for module in made.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _, __, product: products.add(product.dtype))
     first, *_, last = [made.step(some).kl for _ in range(12)]
+    assert products == {torch.bfloat16}
     assert {weight.dtype for weight in policies.weights(made.model).values()} == {torch.float32}
     assert first == pytest.approx(single.step(some).kl, rel=0.1)
     assert last < 0.6 * first
