@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,6 +151,20 @@ def test_failed_save_leaves_the_old_folder_and_no_litter(tmp_path):
         raise RuntimeError
     assert policies.weights_digest(tmp_path / "weights") == before
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_a_save_that_dies_while_it_deletes_the_old_folder_leaves_no_part_of_it(
+    tmp_path, monkeypatch
+):
+    def dies(folder, **_):
+        next(Path(folder).rglob("*.safetensors")).unlink()
+        raise KeyboardInterrupt
+
+    policies.save_weights(llama(), tmp_path / "weights")
+    monkeypatch.setattr(policies.shutil, "rmtree", dies)
+    with pytest.raises(KeyboardInterrupt):
+        policies.save_weights(adapted(), tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
 
 
 def test_a_second_save_takes_the_firsts_place(tmp_path):
