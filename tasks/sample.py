@@ -64,10 +64,9 @@ def sample_missing(
             if done.issuperset(row["rollout_id"] for row in batch):
                 advance(len(batch), cached=len(batch))
             else:
-                fresh.append(_sample_batch(lineage, round_, policy, batch, problems))
+                fresh.append(_sample_batch(lineage, round_, policy, batch, problems, advance))
                 written += lineage.store.append_missing(rollouts=fresh[-1])["rollouts"]
                 done.update(fresh[-1]["rollout_id"])
-                advance(len(batch), tokens=int(fresh[-1]["response_ids"].list.len().sum()))
             stop_if_asked()
     if written == len(planned):
         return pl.concat(fresh)
@@ -110,12 +109,17 @@ def _sample_batch(
     policy: str,
     batch: list[Row],
     problems: pl.DataFrame,
+    advance: progress.Advance,
 ) -> pl.DataFrame:
     """Sample and grade a batch: its rows of `rollouts`."""
     with STOPWATCH.measure("compute"):
         engine = models.engine(lineage, round_, policy)
         requests = [Request(row["prompt_ids"], row["sampling_seed"]) for row in batch]
-        completions = engine.generate(requests, lineage.experiment.sampling)
+        completions = engine.generate(
+            requests,
+            lineage.experiment.sampling,
+            lambda finished, tokens: advance(finished, tokens=tokens),
+        )
         references = dict(problems.select("problem_id", "answer").iter_rows())
         results = _graded(lineage, completions, [references[row["problem_id"]] for row in batch])
         rows = [row | result for row, result in zip(batch, results, strict=True)]

@@ -139,12 +139,12 @@ def adapter(base, name):
 
 
 def test_a_request_says_all_and_leaves_nothing_to_defaults(base):
-    finished = []
+    told = []
     with speaking() as server, engine_on(server) as engine:
         engine.load("base", base, base)
         asked = [Request((3, 4, 10), 2**62 + 1)]
-        assert engine.generate(asked, SAMPLING, finished.append) == expected(1)
-    assert finished == [1] and server.keys == {"Bearer secret"}
+        drawn = engine.generate(asked, SAMPLING, lambda *news: told.append(news))
+    assert drawn == expected(1) and told == [(1, 2)] and server.keys == {"Bearer secret"}
     (body,) = server.bodies
     wanted = {
         "model": BASE, "prompt": [3, 4, 10], "seed": 2**62 + 1, "max_tokens": 4,

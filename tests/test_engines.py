@@ -138,15 +138,25 @@ def test_finish_reasons():
 def test_each_prompt_is_computed_once_and_finished_rows_leave():
     model, shapes = llama(), []
     model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
-    asked, finished = requests(40), []
-    completions = engine(model).generate(asked, SamplingConfig(max_new_tokens=60), finished.append)
+    asked = requests(40)
+    completions = engine(model).generate(asked, SamplingConfig(max_new_tokens=60))
     assert shapes[0] == (len(PROMPTS), max(map(len, PROMPTS)))
     rows = [rows for rows, _ in shapes[1:]]
     assert rows[0] == len(asked) and rows == sorted(rows, reverse=True)
     for step, computed in enumerate(rows, start=1):
         running = sum(len(c.token_ids) > step for c in completions)
         assert running <= computed < running / 0.8 or running == computed
-    assert sum(finished) == len(asked)
+
+
+def test_progress_adds_up_to_all_samples_and_all_tokens():
+    told = []
+    sampling = SamplingConfig(max_new_tokens=8, batch_size=50)
+    completions = engine().generate(requests(40), sampling, lambda *news: told.append(news))
+    assert {c.finish_reason for c in completions} == {"stop", "length"}
+    assert tuple(map(sum, zip(*told, strict=True))) == (
+        len(completions), sum(len(c.token_ids) for c in completions),
+    )  # fmt: skip
+    assert len(told) > len(completions) / 50  # more often than once a batch
 
 
 def test_requests_that_cannot_be_served_are_refused():
@@ -235,8 +245,9 @@ def test_load_refuses_another_architecture():
 
 def test_scripted_engine_answers_from_a_table_or_a_function():
     request, answer = Request((1, 2), 0), Completion((3,), (-0.5,), "stop")
-    table = ScriptedEngine({request: answer})
-    assert table.generate([request, request], SamplingConfig()) == [answer, answer]
+    table, told = ScriptedEngine({request: answer}), []
+    drawn = table.generate([request, request], SamplingConfig(), lambda *news: told.append(news))
+    assert drawn == [answer, answer] and told == [(1, 1), (1, 1)]
     assert table.requests == [request, request]
     with pytest.raises(EngineError, match="not in the script"):
         table.generate([Request((9,), 0)], SamplingConfig())

@@ -1,12 +1,18 @@
 """Sampling engines: token ids in, token ids and log-probs out; text never passes through here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sdcore.config import SamplingConfig
 
 FinishReason = Literal["stop", "length"]
+OnProgress = Callable[[int, int], None]
+"""Told while samples are drawn how many have finished, and how many tokens were drawn, since."""
+
+
+def silent(finished: int, tokens: int) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,12 @@ class Completion:
 class Engine(Protocol):
     """Whatever draws samples."""
 
-    def generate(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingConfig,
+        on_progress: OnProgress = silent,
+    ) -> list[Completion]:
         """Draw one sample a request, in the order of the requests.
 
         Raises:

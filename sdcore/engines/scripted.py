@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from sdcore.config import SamplingConfig
-from sdcore.engines import Completion, Request
+from sdcore.engines import Completion, OnProgress, Request, silent
 from sdcore.errors import EngineError
 
 Script = Mapping[Request, Completion] | Callable[[Request], Completion]
@@ -20,7 +20,12 @@ class ScriptedEngine:
         self._script = script
         self.requests: list[Request] = []
 
-    def generate(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingConfig,
+        on_progress: OnProgress = silent,
+    ) -> list[Completion]:
         """The scripted completions, in the order of the requests.
 
         Raises:
@@ -35,6 +40,7 @@ class ScriptedEngine:
                     got=f"{len(completion.token_ids)} tokens",
                     expected=f"at most {sampling.max_new_tokens}",
                 )
+            on_progress(1, len(completion.token_ids))
         return completions
 
     def _answer(self, request: Request) -> Completion:

@@ -3,7 +3,7 @@
 Axes: B batch rows, P distinct prompts, T tokens, V vocabulary, N samples of a batch.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sdcore.config import SamplingConfig
-from sdcore.engines import Completion, Request
+from sdcore.engines import Completion, OnProgress, Request, silent
 from sdcore.engines.decoding import PLAIN, SHARED, Rows
 from sdcore.errors import EngineError, ModelError
 
@@ -73,14 +73,14 @@ class TransformersEngine:
         self,
         requests: Sequence[Request],
         sampling: SamplingConfig,
-        on_progress: Callable[[int], None] = lambda finished: None,
+        on_progress: OnProgress = silent,
     ) -> list[Completion]:
         """Draw one sample a request, in the order of the requests.
 
         Args:
             requests: prompts and seeds.
             sampling: temperature, top-p, length and batch size.
-            on_progress: called with the number of samples that just finished.
+            on_progress: called after each token of a batch.
 
         Raises:
             EngineError: a prompt is empty, or prompt and response exceed the model's positions.
@@ -126,7 +126,7 @@ class TransformersEngine:
         self,
         batch: Sequence[Request],
         sampling: SamplingConfig,
-        on_progress: Callable[[int], None],
+        on_progress: OnProgress,
     ) -> list[Completion]:
         """Draw the samples of one batch; rows draw on after their end token until they leave."""
         rows, logits_BV = Rows.prefill(self.model, [r.prompt_ids for r in batch])
@@ -134,14 +134,14 @@ class TransformersEngine:
         tokens_NT = torch.zeros(uniforms_NT.shape, dtype=torch.long, device=self._device)
         logprobs_NT = torch.zeros(uniforms_NT.shape, device=self._device)
         sample_B = torch.arange(len(batch), device=self._device)
-        running_B = torch.ones(len(batch), dtype=torch.bool, device=self._device)
+        running_B, running = torch.ones_like(sample_B, dtype=torch.bool), len(batch)
         for step in range(sampling.max_new_tokens):
             token_B, logprob_B = draw(logits_BV, uniforms_NT[sample_B, step], sampling)
             tokens_NT[sample_B, step], logprobs_NT[sample_B, step] = token_B, logprob_B
-            ends_B = running_B & torch.isin(token_B, self._end_ids)
-            running_B &= ~ends_B
-            on_progress(int(ends_B.sum()))
-            running = int(running_B.sum())
+            running_B &= ~torch.isin(token_B, self._end_ids)
+            left = int(running_B.sum())
+            on_progress(running - left, running)
+            running = left
             if not running or step + 1 == sampling.max_new_tokens:
                 break
             if running <= SHRINK * len(sample_B):
@@ -149,7 +149,7 @@ class TransformersEngine:
                 rows.keep(kept_B)
                 token_B, sample_B, running_B = token_B[kept_B], sample_B[kept_B], running_B[kept_B]
             logits_BV = rows.advance(token_B)
-        on_progress(int(running_B.sum()))
+        on_progress(running, 0)
         return _completions(tokens_NT, logprobs_NT, torch.isin(tokens_NT, self._end_ids))
 
 

@@ -5,7 +5,7 @@ log-probs before temperature and top-p. A running server must not be started wit
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from sdcore.config import SamplingConfig
-from sdcore.engines import Completion, Request
+from sdcore.engines import Completion, OnProgress, Request, silent
 from sdcore.engines.endpoint import Endpoint, Served, Unavailable
 from sdcore.errors import EngineError
 
@@ -64,14 +64,14 @@ class VllmEngine:
         self,
         requests: Sequence[Request],
         sampling: SamplingConfig,
-        on_progress: Callable[[int], None] = lambda finished: None,
+        on_progress: OnProgress = silent,
     ) -> list[Completion]:
         """Draw one sample a request, in the order of the requests.
 
         Args:
             requests: prompts and seeds.
             sampling: temperature, top-p and length; its batch size is the servers' business.
-            on_progress: called with 1 for each finished sample, in order.
+            on_progress: called for each finished sample, in order.
 
         Raises:
             EngineError: no policy is loaded, a request is refused, or no server answers.
@@ -88,7 +88,7 @@ class VllmEngine:
             drawn = [pool.submit(self._draw, self._served, each, sampling) for each in requests]
             for each in drawn:
                 completions.append(each.result())
-                on_progress(1)
+                on_progress(1, len(completions[-1].token_ids))
         finally:
             pool.shutdown(cancel_futures=True)
         return completions
