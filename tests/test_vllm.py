@@ -166,7 +166,7 @@ def test_a_server_killed_in_the_middle_costs_the_unfinished_requests_only(runnin
     starts = log.read_text().count("Started server process")
     old, killed = family(), []
 
-    def kill_once(_):
+    def kill_once(*_):
         if not killed:
             killed.append(api_server())
             killed[0].kill()
