@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import fsdp2_prepare_model
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -54,16 +55,19 @@ def sum_gradients(weights: Iterable[nn.Parameter]) -> None:
 
 
 def shard(policy: PreTrainedModel) -> None:
-    """Shard a policy's weights over the ranks, layer by layer (FSDP2), in place.
-
-    Not through accelerate, which calls the same `fully_shard`: its 1.15 knows FSDP on accelerators
-    only, and here two CPU processes must do what GPUs do.
-    """
-    mesh = init_device_mesh(policy.device.type, (place()[1],))
-    for module in policy.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            fully_shard(module, mesh=mesh)
-    fully_shard(policy, mesh=mesh)
+    """Shard a policy's weights over the ranks, layer by layer (FSDP2), in place."""
+    layers = {
+        type(m).__name__ for m in policy.modules() if isinstance(m, GradientCheckpointingLayer)
+    }
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=sorted(layers),
+        cpu_ram_efficient_loading=False,  # every rank has loaded the weights
+    )
+    accelerator = Accelerator(cpu=policy.device.type == "cpu", fsdp_plugin=plugin)
+    accelerator.state.fsdp_plugin = plugin  # accelerate forgets it where the ranks are CPUs
+    fsdp2_prepare_model(accelerator, policy)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
@@ -85,8 +89,9 @@ def inside(policy: nn.Module, function: Callable[[], Item]) -> Item:
 
 def settle(policy: nn.Module) -> None:
     """Before sharded weights are changed: drop whole ones that a pass without gradient left."""
-    if isinstance(policy, FSDPModule):
-        policy.reshard()
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -401,6 +401,7 @@ def test_a_hostile_critic_stops_no_run_and_nothing_trains_on_what_it_says(
         result = sdcore("run", QUICKSTART, *SMALL, *settings, *more)
     assert {each["headers"]["Authorization"] for each in asked} == {f"Bearer {KEY}"}
     files = [path for root in (tmp_path, prefect) for path in root.rglob("*") if path.is_file()]
+    assert {"prefect.db", "sdcore.duckdb", "mlflow.db"} <= {path.name for path in files}
     written = [path.read_bytes() for path in files] + [f"{result.stdout}{result.stderr}".encode()]
     assert not any(KEY.encode() in each for each in written)
     found = tables(tmp_path)
