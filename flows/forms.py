@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -39,10 +39,14 @@ def _left_open() -> None:
     """Default of a field that the form shows empty: not part of the schema, never validated."""
 
 
-def _section(name: str, settings: type[BaseModel]) -> type[Changed]:
+def _section(title: str, settings: type[BaseModel], *left_out: str) -> type[Changed]:
     """A section of the experiment with all settings left open, under a readable title."""
-    fields = {each: _open(each, field) for each, field in settings.model_fields.items()}
-    return create_model(_title(name), __base__=Changed, __doc__=settings.__doc__, **fields)
+    fields = {name: each for name, each in _opened(settings).items() if name not in left_out}
+    return create_model(title, __base__=Changed, __doc__=settings.__doc__, **fields)
+
+
+def _opened(settings: type[BaseModel]) -> dict[str, Any]:
+    return {name: _open(name, field) for name, field in settings.model_fields.items()}
 
 
 def _open(name: str, field: FieldInfo) -> Any:
@@ -50,7 +54,7 @@ def _open(name: str, field: FieldInfo) -> Any:
     kind: Any = _without_none(field.annotation)
     about = [field.description] if field.description else []
     if _is_section(kind):
-        kind = _section(name, kind)
+        kind = _section(_title(name), kind)
     for bound in field.metadata:
         kind = Annotated[kind, bound]
         about += [
@@ -77,19 +81,46 @@ def _title(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
+def _shown(kind: Any, description: str) -> Any:
+    """A field that is no setting of one section: its type, shown empty."""
+    return kind, Field(default_factory=_left_open, description=description)
+
+
+def _condition() -> type[Changed]:
+    """A condition of either objective: the form cannot offer one of two sections in a list."""
+    distill, grpo = _opened(config.DistillConfig), _opened(config.GrpoConfig)
+    objective = _shown(Literal["distill", "grpo"], "what a new condition is trained by")
+    about = "of a condition in the file, or of a new one"
+    name = {"name": (config.Name, Field(title="Name", description=about))}
+    return create_model(
+        "Condition", __base__=Changed, **name | grpo | distill | {"objective": objective}
+    )
+
+
+class _Changes(Changed):
+    """Where the form is not built like the file: a list of conditions, one kind of critic."""
+
+    def overrides(self) -> list[str]:
+        tree = self.model_dump(mode="json")
+        tree["conditions"] = {each.pop("name"): each for each in tree.get("conditions", [])}
+        if tree.get("critic"):
+            tree["critic"]["kind"] = "llm"
+        return list(_dotted(tree))
+
+
 Changes = create_model(
     "Changes",
-    __base__=Changed,
+    __base__=_Changes,
     __doc__=Changed.__doc__,
-    seeds=(
-        list[int],
-        Field(default_factory=_left_open, description="every condition is trained once a seed"),
-    ),
+    seeds=_shown(list[int], "every condition is trained once a seed"),
+    conditions=_shown(list[_condition()], "only those that differ, or come new"),  # type: ignore[misc]
     **{
         name: _open(name, field)
         for name, field in config.Experiment.model_fields.items()
         if _is_section(_without_none(field.annotation))
     },
+    critic=_shown(_section("Critic", config.LlmCriticConfig, "kind"), "a language model"),
+    contexts=_shown(dict[config.Name, str], "more contexts: Jinja templates by name, as JSON"),
 )
 _NOTHING = Changes()
 
@@ -175,8 +206,14 @@ def _workspace() -> Path:
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The leaves as settings in TOML, of which JSON's strings, numbers and lists are a part."""
     for name, value in tree.items():
+        key = prefix + (name if name.replace("-", "_").isidentifier() else _json(name))
         if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{name}.")
+            yield from _dotted(value, f"{key}.")
         else:
-            yield f"{prefix}{name}={json.dumps(value)}"  # JSON's scalars and lists are TOML's too
+            yield f"{key}={_json(value)}"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)  # TOML has no pairs of surrogates

@@ -8,6 +8,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -605,13 +606,11 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError("not an override", got=override, expected="section.key=value")
+    *parents, leaf = _path(key if equals else "", override)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word or path needs no quotes on the command line
-    *parents, leaf = key.strip().split(".")
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})
@@ -620,6 +619,19 @@ def _apply(tree: dict[str, Any], override: str) -> None:
                 "override goes through a value", got=override, expected=f"{parent} to be a section"
             )
     node[leaf] = value
+
+
+def _path(key: str, override: str) -> list[str]:
+    """The names in a dotted key, which is TOML's: one with a dot in it stands in quotes."""
+    names = list[str]()
+    with suppress(tomllib.TOMLDecodeError):
+        tree: Any = tomllib.loads(f"{key} = 0")
+        while tree:
+            ((name, tree),) = tree.items()
+            names.append(name)
+    if not names:
+        raise ConfigError("not an override", got=override, expected="section.key=value")
+    return names
 
 
 def _explained(error: ValidationError, path: Path) -> ConfigError:

@@ -19,9 +19,11 @@ def test_every_shipped_experiment_parses_and_survives_a_round_trip(path):
 
 def test_overrides_are_dotted_toml_or_bare_words():
     overrides = ["training.rounds=3", "seeds=[5]", "model.name=some/hub-id", "training.lora.rank=8"]
+    overrides += [f'conditions."grpo-2.5".{each}' for each in ("objective=grpo", "learning_rate=1")]
     experiment = load_experiment(QUICKSTART, overrides)
     assert experiment.training.rounds == 3
     assert experiment.seeds == (5,)
+    assert experiment.conditions["grpo-2.5"].learning_rate == 1
     assert experiment.model.name == "some/hub-id"
     assert experiment.training.lora is not None and experiment.training.lora.rank == 8
 
@@ -66,6 +68,8 @@ def test_overrides_are_dotted_toml_or_bare_words():
         ("critic={kind='llm', model='m', base_url='http://me:pw@host'}", r"critic.llm.base_url"),
         ("critic={kind='llm', model='m', base_url='http://host:port'}", r"critic.llm.base_url"),
         ("rounds", r"not an override"),
+        ("training..rounds=3", r"not an override"),
+        ("#=3", r"not an override"),
         ("name.first=x", r"goes through a value"),
     ],
 )

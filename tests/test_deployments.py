@@ -75,6 +75,29 @@ def test_changes_become_overrides_of_what_was_filled_in_only():
     assert settings.training.rounds == 3 and settings.training.schedule == "linear"
 
 
+def test_conditions_a_critic_and_contexts_are_filled_in_too():
+    own = 'Look "here":\n{{ trace }} 🙂'
+    filled = {
+        "conditions": [
+            {"name": "grpo", "clip_low": 0.1},
+            {"name": "ema.9", "objective": "distill", "context": "own", "learning_rate": 1e-4,
+             "teacher": {"kind": "ema"}},
+        ],
+        "critic": {"model": "judge", "max_budget": 2.5},
+        "contexts": {"own": own},
+    }  # fmt: skip
+    changes = forms.Changes.model_validate(filled)
+    settings = load_experiment(EXPERIMENTS / "quickstart.toml", changes.overrides())
+    before = load_experiment(EXPERIMENTS / "quickstart.toml")
+    assert settings.conditions.keys() == before.conditions.keys() | {"ema.9"}
+    assert settings.conditions["grpo"] == before.conditions["grpo"].model_copy(
+        update={"clip_low": 0.1}
+    )
+    assert settings.conditions["ema.9"].teacher.kind == "ema"
+    assert settings.critic.kind == "llm" and settings.critic.max_budget == 2.5
+    assert settings.contexts == {"own": own}
+
+
 def test_the_form_refuses_what_the_experiment_refuses():
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         forms.Changes.model_validate({"training": {"rounds": 0}})
