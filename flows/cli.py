@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -108,14 +108,20 @@ def rerun(
 
     Example: sdcore rerun quickstart --from align --condition step_aligned --round 3
     """
-    from tasks.rerun import lineages, supersede
+    from tasks.workspace import lineages
 
     settings, root = stored_experiment(open_store(workspace), run), workspace.absolute()
-    for lineage in lineages(settings, root, condition, seed):
-        moved = supersede(lineage, stage, round_)
-        counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)
-        notes.print(f"{lineage.label}: set aside {counts or 'nothing'}")
-    _run(settings, root, as_json=as_json)
+    chosen = lineages(settings, root, condition, seed)
+
+    def set_aside() -> None:
+        from tasks.rerun import supersede
+
+        for lineage in chosen:
+            moved = supersede(lineage, stage, round_)
+            counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)
+            notes.print(f"{lineage.label}: set aside {counts or 'nothing'}")
+
+    _run(settings, root, as_json=as_json, first=set_aside)
 
 
 def _refuse_drift(settings: Experiment, workspace: Path) -> None:
@@ -134,7 +140,9 @@ def _refuse_drift(settings: Experiment, workspace: Path) -> None:
     )
 
 
-def _run(settings: Experiment, root: Path, *, as_json: bool) -> None:
+def _run(
+    settings: Experiment, root: Path, *, as_json: bool, first: Callable[[], None] = lambda: None
+) -> None:
     from flows.server import prefect_server
 
     start = time.perf_counter()
@@ -150,6 +158,7 @@ def _run(settings: Experiment, root: Path, *, as_json: bool) -> None:
             open_tracking(root)  # it takes seconds, which the server takes too
             address = server_address().removesuffix("/api")
         notes.print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
+        first()
         with draining():
             experiment_id = compare_contexts(settings, root)
     wall = time.perf_counter() - start

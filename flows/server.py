@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +29,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
         finally:
             _finish_background_work()
         return
+    assert "prefect" not in sys.modules, "its settings would name another server"
     address = f"http://127.0.0.1:{free_port()}"
     log_path = root / "prefect-server.log"
     with log_path.open("ab") as log:

@@ -1,32 +1,11 @@
 """Redo a stage: the rows that it and what depends on it have written make way, but are kept."""
 
-from pathlib import Path
-
-from sdcore.config import Experiment
-from sdcore.errors import ConfigError, StoreError
+from sdcore.errors import StoreError
 from sdcore.rounds import Stage
 from tasks.track import open_tracking
-from tasks.workspace import BASE, Lineage, base_lineage
+from tasks.workspace import BASE, Lineage
 
 _LINEAGE = "experiment_id = $experiment_id AND condition = $condition AND seed = $seed"
-
-
-def lineages(experiment: Experiment, root: Path, condition: str, seed: int | None) -> list[Lineage]:
-    """The lineages of a condition, of one seed or of all.
-
-    Raises:
-        ConfigError: the experiment has no such condition or seed.
-    """
-    if condition == BASE:
-        return [base_lineage(experiment, root)]
-    seeds = experiment.seeds if seed is None else (seed,)
-    if condition not in experiment.conditions or not set(seeds) <= set(experiment.seeds):
-        raise ConfigError(
-            "no such condition or seed",
-            got=f"{condition}, seed {seed}",
-            expected=f"{', '.join((BASE, *experiment.conditions))}; seeds {experiment.seeds}",
-        )
-    return [Lineage(experiment, root, condition, each) for each in seeds]
 
 
 def supersede(lineage: Lineage, stage: Stage, round_: int) -> dict[str, int]:

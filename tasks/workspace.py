@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from sdcore.config import Condition, Experiment
-from sdcore.errors import StoreError
+from sdcore.errors import ConfigError, StoreError
 from sdcore.schema import content_key
 from sdcore.store import Store
 
@@ -90,6 +90,24 @@ class Lineage:
 def base_lineage(experiment: Experiment, root: Path) -> Lineage:
     """The lineage of the untrained policy."""
     return Lineage(experiment, root, BASE, experiment.seeds[0])
+
+
+def lineages(experiment: Experiment, root: Path, condition: str, seed: int | None) -> list[Lineage]:
+    """The lineages of a condition, of one seed or of all.
+
+    Raises:
+        ConfigError: the experiment has no such condition or seed.
+    """
+    if condition == BASE:
+        return [base_lineage(experiment, root)]
+    seeds = experiment.seeds if seed is None else (seed,)
+    if condition not in experiment.conditions or not set(seeds) <= set(experiment.seeds):
+        raise ConfigError(
+            "no such condition or seed",
+            got=f"{condition}, seed {seed}",
+            expected=f"{', '.join((BASE, *experiment.conditions))}; seeds {experiment.seeds}",
+        )
+    return [Lineage(experiment, root, condition, each) for each in seeds]
 
 
 @cache

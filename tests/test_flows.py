@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import duckdb
@@ -242,6 +244,19 @@ def test_a_stage_is_redone_with_what_depends_on_it_and_nothing_else(finished, tm
     # those of round 2, and 4 x 2 + 6 x 3 at each checkpoint.
     assert counts == {"critiques": 8, "contexts": 8, "updates": 2, "policies": 2, "scores": 4,
                       "rollouts": 4 + 2 * 26}  # fmt: skip
+
+
+def test_a_stage_is_redone_with_the_servers_of_the_workspace(finished, tmp_path, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL")
+    workspace = shutil.copytree(finished[0], tmp_path / "copy")
+    redone = sdcore(
+        *("rerun", "quickstart", "--from", "evaluate", "--condition", "grpo"),
+        *("--round", 3, "--workspace", workspace),
+    )
+    assert "temporary server" not in redone.stderr  # Prefect's, where it knows no other
+    with closing(sqlite3.connect(workspace / "prefect" / "prefect.db")) as database:
+        states = dict(database.execute("SELECT name, state_type FROM flow_run"))
+    assert states["quickstart"] == states["quickstart/grpo/seed-3"] == "COMPLETED"
 
 
 def test_four_runs_at_once_in_one_workspace_lose_nothing(tmp_path):
