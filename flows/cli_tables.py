@@ -175,11 +175,13 @@ def view(
 
     Example: sdcore view quickstart
     """
+    from flows.services import require_free
     from sdcore.loopback import free_port
     from sdcore.viewer import serve
 
     store = open_store(workspace)
     experiment_id, port = find_run(store, run), port or free_port()
+    require_free("the page", port, f"sdcore view {run} --port N")
     console.print(f"http://127.0.0.1:{port}/{experiment_id}", soft_wrap=True)
     serve(store, port)
 

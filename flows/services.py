@@ -88,11 +88,7 @@ def start(root: Path, ports: Mapping[str, int]) -> None:
         SdcoreError: a port is taken, or a service did not start.
     """
     for name, port in ports.items():
-        if not is_free(port):
-            raise SdcoreError(
-                f"the port for {name} is taken", got=f"{port}, held by {holder(port)}",
-                mend=f"end that program, or give another port: sdcore up --{name}-port N",
-            )  # fmt: skip
+        require_free(name, port, f"sdcore up --{name}-port N")
     (root / "logs").mkdir(parents=True, exist_ok=True)
     (root / _STATE).write_text(json.dumps(ports), "utf-8")
     try:
@@ -120,6 +116,20 @@ def stop(root: Path) -> int:
 def was_started(root: Path) -> bool:
     """Whether the services were started and not stopped since."""
     return (root / _STATE).exists()
+
+
+def require_free(name: str, port: int, other: str) -> None:
+    """Refuse a port that is taken: for whom it was meant, and how another one is given.
+
+    Raises:
+        SdcoreError: another program listens there; it is named.
+    """
+    if not is_free(port):
+        raise SdcoreError(
+            f"the port for {name} is taken",
+            got=f"{port}, held by {holder(port)}",
+            mend=f"end that program, or give another port: {other}",
+        )
 
 
 def is_free(port: int) -> bool:

@@ -134,7 +134,7 @@ def against(store: Store, rows: list[Ancestor], run: Row) -> list[Change]:
 def _find(store: Store, table: str, prefix: str) -> Row:
     if table not in KINDS:
         raise DataError(
-            "rows of this table have no key of their own", got=table, expected=", ".join(KINDS),
+            "not a table whose rows have a key of their own", got=table, expected=", ".join(KINDS),
             mend="for token_signals, ask for their rollout",
         )  # fmt: skip
     key = KINDS[table].key

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -290,6 +291,15 @@ def test_what_cannot_be_redone_is_said(finished):
             check=False,
         )
         assert result.returncode == 1 and message in result.stderr
+
+
+def test_the_viewer_does_not_fight_over_a_port(finished):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        view = ["view", "quickstart", "--workspace", finished[0], "--port", port]
+        result = sdcore(*view, check=False)
+    assert result.returncode == 1
+    assert f"(process {os.getpid()})" in result.stderr and "--port N" in result.stderr
 
 
 def test_a_changed_experiment_is_refused_and_the_change_named(finished):
