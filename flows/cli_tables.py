@@ -128,7 +128,6 @@ def rescore(
 
     Example: sdcore rescore quickstart
     """
-    from sdcore.report import write_report
     from tasks.rescore import rescore as regrade
     from tasks.workspace import base_lineage
 
@@ -137,8 +136,8 @@ def rescore(
     with notes.status("grading, scoring and comparing"):
         counts = regrade(base)
     print(json.dumps(counts)) if as_json else print_table(pl.DataFrame([counts]))
-    if counts["changed"]:
-        report = write_report(base.store, base.experiment.experiment_id, root / "reports")
+    report = root / "reports" / f"{base.experiment.experiment_id}.html"
+    if counts["changed"] and report.exists():
         notes.print(f"Report: {report}", soft_wrap=True)
 
 

@@ -1,5 +1,7 @@
 """The last stage: conditions compared, the chosen policies registered, the report written."""
 
+import polars as pl
+from matplotlib.figure import Figure
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -14,10 +16,24 @@ from tasks.workspace import Lineage, Reference
 @task(cache_policy=NO_CACHE, task_run_name="compare {base.experiment.name}")
 def compare(base: Lineage) -> Reference:
     """Store the paired differences, register the champions, write the report and log it all."""
-    experiment, experiment_id = base.experiment, base.experiment.experiment_id
+    experiment_id = base.experiment.experiment_id
     with STOPWATCH.measure("compute"):
         differences = comparison.comparisons(base.store, experiment_id)
         base.store.append_missing(comparisons=differences)
+    table, curves = log_comparison(base)
+    with STOPWATCH.measure("tracking"):
+        artifacts.publish(base, table, curves)
+    return Reference("comparisons", experiment_id, len(differences))
+
+
+def log_comparison(base: Lineage) -> tuple[pl.DataFrame, Figure]:
+    """Write the report and log what the tables say to MLflow: summary, curves and champions.
+
+    Returns:
+        Summary and learning curves.
+    """
+    experiment, experiment_id = base.experiment, base.experiment.experiment_id
+    with STOPWATCH.measure("compute"):
         table = comparison.summary(base.store, experiment_id)
         report = write_report(base.store, experiment_id, base.root / "reports")
         scores = base.store.rows("scores", experiment_id=experiment_id)
@@ -25,9 +41,9 @@ def compare(base: Lineage) -> Reference:
     with STOPWATCH.measure("tracking"):
         champions.register(base)
         tracking = open_tracking(base.root)
+        tracking.log_summary(experiment, table)
         tracking.log_table(experiment, table, "comparison.csv")
         tracking.log_figure(experiment, curves, "learning_curves.png")
         tracking.log_text(experiment, report.read_text("utf-8"), "report.html")
-        artifacts.publish(base, table, curves)
         tracking.finish(experiment)
-    return Reference("comparisons", experiment_id, len(differences))
+    return table, curves

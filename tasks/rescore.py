@@ -8,7 +8,7 @@ from sdcore import comparison
 from sdcore.metrics import score
 from sdcore.rescoring import regraded
 from sdcore.schema import TABLES
-from tasks import champions
+from tasks.compare import log_comparison
 from tasks.track import open_tracking, track
 from tasks.workspace import Lineage
 
@@ -20,7 +20,7 @@ _GRADED = """
 
 
 def rescore(base: Lineage) -> dict[str, int]:
-    """Grade, score and compare again what is stored, and log again the lineages that changed.
+    """Grade, score and compare again what is stored; log and report again what changed.
 
     Rollouts and scores change in one transaction; what was there moves to the schema `superseded`.
     Training is not redone: steps that were taken on old rewards stay, and so do critiques.
@@ -87,5 +87,6 @@ def _log_again(base: Lineage, rollouts: pl.DataFrame) -> None:
     for condition, seed in sorted(rollouts.select("condition", "seed").unique().iter_rows()):
         tracking.forget(base.experiment, condition, seed)
         track.fn(Lineage(base.experiment, base.root, condition, seed))
-    champions.register(base)
+    if len(base.store.rows("comparisons", experiment_id=base.experiment.experiment_id)):
+        log_comparison(base)
     tracking.finish(base.experiment)

@@ -53,8 +53,9 @@ _UPDATE_METRICS = (
     "tokens", "zero_variance_groups", "logprob_drift", "logprob_drift_max",
     "padding_share", "seconds",
 )  # fmt: skip
+_HEADLINE = ("avg_at_k", "maj_at_k", "pass_at_k")
 _SCORE_METRICS = (
-    *(f"{metric}_at_k{end}" for metric in ("avg", "maj", "pass") for end in ("", "_low", "_high")),
+    *(f"{metric}{end}" for metric in _HEADLINE for end in ("", "_low", "_high")),
     "mean_length", "format_rate", "sampled_tokens", "seconds",
 )  # fmt: skip
 # MLflow splits calls of more than 1000 points, and a kill in between could cut a step in two.
@@ -144,15 +145,25 @@ class Tracking:
 
         What is not a number is left out, and so is what is logged already.
         """
-        run_id = self._run(experiment, condition, seed)
-        logged, now = self._client.get_run(run_id).data.metrics, int(time.time() * 1000)
-        points = [
-            Metric(f"{row['context']}/{row['measure']}{end}", row[column], now, 0)
+        points = {
+            f"{row['context']}/{row['measure']}{end}": row[column]
             for row in measures.iter_rows(named=True)
             for end, column in (("", "value"), ("_low", "low"), ("_high", "high"))
-        ]
-        new = [p for p in points if math.isfinite(p.value) and logged.get(p.key) != p.value]
-        self._client.log_batch(run_id, metrics=new)
+        }
+        self._log_new(self._run(experiment, condition, seed), points)
+
+    def log_summary(self, experiment: Experiment, summary: pl.DataFrame) -> None:
+        """Log rows of `comparison.summary` as metrics `<metric>/<condition>` of the parent run.
+
+        They are those of the checkpoints chosen on validation: runs of changed settings compare.
+        """
+        points = {
+            f"{metric}/{row['condition']}": row[metric]
+            for row in summary.filter(pl.col("checkpoint") != "optimistic").iter_rows(named=True)
+            for metric in (*_HEADLINE, "gain")
+            if row[metric] is not None
+        }
+        self._log_new(self._run(experiment), points)
 
     def log_figure(self, experiment: Experiment, figure: Figure, file: str) -> None:
         """Log a figure of the parent run as a PNG file."""
@@ -281,7 +292,7 @@ class Tracking:
             name = f"{condition}/seed-{seed}"
             chosen = experiment.conditions.get(condition)  # the base has none
             settings = {"condition": condition, "seed": seed}
-            settings |= chosen.model_dump(mode="json") if chosen else {}
+            settings |= _compared(chosen.model_dump(mode="json")) if chosen else {}
             tags |= {"sdcore.condition": condition, "sdcore.seed": str(seed)}
             tags |= {"mlflow.parentRunId": self._run(experiment)}
         run = self._client.create_run(self._folder(experiment), tags=tags, run_name=name)
@@ -295,6 +306,15 @@ class Tracking:
             return str(known.experiment_id)
         tags = {"mlflow.experimentKind": "custom_model_development"}  # its pages show training runs
         return str(self._client.create_experiment(experiment.name, self._artifacts, tags))
+
+    def _log_new(self, run_id: str, points: Mapping[str, float]) -> None:
+        logged, now = self._client.get_run(run_id).data.metrics, int(time.time() * 1000)
+        new = [
+            Metric(name, value, now, 0)
+            for name, value in points.items()
+            if math.isfinite(value) and logged.get(name) != value
+        ]
+        self._client.log_batch(run_id, metrics=new)
 
     def _missing(
         self, run_id: str, group: str, rows: pl.DataFrame, step: str, metrics: Sequence[str]
@@ -366,6 +386,13 @@ def _requirements() -> list[str]:
     """Given to MLflow, which would otherwise load and run the model to find out."""
     installed = (f"{name}=={version(name).partition('+')[0]}" for name in _REQUIREMENTS)
     return [f"sdcore=={sdcore.__version__}", *installed]
+
+
+def _compared(settings: dict[str, Any]) -> dict[str, Any]:
+    """A condition's settings: MLflow's page of a comparison draws the first names that differ."""
+    first = ("objective", "context", "group_size", "learning_rate")
+    head = {name: settings.pop(name) for name in first if name in settings}
+    return head | {"settings": settings}
 
 
 def _params(settings: Mapping[str, Any], prefix: str = "") -> Iterator[Param]:

@@ -40,6 +40,8 @@ SMALL = [
     "sampling.batch_size=8", "conditions.grpo.group_size=4",
 ]  # fmt: skip
 
+ID = load_experiment(QUICKSTART, SMALL).experiment_id
+
 
 def run(workspace: Path) -> subprocess.CompletedProcess[str]:
     return sdcore("run", QUICKSTART, *SMALL, "--workspace", workspace, "--json")
@@ -175,8 +177,7 @@ def test_torchrun_ends_with_the_commands_error(tmp_path):
 
 
 def test_a_failed_stage_is_rerun_without_redoing_the_others(finished, tmp_path):
-    experiment_id = load_experiment(QUICKSTART, SMALL).experiment_id
-    obstacle = tmp_path / "checkpoints" / experiment_id / "step_aligned"
+    obstacle = tmp_path / "checkpoints" / ID / "step_aligned"
     obstacle.parent.mkdir(parents=True)
     obstacle.write_text("a file where the stage needs a folder")
     failed = sdcore("run", QUICKSTART, *SMALL, "--workspace", tmp_path, check=False)
@@ -260,6 +261,26 @@ def test_a_stage_is_redone_with_the_servers_of_the_workspace(finished, tmp_path,
     assert states["quickstart"] == states["quickstart/grpo/seed-3"] == "COMPLETED"
 
 
+def test_rescoring_mends_grades_and_all_that_was_made_of_them(finished, tmp_path):
+    workspace = shutil.copytree(finished[0], tmp_path / "copy")
+    right = tables(workspace)["rollouts"].filter(condition="grpo", purpose="test", correct=True)
+    with duckdb.connect(workspace / "sdcore.duckdb") as connection:
+        lineage = "condition = 'grpo' AND seed = 3"
+        wrong = "SET correct = false, grade_reason = 'by another grader'"
+        connection.execute(f"UPDATE rollouts {wrong} WHERE {lineage} AND purpose = 'test'")
+        connection.execute(f"UPDATE scores SET avg_at_k = 0 WHERE {lineage} AND split = 'test'")
+        connection.execute("UPDATE comparisons SET difference = 0 WHERE condition = 'grpo'")
+    report = workspace / "reports" / f"{ID}.html"
+    report.write_text("of the wrong grades")
+    result = json.loads(sdcore("rescore", "quickstart", "--workspace", workspace, "--json").stdout)
+    assert result["now_correct"] == len(right) > 0 and result["now_wrong"] == 0
+    assert_same(workspace, finished[0])
+    assert "of the wrong grades" not in report.read_text("utf-8")
+    store = Store(workspace / "sdcore.duckdb")
+    before = store.query("FROM superseded.rollouts")
+    assert set(before["grade_reason"]) == {"by another grader"}
+
+
 def test_four_runs_at_once_in_one_workspace_lose_nothing(tmp_path):
     names = ["a", "b", "c", "d"]
     files = {name: [QUICKSTART, *SMALL, "training.rounds=1", f"name={name}"] for name in names}
@@ -326,6 +347,16 @@ def test_mlflow_holds_the_same_numbers_as_the_tables(finished):
     logged = metrics(finished[0])["grpo/seed-3"]
     for metric in ("avg_at_k", "pass_at_k"):
         assert logged[f"test/{metric}"] == list(rows.select("round", metric).iter_rows())
+
+
+def test_the_parent_run_has_the_summary_of_each_condition(finished):
+    workspace, result = finished
+    logged = metrics(workspace)[ID]
+    chosen = [row for row in result["summary"] if row["checkpoint"] != "optimistic"]
+    for row in chosen:
+        assert logged[f"avg_at_k/{row['condition']}"] == [(0, row["avg_at_k"])]
+    assert len(chosen) == 4
+    assert logged["gain/grpo"] and "gain/base" not in logged
 
 
 @pytest.mark.filterwarnings("ignore:.*type hint:UserWarning")  # MLflow's, on importing pyfunc

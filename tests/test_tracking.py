@@ -134,6 +134,7 @@ def test_metrics_are_the_numbers_of_the_tables(tracking, client):
     run = found["grpo/seed-1"]
     assert run.data.tags["mlflow.parentRunId"] == found[settings.experiment_id].info.run_id
     assert run.data.params["objective"] == "grpo" and run.data.params["seed"] == "1"
+    assert run.data.params["settings.clip_low"] == "0.2"
     assert history(client, run, "train/loss") == [(1, 1 / 8), (2, 2 / 8)]
     assert history(client, run, "validation/avg_at_k") == [(0, 0), (20, 20 / 64)]
     assert history(client, run, "test/pass_at_k_high") == [(0, 0), (20, 20 / 64)]
