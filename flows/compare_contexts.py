@@ -1,5 +1,6 @@
 """The main flow: prepare, perhaps warm up, then per condition and seed a chain of rounds."""
 
+from itertools import product
 from pathlib import Path
 
 from prefect import flow
@@ -43,10 +44,14 @@ def compare_contexts(experiment: Experiment, root: Path) -> str:
     for split in SPLITS:
         evaluate(base, 0, split)
     track(base)
-    for seed in experiment.seeds:
-        for condition in experiment.conditions:
-            with temporary_settings(_NO_HEARTBEAT):
-                train_condition(experiment, root, condition, seed)
+    lineages = list(product(experiment.seeds, experiment.conditions))
+    with (
+        progress.bar(f"{experiment.name}: conditions x seeds", total=len(lineages)) as advance,
+        temporary_settings(_NO_HEARTBEAT),
+    ):
+        for seed, condition in lineages:
+            train_condition(experiment, root, condition, seed)
+            advance(1)
     compare(base)
     return experiment.experiment_id
 

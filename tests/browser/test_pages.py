@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from sdcore.config import load_experiment
+from sdcore.config import Experiment, load_experiment
+from sdcore.store import Store
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -19,6 +20,9 @@ def start(page: Page, prefect: str, experiment: Path) -> None:
     page.get_by_text("Custom run").click()
     page.get_by_label("experiment", exact=True).fill(str(experiment))
     page.get_by_label("Rounds (Optional)").fill("2")
+    page.get_by_role("button", name="Add item").nth(1).click()  # of conditions, after seeds
+    page.get_by_label("Name", exact=True).fill("reference")
+    page.get_by_label("Group size (Optional)").fill("2")
     page.get_by_role("button", name="Submit").click()
     page.get_by_role("link", name="View run").click()
 
@@ -40,9 +44,18 @@ def test_a_run_started_from_its_form_completes_and_shows_its_artifacts(first, ad
     expect(first.get_by_role("img", name="learning curves")).to_be_visible()
 
 
+def test_what_the_form_was_filled_in_with_is_what_ran(first, workspace):
+    (row,) = Store(workspace / "sdcore.duckdb").rows("experiments", name="first").to_dicts()
+    settings = Experiment.model_validate_json(row["config"])
+    assert settings.training.rounds == 2
+    assert settings.conditions["reference"].group_size == 2
+    assert settings.conditions["reference"].learning_rate == 4e-4  # the file's
+
+
 def test_a_failed_stage_is_retried_and_finishes(page, workspace, addresses, experiment_file):
     file = experiment_file("obstructed")
-    name = load_experiment(file, ["training.rounds=2"]).experiment_id
+    changed = ["training.rounds=2", "conditions.reference.group_size=2"]
+    name = load_experiment(file, changed).experiment_id
     obstacle = workspace / "checkpoints" / name / "reference"
     obstacle.parent.mkdir(parents=True)
     obstacle.write_text("a file where the stage needs a folder")
