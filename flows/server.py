@@ -8,10 +8,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import httpx
+
 from flows import services
 from sdcore.errors import SdcoreError
 from sdcore.guard import die_with_parent
 from sdcore.loopback import answers, free_port
+
+ANSWER_SECONDS = 30  # a busy machine's server needs a few
 
 
 @contextmanager
@@ -25,7 +29,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
     os.environ.update(services.environment(root))
     if given := os.environ.get("PREFECT_API_URL"):
         try:
-            yield lambda: given
+            yield partial(_reached, given)
         finally:
             _finish_background_work()
         return
@@ -47,6 +51,24 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
         _finish_background_work()
         server.terminate()
         server.wait(timeout=services.START_SECONDS)
+
+
+def _reached(api: str) -> str:
+    """The address of a running server's API, once it has answered, whatever it said.
+
+    Raises:
+        SdcoreError: nobody answers there.
+    """
+    try:
+        httpx.get(f"{api}/health", timeout=ANSWER_SECONDS)
+    except httpx.TransportError as error:
+        raise SdcoreError(
+            "no Prefect server answers",
+            got=error,
+            where=f"PREFECT_API_URL = {api}",
+            mend="start that server, or unset the variable: the command starts one of its own",
+        ) from error
+    return api
 
 
 def _healthy(api: str, server: subprocess.Popen[bytes], log_path: Path) -> str:

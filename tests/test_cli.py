@@ -10,6 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from flows.cli import app
+from sdcore.loopback import free_port
+from tests.test_config import QUICKSTART
 
 COMMANDS = sorted(typer.main.get_command(app).commands)
 SDCORE = Path(sys.executable).with_name("sdcore")
@@ -35,3 +37,12 @@ def test_a_traceback_comes_only_with_debug(tmp_path, place):
     arguments.insert(place, "--debug")
     debug = subprocess.run([SDCORE, *arguments], capture_output=True, text=True)
     assert debug.returncode == 1 and "Traceback" in debug.stderr
+
+
+def test_a_prefect_server_that_is_gone_is_named(tmp_path):
+    gone = f"http://127.0.0.1:{free_port()}/api"
+    command = [SDCORE, "run", QUICKSTART, "--workspace", tmp_path]
+    environment = os.environ | {"PREFECT_API_URL": gone}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert f"PREFECT_API_URL = {gone}" in result.stderr and "unset" in result.stderr
