@@ -38,6 +38,7 @@ def up(
     Example: sdcore up --prefect-port 4300, then open the printed address and start "quickstart".
     """
     root = workspace.absolute()
+    services.require_workspace(root)
     if set(services.addresses(root)) == {"prefect", "mlflow"} and services.processes(
         root, "deployments"
     ):

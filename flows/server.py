@@ -26,6 +26,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
     Prefect is imported, which reads its settings then. The server takes seconds to start, and so do
     the imports: what is yielded waits until it answers, and returns its API address.
     """
+    services.require_workspace(root)
     os.environ.update(services.environment(root))
     if given := os.environ.get("PREFECT_API_URL"):
         try:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import psutil
 import yaml
@@ -37,6 +38,25 @@ QUIET = {
 }
 _MARK = "SDCORE_SERVICE"
 _STATE = "services.json"
+
+
+def require_workspace(root: Path) -> None:
+    """Make the workspace's folder, if need be, and see that it can be written.
+
+    Raises:
+        SdcoreError: it cannot.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise SdcoreError(
+            "the workspace cannot be written",
+            got=error,
+            where=str(root),
+            mend="name another folder with --workspace",
+        ) from error
 
 
 def environment(root: Path) -> dict[str, str]:

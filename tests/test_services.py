@@ -17,6 +17,7 @@ from flows.server import prefect_server
 from sdcore.errors import SdcoreError
 from sdcore.loopback import free_port
 from sdcore.store import Store
+from tests.runs import sdcore
 from tests.test_config import QUICKSTART
 
 SLEEP = "import time; time.sleep(600)"
@@ -70,6 +71,14 @@ def test_a_taken_port_is_refused_and_its_holder_named(tmp_path):
     assert not services.processes(tmp_path) and not services.was_started(tmp_path)
 
 
+@pytest.mark.parametrize("command", [["run", str(QUICKSTART)], ["up"]])
+def test_a_workspace_that_cannot_be_written_is_refused(command, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = sdcore(*command, "--workspace", tmp_path / "file", check=False)
+    assert result.returncode == 1
+    assert "the workspace cannot be written" in result.stderr and "--workspace" in result.stderr
+
+
 def test_a_port_in_time_wait_is_free():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -88,11 +97,6 @@ def test_the_users_server_stays(tmp_path, monkeypatch):
     assert "PREFECT_HOME" not in environment
 
 
-def sdcore(*arguments):
-    command = [Path(sys.executable).with_name("sdcore"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 @pytest.mark.slow
 def test_up_serves_runs_use_it_and_down_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
@@ -101,11 +105,12 @@ def test_up_serves_runs_use_it_and_down_leaves_nothing(tmp_path, monkeypatch):
     where = ["--workspace", tmp_path]
     options = [text for name, port in ports.items() for text in (f"--{name}-port", port)]
     try:
-        printed = sdcore("up", *where, *options)
+        printed = sdcore("up", *where, *options).stdout
         assert printed.split() == ["prefect", address["prefect"], "mlflow", address["mlflow"]]
-        assert sdcore("up", *where) == printed
+        assert sdcore("up", *where).stdout == printed
         assert all(
-            row["processes"] for row in json.loads(sdcore("status", *where, "--json")).values()
+            row["processes"]
+            for row in json.loads(sdcore("status", *where, "--json").stdout).values()
         )
         assert httpx.get(f"{address['mlflow']}/health").is_success
         found = httpx.post(f"{address['prefect']}/api/deployments/filter", json={}).json()
