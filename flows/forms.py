@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_serialize
 from pydantic.fields import FieldInfo
 
 from sdcore import config
+from sdcore.errors import ConfigError
 
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
@@ -102,7 +103,10 @@ class _Changes(Changed):
 
     def overrides(self) -> list[str]:
         tree = self.model_dump(mode="json")
-        tree["conditions"] = {each.pop("name"): each for each in tree.get("conditions", [])}
+        changed = tree.pop("conditions", [])
+        tree["conditions"] = {each.pop("name"): each for each in changed}
+        if len(tree["conditions"]) < len(changed):
+            raise ConfigError("a condition is listed twice", got=list(tree["conditions"]))
         if tree.get("critic"):
             tree["critic"]["kind"] = "llm"
         return list(_dotted(tree))

@@ -89,4 +89,5 @@ def _log_again(base: Lineage, rollouts: pl.DataFrame) -> None:
         track.fn(Lineage(base.experiment, base.root, condition, seed))
     if len(base.store.rows("comparisons", experiment_id=base.experiment.experiment_id)):
         log_comparison(base)
-    tracking.finish(base.experiment)
+    else:
+        tracking.finish(base.experiment)

@@ -9,6 +9,7 @@ from prefect.utilities.callables import parameter_schema
 from flows import forms, serve
 from flows.services import PROJECT
 from sdcore.config import load_experiment
+from sdcore.errors import ConfigError
 
 EXPERIMENTS = PROJECT / "deployments" / "experiments"
 
@@ -103,3 +104,6 @@ def test_the_form_refuses_what_the_experiment_refuses():
         forms.Changes.model_validate({"training": {"rounds": 0}})
     with pytest.raises(ValueError, match="Extra inputs"):
         forms.Changes.model_validate({"training": {"round": 1}})
+    twice = forms.Changes.model_validate({"conditions": 2 * [{"name": "grpo", "group_size": 4}]})
+    with pytest.raises(ConfigError, match="listed twice"):
+        twice.overrides()
