@@ -80,14 +80,10 @@ def _open(target: str) -> tuple[Any, str]:
         files, root = fsspec.url_to_fs(target)
         taken = files.exists(root) and bool(files.find(root))
     except (ImportError, ValueError, OSError) as error:
-        missing = isinstance(error, ImportError)
+        install = "pip install the package that it names, 'sdcore[s3]' for s3://"
+        mend = install if isinstance(error, ImportError) else ""
         raise SdcoreError(
-            "cannot export to this address",
-            got=error,
-            where=target,
-            mend="pip install the package that it names; 'sdcore[s3]' for s3://"
-            if missing
-            else None,
+            "cannot export to this address", got=error, where=target, mend=mend
         ) from error
     if taken:
         raise SdcoreError("something is there already", where=target, mend="name a new folder")
