@@ -61,7 +61,8 @@ def train_condition(experiment: Experiment, root: Path, condition: str, seed: in
     """Train one condition with one seed: a chain of rounds, scored at its checkpoints."""
     lineage = Lineage(experiment, root, condition, seed)
     done = finished_rounds(lineage)
-    with progress.bar(lineage.label, total=experiment.training.rounds) as advance:
+    rounds = experiment.training.rounds
+    with progress.bar(lineage.label, total=rounds, one_of_those_around=True) as advance:
         advance(done)
         for checkpoint in checkpoint_rounds(experiment, lineage.settings):
             for round_ in range(done, checkpoint):

@@ -53,11 +53,17 @@ class Advance(Protocol):
 
 
 @contextmanager
-def bar(description: str, total: int) -> Iterator[Advance]:
-    """Show a bar while the block runs; the block calls what is yielded as work gets done."""
+def bar(description: str, total: int, *, one_of_those_around: bool = False) -> Iterator[Advance]:
+    """Show a bar while the block runs; the block calls what is yielded as work gets done.
+
+    With `one_of_those_around` all of it is one step of the bar around it, which moves along and so
+    knows the time that is left before the first step is done.
+    """
     outermost = not _progress.live.is_started
     if outermost:
         _progress.start()
+    around = _progress.tasks[-1] if one_of_those_around and _progress.tasks else None
+    before = around.completed if around else 0.0
     row = _progress.add_task(description, total=total, counts="")
     counts, artifact = Counter[str](), _Artifact(description)
     start = time.monotonic()
@@ -65,8 +71,11 @@ def bar(description: str, total: int) -> Iterator[Advance]:
     def advance(count: int, **more: float) -> None:
         counts.update(done=count, **more)  # type: ignore[call-overload]
         text = summary(counts, time.monotonic() - start)
-        _progress.update(row, advance=count, counts=text)
-        artifact.show(counts["done"] / max(total, 1), text)
+        share = counts["done"] / max(total, 1)
+        _progress.update(row, completed=counts["done"], counts=text)
+        if around:
+            _progress.update(around.id, completed=before + share)
+        artifact.show(share, text)
 
     try:
         yield advance

@@ -23,6 +23,21 @@ def test_a_bar_outside_a_terminal_and_a_run_says_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_bar_moves_along_with_the_step_that_is_at_work():
+    around = lambda: next(each.completed for each in progress._progress.tasks)  # noqa: E731
+    with progress.bar("conditions", total=2) as advance:
+        for done in (0, 1):
+            with progress.bar("rounds", total=4, one_of_those_around=True) as step:
+                step(1)
+                with progress.bar("samples of a round", total=8) as sampled:
+                    sampled(6)
+                assert around() == done + 0.25
+                step(2)
+                assert around() == done + 0.75
+            advance(1)
+            assert around() == done + 1
+
+
 def test_a_note_is_a_line(capfd):
     progress.note("grpo/seed-0 [bold]done[/]")
     assert capfd.readouterr().err == "grpo/seed-0 [bold]done[/]\n"
