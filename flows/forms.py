@@ -106,7 +106,13 @@ class _Changes(Changed):
         changed = tree.pop("conditions", [])
         tree["conditions"] = {each.pop("name"): each for each in changed}
         if len(tree["conditions"]) < len(changed):
-            raise ConfigError("a condition is listed twice", got=list(tree["conditions"]))
+            raise ConfigError(
+                "a condition is listed twice",
+                got=len(changed),
+                expected=f"each once: {', '.join(tree['conditions'])}",
+                where="conditions",
+                mend="put what differs into one item of the list",
+            )
         if tree.get("critic"):
             tree["critic"]["kind"] = "llm"
         return list(_dotted(tree))

@@ -67,7 +67,8 @@ def _reached(api: str) -> str:
             "no Prefect server answers",
             got=error,
             where=f"PREFECT_API_URL = {api}",
-            mend="start that server, or unset the variable: the command starts one of its own",
+            mend="start that server, or unset the variable (`sdcore down` if `sdcore up` set it): "
+            "then the command starts its own",
         ) from error
     return api
 

@@ -630,7 +630,12 @@ def _path(key: str, override: str) -> list[str]:
             ((name, tree),) = tree.items()
             names.append(name)
     if not names:
-        raise ConfigError("not an override", got=override, expected="section.key=value")
+        raise ConfigError(
+            "not an override",
+            got=override,
+            expected="section.key=value",
+            mend="such as training.rounds=3; a name with a dot in quotes: conditions.'a.b'.top_k=9",
+        )
     return names
 
 
