@@ -22,6 +22,7 @@ from sdcore.repair import repair
 from sdcore.schema import content_key
 
 ROOM = 4000  # characters that a corrected trace may have on top of LENGTHS times the trace's
+TRIFLE = 'Answer with {"case": "A"}.'
 SHOWN = 8000  # characters of an unusable answer that are shown when asking again
 
 _TEMPLATES = files("sdcore") / "templates"
@@ -110,7 +111,8 @@ class LlmCritic:
         """Critiques as they are settled: valid, refused for the last time, or not answered.
 
         Raises:
-            EngineError: the critic cannot be asked, or answers none of the submissions.
+            EngineError: the critic cannot be asked, or answers neither the submissions nor a
+                trifle.
             BudgetError: the next request could cost more than may be spent.
         """
         waiting = {index: _Dialogue(each) for index, each in enumerate(submissions)}
@@ -125,12 +127,21 @@ class LlmCritic:
                     del waiting[indices[place]]
                     yield indices[place], dialogue.critique
             if len(failures) == len(submissions):
-                raise EngineError(
-                    "the critic answers nothing",
-                    got=failures[0],
-                    where=self._config.base_url or self.name,
-                    mend="see whether its server is up, then give the same command again",
-                )
+                self._require_answer(failures[0])
+
+    def _require_answer(self, failure: str | None) -> None:
+        """Tell a dead server from submissions that it chokes on: a trifle it can still answer.
+
+        Else a run would never get past a single trace over which the critic thinks for too long.
+        """
+        trifle: list[Message] = [{"role": "user", "content": TRIFLE}]
+        if any(reply.passing for _, reply in self._client.ask([trifle])):
+            raise EngineError(
+                "the critic answers nothing",
+                got=failure,
+                where=self._config.base_url or self.name,
+                mend="see whether its server is up, then give the same command again",
+            )
 
 
 class _Dialogue:

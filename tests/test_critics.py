@@ -105,6 +105,19 @@ def test_a_critic_that_answers_nothing_is_an_error():
         assert list(critic(url).criticise([])) == []
 
 
+@pytest.mark.parametrize("bad", [server.drop, server.BAD_GATEWAY, server.GARBAGE])
+def test_submissions_that_the_critic_chokes_on_are_refused_while_it_answers_others(bad):
+    """Were that an error, a run would never get past the one new trace of a round."""
+
+    def answer(body):
+        return bad if HANDED.question in body["messages"][0]["content"] else server.say("A")
+
+    with server.serve(answer) as (url, asked):
+        ((_, found),) = critic(url).criticise([HANDED])
+    assert not found.valid and found.invalid_reason.startswith("no answer: ")
+    assert len(asked) == 2
+
+
 def test_a_request_that_fails_by_itself_is_no_reason_to_stop():
     """Were it one, a run would never get past a trace that is too long for the critic."""
     with server.serve(lambda body: server.send(b"context too long", 400)) as (url, _):

@@ -1,6 +1,5 @@
 """The DAG end to end with real parts: model, DuckDB file, Prefect server, MLflow store."""
 
-import itertools
 import json
 import math
 import os
@@ -11,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import zlib
 from contextlib import closing
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from mlflow import MlflowClient, pyfunc
 from sdcore.alignment import Submission
 from sdcore.arithmetic import generate_problems, parse_question, reference_solution
 from sdcore.config import load_experiment
-from sdcore.critics import OracleCritic
+from sdcore.critics import TRIFLE, OracleCritic
 from sdcore.grading import grade
 from sdcore.policies import weights_digest
 from sdcore.schema import TABLES
@@ -444,14 +444,23 @@ HOSTILE = (
 def test_a_hostile_critic_stops_no_run_and_nothing_trains_on_what_it_says(
     tmp_path, prefect, sometimes_right
 ):
-    turns = itertools.cycle([None, *HOSTILE] if sometimes_right else [INJECTED])
+    turns = [exact, exact, exact, *HOSTILE] if sometimes_right else [INJECTED]
+
+    def answer(body):
+        """The same to the same request however often it comes, and in whatever order."""
+        text = body["messages"][0]["content"]
+        if text == TRIFLE:
+            return critic_server.say("A")
+        turn = turns[zlib.crc32(text.encode()) % len(turns)]
+        return exact(body) if turn is exact else turn
+
     critic = {
         "kind": "'llm'", "model": "'m'", "tries": 1, "attempts": 1, "timeout": 3.0,
         "concurrency": 4, "api_key_block": "'critic-key'",
     }  # fmt: skip
     save = "from prefect.blocks.system import Secret; Secret(value={!r}).save('critic-key', True)"
     subprocess.run([sys.executable, "-c", save.format(KEY)], check=True)
-    with critic_server.serve(lambda body: next(turns) or exact(body)) as (url, asked):
+    with critic_server.serve(answer) as (url, asked):
         settings = [f"critic.{name}={value}" for name, value in critic.items()]
         more = ["training.rounds=2", f"critic.base_url={url}", "--workspace", tmp_path]
         result = sdcore("run", QUICKSTART, *SMALL, *settings, *more)
