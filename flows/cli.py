@@ -115,9 +115,11 @@ def rerun(
 
     def set_aside() -> None:
         from tasks.rerun import supersede
+        from tasks.turns import turn
 
         for lineage in chosen:
-            moved = supersede(lineage, stage, round_)
+            with turn(lineage):
+                moved = supersede(lineage, stage, round_)
             counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)
             notes.print(f"{lineage.label}: set aside {counts or 'nothing'}")
 
@@ -149,7 +151,8 @@ def _run(
     with prefect_server(root) as server_address:
         with notes.status("starting Prefect and MLflow"):
             with STOPWATCH.measure("compute"):
-                import tasks.models  # noqa: F401 - torch and all else that any training loads
+                # torch, scipy, matplotlib: what any training and comparison of its results loads
+                import tasks.models  # noqa: F401
 
             from flows.compare_contexts import compare_contexts
             from tasks.draining import draining

@@ -1,29 +1,29 @@
 """The main flow: prepare, perhaps warm up, then per condition and seed a chain of rounds."""
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 from prefect import flow
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+from flows.server import without_heartbeats
 from sdcore.config import Experiment
 from sdcore.rounds import checkpoint_rounds
 from tasks import progress
 from tasks.align import align, has_work
 from tasks.compare import compare
 from tasks.difficulty import measure_difficulty
-from tasks.distill import distill
+from tasks.distill import distill, finished_rounds
 from tasks.draining import stop_if_asked
 from tasks.evaluate import evaluate
 from tasks.prepare import prepare
 from tasks.sample import sample
 from tasks.track import start_tracking, track
+from tasks.turns import turn
 from tasks.warmup import warm_up
-from tasks.workspace import Lineage, base_lineage, finished_rounds
+from tasks.workspace import Lineage, base_lineage
 
 SPLITS = ("validation", "test")
-# The main flow's tells as much, and a flow waits up to a second for its heartbeat's thread to end.
-_NO_HEARTBEAT = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
 
 
 @flow(flow_run_name="{experiment.name}")
@@ -34,20 +34,15 @@ def compare_contexts(experiment: Experiment, root: Path) -> str:
     where it stopped. Returns the experiment's id.
     """
     base = base_lineage(experiment, root)
-    prepare(base)
-    start_tracking(base)
-    if experiment.warmup:
-        warm_up(base)
-    if experiment.problems.band:
-        for split in ("train", *SPLITS):
-            measure_difficulty(base, split)
-    for split in SPLITS:
-        evaluate(base, 0, split)
-    track(base)
+    with turn(base):
+        ready(base, ("train", *SPLITS))
+        for split in SPLITS:
+            evaluate(base, 0, split)
+        track(base)
     lineages = list(product(experiment.seeds, experiment.conditions))
     with (
         progress.bar(f"{experiment.name}: conditions x seeds", total=len(lineages)) as advance,
-        temporary_settings(_NO_HEARTBEAT),
+        without_heartbeats(),  # the main flow's tell as much
     ):
         for seed, condition in lineages:
             train_condition(experiment, root, condition, seed)
@@ -56,13 +51,27 @@ def compare_contexts(experiment: Experiment, root: Path) -> str:
     return experiment.experiment_id
 
 
+def ready(base: Lineage, splits: Sequence[str]) -> None:
+    """What comes before the first rollout: the problems, in the band of these splits; a base."""
+    prepare(base)
+    start_tracking(base)
+    if base.experiment.warmup:
+        warm_up(base)
+    if base.experiment.problems.band:
+        for split in splits:
+            measure_difficulty(base, split)
+
+
 @flow(flow_run_name="{experiment.name}/{condition}/seed-{seed}")
 def train_condition(experiment: Experiment, root: Path, condition: str, seed: int) -> None:
     """Train one condition with one seed: a chain of rounds, scored at its checkpoints."""
     lineage = Lineage(experiment, root, condition, seed)
-    done = finished_rounds(lineage)
     rounds = experiment.training.rounds
-    with progress.bar(lineage.label, total=rounds, one_of_those_around=True) as advance:
+    with (
+        turn(lineage),
+        progress.bar(lineage.label, total=rounds, one_of_those_around=True) as advance,
+    ):
+        done = finished_rounds(lineage)
         advance(done)
         for checkpoint in checkpoint_rounds(experiment, lineage.settings):
             for round_ in range(done, checkpoint):

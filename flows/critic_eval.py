@@ -8,6 +8,7 @@ from prefect import flow
 from sdcore.config import Experiment
 from sdcore.trials import make_trials, read_processbench
 from tasks.critic_eval import CONDITION, criticise_trials, score_critic
+from tasks.turns import turn
 from tasks.workspace import Lineage
 
 
@@ -24,4 +25,5 @@ def critic_eval(
         trials = make_trials(experiment.problems, solutions, experiment.seeds[0])
     else:
         trials = read_processbench(processbench)[:solutions]
-    return score_critic(lineage, criticise_trials(lineage, trials))
+    with turn(lineage):
+        return score_critic(lineage, criticise_trials(lineage, trials))

@@ -4,14 +4,12 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.compare_contexts import ready
 from sdcore.config import Experiment
 from sdcore.diagnosis import PURPOSE, Diagnosis
 from tasks.diagnose import freeze, report, score, write_contexts
-from tasks.difficulty import measure_difficulty
 from tasks.draining import stop_if_asked
-from tasks.prepare import prepare
-from tasks.track import start_tracking
-from tasks.warmup import warm_up
+from tasks.turns import turn
 from tasks.workspace import Lineage, base_lineage
 
 
@@ -22,14 +20,11 @@ def diagnose(experiment: Experiment, root: Path) -> Diagnosis:
     What the workspace folder `root` already holds is not done again.
     """
     base = base_lineage(experiment, root)
-    prepare(base)
-    start_tracking(base)
-    if experiment.warmup:
-        warm_up(base)
-    if experiment.problems.band:
-        measure_difficulty(base, experiment.diagnose.split)
+    with turn(base):
+        ready(base, [experiment.diagnose.split])
     lineage = Lineage(experiment, root, PURPOSE, base.seed)
-    for stage in (freeze, write_contexts, score):
-        stage(lineage)
-        stop_if_asked()
-    return report(lineage)
+    with turn(lineage):
+        for stage in (freeze, write_contexts, score):
+            stage(lineage)
+            stop_if_asked()
+        return report(lineage)

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -44,12 +44,38 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
             stderr=log,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads run yet
         )
-    try:
+    with ExitStack() as stack:
+        stack.callback(_end, server)
         os.environ["PREFECT_API_URL"] = f"{address}/api"
-        yield partial(_healthy, f"{address}/api", server, log_path)
-    finally:
-        os.environ.pop("PREFECT_API_URL", None)
+
+        def ready() -> str:
+            api = _healthy(f"{address}/api", server, log_path)
+            stack.enter_context(without_heartbeats())  # such a server outlives no run
+            return api
+
+        yield ready
+
+
+@contextmanager
+def without_heartbeats() -> Iterator[None]:
+    """Flow runs inside tell the server no more than their ends that they live.
+
+    A flow waits up to a second for the thread that sends its heartbeats to end.
+    """
+    from prefect.settings import (  # noqa: PLC0415 - reads the settings
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        temporary_settings,
+    )
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    os.environ.pop("PREFECT_API_URL", None)
+    try:
         _finish_background_work()
+    finally:
         server.terminate()
         server.wait(timeout=services.START_SECONDS)
 

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -18,6 +17,7 @@ from tempfile import TemporaryFile
 import psutil
 import yaml
 
+from sdcore import installed
 from sdcore.errors import SdcoreError
 from sdcore.loopback import answers
 
@@ -26,8 +26,6 @@ START_SECONDS = 300  # a busy machine needs most of them
 STOP_SECONDS = 20
 PROJECT = Path(__file__).parents[1]
 DEPLOYMENTS = PROJECT / "deployments" / "prefect.yaml"
-# To make its empty tables takes Prefect six seconds; a newer Prefect brings them up to date.
-EMPTY_PREFECT = Path(sys.prefix, "share", "sdcore", "prefect.db")
 QUIET = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -77,12 +75,10 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def prefect_home(root: Path) -> dict[str, str]:
-    """Prefect's folder in the workspace; a new one begins with the empty tables made at install."""
+    """Prefect's folder in the workspace; a new one begins with empty tables."""
     home = root / "prefect"
     home.mkdir(parents=True, exist_ok=True)
-    if EMPTY_PREFECT.exists():
-        with suppress(FileExistsError), (home / EMPTY_PREFECT.name).open("xb") as file:
-            file.write(EMPTY_PREFECT.read_bytes())
+    installed.begin(home / "prefect.db")
     return {"PREFECT_HOME": str(home)}
 
 

@@ -258,6 +258,13 @@ class TrainingConfig(Settings):
     lora: LoraConfig | None = Field(None, description="absent: all weights are trained")
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    save_every: int = Field(
+        1,
+        ge=1,
+        description="rounds between checkpoints; a run that is killed trains those since the last "
+        "again, on their stored rollouts. Scored rounds have one, and all rounds where the sampler "
+        "reads its weights from disk (vLLM, sharded)",
+    )
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     tokens_per_microbatch: int = Field(16384, ge=1, description="prompt + response tokens, padded")
@@ -273,6 +280,10 @@ class TrainingConfig(Settings):
         if self.sharded and self.lora:
             raise ValueError("training.sharded is for full fine-tuning: leave out training.lora")
         return self
+
+
+CADENCE = {"save_every"}
+"""Settings of the training that change no result, so that a run may go on with others."""
 
 
 class WarmupConfig(Settings):
@@ -556,7 +567,7 @@ class Experiment(Settings):
         before keep their names.
         """
         where = set(EngineConfig.model_fields) - {"kind"}
-        left_out: dict[str, Any] = {"engine": where, "critic": OPERATIONAL}
+        left_out: dict[str, Any] = {"engine": where, "critic": OPERATIONAL, "training": CADENCE}
         left_out |= {"description": True, "diagnose": True}
         return content_key(self.model_dump(mode="json", exclude=left_out))
 

@@ -162,19 +162,25 @@ def load_weights(policy: Policy, folder: Path) -> None:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over the names and bytes of the folder's safetensors files, in order of name.
+    """`digest` of the tensors in a folder's safetensors files.
 
     Raises:
-        ModelError: there are none.
+        ModelError: there are none, or a file is damaged.
     """
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise ModelError("no safetensors to digest", where=str(folder))
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(f"{path.name}\n".encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return digest({name: tensor for path in paths for name, tensor in load_tensors(path).items()})
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in order of name: not of how they are stored."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        found.update(plain.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -7,11 +7,18 @@ a standing in-memory instance costs about a millisecond; opening a database cost
 A commit is on disk when the write-ahead log beside the file (`.wal`) is, which takes one fsync.
 Folding the log into the file takes four more and is put off until it has grown or the process ends:
 whoever attaches the file, sdcore or any DuckDB, reads both.
+
+A transaction takes some fifteen milliseconds, however few its rows. Rows that could be made again
+may therefore wait in memory for others to join them, for a few seconds (`append_soon`).
 """
 
 import atexit
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import duckdb
@@ -48,15 +55,21 @@ class Store:
         timeout: seconds to wait for another writer before `StoreBusyError` is raised.
         threads: of a query, by default one a core. A single one is faster where many small frames
             are read and written, as by a run: attaching takes half the time.
+        soon: seconds that rows given to `append_soon` may wait.
     """
 
-    def __init__(self, path: Path, *, timeout: float = 60.0, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, timeout: float = 60.0, threads: int | None = None, soon: float = 3.0
+    ) -> None:
         self.path, self._timeout = path, timeout
         self._lock = FileLock(f"{path}.lock", timeout=timeout, poll_interval=0.005)
         own = {} if threads is None else {"threads": threads}
         self._duckdb = duckdb.connect(":memory:", config=_SETTINGS | own)
         atexit.register(self._close)
         self._created = self._written = False
+        self._soon, self._due = soon, 0.0
+        self._waiting: list[tuple[str, pl.DataFrame]] = []
+        self._alarm: threading.Timer | None = None
 
     def append_missing(self, **frames: pl.DataFrame) -> dict[str, int]:
         """Append to each named table the rows whose key is not there yet, all in one transaction.
@@ -74,6 +87,36 @@ class Store:
             return {
                 name: _append(connection, TABLES[name], frame) for name, frame in checked.items()
             }
+
+    def append_soon(self, **frames: pl.DataFrame) -> None:
+        """`append_missing` for rows that could be made again: they are on disk within seconds.
+
+        Until then they wait in memory, where every other call of this store finds them; a process
+        that is killed loses them.
+
+        Raises:
+            DataError, StoreBusyError: as `append_missing`.
+        """
+        checked = {name: TABLES[name].checked(frame) for name, frame in frames.items()}
+        if not self._waiting:
+            self._due = time.monotonic() + self._soon
+            # For where nothing else comes by: the next call is usually there before it.
+            self._alarm = threading.Timer(self._soon * 1.1, self._flush_beside)
+            self._alarm.daemon = True
+            self._alarm.start()
+        self._waiting += checked.items()
+        if time.monotonic() >= self._due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait.
+
+        Raises:
+            StoreBusyError: another process held the file for too long; they go on waiting.
+        """
+        if self._waiting:
+            with self._attached(read_only=False):
+                pass
 
     def replace(self, **frames: pl.DataFrame) -> dict[str, int]:
         """Put rows in the place of those with the same keys, all in one transaction.
@@ -166,13 +209,33 @@ class Store:
             with STOPWATCH.measure("storage"), self._lock:
                 if not self._created:
                     self._create()
-                self._attach(read_only=read_only)
+                waiting = len(self._waiting)
+                self._attach(read_only=read_only and not waiting)
                 try:
+                    if waiting:
+                        self._write(waiting)
                     yield self._duckdb
                 finally:
                     self._detach()
         except Timeout as error:
             raise self._busy() from error
+
+    def _write(self, waiting: int) -> None:
+        """Write the first so many of the frames that wait; if that fails they stay."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        frames = sorted(self._waiting[:waiting], key=itemgetter(0))
+        with _committed(self._duckdb):
+            for name, group in groupby(frames, key=itemgetter(0)):
+                rows = pl.concat(frame for _, frame in group)
+                once = rows.unique(TABLES[name].key, keep="first", maintain_order=True)
+                _append(self._duckdb, TABLES[name], once)
+        del self._waiting[:waiting]
+        self._written = True
+
+    def _flush_beside(self) -> None:
+        with suppress(StoreBusyError):  # the next call, or the end of the process, tries again
+            self.flush()
 
     def _attach(self, *, read_only: bool) -> None:
         # Another program (a DuckDB shell, a notebook) does not know our lock file: wait for it too.
@@ -192,8 +255,8 @@ class Store:
         self._duckdb.execute("DETACH workspace")
 
     def _close(self) -> None:
-        """At exit: fold the log into the file, so that the file alone is complete."""
-        if self._written:
+        """At exit: write what waits, and fold the log into the file: it alone is complete."""
+        if self._written or self._waiting:
             # Where another program has the file, the log stays: no less durable, only read slower.
             with suppress(StoreBusyError), self._attached(read_only=False) as connection:
                 connection.execute("CHECKPOINT")

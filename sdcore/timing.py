@@ -1,5 +1,6 @@
 """Where a run's wall time goes: compute, storage, tracking; what is left is orchestration."""
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -7,15 +8,22 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up seconds by kind of work; nested measurements count for the innermost only."""
+    """Adds up seconds by kind of work; nested measurements count for the innermost only.
+
+    What other threads do beside the one that made it is not counted: it is no wall time.
+    """
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._nested: list[float] = []
+        self._thread = threading.get_ident()
 
     @contextmanager
     def measure(self, kind: str) -> Iterator[None]:
         """Count the time inside the block as `kind`."""
+        if threading.get_ident() != self._thread:
+            yield
+            return
         start = time.perf_counter()
         self._nested.append(0.0)
         try:

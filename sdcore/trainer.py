@@ -22,6 +22,7 @@ from torch import Tensor
 from sdcore import batches, checkpoints, losses, policies, ranks, updates
 from sdcore.batches import Example, Padded
 from sdcore.config import (
+    CADENCE,
     Condition,
     DistillConfig,
     GrpoConfig,
@@ -74,7 +75,7 @@ class Trainer:
         self._temperature = temperature
         self._settings: dict[str, Any] = {
             "condition": condition.model_dump(mode="json"),
-            "training": training.model_dump(mode="json"),
+            "training": training.model_dump(mode="json", exclude=CADENCE),
             "total_steps": total_steps,
             "seed": seed,
         }
@@ -142,6 +143,10 @@ class Trainer:
         """Write the weights and, under `trainer/`, the rest of the state: whole or not at all."""
         state = self._optimizer.state() | (self._teacher.state() if self._teacher else {})
         checkpoints.write(folder, self.model, state, self._optimizer.step, self._settings)
+
+    def digest(self) -> str:
+        """Digest of the weights, that of `policies.weights_digest` once they are saved."""
+        return policies.digest(policies.weights(self.model))
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint. The frozen teacher stays what it was: the initial weights.

@@ -46,12 +46,11 @@ def align(lineage: Lineage, round_: int) -> Reference:
             frames["contexts"] = context_rows(
                 lineage, critic, _wanted(lineage), rollouts, critiques
             )
-    written = lineage.store.append_missing(**frames)
+    lineage.store.append_soon(**frames)
     _note(lineage, round_, frames)
     table = "contexts" if "contexts" in frames else "critiques"
-    if "contexts" in frames:
-        all_new = written["contexts"] == len(frames["contexts"])
-        remember("contexts", lineage, round_, frames["contexts"] if all_new else None)
+    if table == "contexts":
+        remember(table, lineage, round_, frames[table])
     return Reference(table, f"{lineage.label} round {round_}", len(frames[table]))
 
 

@@ -8,9 +8,9 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore import policies
 from sdcore.config import GrpoConfig
 from sdcore.losses import group_advantages
+from sdcore.policies import weights_digest
 from sdcore.rounds import checkpoint_rounds, signal_rounds
 from sdcore.schema import TABLES
 from sdcore.signals import signal_frame
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 @task(cache_policy=NO_CACHE, task_run_name="distill {lineage.label} round {round_}")
 def distill(lineage: Lineage, round_: int) -> Reference:
-    """Train on the round's rollouts; store the checkpoint, then the rows that speak of it.
+    """Train on the round's rollouts; store the checkpoint, if due, then the rows that speak of it.
 
     Where no rollout has a context, because the critic failed at all of them, the policy stays.
 
@@ -51,8 +51,9 @@ def distill(lineage: Lineage, round_: int) -> Reference:
         if not updates:
             note(f"{lineage.label} round {round_}: nothing to train on, the policy stays as it is")
         with STOPWATCH.measure("storage"):
-            trainer.save(lineage.checkpoint(round_ + 1))
-            policy = _policy(lineage, round_)
+            if saves := _saves(lineage, round_):
+                trainer.save(lineage.checkpoint(round_ + 1))
+            policy = _policy(lineage, round_, trainer.digest())
     frames = {
         "policies": TABLES["policies"].frame([policy]),
         "updates": _updates(lineage, round_, policy["policy_id"], rollouts, updates),
@@ -60,10 +61,28 @@ def distill(lineage: Lineage, round_: int) -> Reference:
     if updates and round_ in signal_rounds(lineage.experiment):
         with STOPWATCH.measure("compute"):
             frames["token_signals"] = _token_signals(lineage, round_, rollouts, updates)
-    lineage.store.append_missing(**frames)
+    lineage.store.append_soon(**frames)
     remember_policy(lineage, policy)
-    _prune(lineage, round_)
+    if saves:
+        lineage.store.flush()  # before what was resumed from until now goes
+        _prune(lineage, round_)
     return Reference("policies", policy["policy_id"], 1)
+
+
+def finished_rounds(lineage: Lineage) -> int:
+    """Rounds that this lineage has behind it: their policies are stored, the last's weights too.
+
+    Where the weights after a stored round are not there, or are others, because not every round
+    has a checkpoint and only scored ones are kept, the round is trained again on its stored
+    rollouts and gives the same policy.
+    """
+    stored = lineage.store.rows("policies", **lineage.columns).sort("round", descending=True)
+    total = lineage.experiment.training.rounds
+    for round_, digest in stored.select("round", "sha256").iter_rows():
+        folder = lineage.checkpoint(round_)
+        if round_ == total or (folder.exists() and weights_digest(folder) == digest):
+            return int(round_)
+    return 0
 
 
 def _trained(lineage: Lineage, trainer: Trainer, examples: list[Example]) -> list[Update]:
@@ -108,18 +127,25 @@ def _group_advantages(settings: GrpoConfig, rollouts: pl.DataFrame) -> tuple[lis
     return advantages_PG.flatten().tolist(), int(zero_variance)
 
 
-def _policy(lineage: Lineage, round_: int) -> Row:
+def _saves(lineage: Lineage, round_: int) -> bool:
+    due = (round_ + 1) % lineage.experiment.training.save_every == 0
+    return due or _scored(lineage, round_) or models.samples_from_disk(lineage)
+
+
+def _scored(lineage: Lineage, round_: int) -> bool:
+    return round_ + 1 in checkpoint_rounds(lineage.experiment, lineage.settings)
+
+
+def _policy(lineage: Lineage, round_: int, digest: str) -> Row:
     training = lineage.experiment.training
     folder = lineage.checkpoint(round_ + 1)
-    digest = policies.weights_digest(folder)
-    kept = round_ + 1 in checkpoint_rounds(lineage.experiment, lineage.settings)
     return lineage.columns | {
         "policy_id": lineage.key(round_ + 1, digest),
         "parent_id": policy_row(lineage, round_)["policy_id"],
         "step": (round_ + 1) * training.steps_per_round,
         "round": round_ + 1,
         "kind": "full" if training.lora is None else "lora",
-        "path": str(folder.relative_to(lineage.root)) if kept else None,
+        "path": str(folder.relative_to(lineage.root)) if _scored(lineage, round_) else None,
         "sha256": digest,
     }
 
@@ -172,7 +198,7 @@ def _token_signals(
 def _prune(lineage: Lineage, round_: int) -> None:
     """Drop the checkpoints before this round, except those that are scored."""
     kept = checkpoint_rounds(lineage.experiment, lineage.settings)
-    for folder in lineage.checkpoint(round_).parent.glob("round-*"):
+    for folder in lineage.folder.glob("round-*"):
         number = int(folder.name.removeprefix("round-"))
         if number <= round_ and number not in kept:
             shutil.rmtree(folder)

@@ -39,7 +39,7 @@ def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
             "sampled_tokens": _sampled_tokens(lineage, round_),
             "seconds": time.perf_counter() - start,
         }
-        lineage.store.append_missing(scores=TABLES["scores"].frame([row | numbers]))
+        lineage.store.append_soon(scores=TABLES["scores"].frame([row | numbers]))
         result = f"{split} avg@{samples} {numbers['avg_at_k']:.1%}"
         note(f"{lineage.label} after {round_} rounds: {result}")
     return Reference("scores", key, 1)

@@ -71,6 +71,12 @@ def training(lineage: Lineage, round_: int) -> Iterator[Trainer]:
     _live[_key(lineage)] = round_ + 1, live
 
 
+def samples_from_disk(lineage: Lineage) -> bool:
+    """Whether the sampling engine reads a policy from its checkpoint: it needs one each round."""
+    experiment = lineage.experiment
+    return experiment.engine.kind == "vllm" or experiment.training.sharded
+
+
 def engine(lineage: Lineage, round_: int, policy_id: str) -> Engine:
     """The sampling engine with the weights of a policy loaded."""
     is_base = lineage.condition == BASE or round_ == 0

@@ -32,9 +32,10 @@ Row = dict[str, Any]
 def sample(lineage: Lineage, round_: int) -> Reference:
     """Sample `group_size` rollouts of each of the round's questions from the current policy."""
     problems = split_problems(lineage, "train")
-    count = lineage.experiment.training.questions_per_round
-    chosen = round_questions(problems["problem_id"].to_list(), count, round_, lineage.seed)
-    asked = pl.DataFrame({"problem_id": chosen}).join(problems, on="problem_id", how="left")
+    with STOPWATCH.measure("compute"):
+        count = lineage.experiment.training.questions_per_round
+        chosen = round_questions(problems["problem_id"].to_list(), count, round_, lineage.seed)
+        asked = pl.DataFrame({"problem_id": chosen}).join(problems, on="problem_id", how="left")
     rollouts = sample_missing(lineage, round_, "train", asked, lineage.settings.group_size)
     remember("rollouts", lineage, round_, in_groups(rollouts))
     return Reference("rollouts", f"{lineage.label} round {round_}", len(rollouts))
@@ -45,8 +46,8 @@ def sample_missing(
 ) -> pl.DataFrame:
     """Sample, grade and store what is missing of `samples` rollouts a problem.
 
-    Requests go to the engine in batches that depend on the request list only; a batch is stored as
-    soon as it is done and sampled again as a whole if any of it is missing, so that a resumed run
+    Requests go to the engine in batches that depend on the request list only; a batch is stored
+    within seconds, and sampled again as a whole if any of it is missing, so that a resumed run
     repeats the same arithmetic and gets the same tokens.
 
     Returns:
@@ -55,24 +56,24 @@ def sample_missing(
     policy = policy_row(lineage, round_)["policy_id"]
     with STOPWATCH.measure("compute"):
         planned = _plan(lineage, round_, purpose, problems, samples, policy)
-    done = lineage.stored_rollouts
+    done, wanted = lineage.stored_rollouts, [row["rollout_id"] for row in planned]
+    all_new = done.isdisjoint(wanted)
     size = lineage.experiment.sampling.batch_size
     batches = [planned[start : start + size] for start in range(0, len(planned), size)]
-    fresh, written = list[pl.DataFrame](), 0
+    fresh: list[pl.DataFrame] = []
     with progress.bar(f"{purpose} samples of {lineage.label}", total=len(planned)) as advance:
         for batch in batches:
             if done.issuperset(row["rollout_id"] for row in batch):
                 advance(len(batch), cached=len(batch))
             else:
                 fresh.append(_sample_batch(lineage, round_, policy, batch, problems, advance))
-                written += lineage.store.append_missing(rollouts=fresh[-1])["rollouts"]
+                lineage.store.append_soon(rollouts=fresh[-1])
                 done.update(fresh[-1]["rollout_id"])
             stop_if_asked()
-    if written == len(planned):
+    if all_new:
         return pl.concat(fresh)
-    wanted = pl.DataFrame({"rollout_id": [row["rollout_id"] for row in planned]})
     rows = lineage.store.rows("rollouts", policy_id=policy, purpose=purpose, **lineage.columns)
-    return rows.join(wanted, on="rollout_id", how="semi")
+    return rows.join(pl.DataFrame({"rollout_id": wanted}), on="rollout_id", how="semi")
 
 
 def _plan(

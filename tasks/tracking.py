@@ -23,7 +23,7 @@ from filelock import FileLock
 from matplotlib.figure import Figure
 
 import sdcore
-from sdcore import plots
+from sdcore import installed, plots
 from sdcore.config import Experiment
 from sdcore.schema import content_key
 from sdcore.solver import save_solver
@@ -81,6 +81,7 @@ class Tracking:
         self._runs: dict[tuple[str, str | None, str | None], str] = {}
         self._monitor: SystemMetricsMonitor | None = None
         with self._lock:
+            installed.begin(self._database)
             # Far fewer waits for the disk, and the MLflow server can read while a run writes.
             pragma(self._database, "journal_mode = WAL")
             self._client = MlflowClient(self.uri, registry_uri=self.uri)

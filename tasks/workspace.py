@@ -77,14 +77,19 @@ class Lineage:
         )
         return set(rows["rollout_id"])
 
+    @property
+    def folder(self) -> Path:
+        """Folder of its checkpoints."""
+        run = self.root / "checkpoints" / self.experiment.experiment_id
+        return run / self.condition / f"seed-{self.seed}"
+
     def key(self, *parts: object) -> str:
         """A content key below this lineage."""
         return content_key(*self.columns.values(), *parts)
 
     def checkpoint(self, round_: int) -> Path:
         """Folder of the checkpoint after `round_` rounds."""
-        folder = self.root / "checkpoints" / self.experiment.experiment_id / self.condition
-        return folder / f"seed-{self.seed}" / f"round-{round_:04d}"
+        return self.folder / f"round-{round_:04d}"
 
 
 def base_lineage(experiment: Experiment, root: Path) -> Lineage:
@@ -174,18 +179,6 @@ def _round_key(owner: Lineage, round_: int) -> tuple[object, ...]:
     return (owner.root, round_, *owner.columns.values())
 
 
-def finished_rounds(lineage: Lineage) -> int:
-    """Rounds that this lineage has behind it: their policies are stored, the last's weights too.
-
-    Where the weights after a stored round are gone, because only scored ones are kept, the round
-    is trained again on its stored rollouts and gives the same policy.
-    """
-    stored = lineage.store.rows("policies", **lineage.columns)["round"].to_list()
-    total = lineage.experiment.training.rounds
-    resumable = [each for each in stored if each == total or lineage.checkpoint(each).exists()]
-    return max(resumable, default=0)
-
-
 def round_rollouts(lineage: Lineage, round_: int) -> pl.DataFrame:
     """The rollouts of a training round; the samples of a question are neighbours."""
     return _round_rows(
@@ -212,11 +205,8 @@ def in_groups(rollouts: pl.DataFrame) -> pl.DataFrame:
     return rollouts.sort("problem_id", "sample_index")
 
 
-def remember(table: str, lineage: Lineage, round_: int, rows: pl.DataFrame | None) -> None:
-    """Spare the next stages from reading rows of this round that are stored just so.
-
-    Without rows what was remembered is forgotten: there are more of them now than this process has.
-    """
+def remember(table: str, lineage: Lineage, round_: int, rows: pl.DataFrame) -> None:
+    """Spare the next stages from reading rows of this round that are stored just so."""
     _round[table] = (_round_key(lineage, round_), rows)
 
 
@@ -230,7 +220,7 @@ def _round_rows(
     return rows
 
 
-_round: dict[str, tuple[object, pl.DataFrame | None]] = {}  # of the last round
+_round: dict[str, tuple[object, pl.DataFrame]] = {}  # of the last round
 
 
 atexit.register(open_store.cache_clear)  # DuckDB complains of what lives on at exit
