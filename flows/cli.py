@@ -152,6 +152,7 @@ def _run(
         with notes.status("starting Prefect and MLflow"):
             with STOPWATCH.measure("compute"):
                 # torch, scipy, matplotlib: what any training and comparison of its results loads
+                import sdcore.report  # noqa: F401
                 import tasks.models  # noqa: F401
 
             from flows.compare_contexts import compare_contexts

@@ -15,6 +15,7 @@ from sdcore.errors import SdcoreError
 from sdcore.guard import die_with_parent
 from sdcore.loopback import answers, free_port
 
+_VERSION_CHECK = "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED"
 ANSWER_SECONDS = 30  # a busy machine's server needs a few
 
 
@@ -47,6 +48,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
     with ExitStack() as stack:
         stack.callback(_end, server)
         os.environ["PREFECT_API_URL"] = f"{address}/api"
+        os.environ[_VERSION_CHECK] = "false"  # half a second; it is the same installation
 
         def ready() -> str:
             api = _healthy(f"{address}/api", server, log_path)
@@ -72,7 +74,8 @@ def without_heartbeats() -> Iterator[None]:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    os.environ.pop("PREFECT_API_URL", None)
+    for name in ("PREFECT_API_URL", _VERSION_CHECK):
+        os.environ.pop(name, None)
     try:
         _finish_background_work()
     finally:

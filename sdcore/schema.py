@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 
 import polars as pl
 
@@ -40,7 +41,7 @@ class Table:
     key: tuple[str, ...]
     columns: tuple[Column, ...]
 
-    @property
+    @cached_property
     def dtypes(self) -> dict[str, pl.DataType]:
         """Column names and Polars types, in order."""
         return {column.name: column.dtype for column in self.columns}
@@ -62,7 +63,7 @@ class Table:
         Raises:
             DataError: columns or types differ, a required value is null, or a key occurs twice.
         """
-        if set(frame.columns) != set(self.dtypes):
+        if set(frame.columns) != self.dtypes.keys():
             raise DataError(
                 "columns differ from the schema",
                 got=sorted(set(frame.columns) ^ set(self.dtypes)),
@@ -71,16 +72,21 @@ class Table:
             )
         if frame.schema != pl.Schema(self.dtypes):
             frame = self._cast(frame)
-        for column in self.columns:
-            if not column.nullable and frame[column.name].null_count():
-                row = frame[column.name].is_null().arg_max()
-                where = f"{self.name}.{column.name}"
-                raise DataError("a required value is null", got=f"row {row}", where=where)
+        for name, nulls in frame.select(self._required).null_count().row(0, named=True).items():
+            if nulls:
+                row = frame[name].is_null().arg_max()
+                raise DataError(
+                    "a required value is null", got=f"row {row}", where=f"{self.name}.{name}"
+                )
         repeated = frame[self.key].is_duplicated()
         if repeated.any():
             key = frame[self.key].row(repeated.arg_max() or 0)
             raise DataError("a key occurs twice", got=key, where=self.name)
         return frame
+
+    @cached_property
+    def _required(self) -> list[str]:
+        return [column.name for column in self.columns if not column.nullable]
 
     def _cast(self, frame: pl.DataFrame) -> pl.DataFrame:
         try:

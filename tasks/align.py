@@ -49,8 +49,8 @@ def align(lineage: Lineage, round_: int) -> Reference:
     lineage.store.append_soon(**frames)
     _note(lineage, round_, frames)
     table = "contexts" if "contexts" in frames else "critiques"
-    if table == "contexts":
-        remember(table, lineage, round_, frames[table])
+    for name, rows in frames.items():
+        remember(name, lineage, round_, rows)
     return Reference(table, f"{lineage.label} round {round_}", len(frames[table]))
 
 

@@ -10,6 +10,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from sdcore import comparison, plots, printing
 from sdcore.heatmaps import examples
+from sdcore.timing import STOPWATCH
 from sdcore.token_maps import token_map
 from tasks.progress import artifact_key
 from tasks.track import open_tracking
@@ -47,7 +48,8 @@ def publish_diagnosis(
 def _tables(base: Lineage, table: pl.DataFrame) -> str:
     experiment_id = base.experiment.experiment_id
     differences = base.store.rows("comparisons", experiment_id=experiment_id)
-    signals = comparison.signal_summary(base.store, experiment_id)
+    with STOPWATCH.measure("compute"):
+        signals = comparison.signal_summary(base.store, experiment_id)
     return _titled(printing.printable(table, differences, signals))
 
 

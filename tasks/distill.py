@@ -25,6 +25,7 @@ from tasks.workspace import (
     policy_row,
     remember_policy,
     round_contexts,
+    round_critiques,
     round_rollouts,
 )
 
@@ -177,11 +178,8 @@ def _token_signals(
     lineage: Lineage, round_: int, rollouts: pl.DataFrame, updates: list[Update]
 ) -> pl.DataFrame:
     """Signals of the round's rollouts as the first optimizer step that used them saw them."""
-    judged = lineage.store.query(
-        "SELECT rollout_id, valid AS judged, first_wrong_step FROM critiques "
-        "WHERE rollout_id IN (SELECT unnest(?))",
-        [rollouts["rollout_id"].to_list()],
-    )
+    critiques = round_critiques(lineage, round_)
+    judged = critiques.select("rollout_id", "first_wrong_step", judged="valid")
     rows = rollouts.join(judged, on="rollout_id", how="left", maintain_order="left").with_columns(
         pl.col("judged").fill_null(False),
         pl.col("context").fill_null(lineage.settings.objective),

@@ -1,6 +1,7 @@
 """Stage 5: a policy's score on a split it never trains on."""
 
 import time
+from functools import lru_cache
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -25,8 +26,9 @@ def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
     samples = settings.samples if split == "test" else settings.validation_samples
     policy = policy_row(lineage, round_)["policy_id"]
     key = lineage.key("score", policy, split, samples)
-    if not len(lineage.store.rows("scores", score_id=key)):
+    if key not in lineage.stored_scores:
         start = time.perf_counter()
+        tokens = _sampled_tokens(lineage, round_)
         problems = split_problems(lineage, split)
         rollouts = sample_missing(lineage, round_, split, problems, samples)
         with STOPWATCH.measure("compute"):
@@ -36,15 +38,17 @@ def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
             "policy_id": policy,
             "round": round_,
             "split": split,
-            "sampled_tokens": _sampled_tokens(lineage, round_),
+            "sampled_tokens": tokens,
             "seconds": time.perf_counter() - start,
         }
         lineage.store.append_soon(scores=TABLES["scores"].frame([row | numbers]))
+        lineage.stored_scores.add(key)
         result = f"{split} avg@{samples} {numbers['avg_at_k']:.1%}"
         note(f"{lineage.label} after {round_} rounds: {result}")
     return Reference("scores", key, 1)
 
 
+@lru_cache(maxsize=1)  # for the other split
 def _sampled_tokens(lineage: Lineage, round_: int) -> int:
     """Response tokens that training has sampled up to here."""
     total = lineage.store.query(

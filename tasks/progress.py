@@ -23,7 +23,7 @@ from rich.progress import (
 )
 
 CONSOLE = Console(stderr=True)
-EVERY = 10.0  # seconds between two updates of Prefect's progress artifact; short work has none
+EVERY = 20.0  # seconds between two updates of Prefect's progress artifact; short work has none
 _COLUMNS = (
     TextColumn("{task.description}"),
     BarColumn(),

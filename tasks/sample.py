@@ -37,7 +37,8 @@ def sample(lineage: Lineage, round_: int) -> Reference:
         chosen = round_questions(problems["problem_id"].to_list(), count, round_, lineage.seed)
         asked = pl.DataFrame({"problem_id": chosen}).join(problems, on="problem_id", how="left")
     rollouts = sample_missing(lineage, round_, "train", asked, lineage.settings.group_size)
-    remember("rollouts", lineage, round_, in_groups(rollouts))
+    with STOPWATCH.measure("compute"):
+        remember("rollouts", lineage, round_, in_groups(rollouts))
     return Reference("rollouts", f"{lineage.label} round {round_}", len(rollouts))
 
 

@@ -83,6 +83,11 @@ class Lineage:
         run = self.root / "checkpoints" / self.experiment.experiment_id
         return run / self.condition / f"seed-{self.seed}"
 
+    @cached_property
+    def stored_scores(self) -> set[str]:
+        """Ids of the scores that were stored when first asked, and of those added here since."""
+        return set(self.store.rows("scores", **self.columns)["score_id"])
+
     def key(self, *parts: object) -> str:
         """A content key below this lineage."""
         return content_key(*self.columns.values(), *parts)
@@ -191,13 +196,12 @@ def round_rollouts(lineage: Lineage, round_: int) -> pl.DataFrame:
 
 def round_contexts(lineage: Lineage, round_: int) -> pl.DataFrame:
     """The contexts of a training round's rollouts, in no order; some rollouts may have none."""
-    return _round_rows(
-        "contexts", lineage, round_,
-        lambda: lineage.store.query(
-            "SELECT * FROM contexts WHERE rollout_id IN (SELECT unnest(?))",
-            [round_rollouts(lineage, round_)["rollout_id"].to_list()],
-        ),
-    )  # fmt: skip
+    return _of_rollouts("contexts", lineage, round_)
+
+
+def round_critiques(lineage: Lineage, round_: int) -> pl.DataFrame:
+    """The critiques of a training round's rollouts, in no order; some rollouts may have none."""
+    return _of_rollouts("critiques", lineage, round_)
 
 
 def in_groups(rollouts: pl.DataFrame) -> pl.DataFrame:
@@ -208,6 +212,16 @@ def in_groups(rollouts: pl.DataFrame) -> pl.DataFrame:
 def remember(table: str, lineage: Lineage, round_: int, rows: pl.DataFrame) -> None:
     """Spare the next stages from reading rows of this round that are stored just so."""
     _round[table] = (_round_key(lineage, round_), rows)
+
+
+def _of_rollouts(table: str, lineage: Lineage, round_: int) -> pl.DataFrame:
+    return _round_rows(
+        table, lineage, round_,
+        lambda: lineage.store.query(
+            f"SELECT * FROM {table} WHERE rollout_id IN (SELECT unnest(?))",  # noqa: S608
+            [round_rollouts(lineage, round_)["rollout_id"].to_list()],
+        ),
+    )  # fmt: skip
 
 
 def _round_rows(
