@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -45,17 +46,18 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
             stderr=log,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads run yet
         )
-    with ExitStack() as stack:
+    with ThreadPoolExecutor(1) as beside, ExitStack() as stack:
         stack.callback(_end, server)
+        api = beside.submit(_ready, f"{address}/api", server, log_path)
         os.environ["PREFECT_API_URL"] = f"{address}/api"
         os.environ[_VERSION_CHECK] = "false"  # half a second; it is the same installation
 
-        def ready() -> str:
-            api = _healthy(f"{address}/api", server, log_path)
+        def reached() -> str:
+            found = api.result()
             stack.enter_context(without_heartbeats())  # such a server outlives no run
-            return api
+            return found
 
-        yield ready
+        yield reached
 
 
 @contextmanager
@@ -102,13 +104,14 @@ def _reached(api: str) -> str:
     return api
 
 
-def _healthy(api: str, server: subprocess.Popen[bytes], log_path: Path) -> str:
-    """Wait until the server answers and return its API's address.
+def _ready(api: str, server: subprocess.Popen[bytes], log_path: Path) -> str:
+    """Wait until the server is ready to work and return its API's address.
 
     Raises:
         SdcoreError: it did not in time.
     """
-    if answers(f"{api}/health", server, services.START_SECONDS):
+    # /health answers before what the first other request has to wait for.
+    if answers(f"{api}/ready", server, services.START_SECONDS):
         return api
     raise SdcoreError(
         "the Prefect server did not start",

@@ -228,8 +228,9 @@ class Store:
         with _committed(self._duckdb):
             for name, group in groupby(frames, key=itemgetter(0)):
                 rows = pl.concat(frame for _, frame in group)
-                once = rows.unique(TABLES[name].key, keep="first", maintain_order=True)
-                _append(self._duckdb, TABLES[name], once)
+                if TABLES[name].repeats(rows):
+                    rows = rows.unique(TABLES[name].key, keep="first", maintain_order=True)
+                _append(self._duckdb, TABLES[name], rows)
         del self._waiting[:waiting]
         self._written = True
 
