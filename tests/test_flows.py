@@ -144,6 +144,38 @@ def test_killed_and_started_again_it_ends_as_if_never_interrupted(finished, tmp_
     assert_same(tmp_path, finished[0])
 
 
+@pytest.mark.parametrize("updates", [1, 4])
+def test_rounds_without_a_checkpoint_are_trained_again_on_their_rollouts(tmp_path, updates):
+    rare = [QUICKSTART, *SMALL, "training.rounds=4", "evaluation.every=4", "training.save_every=4"]
+    sdcore("run", *rare, "--workspace", tmp_path / "whole")
+    process = start("run", *rare, "--workspace", tmp_path / "killed")
+    wait_for(process, lambda: count(tmp_path / "killed", "updates") >= updates)
+    kill(process)
+    sampled = tables(tmp_path / "killed")["rollouts"]
+    sdcore("run", *rare, "--workspace", tmp_path / "killed")
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+    assert sampled.equals(
+        tables(tmp_path / "killed")["rollouts"].join(sampled, on="rollout_id", how="semi")
+    )
+
+
+def test_how_often_checkpoints_are_written_changes_no_result(finished, tmp_path):
+    often = ["training.save_every=1", "--workspace", tmp_path]
+    process = start("run", QUICKSTART, *SMALL, *often)
+    wait_for(process, lambda: count(tmp_path, "updates") >= 2)
+    kill(process)
+    run(tmp_path)  # goes on, with the file's own setting
+    assert_same(tmp_path, finished[0])
+
+
+def test_the_same_run_twice_at_once_does_its_work_once(finished, tmp_path):
+    started = [start("run", QUICKSTART, *SMALL, "--workspace", tmp_path) for _ in range(2)]
+    said = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert any("in another process; waiting" in text for text in said)
+    assert_same(tmp_path, finished[0])
+
+
 def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command on two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -139,8 +139,23 @@ def test_digest_follows_the_weights_and_nothing_else(tmp_path):
     (tmp_path / "b" / "notes.txt").write_text("not weights")
     digests = [policies.weights_digest(tmp_path / name) for name in "abc"]
     assert digests[0] == digests[1] != digests[2]
+    assert digests[0] == policies.digest(policies.weights(llama()))
     with pytest.raises(ModelError, match="no safetensors"):
         policies.weights_digest(tmp_path)
+
+
+def test_digest_tells_names_types_shapes_and_values_apart(tmp_path):
+    tensor = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    different = [
+        {"a": tensor}, {"b": tensor}, {"a": tensor.view(torch.int32)}, {"a": tensor.view(2, 2)},
+        {"a": tensor.flip(0)}, {"a": tensor, "b": tensor}, {"a": tensor.bfloat16()},
+    ]  # fmt: skip
+    assert len({policies.digest(tensors) for tensors in different}) == len(different)
+    strided = torch.arange(8.0).view(4, 2)
+    assert policies.digest({"a": strided.T}) == policies.digest({"a": strided.T.contiguous()})
+    policies.save_tensors({"a": tensor}, tmp_path / "model-1.safetensors")
+    policies.save_tensors({"b": tensor}, tmp_path / "model-2.safetensors")
+    assert policies.weights_digest(tmp_path) == policies.digest({"b": tensor, "a": tensor})
 
 
 def test_failed_save_leaves_the_old_folder_and_no_litter(tmp_path):

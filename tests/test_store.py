@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import time
 
 import duckdb
 import polars as pl
@@ -38,6 +39,83 @@ def test_a_second_append_writes_only_what_is_missing(store):
     assert store.append_missing(problems=frame(problem(0), problem(1))) == {"problems": 2}
     assert store.append_missing(problems=frame(problem(1), problem(2))) == {"problems": 1}
     assert sorted(store.rows("problems")["problem_id"]) == ["p0", "p1", "p2"]
+
+
+def others_see(store) -> list[str]:
+    """What anyone else finds in the file."""
+    return sorted(Store(store.path).rows("problems")["problem_id"])
+
+
+def test_rows_that_wait_are_seen_here_and_go_to_disk_together(tmp_path):
+    store = Store(tmp_path / "sdcore.duckdb", soon=60)
+    store.append_missing(problems=frame(problem(0)))
+    store.append_soon(problems=frame(problem(0, answer="another"), problem(1)))
+    store.append_soon(problems=frame(problem(1, answer="another"), problem(2)))
+    assert others_see(store) == ["p0"]
+    assert set(store.rows("problems").select("problem_id", "answer").iter_rows()) == {
+        ("p0", "2"), ("p1", "2"), ("p2", "2"),  # the first of each key stays
+    }  # fmt: skip
+    assert others_see(store) == ["p0", "p1", "p2"]  # a reader's turn was a chance to write
+
+
+def test_each_kind_of_call_writes_what_waits_first(tmp_path):
+    store = Store(tmp_path / "sdcore.duckdb", soon=60)
+    calls = [
+        store.flush,
+        lambda: store.append_missing(problems=frame(problem(9))),
+        lambda: store.replace(problems=frame(problem(9))),
+        lambda: store.supersede({"problems": "position = $p"}, {"p": 9}),
+        lambda: store.query("SELECT 1"),
+    ]
+    for number, call in enumerate(calls):
+        store.append_soon(problems=frame(problem(number)))
+        call()
+        assert f"p{number}" in others_see(store)
+
+
+def test_rows_wait_no_longer_than_they_may(tmp_path):
+    at_once = Store(tmp_path / "at-once.duckdb", soon=0)
+    at_once.append_soon(problems=frame(problem(0)))
+    assert others_see(at_once) == ["p0"]
+    soon = Store(tmp_path / "soon.duckdb", soon=0.2)
+    soon.append_soon(problems=frame(problem(0)))
+    patience = time.monotonic() + 30  # nothing more is asked of it: it writes by itself
+    while not others_see(soon) and time.monotonic() < patience:
+        time.sleep(0.05)
+    assert others_see(soon) == ["p0"]
+
+
+def test_what_cannot_wait_is_refused_at_once(store):
+    with pytest.raises(DataError, match="columns differ"):
+        store.append_soon(problems=frame(problem(0)).drop("answer"))
+    assert len(store.rows("problems")) == 0
+
+
+def test_rows_that_cannot_be_written_now_go_on_waiting(tmp_path):
+    store = Store(tmp_path / "sdcore.duckdb", timeout=0.2, soon=60)
+    store.query("SELECT 1")
+    store.append_soon(problems=frame(problem(0)))
+    with Store(store.path)._attached(read_only=False), pytest.raises(StoreBusyError):
+        store.flush()
+    store.append_soon(problems=frame(problem(1)))
+    store.flush()
+    assert others_see(store) == ["p0", "p1"]
+
+
+@pytest.mark.parametrize(("end", "found"), [("pass", ["p0", "p1"]), ("os._exit(0)", ["p0"])])
+def test_an_end_writes_what_waits_and_a_kill_loses_only_that(store, end, found):
+    script = f"""if True:
+        import os, sys
+        from pathlib import Path
+        from sdcore.store import Store
+        from tests.test_store import frame, problem
+        store = Store(Path(sys.argv[1]), soon=60)
+        store.append_missing(problems=frame(problem(0)))
+        store.append_soon(problems=frame(problem(1)))
+        {end}
+    """
+    subprocess.run([sys.executable, "-c", script, str(store.path)], check=True)
+    assert others_see(store) == found
 
 
 def test_rows_come_back_equal_whatever_their_text(store):

@@ -1,4 +1,5 @@
 import itertools
+import threading
 
 from sdcore import timing
 
@@ -14,6 +15,20 @@ def test_nested_work_counts_for_the_innermost_kind(monkeypatch):
         with watch.measure("storage"):
             pass
     assert watch.seconds == {"compute": 3, "storage": 2}
+
+
+def test_what_another_thread_does_meanwhile_is_no_wall_time():
+    watch = timing.Stopwatch()
+
+    def work():
+        with watch.measure("storage"):
+            pass
+
+    with watch.measure("compute"):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert list(watch.seconds) == ["compute"]
 
 
 def test_what_is_not_measured_is_orchestration():
