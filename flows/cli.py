@@ -160,6 +160,8 @@ def _run(
             from tasks.track import open_tracking
 
             open_tracking(root)  # it takes seconds, which the server takes too
+            gc.freeze()  # what was imported is looked through no more
+            gc.set_threshold(50_000)
             address = server_address().removesuffix("/api")
         notes.print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
         first()
@@ -287,7 +289,7 @@ def main() -> None:
     """Entry point: errors are messages; tracebacks come with --debug, anywhere on the line."""
     # Libraries leave a million objects behind that live for good; looking for garbage among them
     # every 700 allocations makes up a sixth of the time to import them.
-    gc.set_threshold(50_000)
+    gc.set_threshold(1_000_000)
     # Each return from torch or DuckDB waits while a thread of Prefect's runs, 5 ms if not told.
     sys.setswitchinterval(0.0005)
     debug = "--debug" in sys.argv

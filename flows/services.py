@@ -26,14 +26,21 @@ START_SECONDS = 300  # a busy machine needs most of them
 STOP_SECONDS = 20
 PROJECT = Path(__file__).parents[1]
 DEPLOYMENTS = PROJECT / "deployments" / "prefect.yaml"
-QUIET = {
+# Task runs are written several at a time, at most half a second late: one by one they are often in
+# the way of a flow that starts, and the client tries again two seconds later.
+RECORDER = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.5",
+}
+SETTINGS = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command tells what went wrong
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-}
+} | RECORDER
 _MARK = "SDCORE_SERVICE"
 _STATE = "services.json"
 
@@ -62,7 +69,7 @@ def environment(root: Path) -> dict[str, str]:
 
     ``PREFECT_API_URL``, where it is set already, names a server of the user's and stays.
     """
-    own = QUIET | {"SDCORE_WORKSPACE": str(root)}
+    own = SETTINGS | {"SDCORE_WORKSPACE": str(root)}
     if "PREFECT_API_URL" not in os.environ:
         own |= prefect_home(root)
     found = addresses(root)
@@ -70,7 +77,7 @@ def environment(root: Path) -> dict[str, str]:
         own |= {"PREFECT_API_URL": f"{found['prefect']}/api"}
     if "mlflow" in found:
         own |= {"SDCORE_MLFLOW_URL": found["mlflow"]}
-    stays = (name for name in (*QUIET, "PREFECT_API_URL") if name in os.environ)
+    stays = (name for name in (*SETTINGS, "PREFECT_API_URL") if name in os.environ)
     return own | {name: os.environ[name] for name in stays}
 
 

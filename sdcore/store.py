@@ -59,7 +59,7 @@ class Store:
     """
 
     def __init__(
-        self, path: Path, *, timeout: float = 60.0, threads: int | None = None, soon: float = 5.0
+        self, path: Path, *, timeout: float = 60.0, threads: int | None = None, soon: float = 10.0
     ) -> None:
         self.path, self._timeout = path, timeout
         self._lock = FileLock(f"{path}.lock", timeout=timeout, poll_interval=0.005)

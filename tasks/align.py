@@ -148,9 +148,11 @@ def _siblings(rollout: Row, others: list[Row]) -> Iterator[str]:
 
 def _note(lineage: Lineage, round_: int, frames: Mapping[str, pl.DataFrame]) -> None:
     """Say how many critiques by a language model were refused, and what became of the rollouts."""
+    if not isinstance(lineage.experiment.judge, LlmCriticConfig):
+        return
     made = frames["critiques"]
     refused = made.filter(~pl.col("valid"))
-    if not isinstance(lineage.experiment.judge, LlmCriticConfig) or not len(refused):
+    if not len(refused):
         return
     kept = refused.join(frames.get("contexts", refused), on="rollout_id", how="semi")
     progress.note(

@@ -21,7 +21,7 @@ def prefect(tmp_path_factory):
     with (
         subprocess.Popen(
             services.prefect_command(address),
-            env=os.environ | services.QUIET | home,
+            env=os.environ | services.SETTINGS | home,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as server,

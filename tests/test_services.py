@@ -126,7 +126,7 @@ def test_up_serves_runs_use_it_and_down_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_worker_of_a_process_pool_takes_the_same_file(prefect, tmp_path):
-    environment = os.environ | services.QUIET | {"SDCORE_WORKSPACE": str(tmp_path)}
+    environment = os.environ | services.SETTINGS | {"SDCORE_WORKSPACE": str(tmp_path)}
 
     def call(*arguments):
         command = [sys.executable, "-m", "prefect", *arguments]
