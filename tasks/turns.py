@@ -1,7 +1,7 @@
 """One process at a time works on a lineage; whoever comes second finds it done."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from filelock import FileLock, Timeout
 
@@ -25,11 +25,10 @@ def turn(lineage: Lineage) -> Iterator[None]:
     except Timeout:
         note(f"{lineage.label} is at work in another process; waiting until that is done")
         _wait(lock)
-    try:
+    with ExitStack() as last:
+        last.callback(lock.release)
+        last.callback(lineage.store.flush)
         yield
-    finally:
-        lineage.store.flush()
-        lock.release()
 
 
 def _wait(lock: FileLock) -> None:
