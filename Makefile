@@ -39,8 +39,8 @@ $(READY): requirements.lock pyproject.toml
 	mkdir -p $(VENV)/share/sdcore
 	PREFECT_SERVER_DATABASE_CONNECTION_URL=sqlite+aiosqlite:///$(VENV)/share/sdcore/prefect.db \
 		$(BIN)/python -m prefect server database upgrade -y >/dev/null
-	MLFLOW_LOGGING_LEVEL=ERROR $(BIN)/python -W ignore -c "from mlflow import MlflowClient; \
-		MlflowClient('sqlite:///$(VENV)/share/sdcore/mlflow.db').search_experiments()"
+	MLFLOW_LOGGING_LEVEL=ERROR $(BIN)/python -W ignore -c "import mlflow; mlflow.MlflowClient( \
+		f'sqlite:///$(VENV)/share/sdcore/mlflow-{mlflow.__version__}.db').search_experiments()"
 	touch $@
 
 $(VLLM)/.ready: requirements-vllm.lock

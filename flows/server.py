@@ -62,10 +62,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
 
 @contextmanager
 def without_heartbeats() -> Iterator[None]:
-    """Flow runs inside tell the server no more than their ends that they live.
-
-    A flow waits up to a second for the thread that sends its heartbeats to end.
-    """
+    """Flow runs inside send none: at its end one waits up to a second for the thread that does."""
     from prefect.settings import (  # noqa: PLC0415 - reads the settings
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
         temporary_settings,

@@ -85,7 +85,7 @@ def prefect_home(root: Path) -> dict[str, str]:
     """Prefect's folder in the workspace; a new one begins with empty tables."""
     home = root / "prefect"
     home.mkdir(parents=True, exist_ok=True)
-    installed.begin(home / "prefect.db")
+    installed.begin(home / "prefect.db", "prefect.db")  # the server brings older tables up to date
     return {"PREFECT_HOME": str(home)}
 
 

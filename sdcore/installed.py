@@ -1,18 +1,25 @@
-"""Database files with empty tables, made at install: to make them takes seconds a workspace.
+"""Database files with empty tables, made at install: to make them takes seconds a workspace."""
 
-A newer Prefect or MLflow brings them up to date, as it does with any of its files.
-"""
-
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 FOLDER = Path(sys.prefix, "share", "sdcore")
 
 
-def begin(database: Path) -> None:
-    """Let a database file that is not there yet begin as the one of its name made at install."""
-    empty = FOLDER / database.name
-    if empty.exists():
-        with suppress(FileExistsError), database.open("xb") as file:
-            file.write(empty.read_bytes())
+def begin(database: Path, empty: str) -> None:
+    """Let a database file that is not there yet begin as one of `FOLDER`, whole or not at all.
+
+    Where that one is missing, or the file system knows no hard links, whoever opens the database
+    makes its tables as ever.
+    """
+    if not (FOLDER / empty).exists() or database.exists():
+        return
+    with NamedTemporaryFile(dir=database.parent) as whole:
+        whole.write((FOLDER / empty).read_bytes())
+        whole.flush()
+        Path(whole.name).chmod(0o644)  # private otherwise
+        with suppress(OSError):  # another process was faster
+            os.link(whole.name, database)

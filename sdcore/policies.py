@@ -8,9 +8,9 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -170,13 +170,23 @@ def weights_digest(folder: Path) -> str:
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise ModelError("no safetensors to digest", where=str(folder))
-    return digest({name: tensor for path in paths for name, tensor in load_tensors(path).items()})
+    try:
+        with ExitStack() as stack:
+            files = [stack.enter_context(safe_open(path, "pt")) for path in paths]
+            file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+            return _digest((name, file_of[name].get_tensor(name)) for name in sorted(file_of))
+    except SafetensorError as error:
+        raise ModelError("weights cannot be read", got=error, where=str(folder)) from error
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes, in order of name: not of how they are stored."""
+    return _digest(sorted(tensors.items()))
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     found = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in tensors:
         plain = tensor.detach().cpu().contiguous()
         found.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
         found.update(plain.flatten().view(torch.uint8).numpy().data)

@@ -81,7 +81,7 @@ class Tracking:
         self._runs: dict[tuple[str, str | None, str | None], str] = {}
         self._monitor: SystemMetricsMonitor | None = None
         with self._lock:
-            installed.begin(self._database)
+            installed.begin(self._database, f"mlflow-{version('mlflow')}.db")
             # Far fewer waits for the disk, and the MLflow server can read while a run writes.
             pragma(self._database, "journal_mode = WAL")
             self._client = MlflowClient(self.uri, registry_uri=self.uri)
