@@ -26,12 +26,12 @@ START_SECONDS = 300  # a busy machine needs most of them
 STOP_SECONDS = 20
 PROJECT = Path(__file__).parents[1]
 DEPLOYMENTS = PROJECT / "deployments" / "prefect.yaml"
-# Task runs are written several at a time, at most half a second late: one by one they are often in
-# the way of a flow that starts, and the client tries again two seconds later.
+# Task runs are written several at a time, at most a second late: one by one they are often in the
+# way of a flow that starts, and the client tries again two seconds later. (Whole seconds only: the
+# server would take half a one for none, and spin.)
 RECORDER = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.5",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
 SETTINGS = {
     "DO_NOT_TRACK": "1",
