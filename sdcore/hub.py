@@ -157,7 +157,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
         "licence": "Apache-2.0",
         "source": f"{SMOLLM2_WHEEL} ({gguf.name})",
         "source_sha256": SMOLLM2_SHA256,
-        "sha256": policies.weights_digest(folder),
+        "weights_sha256": policies.weights_digest(folder),
     }
     (folder / "source.json").write_text(json.dumps(note, indent=2), "utf-8")
 
