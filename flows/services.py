@@ -26,13 +26,6 @@ START_SECONDS = 300  # a busy machine needs most of them
 STOP_SECONDS = 20
 PROJECT = Path(__file__).parents[1]
 DEPLOYMENTS = PROJECT / "deployments" / "prefect.yaml"
-# Task runs are written several at a time, at most a second late: one by one they are often in the
-# way of a flow that starts, and the client tries again two seconds later. (Whole seconds only: the
-# server would take half a one for none, and spin.)
-RECORDER = {
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-}
 SETTINGS = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -40,7 +33,12 @@ SETTINGS = {
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command tells what went wrong
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-} | RECORDER
+    # Task runs are written several at a time, at most a second late: one by one they are often in
+    # the way of a flow that starts, and the client tries again two seconds later. (Whole seconds
+    # only: the server would take half a one for none, and spin.)
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
 _MARK = "SDCORE_SERVICE"
 _STATE = "services.json"
 

@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from sdcore.config import GrpoConfig
 from sdcore.losses import group_advantages
 from sdcore.policies import weights_digest
-from sdcore.rounds import checkpoint_rounds, signal_rounds
+from sdcore.rounds import Stage, checkpoint_rounds, signal_rounds
 from sdcore.schema import TABLES
 from sdcore.signals import signal_frame
 from sdcore.timing import STOPWATCH
@@ -19,6 +19,7 @@ from sdcore.trainer import Example, Trainer, Update
 from sdcore.updates import require_agreement
 from tasks import models
 from tasks.progress import note
+from tasks.rerun import supersede
 from tasks.workspace import (
     Lineage,
     Reference,
@@ -55,6 +56,7 @@ def distill(lineage: Lineage, round_: int) -> Reference:
             if saves := _saves(lineage, round_):
                 trainer.save(lineage.checkpoint(round_ + 1))
             policy = _policy(lineage, round_, trainer.digest())
+        _make_way(lineage, round_, policy["policy_id"])
     frames = {
         "policies": TABLES["policies"].frame([policy]),
         "updates": _updates(lineage, round_, policy["policy_id"], rollouts, updates),
@@ -149,6 +151,18 @@ def _policy(lineage: Lineage, round_: int, digest: str) -> Row:
         "path": str(folder.relative_to(lineage.root)) if _scored(lineage, round_) else None,
         "sha256": digest,
     }
+
+
+def _make_way(lineage: Lineage, round_: int, policy_id: str) -> None:
+    """Set aside what a round trained before has led to, where it gives other weights this time.
+
+    On one kind of processor, with the same libraries, it gives the same; many GPU kernels do not.
+    """
+    if lineage.stored_policies.get(round_ + 1, policy_id) != policy_id:
+        note(f"{lineage.label} round {round_}: other weights than before; what came of those is "
+             "set aside")  # fmt: skip
+        supersede(lineage, Stage.distill, round_)
+        lineage.forget()
 
 
 def _updates(

@@ -18,7 +18,7 @@ def turn(lineage: Lineage) -> Iterator[None]:
     Raises:
         Stopped: Ctrl-C was pressed while waiting.
     """
-    lineage.folder.mkdir(parents=True, exist_ok=True)
+    lineage.folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{lineage.folder}.lock", timeout=0)
     try:
         lock.acquire()

@@ -84,9 +84,20 @@ class Lineage:
         return run / self.condition / f"seed-{self.seed}"
 
     @cached_property
+    def stored_policies(self) -> dict[int, str]:
+        """Ids of the policies that were stored when first asked, by round."""
+        rows = self.store.rows("policies", **self.columns)
+        return dict(rows.select("round", "policy_id").iter_rows())
+
+    @cached_property
     def stored_scores(self) -> set[str]:
         """Ids of the scores that were stored when first asked, and of those added here since."""
         return set(self.store.rows("scores", **self.columns)["score_id"])
+
+    def forget(self) -> None:
+        """Ask the tables anew for what is stored: rows were set aside."""
+        for name in ("stored_rollouts", "stored_policies", "stored_scores"):
+            self.__dict__.pop(name, None)
 
     def key(self, *parts: object) -> str:
         """A content key below this lineage."""

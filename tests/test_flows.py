@@ -169,6 +169,24 @@ def test_rounds_without_a_checkpoint_are_trained_again_on_their_rollouts(tmp_pat
     )
 
 
+def test_a_round_that_is_trained_to_other_weights_replaces_what_came_of_the_old_ones(tmp_path):
+    rare = [QUICKSTART, *SMALL, "training.rounds=4", "evaluation.every=4", "training.save_every=4"]
+    sdcore("run", *rare, "--workspace", tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "other")
+    # As a GPU might have left it when it was killed: no last checkpoint, and a policy 2 that the
+    # same rollouts do not lead to.
+    shutil.rmtree(next((tmp_path / "other").glob("checkpoints/*/reference/seed-3/round-0004")))
+    with duckdb.connect(str(tmp_path / "other" / "sdcore.duckdb")) as plain:
+        mine = "condition = 'reference' AND round"
+        plain.execute(f"DELETE FROM policies WHERE {mine} = 4")
+        plain.execute(f"UPDATE policies SET policy_id = 'x', sha256 = 'y' WHERE {mine} = 2")
+    result = sdcore("run", *rare, "--workspace", tmp_path / "other")
+    assert "reference/seed-3 round 1: other weights than before" in result.stderr
+    assert_same(tmp_path / "other", tmp_path / "whole")
+    store = Store(tmp_path / "other" / "sdcore.duckdb")
+    assert store.query("SELECT policy_id FROM superseded.policies WHERE round = 2")[0, 0] == "x"
+
+
 def test_how_often_checkpoints_are_written_changes_no_result(finished, tmp_path):
     often = ["training.save_every=1", "--workspace", tmp_path]
     process = start("run", QUICKSTART, *SMALL, *often)
