@@ -167,9 +167,11 @@ def _run(
         first()
         with draining():
             experiment_id = compare_contexts(settings, root)
+    with STOPWATCH.measure("compute"):
+        tables = _summary(root, experiment_id)
     wall = time.perf_counter() - start
     spent = {"wall": wall} | STOPWATCH.split(wall)
-    _print_summary(root, experiment_id, as_json=as_json, seconds=spent)
+    _print_summary(tables, {"seconds": spent}, as_json=as_json)
     notes.print(f"Report: {root / 'reports' / experiment_id}.html", soft_wrap=True)
     shares = (f"{kind} {seconds:.0f} s ({seconds / wall:.1%})" for kind, seconds in spent.items())
     notes.print(f"Time: {', '.join(shares)}", soft_wrap=True)
@@ -188,7 +190,7 @@ def report(
     experiment_id = find_run(open_store(workspace), run)
     with notes.status("writing the report"):
         page = _report(workspace, experiment_id)
-    _print_summary(workspace, experiment_id, as_json=as_json)
+    _print_summary(_summary(workspace, experiment_id), {}, as_json=as_json)
     notes.print(f"Report: {page}", soft_wrap=True)
 
 
@@ -266,22 +268,28 @@ def _report(root: Path, experiment_id: str) -> Path:
     return write_report(open_store(root), experiment_id, root / "reports")
 
 
-def _print_summary(
-    root: Path, experiment_id: str, *, as_json: bool, seconds: Mapping[str, float] | None = None
-) -> None:
-    """Print the table and what belongs to it; as JSON with the seconds that a run took."""
-    from sdcore import comparison, printing
+def _summary(root: Path, experiment_id: str) -> dict[str, pl.DataFrame]:
+    """The table and what belongs to it."""
+    from sdcore import comparison
 
     store = open_store(root)
-    table = comparison.summary(store, experiment_id)
-    differences = store.rows("comparisons", experiment_id=experiment_id)
-    signals = comparison.signal_summary(store, experiment_id)
+    return {
+        "summary": comparison.summary(store, experiment_id),
+        "comparisons": store.rows("comparisons", experiment_id=experiment_id),
+        "signals": comparison.signal_summary(store, experiment_id),
+    }
+
+
+def _print_summary(
+    tables: Mapping[str, pl.DataFrame], more: Mapping[str, object], *, as_json: bool
+) -> None:
+    """Print the tables; as JSON with what else there is to say of them."""
+    from sdcore import printing
+
     if as_json:
-        parts = {"summary": table, "comparisons": differences, "signals": signals}
-        rows = {name: part.to_dicts() for name, part in parts.items()}
-        print(json.dumps(rows | ({"seconds": seconds} if seconds else {})))
+        print(json.dumps({name: frame.to_dicts() for name, frame in tables.items()} | more))
         return
-    for title, frame in printing.printable(table, differences, signals):
+    for title, frame in printing.printable(*tables.values()):
         print_table(frame, title=title)
 
 

@@ -17,6 +17,9 @@ from sdcore.guard import die_with_parent
 from sdcore.loopback import answers, free_port
 
 _VERSION_CHECK = "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED"
+# They are for a server that stays, and keep its tables busy: one flow in thirty started two seconds
+# late, when its client tried again.
+_AUTOMATIONS = "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED"
 ANSWER_SECONDS = 30  # a busy machine's server needs a few
 
 
@@ -42,6 +45,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
     with log_path.open("ab") as log:
         server = subprocess.Popen(
             services.prefect_command(address),
+            env={_AUTOMATIONS: "false"} | os.environ,
             stdout=log,
             stderr=log,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads run yet

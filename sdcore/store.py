@@ -9,12 +9,12 @@ Folding the log into the file takes four more and is put off until it has grown 
 whoever attaches the file, sdcore or any DuckDB, reads both.
 
 A transaction takes some fifteen milliseconds, however few its rows. Rows that could be made again
-may therefore wait in memory for others to join them, for a few seconds (`append_soon`).
+may therefore wait in memory for others to join them, for a few seconds, until a thread writes them
+(`append_soon`).
 """
 
 import atexit
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
@@ -67,7 +67,7 @@ class Store:
         self._duckdb = duckdb.connect(":memory:", config=_SETTINGS | own)
         atexit.register(self._close)
         self._created = self._written = False
-        self._soon, self._due = soon, 0.0
+        self._soon = soon
         self._waiting: list[tuple[str, pl.DataFrame]] = []
         self._alarm: threading.Timer | None = None
 
@@ -95,18 +95,10 @@ class Store:
         that is killed loses them.
 
         Raises:
-            DataError, StoreBusyError: as `append_missing`.
+            DataError: as `append_missing`.
         """
-        checked = {name: TABLES[name].checked(frame) for name, frame in frames.items()}
-        if not self._waiting:
-            self._due = time.monotonic() + self._soon
-            # For where nothing else comes by: the next call is usually there before it.
-            self._alarm = threading.Timer(self._soon * 1.1, self._flush_beside)
-            self._alarm.daemon = True
-            self._alarm.start()
-        self._waiting += checked.items()
-        if time.monotonic() >= self._due:
-            self.flush()
+        self._waiting += [(name, TABLES[name].checked(frame)) for name, frame in frames.items()]
+        self._set_alarm()
 
     def flush(self) -> None:
         """Write the rows that wait.
@@ -224,6 +216,7 @@ class Store:
         """Write the first so many of the frames that wait; if that fails they stay."""
         if self._alarm is not None:
             self._alarm.cancel()
+            self._alarm = None
         frames = sorted(self._waiting[:waiting], key=itemgetter(0))
         with _committed(self._duckdb):
             for name, group in groupby(frames, key=itemgetter(0)):
@@ -233,10 +226,19 @@ class Store:
                 _append(self._duckdb, TABLES[name], rows)
         del self._waiting[:waiting]
         self._written = True
+        self._set_alarm()  # for what other threads have given meanwhile
+
+    def _set_alarm(self) -> None:
+        if self._waiting and self._alarm is None:
+            self._alarm = threading.Timer(self._soon, self._flush_beside)
+            self._alarm.daemon = True
+            self._alarm.start()
 
     def _flush_beside(self) -> None:
-        with suppress(StoreBusyError):  # the next call, or the end of the process, tries again
+        self._alarm = None
+        with suppress(StoreBusyError):  # the next call, or the next alarm, tries again
             self.flush()
+        self._set_alarm()
 
     def _attach(self, *, read_only: bool) -> None:
         # Another program (a DuckDB shell, a notebook) does not know our lock file: wait for it too.

@@ -67,7 +67,6 @@ def distill(lineage: Lineage, round_: int) -> Reference:
     lineage.store.append_soon(**frames)
     remember_policy(lineage, policy)
     if saves:
-        lineage.store.flush()  # before what was resumed from until now goes
         _prune(lineage, round_)
     return Reference("policies", policy["policy_id"], 1)
 
@@ -79,12 +78,13 @@ def finished_rounds(lineage: Lineage) -> int:
     has a checkpoint and only scored ones are kept, the round is trained again on its stored
     rollouts and gives the same policy.
     """
-    stored = lineage.store.rows("policies", **lineage.columns).sort("round", descending=True)
     total = lineage.experiment.training.rounds
-    for round_, digest in stored.select("round", "sha256").iter_rows():
+    for round_, policy_id in sorted(lineage.stored.policies.items(), reverse=True):
         folder = lineage.checkpoint(round_)
-        if round_ == total or (folder.exists() and weights_digest(folder) == digest):
-            return int(round_)
+        if round_ == total or (
+            folder.exists() and _policy_id(lineage, round_, weights_digest(folder)) == policy_id
+        ):
+            return round_
     return 0
 
 
@@ -143,7 +143,7 @@ def _policy(lineage: Lineage, round_: int, digest: str) -> Row:
     training = lineage.experiment.training
     folder = lineage.checkpoint(round_ + 1)
     return lineage.columns | {
-        "policy_id": lineage.key(round_ + 1, digest),
+        "policy_id": _policy_id(lineage, round_ + 1, digest),
         "parent_id": policy_row(lineage, round_)["policy_id"],
         "step": (round_ + 1) * training.steps_per_round,
         "round": round_ + 1,
@@ -153,12 +153,16 @@ def _policy(lineage: Lineage, round_: int, digest: str) -> Row:
     }
 
 
+def _policy_id(lineage: Lineage, round_: int, digest: str) -> str:
+    return lineage.key(round_, digest)
+
+
 def _make_way(lineage: Lineage, round_: int, policy_id: str) -> None:
     """Set aside what a round trained before has led to, where it gives other weights this time.
 
     On one kind of processor, with the same libraries, it gives the same; many GPU kernels do not.
     """
-    if lineage.stored_policies.get(round_ + 1, policy_id) != policy_id:
+    if lineage.stored.policies.get(round_ + 1, policy_id) != policy_id:
         note(f"{lineage.label} round {round_}: other weights than before; what came of those is "
              "set aside")  # fmt: skip
         supersede(lineage, Stage.distill, round_)
@@ -210,7 +214,12 @@ def _token_signals(
 def _prune(lineage: Lineage, round_: int) -> None:
     """Drop the checkpoints before this round, except those that are scored."""
     kept = checkpoint_rounds(lineage.experiment, lineage.settings)
-    for folder in lineage.folder.glob("round-*"):
-        number = int(folder.name.removeprefix("round-"))
-        if number <= round_ and number not in kept:
-            shutil.rmtree(folder)
+    stale = [
+        folder
+        for folder in lineage.folder.glob("round-*")
+        if (number := int(folder.name.removeprefix("round-"))) <= round_ and number not in kept
+    ]
+    if stale:
+        lineage.store.flush()  # what leads from there to the new one must not be lost
+    for folder in stale:
+        shutil.rmtree(folder)

@@ -1,7 +1,6 @@
 """Stage 5: a policy's score on a split it never trains on."""
 
 import time
-from functools import lru_cache
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -26,9 +25,9 @@ def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
     samples = settings.samples if split == "test" else settings.validation_samples
     policy = policy_row(lineage, round_)["policy_id"]
     key = lineage.key("score", policy, split, samples)
-    if key not in lineage.stored_scores:
+    if key not in lineage.stored.scores:
         start = time.perf_counter()
-        tokens = _sampled_tokens(lineage, round_)
+        tokens = sum(n for of, n in lineage.stored.tokens.items() if of < round_)
         problems = split_problems(lineage, split)
         rollouts = sample_missing(lineage, round_, split, problems, samples)
         with STOPWATCH.measure("compute"):
@@ -42,19 +41,7 @@ def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
             "seconds": time.perf_counter() - start,
         }
         lineage.store.append_soon(scores=TABLES["scores"].frame([row | numbers]))
-        lineage.stored_scores.add(key)
+        lineage.stored.scores.add(key)
         result = f"{split} avg@{samples} {numbers['avg_at_k']:.1%}"
         note(f"{lineage.label} after {round_} rounds: {result}")
     return Reference("scores", key, 1)
-
-
-@lru_cache(maxsize=1)  # for the other split
-def _sampled_tokens(lineage: Lineage, round_: int) -> int:
-    """Response tokens that training has sampled up to here."""
-    total = lineage.store.query(
-        "SELECT coalesce(sum(len(response_ids)), 0)::BIGINT AS tokens FROM rollouts "
-        "WHERE purpose = 'train' AND experiment_id = $experiment_id AND condition = $condition "
-        "AND seed = $seed AND round < $round",
-        lineage.columns | {"round": round_},
-    )
-    return int(total["tokens"][0])

@@ -38,6 +38,7 @@ def sample(lineage: Lineage, round_: int) -> Reference:
         asked = pl.DataFrame({"problem_id": chosen}).join(problems, on="problem_id", how="left")
     rollouts = sample_missing(lineage, round_, "train", asked, lineage.settings.group_size)
     with STOPWATCH.measure("compute"):
+        lineage.stored.tokens[round_] = int(rollouts["response_ids"].list.len().sum())
         remember("rollouts", lineage, round_, in_groups(rollouts))
     return Reference("rollouts", f"{lineage.label} round {round_}", len(rollouts))
 
@@ -57,7 +58,7 @@ def sample_missing(
     policy = policy_row(lineage, round_)["policy_id"]
     with STOPWATCH.measure("compute"):
         planned = _plan(lineage, round_, purpose, problems, samples, policy)
-    done, wanted = lineage.stored_rollouts, [row["rollout_id"] for row in planned]
+    done, wanted = lineage.stored.rollouts, [row["rollout_id"] for row in planned]
     all_new = done.isdisjoint(wanted)
     size = lineage.experiment.sampling.batch_size
     batches = [planned[start : start + size] for start in range(0, len(planned), size)]

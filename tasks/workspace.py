@@ -27,6 +27,16 @@ class Reference:
     rows: int
 
 
+@dataclass
+class Stored:
+    """What a process knows of a lineage's rows without asking the tables each time."""
+
+    rollouts: set[str]  # ids
+    tokens: dict[int, int]  # of the responses that a round trains on
+    policies: dict[int, str]  # id after so many rounds
+    scores: set[str]  # ids
+
+
 class Lineage:
     """One condition and seed of an experiment in a workspace folder: the unit that is trained.
 
@@ -67,16 +77,6 @@ class Lineage:
         """The untrained policy that this lineage starts from."""
         return base_lineage(self.experiment, self.root)
 
-    @cached_property
-    def stored_rollouts(self) -> set[str]:
-        """Ids of the rollouts that were stored when first asked, and of those added here since."""
-        rows = self.store.query(
-            "SELECT rollout_id FROM rollouts WHERE experiment_id = $experiment_id "
-            "AND condition = $condition AND seed = $seed",
-            self.columns,
-        )
-        return set(rows["rollout_id"])
-
     @property
     def folder(self) -> Path:
         """Folder of its checkpoints."""
@@ -84,20 +84,25 @@ class Lineage:
         return run / self.condition / f"seed-{self.seed}"
 
     @cached_property
-    def stored_policies(self) -> dict[int, str]:
-        """Ids of the policies that were stored when first asked, by round."""
-        rows = self.store.rows("policies", **self.columns)
-        return dict(rows.select("round", "policy_id").iter_rows())
-
-    @cached_property
-    def stored_scores(self) -> set[str]:
-        """Ids of the scores that were stored when first asked, and of those added here since."""
-        return set(self.store.rows("scores", **self.columns)["score_id"])
+    def stored(self) -> Stored:
+        """What the tables held of it when first asked, and what was added here since."""
+        rollouts = self.store.query(
+            "SELECT rollout_id, purpose, round, len(response_ids) AS tokens FROM rollouts "
+            "WHERE experiment_id = $experiment_id AND condition = $condition AND seed = $seed",
+            self.columns,
+        )
+        trained = rollouts.filter(purpose="train").group_by("round").agg(pl.col("tokens").sum())
+        policies = self.store.rows("policies", **self.columns)
+        return Stored(
+            rollouts=set(rollouts["rollout_id"]),
+            tokens=dict(trained.iter_rows()),
+            policies=dict(policies.select("round", "policy_id").iter_rows()),
+            scores=set(self.store.rows("scores", **self.columns)["score_id"]),
+        )
 
     def forget(self) -> None:
         """Ask the tables anew for what is stored: rows were set aside."""
-        for name in ("stored_rollouts", "stored_policies", "stored_scores"):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("stored", None)
 
     def key(self, *parts: object) -> str:
         """A content key below this lineage."""

@@ -14,8 +14,8 @@ def lineage(root, *policies: tuple[int, str]) -> Lineage:
     rows = [
         made.columns
         | {
-            "policy_id": f"{round_}", "parent_id": None, "step": round_, "round": round_,
-            "kind": "full", "path": None, "sha256": digest,
+            "policy_id": made.key(round_, digest), "parent_id": None, "round": round_,
+            "step": round_, "kind": "full", "path": None, "sha256": digest,
         }
         for round_, digest in policies
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import duckdb
 import polars as pl
@@ -74,15 +75,33 @@ def test_each_kind_of_call_writes_what_waits_first(tmp_path):
 
 
 def test_rows_wait_no_longer_than_they_may(tmp_path):
-    at_once = Store(tmp_path / "at-once.duckdb", soon=0)
-    at_once.append_soon(problems=frame(problem(0)))
-    assert others_see(at_once) == ["p0"]
-    soon = Store(tmp_path / "soon.duckdb", soon=0.2)
-    soon.append_soon(problems=frame(problem(0)))
-    patience = time.monotonic() + 30  # nothing more is asked of it: it writes by itself
-    while not others_see(soon) and time.monotonic() < patience:
+    store = Store(tmp_path / "sdcore.duckdb", soon=0.2)
+    for number in range(2):  # nothing more is asked of it: it writes by itself, each time
+        store.append_soon(problems=frame(problem(number)))
+        await_rows(store, number + 1)
+
+
+def test_rows_that_another_program_kept_out_are_tried_again(tmp_path):
+    store = Store(tmp_path / "sdcore.duckdb", timeout=0.1, soon=0.1)
+    store.query("SELECT 1")
+    with Store(store.path)._attached(read_only=False):
+        store.append_soon(problems=frame(problem(0)))
+        time.sleep(0.5)
+    await_rows(store, 1)
+
+
+def test_threads_lose_no_row_to_each_other(tmp_path):
+    store = Store(tmp_path / "sdcore.duckdb", soon=0.01)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda n: store.append_soon(problems=frame(problem(n))), range(40)))
+    await_rows(store, 40)
+
+
+def await_rows(store: Store, count: int) -> None:
+    patience = time.monotonic() + 30
+    while len(others_see(store)) < count and time.monotonic() < patience:
         time.sleep(0.05)
-    assert others_see(soon) == ["p0"]
+    assert sorted(others_see(store)) == sorted(f"p{number}" for number in range(count))
 
 
 def test_what_cannot_wait_is_refused_at_once(store):
