@@ -148,6 +148,7 @@ def _run(
     from flows.server import prefect_server
 
     start = time.perf_counter()
+    gc.disable()  # for the imports: they leave more than a million objects, and all of them stay
     with prefect_server(root) as server_address:
         with notes.status("starting Prefect and MLflow"):
             with STOPWATCH.measure("compute"):
@@ -162,6 +163,7 @@ def _run(
             open_tracking(root)  # it takes seconds, which the server takes too
             gc.freeze()  # what was imported is looked through no more
             gc.set_threshold(50_000)
+            gc.enable()
             address = server_address().removesuffix("/api")
         notes.print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
         first()
