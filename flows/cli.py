@@ -148,8 +148,8 @@ def _run(
     from flows.server import prefect_server
 
     start = time.perf_counter()
-    gc.disable()  # for the imports: they leave more than a million objects, and all of them stay
     with prefect_server(root) as server_address:
+        gc.disable()  # for the imports: more than a million objects, and all of them stay
         with notes.status("starting Prefect and MLflow"):
             with STOPWATCH.measure("compute"):
                 # torch, scipy, matplotlib: what any training and comparison of its results loads
@@ -291,7 +291,7 @@ def _print_summary(
     if as_json:
         print(json.dumps({name: frame.to_dicts() for name, frame in tables.items()} | more))
         return
-    for title, frame in printing.printable(*tables.values()):
+    for title, frame in printing.printable(**tables):
         print_table(frame, title=title)
 
 

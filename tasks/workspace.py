@@ -191,6 +191,7 @@ def policy_row(lineage: Lineage, round_: int) -> dict[str, Any]:
 def remember_policy(lineage: Lineage, row: dict[str, Any]) -> None:
     """Spare the next stages from reading a policy that was just stored."""
     _policies[_round_key(lineage, row["round"])] = row
+    lineage.stored.policies[row["round"]] = row["policy_id"]
 
 
 _policies: dict[tuple[object, ...], dict[str, Any]] = {}  # a stored policy never changes
