@@ -236,7 +236,8 @@ class Store:
 
     def _flush_beside(self) -> None:
         self._alarm = None
-        with suppress(StoreBusyError):  # the next call, or the next alarm, tries again
+        # A full disk, say: the next alarm tries again, and the next call meets it and tells.
+        with suppress(StoreBusyError, duckdb.Error):
             self.flush()
         self._set_alarm()
 

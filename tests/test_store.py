@@ -90,6 +90,34 @@ def test_rows_that_another_program_kept_out_are_tried_again(tmp_path):
     await_rows(store, 1)
 
 
+def test_a_full_disk_is_told_by_the_next_call_and_loses_no_row_once_there_is_room(tmp_path):
+    script = """if True:
+        import resource, signal, sys, time
+        from pathlib import Path
+        import duckdb
+        from sdcore.store import Store
+        from tests.test_store import frame, problem
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        store = Store(Path(sys.argv[1]), soon=0.1)
+        store.query("SELECT 1")
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, unlimited[1]))
+        store.append_soon(problems=frame(problem(0)))
+        time.sleep(0.5)
+        try:
+            store.flush()
+        except duckdb.Error:
+            print("told")
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        store.flush()
+    """
+    path = tmp_path / "sdcore.duckdb"
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("told\n", "")
+    assert others_see(Store(path)) == ["p0"]
+
+
 def test_threads_lose_no_row_to_each_other(tmp_path):
     store = Store(tmp_path / "sdcore.duckdb", soon=0.01)
     with ThreadPoolExecutor(4) as threads:
