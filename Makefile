@@ -36,11 +36,6 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
-	mkdir -p $(VENV)/share/sdcore
-	PREFECT_SERVER_DATABASE_CONNECTION_URL=sqlite+aiosqlite:///$(VENV)/share/sdcore/prefect.db \
-		$(BIN)/python -m prefect server database upgrade -y >/dev/null
-	MLFLOW_LOGGING_LEVEL=ERROR $(BIN)/python -W ignore -c "import mlflow; mlflow.MlflowClient( \
-		f'sqlite:///$(VENV)/share/sdcore/mlflow-{mlflow.__version__}.db').search_experiments()"
 	touch $@
 
 $(VLLM)/.ready: requirements-vllm.lock

@@ -5,8 +5,8 @@ from pathlib import Path
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.tiny_solver import Recipe, build
-from tasks import progress
+from sdcore.tiny_solver.build import Recipe, build
+from tasks.run import progress
 
 
 @flow(flow_run_name="build tiny-solver in {folder.name}")

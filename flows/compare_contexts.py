@@ -6,22 +6,22 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.server import without_heartbeats
+from flows.servers.own import without_heartbeats
 from sdcore.config import Experiment
-from sdcore.rounds import checkpoint_rounds
-from tasks import progress
+from sdcore.schedule import checkpoint_rounds
 from tasks.align import align, has_work
 from tasks.compare import compare
 from tasks.difficulty import measure_difficulty
 from tasks.distill import distill, finished_rounds
-from tasks.draining import stop_if_asked
 from tasks.evaluate import evaluate
 from tasks.prepare import prepare
+from tasks.run import progress
+from tasks.run.interrupts import stop_if_asked
+from tasks.run.lineage import Lineage, base_lineage
+from tasks.run.lock import turn
 from tasks.sample import sample
 from tasks.track import start_tracking, track
-from tasks.turns import turn
 from tasks.warmup import warm_up
-from tasks.workspace import Lineage, base_lineage
 
 SPLITS = ("validation", "test")
 

@@ -6,10 +6,10 @@ from typing import Any
 from prefect import flow
 
 from sdcore.config import Experiment
-from sdcore.trials import make_trials, read_processbench
+from sdcore.critics.benchmark import make_trials, read_processbench
 from tasks.critic_eval import CONDITION, criticise_trials, score_critic
-from tasks.turns import turn
-from tasks.workspace import Lineage
+from tasks.run.lineage import Lineage
+from tasks.run.lock import turn
 
 
 @flow(flow_run_name="{experiment.name}/critic")

@@ -5,12 +5,12 @@ from pathlib import Path
 from prefect import flow
 
 from flows.compare_contexts import ready
+from sdcore.analysis.preflight import PURPOSE, Diagnosis
 from sdcore.config import Experiment
-from sdcore.diagnosis import PURPOSE, Diagnosis
 from tasks.diagnose import freeze, report, score, write_contexts
-from tasks.draining import stop_if_asked
-from tasks.turns import turn
-from tasks.workspace import Lineage, base_lineage
+from tasks.run.interrupts import stop_if_asked
+from tasks.run.lineage import Lineage, base_lineage
+from tasks.run.lock import turn
 
 
 @flow(flow_run_name="{experiment.name}/diagnose")

@@ -111,7 +111,7 @@ class _Changes(Changed):
                 got=len(changed),
                 expected=f"each once: {', '.join(tree['conditions'])}",
                 where="conditions",
-                mend="put what differs into one item of the list",
+                fix="put what differs into one item of the list",
             )
         if tree.get("critic"):
             tree["critic"]["kind"] = "llm"

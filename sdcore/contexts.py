@@ -10,7 +10,7 @@ from inspect import cleandoc
 from typing import Literal
 
 from sdcore.errors import ConfigError, DataError
-from sdcore.rendering import render, variables
+from sdcore.jinja_sandbox import render, variables
 from sdcore.traces import Trace, parse_trace, render_rest
 
 Case = Literal["A", "B", "C", "D"]
@@ -47,6 +47,7 @@ class ContextInputs:
     sibling: str | None = None  # a correct rollout of the same question
 
 
+NULL = "none"  # the context under which the teacher must be the student
 SOURCES = frozenset({"solution", "critique", "other_critique", "sibling"})
 """The fields of `ContextInputs` that not every rollout has."""
 
@@ -77,7 +78,7 @@ class Context:
                 got=", ".join(f"no valid {need}" for need in missing),
                 expected=f"all of {', '.join(sorted(self.needs))}",
                 where=inputs.question,
-                mend="leave the rollout out where available() is false",
+                fix="leave the rollout out where available() is false",
             )
         return self.write(inputs)
 

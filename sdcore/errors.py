@@ -1,4 +1,4 @@
-"""Every error that sdcore raises on purpose: what, got, expected, where, and the mend."""
+"""Every error that sdcore raises on purpose: what, got, expected, where, and the fix."""
 
 
 class SdcoreError(Exception):
@@ -13,10 +13,10 @@ class SdcoreError(Exception):
         got: object = None,
         expected: object = None,
         where: str = "",
-        mend: str = "",
+        fix: str = "",
     ) -> None:
-        self.what, self.got, self.expected, self.where, self.mend = what, got, expected, where, mend
-        labelled = (("got", got), ("expected", expected), ("where", where), ("mend", mend))
+        self.what, self.got, self.expected, self.where, self.fix = what, got, expected, where, fix
+        labelled = (("got", got), ("expected", expected), ("where", where), ("fix", fix))
         parts = [
             f"{label}: {_short(value)}" for label, value in labelled if value not in (None, "")
         ]

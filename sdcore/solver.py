@@ -5,12 +5,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdcore import hub, policies
 from sdcore.config import Experiment
 from sdcore.engines import Request
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.errors import ModelError
-from sdcore.prompts import student_prompt
+from sdcore.models import hub, policies
+from sdcore.models.prompts import student_prompt
 
 
 def save_solver(

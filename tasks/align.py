@@ -9,15 +9,15 @@ from prefect.cache_policies import NO_CACHE
 
 from sdcore.config import DistillConfig, LlmCriticConfig
 from sdcore.contexts import Context, ContextInputs, Critique
-from sdcore.critics import Critic
-from sdcore.prompts import teacher_prompt
-from sdcore.rounds import signal_rounds
-from sdcore.schema import TABLES
-from sdcore.timing import STOPWATCH
-from tasks import models, progress
-from tasks.criticise import criticise, critique_id, critique_rows, open_critic
-from tasks.retries import RETRIES
-from tasks.workspace import Lineage, Reference, remember, round_rollouts, split_problems
+from sdcore.critics.llm import Critic
+from sdcore.models.prompts import teacher_prompt
+from sdcore.schedule import signal_rounds
+from sdcore.store.schema import TABLES
+from sdcore.system.stopwatch import STOPWATCH
+from tasks.run import live, progress
+from tasks.run.critiques import criticise, critique_id, critique_rows, open_critic
+from tasks.run.lineage import Lineage, Reference, remember, round_rollouts, split_problems
+from tasks.run.retries import RETRIES
 
 Row = dict[str, Any]
 
@@ -80,7 +80,7 @@ def context_rows(
     critiques: Mapping[str, Critique],
 ) -> pl.DataFrame:
     """Rows of `contexts`: for each rollout the first wanted one that it has the sources of."""
-    tokenizer = models.tokenizer(lineage.experiment.model.name)
+    tokenizer = live.tokenizer(lineage.experiment.model.name)
     rows: list[Row] = []
     for index, rollout in enumerate(rollouts):
         others = rollouts[index + 1 :] + rollouts[:index]  # looked through in a fixed cyclic order

@@ -5,12 +5,13 @@ from matplotlib.figure import Figure
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore import comparison, plots
-from sdcore.report import write_report
-from sdcore.timing import STOPWATCH
-from tasks import artifacts, champions
+from sdcore.analysis import comparison
+from sdcore.reports import plots
+from sdcore.reports.experiment import write_report
+from sdcore.system.stopwatch import STOPWATCH
+from tasks.run.lineage import Lineage, Reference
 from tasks.track import open_tracking
-from tasks.workspace import Lineage, Reference
+from tasks.tracking import artifacts, champions
 
 
 @task(cache_policy=NO_CACHE, task_run_name="compare {base.experiment.name}")

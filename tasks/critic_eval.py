@@ -6,11 +6,11 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.critic_scores import critic_scores
-from sdcore.schema import TABLES
-from sdcore.trials import Trial
-from tasks.criticise import criticise, critique_rows, open_critic
-from tasks.workspace import Lineage
+from sdcore.analysis.critic_scores import critic_scores
+from sdcore.critics.benchmark import Trial
+from sdcore.store.schema import TABLES
+from tasks.run.critiques import criticise, critique_rows, open_critic
+from tasks.run.lineage import Lineage
 
 CONDITION = "critic-eval"  # in place of a condition in the rows of trials and their critiques
 

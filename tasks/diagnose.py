@@ -6,19 +6,23 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore import diagnosis, diagnosis_report, plots, scoring
-from sdcore.batches import Example
-from sdcore.diagnosis import PURPOSE, Diagnosis
-from sdcore.signals import signal_frame
-from sdcore.timing import STOPWATCH
-from sdcore.token_maps import token_map
-from tasks import artifacts, models, progress
+from sdcore.analysis import preflight
+from sdcore.analysis.preflight import PURPOSE, Diagnosis
+from sdcore.reports import plots
+from sdcore.reports import preflight as page_of
+from sdcore.reports.token_maps import token_map
+from sdcore.system.stopwatch import STOPWATCH
+from sdcore.training import context_scoring
+from sdcore.training.batches import Example
+from sdcore.training.token_signals import signal_frame
 from tasks.align import context_rows, with_problems
-from tasks.criticise import criticise, critique_rows, open_critic
-from tasks.retries import RETRIES
+from tasks.run import live, progress
+from tasks.run.critiques import criticise, critique_rows, open_critic
+from tasks.run.lineage import Lineage, Reference, split_problems
+from tasks.run.retries import RETRIES
 from tasks.sample import sample_missing
 from tasks.track import open_tracking
-from tasks.workspace import Lineage, Reference, split_problems
+from tasks.tracking import artifacts
 
 Row = dict[str, Any]
 
@@ -43,7 +47,7 @@ def write_contexts(lineage: Lineage) -> Reference:
     """
     rollouts, critic = with_problems(_rollouts(lineage), _problems(lineage)), open_critic(lineage)
     known = lineage.experiment.known_contexts
-    wanted = [known[name] for name in diagnosis.contexts_of(lineage.experiment)]
+    wanted = [known[name] for name in preflight.contexts_of(lineage.experiment)]
     with STOPWATCH.measure("compute"):
         judged = rollouts if lineage.experiment.judge else []
         critiques = criticise(lineage, critic, judged)
@@ -80,9 +84,9 @@ def report(lineage: Lineage) -> Diagnosis:
     experiment, folder = lineage.experiment, lineage.root / "reports"
     with STOPWATCH.measure("compute"):
         problem_ids = _problems(lineage)["problem_id"].to_list()
-        found = diagnosis.diagnose(lineage.store, experiment, problem_ids)
-        page = diagnosis_report.write_page(lineage.store, experiment, found, folder)
-        shown = diagnosis_report.examples(lineage.store, experiment, found)
+        found = preflight.diagnose(lineage.store, experiment, problem_ids)
+        page = page_of.write_page(lineage.store, experiment, found, folder)
+        shown = page_of.examples(lineage.store, experiment, found)
         figures = [token_map(each.maps, each.question) for each in shown[:1]]
     with STOPWATCH.measure("tracking"):
         tracking = open_tracking(lineage.root)
@@ -92,7 +96,7 @@ def report(lineage: Lineage) -> Diagnosis:
         for figure in figures:
             page.with_suffix(".png").write_bytes(plots.png(figure))
             tracking.log_figure(experiment, figure, "diagnosis.png")
-        tables = diagnosis_report.printable(experiment, found)
+        tables = page_of.printable(experiment, found)
         artifacts.publish_diagnosis(lineage, tables, figures)
         tracking.finish(experiment)
     return found
@@ -125,7 +129,7 @@ _UNSCORED = """
 
 def _unscored(lineage: Lineage) -> list[Row]:
     """A row for each rollout and context without signals, with what scoring needs."""
-    names = diagnosis.contexts_of(lineage.experiment)
+    names = preflight.contexts_of(lineage.experiment)
     return lineage.store.query(_UNSCORED, lineage.columns | {"contexts": list(names)}).to_dicts()
 
 
@@ -144,12 +148,14 @@ def _scored(lineage: Lineage, missing: list[Row]) -> pl.DataFrame:
         for context in dict.fromkeys(row["context"] for row in missing)
     }
     budget = lineage.experiment.training.tokens_per_microbatch
-    policy = models.base_policy(lineage)
+    policy = live.base_policy(lineage)
     scored, signals = [], []
     with progress.bar("scores", total=len(missing)) as advance:
-        for context, index, each in scoring.context_signals(policy, examples, prompts, budget):
+        for context, index, each in context_scoring.context_signals(
+            policy, examples, prompts, budget
+        ):
             scored.append(rows[context, ids[index]])
             signals.append(each)
             advance(1)
-    tokenizer = models.tokenizer(lineage.experiment.model.name)
+    tokenizer = live.tokenizer(lineage.experiment.model.name)
     return signal_frame(tokenizer, scored, signals, lineage.columns)

@@ -5,15 +5,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sdcore.config import BandConfig, LlmCriticConfig, OracleConfig
-from sdcore.difficulty import measure, try_to_solve
+from sdcore.critics.difficulty import measure, try_to_solve
 from sdcore.errors import DataError
-from sdcore.schema import TABLES
-from sdcore.timing import STOPWATCH
-from tasks.criticise import open_client
-from tasks.progress import bar, note
-from tasks.retries import RETRIES
+from sdcore.store.schema import TABLES
+from sdcore.system.stopwatch import STOPWATCH
+from tasks.run.critiques import open_client
+from tasks.run.lineage import Lineage, Reference, candidates, policy_row
+from tasks.run.progress import bar, note
+from tasks.run.retries import RETRIES
 from tasks.sample import sample_missing
-from tasks.workspace import Lineage, Reference, candidates, policy_row
 
 
 @task(cache_policy=NO_CACHE, task_run_name="measure difficulty of {split} problems", **RETRIES)
@@ -38,7 +38,7 @@ def measure_difficulty(base: Lineage, split: str) -> Reference:
             f"too few {split} problems are hard but learnable",
             got=f"{found} of {len(offered)}",
             expected=f"{wanted} with {band}",
-            mend="widen problems.band, or raise problems.band.candidates; the table difficulties "
+            fix="widen problems.band, or raise problems.band.candidates; the table difficulties "
             "has the measures",
         )
     note(f"{split}: {found} problems of {len(offered)} candidates are hard but learnable")

@@ -9,18 +9,17 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sdcore.config import GrpoConfig
-from sdcore.losses import group_advantages
-from sdcore.policies import weights_digest
-from sdcore.rounds import Stage, checkpoint_rounds, signal_rounds
-from sdcore.schema import TABLES
-from sdcore.signals import signal_frame
-from sdcore.timing import STOPWATCH
-from sdcore.trainer import Example, Trainer, Update
-from sdcore.updates import require_agreement
-from tasks import models
-from tasks.progress import note
-from tasks.rerun import supersede
-from tasks.workspace import (
+from sdcore.models.policies import weights_digest
+from sdcore.schedule import Stage, checkpoint_rounds, signal_rounds
+from sdcore.store.schema import TABLES
+from sdcore.system.stopwatch import STOPWATCH
+from sdcore.training.losses import group_advantages
+from sdcore.training.results import require_agreement
+from sdcore.training.token_signals import signal_frame
+from sdcore.training.trainer import Example, Trainer, Update
+from tasks.maintenance.rerun import supersede
+from tasks.run import live
+from tasks.run.lineage import (
     Lineage,
     Reference,
     policy_row,
@@ -29,6 +28,7 @@ from tasks.workspace import (
     round_critiques,
     round_rollouts,
 )
+from tasks.run.progress import note
 
 Row = dict[str, Any]
 
@@ -45,7 +45,7 @@ def distill(lineage: Lineage, round_: int) -> Reference:
     """
     with STOPWATCH.measure("compute"):
         rollouts = _with_contexts(lineage, round_)
-    with models.training(lineage, round_) as trainer:
+    with live.training(lineage, round_) as trainer:
         with STOPWATCH.measure("compute"):
             updates = _trained(lineage, trainer, _examples(lineage, rollouts))
             for first in updates[:1]:
@@ -132,7 +132,7 @@ def _group_advantages(settings: GrpoConfig, rollouts: pl.DataFrame) -> tuple[lis
 
 def _saves(lineage: Lineage, round_: int) -> bool:
     due = (round_ + 1) % lineage.experiment.training.save_every == 0
-    return due or _scored(lineage, round_) or models.samples_from_disk(lineage)
+    return due or _scored(lineage, round_) or live.samples_from_disk(lineage)
 
 
 def _scored(lineage: Lineage, round_: int) -> bool:
@@ -204,7 +204,7 @@ def _token_signals(
     )
     steps = len(updates)
     parts = [rows[start::steps].to_dicts() for start in range(steps)]
-    tokenizer = models.tokenizer(lineage.experiment.model.name)
+    tokenizer = live.tokenizer(lineage.experiment.model.name)
     return pl.concat(
         signal_frame(tokenizer, part, update.signals, lineage.columns)
         for part, update in zip(parts, updates, strict=True)

@@ -5,13 +5,13 @@ import time
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.metrics import score
-from sdcore.schema import TABLES
-from sdcore.timing import STOPWATCH
-from tasks.progress import note
-from tasks.retries import RETRIES
+from sdcore.analysis.metrics import score
+from sdcore.store.schema import TABLES
+from sdcore.system.stopwatch import STOPWATCH
+from tasks.run.lineage import Lineage, Reference, policy_row, split_problems
+from tasks.run.progress import note
+from tasks.run.retries import RETRIES
 from tasks.sample import sample_missing
-from tasks.workspace import Lineage, Reference, policy_row, split_problems
 
 
 @task(

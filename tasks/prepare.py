@@ -11,15 +11,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 import sdcore
-from sdcore import policies
 from sdcore.config import DistillConfig, Experiment
 from sdcore.errors import ConfigError
-from sdcore.problems import Loaded, load_problems
-from sdcore.schema import TABLES
-from sdcore.timing import STOPWATCH
-from tasks import models
-from tasks.progress import note
-from tasks.workspace import RAW, Lineage, Reference
+from sdcore.models import policies
+from sdcore.problems.splits import Loaded, load_problems
+from sdcore.store.schema import TABLES
+from sdcore.system.stopwatch import STOPWATCH
+from tasks.run import live
+from tasks.run.lineage import RAW, Lineage, Reference
+from tasks.run.progress import note
 
 LIBRARIES = (
     "torch",
@@ -73,7 +73,7 @@ def _require_solutions(experiment: Experiment, problems: pl.DataFrame) -> None:
                 f"condition {name!r} shows the teacher reference solutions, and problems lack one",
                 got=f"{len(missing)} train problems without, first {missing['source'][0]}",
                 where=f"conditions.{name}.context",
-                mend="name the column in problems.solution, use another context, or leave the "
+                fix="name the column in problems.solution, use another context, or leave the "
                 "condition out",
             )
 
@@ -94,7 +94,7 @@ def experiment_row(base: Lineage) -> dict[str, object]:
 def base_row(base: Lineage) -> dict[str, object]:
     """The row of `policies` that the named model would get today."""
     warmup = base.experiment.warmup
-    digest = policies.weights_digest(models.model_folder(base.experiment.model.name))
+    digest = policies.weights_digest(live.model_folder(base.experiment.model.name))
     round_ = RAW if warmup else 0
     return base.columns | {
         "policy_id": base.key(round_, digest),

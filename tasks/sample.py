@@ -7,23 +7,16 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sdcore.engines import Completion, Request
-from sdcore.grading import grade_many
-from sdcore.prompts import student_prompt
-from sdcore.rounds import round_questions, sampling_seed
-from sdcore.schema import TABLES
-from sdcore.timing import STOPWATCH
+from sdcore.grading.answers import grade_many
+from sdcore.models.prompts import student_prompt
+from sdcore.schedule import round_questions, sampling_seed
+from sdcore.store.schema import TABLES
+from sdcore.system.stopwatch import STOPWATCH
 from sdcore.traces import parse_trace
-from tasks import models, progress
-from tasks.draining import stop_if_asked
-from tasks.retries import RETRIES
-from tasks.workspace import (
-    Lineage,
-    Reference,
-    in_groups,
-    policy_row,
-    remember,
-    split_problems,
-)
+from tasks.run import live, progress
+from tasks.run.interrupts import stop_if_asked
+from tasks.run.lineage import Lineage, Reference, in_groups, policy_row, remember, split_problems
+from tasks.run.retries import RETRIES
 
 Row = dict[str, Any]
 
@@ -82,7 +75,7 @@ def _plan(
     lineage: Lineage, round_: int, purpose: str, problems: pl.DataFrame, samples: int, policy: str
 ) -> list[Row]:
     """The rollouts to have, as rows without their results."""
-    tokenizer = models.tokenizer(lineage.experiment.model.name)
+    tokenizer = live.tokenizer(lineage.experiment.model.name)
     sampling = lineage.experiment.sampling.model_dump(mode="json", exclude={"batch_size"})
     planned: list[Row] = []
     for problem_id, question in problems.select("problem_id", "question").iter_rows():
@@ -116,7 +109,7 @@ def _sample_batch(
 ) -> pl.DataFrame:
     """Sample and grade a batch: its rows of `rollouts`."""
     with STOPWATCH.measure("compute"):
-        engine = models.engine(lineage, round_, policy)
+        engine = live.engine(lineage, round_, policy)
         requests = [Request(row["prompt_ids"], row["sampling_seed"]) for row in batch]
         completions = engine.generate(
             requests,
@@ -130,7 +123,7 @@ def _sample_batch(
 
 
 def _graded(lineage: Lineage, completions: list[Completion], references: list[str]) -> list[Row]:
-    tokenizer = models.tokenizer(lineage.experiment.model.name)
+    tokenizer = live.tokenizer(lineage.experiment.model.name)
     texts = tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
     traces = [parse_trace(text) for text in texts]
     grades = grade_many([trace.answer for trace in traces], references)

@@ -7,9 +7,9 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.timing import STOPWATCH
-from tasks.tracking import Tracking
-from tasks.workspace import Lineage, Reference
+from sdcore.system.stopwatch import STOPWATCH
+from tasks.run.lineage import Lineage, Reference
+from tasks.tracking.client import Tracking
 
 
 @task(cache_policy=NO_CACHE, task_run_name="track {lineage.label}")

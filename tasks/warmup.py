@@ -4,14 +4,15 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore import policies, warmup
 from sdcore.config import WarmupConfig
-from sdcore.rounds import round_questions
-from sdcore.schema import TABLES
-from sdcore.timing import STOPWATCH
-from sdcore.trainer import Example, Trainer, Update
-from tasks import models, progress
-from tasks.workspace import RAW, Lineage, Reference, candidates, policy_row
+from sdcore.models import policies
+from sdcore.schedule import round_questions
+from sdcore.store.schema import TABLES
+from sdcore.system.stopwatch import STOPWATCH
+from sdcore.training import warmup
+from sdcore.training.trainer import Example, Trainer, Update
+from tasks.run import live, progress
+from tasks.run.lineage import RAW, Lineage, Reference, candidates, policy_row
 
 
 @task(cache_policy=NO_CACHE, task_run_name="warm up {base.experiment.name}")
@@ -24,9 +25,9 @@ def warm_up(base: Lineage) -> Reference:
     settings = base.experiment.warmup
     assert settings is not None, "the experiment has no warm-up"
     if not len(base.store.rows("policies", round=0, **base.columns)):
-        named = models.model_folder(base.experiment.model.name)
+        named = live.model_folder(base.experiment.model.name)
         with STOPWATCH.measure("compute"):
-            trainer = models.new_trainer(base, settings, named, settings.steps)
+            trainer = live.new_trainer(base, settings, named, settings.steps)
             updates = _trained(base, settings, trainer)
         with STOPWATCH.measure("storage"):
             warmup.save_base(trainer.model, named, base.checkpoint(0))
@@ -52,8 +53,8 @@ def _examples(base: Lineage, settings: WarmupConfig) -> dict[str, Example]:
     """What is learnt from, by name."""
     name = base.experiment.model.name
     found = warmup.traces(base.experiment.problems, candidates(base, "train"), settings.traces)
-    end_id = policies.end_ids(models.model_folder(name))[0]
-    made = warmup.examples(base.experiment.prompts, models.tokenizer(name), end_id, found)
+    end_id = policies.end_ids(live.model_folder(name))[0]
+    made = warmup.examples(base.experiment.prompts, live.tokenizer(name), end_id, found)
     return {example.rollout_id: example for example in made}
 
 

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from flows import services
-from sdcore.loopback import answers, free_port
+from flows.servers import standing
+from sdcore.system.ports import answers, free_port
 
 
 @pytest.fixture(scope="module")
@@ -17,18 +17,18 @@ def prefect(tmp_path_factory):
     """
     address = f"http://127.0.0.1:{free_port()}"
     folder = tmp_path_factory.mktemp("prefect")
-    home = services.prefect_home(folder)
+    home = standing.prefect_home(folder)
     with (
         subprocess.Popen(
-            services.prefect_command(address),
-            env=os.environ | services.SETTINGS | home,
+            standing.prefect_command(address),
+            env=os.environ | standing.SETTINGS | home,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as server,
         pytest.MonkeyPatch.context() as patch,
     ):
         try:
-            assert answers(f"{address}/api/health", server, services.START_SECONDS)
+            assert answers(f"{address}/api/health", server, standing.START_SECONDS)
             patch.setenv("PREFECT_API_URL", f"{address}/api")
             yield folder
         finally:

@@ -9,7 +9,7 @@ import httpx
 
 from sdcore.engines.server import VllmServer
 from sdcore.errors import EngineError
-from sdcore.policies import ADAPTER_FILE, FULL_FILE
+from sdcore.models.policies import ADAPTER_FILE, FULL_FILE
 
 LONGEST = 3600.0  # seconds that one answer may take
 
@@ -54,7 +54,7 @@ class Endpoint:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
         self._lock = Lock()
-        self._mend = f"see {server.log_path}" if server else "check that it runs, and its log"
+        self._fix = f"see {server.log_path}" if server else "check that it runs, and its log"
         self._ready: tuple[Served, str] | None = None  # and the name the server has for it
         self._adapters: set[str] = set()  # those that we have loaded
 
@@ -99,7 +99,7 @@ class Endpoint:
                 "a running vLLM server cannot be given all weights anew",
                 got=f"policy {served.policy_id} of {served.folder / FULL_FILE}",
                 where=self.url,
-                mend="set training.lora, or leave out engine.urls: our own server is restarted",
+                fix="set training.lora, or leave out engine.urls: our own server is restarted",
             )
         models = self._request("GET", "/v1/models")["data"]
         names = [model["id"] for model in models]
@@ -123,7 +123,7 @@ class Endpoint:
                 "the vLLM server does not load the adapter",
                 got=error.got,
                 where=f"{self.url}, {served.folder}",
-                mend="start it with --enable-lora, --max-lora-rank and "
+                fix="start it with --enable-lora, --max-lora-rank and "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where it can read this folder",
             ) from error
 
@@ -142,7 +142,7 @@ class Endpoint:
                 "the vLLM server does not answer",
                 got=f"{type(error).__name__}: {error}",
                 where=self.url,
-                mend=self._mend,
+                fix=self._fix,
             ) from error
         if answer.is_success:
             kind = answer.headers.get("content-type", "")
@@ -152,5 +152,5 @@ class Endpoint:
             "the vLLM server refuses a request",
             got=f"{answer.status_code} {answer.text}",
             where=f"{self.url}{path}",
-            mend=self._mend if passing else "",
+            fix=self._fix if passing else "",
         )

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from sdcore import guard
 from sdcore.config import EngineConfig
 from sdcore.errors import EngineError
-from sdcore.loopback import answers, free_port
+from sdcore.system import supervise
+from sdcore.system.ports import answers, free_port
 
 START_TIMEOUT = 900.0  # seconds; a large model loads and compiles for minutes
 ERROR = re.compile(r"\b\w*(Error|Exception): ")
@@ -79,7 +79,7 @@ class VllmServer:
         """End the server and all its processes."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(timeout=2 * guard.GRACE)
+            self._process.wait(timeout=2 * supervise.GRACE)
             self._process = None
 
     def _started(self, folder: Path) -> "subprocess.Popen[bytes]":
@@ -88,10 +88,10 @@ class VllmServer:
             raise EngineError(
                 "vLLM's environment is not there",
                 got=str(python),
-                mend="`make vllm` makes it; engine.python names another one",
+                fix="`make vllm` makes it; engine.python names another one",
             )
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        watch = [sys.executable, "-I", guard.__file__, str(os.getpid())]
+        watch = [sys.executable, "-I", supervise.__file__, str(os.getpid())]
         with self.log_path.open("ab") as log:
             self._log_start = log.tell()
             return subprocess.Popen(
@@ -135,7 +135,7 @@ class VllmServer:
             got=cause(log),
             expected=f"an answer from {self.url} within {START_TIMEOUT:g} s",
             where=str(self.log_path),
-            mend="see the log; engine.arguments are passed on to vLLM",
+            fix="see the log; engine.arguments are passed on to vLLM",
         )
 
 

@@ -107,7 +107,7 @@ class TransformersEngine:
                 "prompt and response do not fit into the model's positions",
                 got=f"{longest} prompt tokens + {sampling.max_new_tokens} new tokens",
                 expected=f"at most {limit}",
-                mend="lower sampling.max_new_tokens",
+                fix="lower sampling.max_new_tokens",
             )
 
     def _batch_size(self, requests: Sequence[Request], sampling: SamplingConfig) -> int:
@@ -171,7 +171,7 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfig) -> tup
     logits_BV = logits_BV.float()
     total_B1 = logits_BV.logsumexp(-1, keepdim=True)
     if not bool(total_B1.isfinite().all()):
-        raise EngineError("the model's logits are not finite", mend="its weights may have diverged")
+        raise EngineError("the model's logits are not finite", fix="its weights may have diverged")
     if sampling.temperature == 0:
         token_B1 = logits_BV.argmax(-1, keepdim=True)
     else:

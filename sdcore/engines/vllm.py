@@ -77,7 +77,7 @@ class VllmEngine:
             EngineError: no policy is loaded, a request is refused, or no server answers.
         """
         if self._served is None:
-            raise EngineError("no policy is loaded", mend="call load first")
+            raise EngineError("no policy is loaded", fix="call load first")
         if not all(request.prompt_ids for request in requests):
             raise EngineError("a prompt is empty", expected="at least one token id")
         for endpoint in self._endpoints:

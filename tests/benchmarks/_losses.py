@@ -8,8 +8,8 @@ from importlib.util import find_spec
 import torch
 
 from sdcore.config import DistillConfig
-from sdcore.losses import distillation
-from sdcore.projection import Head, View, chunked_loss
+from sdcore.training.losses import distillation
+from sdcore.training.projection import Head, View, chunked_loss
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 

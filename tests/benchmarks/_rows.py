@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from sdcore.schema import TABLES
+from sdcore.store.schema import TABLES
 
 ROLLOUTS, LENGTH, PROBLEMS, VOCABULARY = 10_000, 100, 1_000, 5_000
 CONDITIONS, SEEDS = ("grpo", "reference", "step_aligned"), 3

@@ -15,10 +15,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sdcore import policies
 from sdcore.config import DistillConfig, LoraConfig, TrainingConfig
-from sdcore.policies import Policy
-from sdcore.trainer import Example, Trainer
+from sdcore.models import policies
+from sdcore.models.policies import Policy
+from sdcore.training.trainer import Example, Trainer
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 

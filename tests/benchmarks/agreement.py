@@ -14,7 +14,6 @@ import torch
 from _measure import report
 from sampling import PYTHON, through_vllm
 
-from sdcore import arithmetic, hub, policies
 from sdcore.config import (
     DistillConfig,
     LoraConfig,
@@ -25,10 +24,12 @@ from sdcore.config import (
 )
 from sdcore.engines import Completion, Request
 from sdcore.engines.transformers import TransformersEngine
-from sdcore.policies import Policy
-from sdcore.prompts import student_prompt
-from sdcore.trainer import Example, Trainer
-from sdcore.updates import MISMATCH
+from sdcore.models import hub, policies
+from sdcore.models.policies import Policy
+from sdcore.models.prompts import student_prompt
+from sdcore.problems import arithmetic
+from sdcore.training.results import MISMATCH
+from sdcore.training.trainer import Example, Trainer
 
 MODELS, DTYPES = ("builtin:tiny-solver", "builtin:smollm2"), ("float32", "bfloat16")
 PROMPTS, SAMPLES = 8, 4

@@ -9,7 +9,7 @@ from functools import partial
 
 from _measure import report, seconds
 
-from sdcore.grading import grade, grade_many
+from sdcore.grading.answers import grade, grade_many
 
 ANSWERS, REPEATS, RATE = 20_000, 5, 2_000  # answers, and answers a second
 LIMIT = 1.0  # seconds for a costly answer

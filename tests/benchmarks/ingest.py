@@ -12,9 +12,9 @@ from pathlib import Path
 
 from _measure import report, seconds
 
-from sdcore.arithmetic import generate_problems, reference_solution
 from sdcore.config import ProblemsConfig
-from sdcore.problems import sort_out
+from sdcore.problems.arithmetic import generate_problems, reference_solution
+from sdcore.problems.splits import sort_out
 
 ROWS = 7_473  # of GSM8K's training file
 REPEATS, TARGET = 3, 10.0  # seconds

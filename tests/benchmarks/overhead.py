@@ -13,7 +13,7 @@ from pathlib import Path
 
 from _measure import report
 
-from flows.services import PROJECT
+from flows.servers.standing import PROJECT
 
 QUICKSTART = PROJECT / "deployments" / "experiments" / "quickstart.toml"
 OVERHEAD = ("orchestration", "storage", "tracking")

@@ -21,14 +21,15 @@ from pathlib import Path
 import torch
 from _measure import report
 
-from sdcore import arithmetic, hub, policies
 from sdcore.config import EngineConfig, ModelConfig, PromptsConfig, SamplingConfig
 from sdcore.engines import Request
 from sdcore.engines.endpoint import Endpoint
 from sdcore.engines.server import VllmServer
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.engines.vllm import VllmEngine
-from sdcore.prompts import student_prompt
+from sdcore.models import hub, policies
+from sdcore.models.prompts import student_prompt
+from sdcore.problems import arithmetic
 
 SAMPLES, PAIRS, TARGET, VLLM_TARGET = 8, 5, 1.5, 0.95
 ROOT = Path(__file__).parents[2]

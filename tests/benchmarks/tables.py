@@ -12,8 +12,8 @@ from pathlib import Path
 import _rows
 from _measure import report, seconds
 
-from sdcore.questions import VIEWS
-from sdcore.store import Store
+from sdcore.store.database import Store
+from sdcore.store.sql_views import VIEWS
 
 RATE, LIMIT, REPEATS = 500_000, 2.0, 3  # rows a second; seconds
 QUERIES = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from flows import services
-from sdcore.loopback import free_port
+from flows.servers import standing
+from sdcore.system.ports import free_port
 
 PATIENCE = 120_000  # ms; a busy machine needs most of it to start a run
 TINY = """
@@ -85,12 +85,12 @@ def workspace(browser, tmp_path_factory):
     sdcore("up", "--workspace", root, *ports)
     yield root
     sdcore("down", "--workspace", root)
-    assert not services.processes(root)
+    assert not standing.processes(root)
 
 
 @pytest.fixture(scope="session")
 def addresses(workspace):
-    return services.addresses(workspace)
+    return standing.addresses(workspace)
 
 
 @pytest.fixture(scope="session")

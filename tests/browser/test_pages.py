@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from sdcore.config import Experiment, load_experiment
-from sdcore.store import Store
+from sdcore.store.database import Store
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

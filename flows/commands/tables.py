@@ -1,0 +1,208 @@
+"""The commands that look at a workspace's tables: query, tables, why, rescore, export, view."""
+
+import json
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import polars as pl
+import typer
+
+from flows.commands.terminal import (
+    JsonOption,
+    RunArgument,
+    WorkspaceOption,
+    console,
+    find_run,
+    notes,
+    open_store,
+    print_table,
+    stored_experiment,
+)
+from sdcore.config import load_experiment
+from sdcore.errors import StoreError
+from sdcore.store.schema import TABLES
+from sdcore.store.sql_views import VIEWS
+
+app = typer.Typer()
+
+
+class Format(StrEnum):
+    """Output formats of `sdcore query`."""
+
+    table, csv, json, parquet = "table", "csv", "json", "parquet"
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="one SELECT over the tables of the workspace")],
+    workspace: WorkspaceOption = Path("runs"),
+    output: Annotated[Format, typer.Option("--format", help="how to print")] = Format.table,
+) -> None:
+    """Query the tables and views in SQL; `parquet` writes bytes to standard output.
+
+    Example: sdcore query "SELECT condition, avg(correct::int) FROM rollouts GROUP BY ALL"
+    """
+    frame = open_store(workspace).query(sql)
+    if output is Format.csv:
+        print(_flat(frame).write_csv(), end="")
+    elif output is Format.json:
+        print(frame.write_json())
+    elif output is Format.parquet:
+        frame.write_parquet(sys.stdout.buffer)
+    else:
+        print_table(frame)
+
+
+@app.command()
+def tables(
+    name: Annotated[str | None, typer.Argument(help="a table or view; all if left out")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what each table and view means; with a name, its columns too.
+
+    Example: sdcore tables rollouts
+    """
+    described = _described()
+    if name is not None and name not in described:
+        raise StoreError("no such table", got=name, expected=", ".join(described))
+    if as_json:
+        print(json.dumps(described if name is None else described[name]))
+    elif name is None:
+        rows = [{"name": each, "kind": about["kind"], "one row is": about["meaning"]}
+                for each, about in described.items()]  # fmt: skip
+        print_table(pl.DataFrame(rows))
+    else:
+        about = described[name]
+        key = f"; key: {', '.join(about['key'])}" if about["key"] else ""
+        print_table(pl.DataFrame(about["columns"]), title=f"{name}: {about['meaning']}{key}")
+
+
+@app.command()
+def why(
+    table: Annotated[str, typer.Argument(help="table of the row, such as rollouts")],
+    key: Annotated[str, typer.Argument(help="start of the row's key")],
+    other: Annotated[
+        str | None, typer.Option("--against", help="another run, or an experiment file")
+    ] = None,
+    workspace: WorkspaceOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a row was made from, and which of it has changed since or differs elsewhere.
+
+    Example: sdcore why rollouts 3f2a --against my-experiment.toml
+    """
+    from sdcore.reports.provenance import against, lineage, since
+    from tasks.prepare import base_row, experiment_row
+    from tasks.run.lineage import base_lineage
+
+    store = open_store(workspace)
+    rows = lineage(store, table, key)
+    if other is None or other.endswith(".toml"):
+        settings = load_experiment(Path(other)) if other else stored_experiment(store, rows[-1].key)
+        base = base_lineage(settings, workspace.absolute())
+        changes = since(rows, experiment_row(base), str(base_row(base)["sha256"]))
+    else:
+        run = store.rows("experiments", experiment_id=find_run(store, other)).row(0, named=True)
+        changes = against(store, rows, run)
+    if as_json:
+        inputs = [{"table": each.table, "key": each.key} | each.inputs for each in rows]
+        print(json.dumps({"lineage": inputs, "changes": [asdict(each) for each in changes]}))
+        return
+    lines = [(each.table, each.key, *item) for each in rows for item in each.inputs.items()]
+    print_table(pl.DataFrame(lines, ["table", "key", "input", "value"], orient="row"), "made from")
+    title = "changed since" if other is None else f"different in {other}"
+    differences = [(each.where, each.what) for each in changes] or [("", "nothing")]
+    print_table(pl.DataFrame(differences, ["where", "what"], orient="row"), title)
+
+
+@app.command()
+def rescore(
+    run: RunArgument, workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False
+) -> None:
+    """Grade the stored rollouts of a run anew, then score and compare; nothing is sampled.
+
+    Rows that change are kept in the schema `superseded`.
+
+    Example: sdcore rescore quickstart
+    """
+    from tasks.maintenance.rescore import rescore as regrade
+    from tasks.run.lineage import base_lineage
+
+    root = workspace.absolute()
+    base = base_lineage(stored_experiment(open_store(root), run), root)
+    with notes.status("grading, scoring and comparing"):
+        counts = regrade(base)
+    print(json.dumps(counts)) if as_json else print_table(pl.DataFrame([counts]))
+    report = root / "reports" / f"{base.experiment.experiment_id}.html"
+    if counts["changed"] and report.exists():
+        notes.print(f"Report: {report}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    target: Annotated[str, typer.Argument(help="a new folder, or an address: s3://bucket/prefix")],
+    workspace: WorkspaceOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's tables as Parquet files, which is also a folder for Hugging Face `datasets`.
+
+    Example: sdcore export quickstart quickstart-tables
+    """
+    from sdcore.store.export import export as write
+
+    store = open_store(workspace)
+    experiment_id = find_run(store, run)
+    with notes.status(f"writing {target}"):
+        counts = write(store, experiment_id, target)
+    rows = pl.DataFrame(list(counts.items()), ["table", "rows"], orient="row")
+    print(json.dumps(counts)) if as_json else print_table(rows, title=target)
+
+
+@app.command()
+def view(
+    run: RunArgument,
+    workspace: WorkspaceOption = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 0,
+) -> None:
+    """Browse a run's problems, rollouts, critiques and tokens in a local page, until Ctrl-C.
+
+    Nothing is uploaded, and the page answers this machine only.
+
+    Example: sdcore view quickstart
+    """
+    from flows.servers.standing import require_free
+    from sdcore.reports.viewer.server import serve
+    from sdcore.system.ports import free_port
+
+    store = open_store(workspace)
+    experiment_id, port = find_run(store, run), port or free_port()
+    require_free("the page", port, f"sdcore view {run} --port N")
+    console.print(f"http://127.0.0.1:{port}/{experiment_id}", soft_wrap=True)
+    serve(store, port)
+
+
+def _described() -> dict[str, dict[str, Any]]:
+    """Tables and views by name: kind, meaning, key and columns."""
+    stored = {
+        name: {"kind": "table", "meaning": table.meaning, "key": table.key}
+        | {"columns": [{"column": c.name, "type": c.sql_type, "meaning": c.meaning,
+                        "empty": "sometimes" if c.nullable else "never"} for c in table.columns]}
+        for name, table in TABLES.items()
+    }  # fmt: skip
+    return stored | {
+        name: {"kind": "view", "meaning": view.meaning, "key": ()}
+        | {"columns": [{"column": c, "meaning": text} for c, text in view.columns.items()]}
+        for name, view in VIEWS.items()
+    }
+
+
+def _flat(frame: pl.DataFrame) -> pl.DataFrame:
+    """Lists as JSON text: CSV has no lists."""
+    lists = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.List)]
+    return frame.with_columns(
+        pl.col(name).map_elements(lambda v: json.dumps(v.to_list()), pl.String) for name in lists
+    )

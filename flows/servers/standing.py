@@ -1,0 +1,259 @@
+"""A workspace's standing services: Prefect server, MLflow server and the served deployments.
+
+Every process that is started here carries the workspace in its environment, and so do all that it
+starts: that is how they are found again, whatever became of their parents.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import psutil
+import yaml
+
+from sdcore.errors import SdcoreError
+from sdcore.system.ports import answers
+
+NAMES = ("prefect", "mlflow", "deployments")
+START_SECONDS = 300  # a busy machine needs most of them
+STOP_SECONDS = 20
+PROJECT = Path(__file__).parents[2]
+DEPLOYMENTS = PROJECT / "deployments" / "prefect.yaml"
+SETTINGS = {
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command tells what went wrong
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # Task runs are written several at a time, at most five seconds late: one by one they are often
+    # in the way of a flow that starts, and the client tries again two seconds later.
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+}
+_MARK = "SDCORE_SERVICE"
+_STATE = "services.json"
+
+
+def require_workspace(root: Path) -> None:
+    """Make the workspace's folder, if need be, and see that it can be written.
+
+    Raises:
+        SdcoreError: it cannot.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise SdcoreError(
+            "the workspace cannot be written",
+            got=error,
+            where=str(root),
+            fix="name another folder with --workspace",
+        ) from error
+
+
+def environment(root: Path) -> dict[str, str]:
+    """What a process needs to work in the workspace, with the addresses of the services that run.
+
+    ``PREFECT_API_URL``, where it is set already, names a server of the user's and stays.
+    """
+    own = SETTINGS | {"SDCORE_WORKSPACE": str(root)}
+    if "PREFECT_API_URL" not in os.environ:
+        own |= prefect_home(root)
+    found = addresses(root)
+    if "prefect" in found:
+        own |= {"PREFECT_API_URL": f"{found['prefect']}/api"}
+    if "mlflow" in found:
+        own |= {"SDCORE_MLFLOW_URL": found["mlflow"]}
+    stays = (name for name in (*SETTINGS, "PREFECT_API_URL") if name in os.environ)
+    return own | {name: os.environ[name] for name in stays}
+
+
+def prefect_home(root: Path) -> dict[str, str]:
+    """Prefect's folder in the workspace."""
+    home = root / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    return {"PREFECT_HOME": str(home)}
+
+
+def addresses(root: Path) -> dict[str, str]:
+    """Address of each server of the workspace that runs."""
+    if not was_started(root):
+        return {}
+    ports = json.loads((root / _STATE).read_text("utf-8"))
+    return {name: _address(port) for name, port in ports.items() if processes(root, name)}
+
+
+def processes(root: Path, *names: str) -> list[psutil.Process]:
+    """The running processes of the named services, all of them by default, children included."""
+    marks = {_mark(root, name) for name in names or NAMES}
+    found = psutil.process_iter(["environ"])
+    return [p for p in found if (p.info["environ"] or {}).get(_MARK) in marks]
+
+
+def start(root: Path, ports: Mapping[str, int]) -> None:
+    """Start the services on their ports and wait until they answer; all or none.
+
+    Raises:
+        SdcoreError: a port is taken, or a service did not start.
+    """
+    for name, port in ports.items():
+        require_free(name, port, f"sdcore up --{name}-port N")
+    (root / "logs").mkdir(parents=True, exist_ok=True)
+    (root / _STATE).write_text(json.dumps(ports), "utf-8")
+    try:
+        _start_all(root, {name: _address(port) for name, port in ports.items()})
+    except BaseException:
+        stop(root)
+        raise
+
+
+def stop(root: Path) -> int:
+    """End every process of the services, those that report to a server before the server.
+
+    Returns:
+        How many there were.
+    """
+    count = 0
+    for name in reversed(NAMES):
+        while left := processes(root, name):  # one that ends may just have started another
+            count += len(left)
+            _end(left)
+    (root / _STATE).unlink(missing_ok=True)
+    return count
+
+
+def was_started(root: Path) -> bool:
+    """Whether the services were started and not stopped since."""
+    return (root / _STATE).exists()
+
+
+def require_free(name: str, port: int, other: str) -> None:
+    """Refuse a port that is taken: for whom it was meant, and how another one is given.
+
+    Raises:
+        SdcoreError: another program listens there; it is named.
+    """
+    if not is_free(port):
+        raise SdcoreError(
+            f"the port for {name} is taken",
+            got=f"{port}, held by {holder(port)}",
+            fix=f"end that program, or give another port: {other}",
+        )
+
+
+def is_free(port: int) -> bool:
+    """Whether a server may listen on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def holder(port: int) -> str:
+    """Who listens on a port, as far as this user may know."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:  # macOS tells root only
+        return "another program"
+    for each in connections:
+        if each.pid and each.status == psutil.CONN_LISTEN and each.laddr.port == port:
+            return f"{psutil.Process(each.pid).name()} (process {each.pid})"
+    return "another user's program"
+
+
+def prefect_command(address: str) -> list[str]:
+    """The command that serves Prefect at an address on this machine."""
+    port = address.rpartition(":")[2]
+    options = ["--host", "127.0.0.1", "--port", port]
+    return [sys.executable, "-m", "prefect", "server", "start", *options]
+
+
+def _start_all(root: Path, address: Mapping[str, str]) -> None:
+    api = f"{address['prefect']}/api"
+    own = {"PREFECT_API_URL": api, "SDCORE_MLFLOW_URL": address["mlflow"]} | prefect_home(root)
+    spawn, serve = partial(_spawn, root, own), [sys.executable, "-m", "flows.servers.deployments"]
+    prefect = spawn("prefect", prefect_command(address["prefect"]))
+    mlflow = spawn("mlflow", _mlflow_command(root, address["mlflow"]))
+    _wait(root, "prefect", f"{api}/health", prefect)
+    _wait(root, "mlflow", f"{address['mlflow']}/health", mlflow)
+    deployments = spawn("deployments", serve)
+    for name in _deployment_names():
+        _wait(root, "deployments", f"{api}/deployments/name/{name}", deployments)
+
+
+def _deployment_names() -> list[str]:
+    """``flow/deployment`` of each entry; Prefect names a flow after its function."""
+    entries = yaml.safe_load(DEPLOYMENTS.read_text("utf-8"))["deployments"]
+    functions = (entry["entrypoint"].partition(":")[2] for entry in entries)
+    flows = (function.replace("_", "-") for function in functions)
+    return [f"{flow}/{entry['name']}" for flow, entry in zip(flows, entries, strict=True)]
+
+
+def _mlflow_command(root: Path, address: str) -> list[str]:
+    port = address.rpartition(":")[2]
+    tables, files = f"sqlite:///{root / 'mlflow.db'}", (root / "mlflow-artifacts").as_uri()
+    stores = ["--backend-store-uri", tables, "--default-artifact-root", files]
+    options = ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "server", *stores, *options]
+
+
+def _spawn(
+    root: Path, own: Mapping[str, str], name: str, command: list[str]
+) -> subprocess.Popen[bytes]:
+    mark = {_MARK: _mark(root, name)}
+    with (root / "logs" / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env=os.environ | environment(root) | own | mark,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # the terminal's Ctrl-C and hang-up are not for them
+        )
+
+
+def _wait(root: Path, name: str, url: str, process: subprocess.Popen[bytes]) -> None:
+    if not answers(url, process, START_SECONDS):
+        raise SdcoreError(
+            f"the service {name} did not start",
+            got=f"exit code {process.poll()}",
+            expected=f"an answer from {url} within {START_SECONDS} s",
+            where=str(root / "logs" / f"{name}.log"),
+            fix="the last lines of that log say why",
+        )
+
+
+def _end(running: list[psutil.Process]) -> None:
+    for process in running:
+        _signal(process.terminate)
+    _, left = psutil.wait_procs(running, timeout=STOP_SECONDS)
+    for process in left:
+        _signal(process.kill)
+    psutil.wait_procs(left, timeout=STOP_SECONDS)
+
+
+def _signal(send: Callable[[], None]) -> None:
+    try:
+        send()
+    except psutil.NoSuchProcess:
+        return  # it ended by itself
+
+
+def _address(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
+
+
+def _mark(root: Path, name: str) -> str:
+    return f"{name} of {root}"

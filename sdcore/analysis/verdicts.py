@@ -1,0 +1,87 @@
+"""One word for what a context does to a model, from stated thresholds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import polars as pl
+
+from sdcore.analysis.signal_stats import OBJECTION
+
+Row = Mapping[str, Any]
+Word = Literal["localised", "diffuse", "copies", "no signal", "not enough data"]
+
+ENOUGH = 10  # rollouts of a kind
+COPIES = 0.5  # copy rate
+CHANCE = 0.5  # AUC
+DIFFUSE = 0.05  # share of the tokens of correct rollouts
+PLACES = {"error": ("error_auc", "error"), "wrong step": ("auc", "at")}
+"""Where an objection may lie, and the measures that show it: in a step of words one token is wrong
+and the others are forced, so that all of them together may hide what the error shows."""
+
+RULES = {
+    "not enough data": f"fewer than {ENOUGH} wrong rollouts whose first wrong step is known, or "
+    "as few correct ones",
+    "copies": f"the copy rate is above {COPIES:.0%}",
+    "no signal": f"neither for the error nor for the first wrong step is the AUC above {CHANCE:g} "
+    "and the mean advantage below 0",
+    "diffuse": f"above {DIFFUSE:.0%} of the tokens of correct rollouts are objected to, or "
+    f"the mean advantage before the first wrong step is below {OBJECTION:g}",
+    "localised": "none of these",
+}
+"""The first that applies is the verdict; above or below means that the whole interval is."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The word, and why in a sentence."""
+
+    context: str
+    word: Word
+    why: str
+
+
+def judge(context: str, measures: pl.DataFrame) -> Verdict:
+    """Judge a context by its rows of `localisation.measures`.
+
+    An effect counts where its interval excludes the threshold, so that a small sample says
+    "no signal" rather than something wrong.
+    """
+    found = {row["measure"]: row for row in measures.iter_rows(named=True)}
+    word, why = _judged(found)
+    return Verdict(context, word, why)
+
+
+def _judged(found: Mapping[str, Row]) -> tuple[Word, str]:
+    wrong, right = (found.get(name, {}).get("rollouts", 0) for name in ("auc", "correct"))
+    if min(wrong, right) < ENOUGH:
+        return (
+            "not enough data",
+            f"{wrong} wrong rollouts with a judged error, {right} correct ones",
+        )
+    copied, negative = found.get("copied"), found["negative_share"]
+    if copied is not None and copied["low"] > COPIES:
+        return "copies", f"it makes {copied['value']:.0%} of the errors likelier"
+    place = next((place for place, names in PLACES.items() if _objects(found, *names)), None)
+    if place is None:
+        missed = _auc(found.get("error_auc", found["auc"]))
+        return "no signal", f"it does not object to the error before other tokens ({missed})"
+    finds = f"it finds the {place} ({_auc(found[PLACES[place][0]])})"
+    share = f"objects to {negative['value']:.1%} of the tokens of correct rollouts"
+    before = found.get("before")
+    if before is not None and before["high"] < OBJECTION:
+        return "diffuse", f"{finds}, but objects to correct steps ({before['value']:.2f} nats) too"
+    if negative["low"] > DIFFUSE:
+        return "diffuse", f"{finds}, but {share} too"
+    likelier = f", makes {copied['value']:.0%} of the errors likelier" if copied else ""
+    return "localised", f"{finds}{likelier} and {share}"
+
+
+def _objects(found: Mapping[str, Row], auc: str, advantage: str) -> bool:
+    """Whether the objection is there; bounds that are not known support nothing."""
+    there = auc in found and advantage in found
+    return there and found[auc]["low"] > CHANCE and found[advantage]["high"] < 0
+
+
+def _auc(row: Row) -> str:
+    return f"AUC {row['value']:.2f}, {row['low']:.2f} to {row['high']:.2f}"

@@ -1,0 +1,87 @@
+"""Who gives feedback, and the preflight of it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sdcore.config.base import Settings
+from sdcore.contexts import CONTEXTS
+
+
+class OracleConfig(Settings):
+    """The exact critic of the arithmetic problems; it costs nothing."""
+
+    kind: Literal["oracle"]
+
+
+class LlmCriticConfig(Settings):
+    """A language model as critic: behind an OpenAI-compatible endpoint, or in this process."""
+
+    kind: Literal["llm"]
+    model: str = Field(description="the endpoint's name for it; without one, as in model.name")
+    base_url: str | None = Field(
+        None,
+        pattern=r"^https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[^?#\s]*)?$",
+        description="such as http://127.0.0.1:8000/v1; absent: the model runs in this process",
+    )
+    api_key_env: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*$",
+        description="name of the environment variable that holds the key, never the key",
+    )
+    api_key_block: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9-]+$",
+        description="name of the Prefect Secret block that holds the key, in place of api_key_env",
+    )
+    structured: bool = Field(
+        True,
+        description="ask the endpoint to hold the answer to the JSON schema; with a model that "
+        "thinks first, its server has to split off the thinking",
+    )
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy, as in the paper")
+    max_tokens: int = Field(4096, ge=1, le=131072, description="an answer, thinking included")
+    attempts: int = Field(3, ge=1, le=10, description="times to ask until a critique is valid")
+    fallback: str | None = Field(
+        None, description="context where no critique is valid; absent: the rollout is left out"
+    )
+    concurrency: int = Field(8, ge=1, le=256, description="requests under way at a time")
+    tries: int = Field(
+        6, ge=1, le=20, description="of one request that gets no answer, backing off"
+    )
+    timeout: float = Field(300.0, gt=0, description="seconds for one whole answer")
+    price_in: float = Field(0.0, ge=0, description="of a million tokens read")
+    price_out: float = Field(0.0, ge=0, description="of a million tokens written")
+    max_budget: float | None = Field(None, ge=0, description="stop before the cost exceeds it")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        context = CONTEXTS.get(self.fallback or "none")
+        if context is None or "critique" in context.needs:
+            raise ValueError(f"critic.fallback: {self.fallback!r} is no context without critiques")
+        if self.api_key_env and self.api_key_block:
+            raise ValueError("critic.api_key_env and critic.api_key_block: only one of them")
+        return self
+
+
+CriticConfig = Annotated[OracleConfig | LlmCriticConfig, Field(discriminator="kind")]
+
+
+OPERATIONAL = {
+    "base_url", "api_key_env", "api_key_block", "concurrency", "tries", "timeout", "price_in",
+    "price_out", "max_budget",
+}  # fmt: skip
+"""Settings of a critic that change no result, so that a run may go on with others."""
+
+
+class DiagnoseConfig(Settings):
+    """The preflight `sdcore diagnose`: what contexts say of the untrained solver's rollouts."""
+
+    contexts: tuple[str, ...] = Field(
+        (),
+        description="absent: reference, the quoting regimes, the control, and whatever the "
+        "conditions and the section [contexts] name",
+    )
+    split: Literal["train", "validation"] = "train"
+    problems: int = Field(32, ge=2, description="at most; the first ones of the split")
+    rollouts: int = Field(2, ge=1, description="a problem; two or more tell its own variance")

@@ -1,0 +1,97 @@
+"""The model, its prompts, and how rollouts are drawn."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from sdcore.config.base import Settings, _unset
+
+
+class ModelConfig(Settings):
+    """The policy that is trained, and whose initial weights are the self-teacher."""
+
+    name: str = Field(
+        description="builtin:tiny-solver, builtin:smollm2, a hub id or a local folder"
+    )
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class PromptsConfig(Settings):
+    """Jinja templates of the user messages; the model's own chat template is put around them."""
+
+    system: str | None = Field(None, description="system message")
+    teacher_system: str | None = Field(
+        None,
+        exclude_if=_unset,
+        description="the teacher's where it is shown a context; unset: the same, empty: none",
+    )
+    student_thinking: bool | None = Field(
+        None,
+        exclude_if=_unset,
+        description="`enable_thinking` of the chat template; unset leaves it to the template",
+    )
+    teacher_thinking: bool | None = Field(
+        None, exclude_if=_unset, description="the same, where the teacher is shown a context"
+    )
+    student: str = Field(
+        "Solve the problem step by step. Write each step as <step_1>...</step_1>, "
+        "<step_2>...</step_2> and so on, then only the final answer as <answer>...</answer>.\n\n"
+        "{{ question }}",
+        description="sees: question",
+    )
+    teacher: str = Field(
+        "{{ student }}\n\nHere is feedback that shows how the problem is solved correctly:\n"
+        "{{ context }}\n\nNow solve the problem yourself, in your own steps.",
+        description="sees: student (the rendered student message), question, context",
+    )
+
+
+class SamplingConfig(Settings):
+    """How rollouts are sampled, in training and in evaluation alike."""
+
+    temperature: float = Field(1.0, ge=0, le=5, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(2048, ge=1, le=131072)
+    batch_size: int = Field(
+        1024,
+        ge=1,
+        description="sequences decoded together; part of the result "
+        "only through floating-point rounding",
+    )
+
+
+class EngineConfig(Settings):
+    """What samples: this process, or vLLM servers. Only `kind` is part of an experiment's identity.
+
+    Without `urls` a server of our own is started for the run, in vLLM's own environment.
+    """
+
+    kind: Literal["transformers", "vllm"] = "transformers"
+    urls: tuple[str, ...] = Field(
+        (),
+        description="vLLM servers that already run, e.g. http://127.0.0.1:8000; load is spread; "
+        "their key, if they have one, in $VLLM_API_KEY",
+    )
+    python: Path = Field(
+        Path(".venv-vllm/bin/python"), description="of the environment that `make vllm` makes"
+    )
+    context_length: int | None = Field(
+        None, ge=1, description="tokens of prompt and response; unset takes the model's own"
+    )
+    cache_gib: float = Field(4.0, gt=0, description="memory for keys and values, GiB")
+    concurrency: int = Field(128, ge=1, description="requests in flight at one server")
+    arguments: tuple[str, ...] = Field(
+        (), description="further arguments of our own server, e.g. --tensor-parallel-size=4"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.urls and self.kind != "vllm":
+            raise ValueError("engine.urls is for engine.kind = 'vllm'")
+        return self
+
+
+def _in_process(engine: EngineConfig) -> bool:
+    return engine.kind == "transformers"

@@ -1,0 +1,89 @@
+"""The budget that all conditions share, the warm-up, and evaluation."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from sdcore.config.base import Count, Settings
+
+
+class LoraConfig(Settings):
+    """Low-rank adapters on every linear layer (the paper: rank 64, alpha 128)."""
+
+    rank: int = Field(64, ge=1)
+    alpha: float = Field(128, gt=0)
+    targets: tuple[str, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+
+
+class TrainingConfig(Settings):
+    """The budget that all conditions share; a round is sample, align, then optimizer steps."""
+
+    rounds: Count = 60
+    questions_per_round: int = Field(
+        32, ge=1, description="each question gives group_size rollouts"
+    )
+    steps_per_round: int = Field(
+        1, ge=1, description="optimizer steps a round; 1 is strictly on-policy"
+    )
+    lora: LoraConfig | None = Field(None, description="absent: all weights are trained")
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    save_every: int = Field(
+        1,
+        ge=1,
+        description="rounds between checkpoints; a run that is killed trains those since the last "
+        "again, on their stored rollouts. Scored rounds have one, and all rounds where the sampler "
+        "reads its weights from disk (vLLM, sharded)",
+    )
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    tokens_per_microbatch: int = Field(16384, ge=1, description="prompt + response tokens, padded")
+    activation_checkpointing: bool = Field(
+        False, description="recompute each layer in the backward pass: less memory, a third slower"
+    )
+    sharded: bool = Field(
+        False, description="split weights and optimizer over the torchrun processes (FSDP2)"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.sharded and self.lora:
+            raise ValueError("training.sharded is for full fine-tuning: leave out training.lora")
+        return self
+
+
+CADENCE = {"save_every"}
+"""Settings of the training that change no result, so that a run may go on with others."""
+
+
+class WarmupConfig(Settings):
+    """A short supervised stage before all conditions, for a solver that keeps no step format.
+
+    Its traces are right ones on problems of no split that is scored. It trains what
+    `training` trains, with the same schedule; it should be as short as the format allows.
+    """
+
+    traces: int = Field(64, ge=1, description="well-formed traces to learn from")
+    steps: int = Field(ge=1, description="optimizer steps")
+    batch_size: int = Field(16, ge=1, description="traces a step")
+    learning_rate: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch_size > self.traces:
+            raise ValueError("warmup.batch_size exceeds warmup.traces")
+        return self
+
+
+class EvaluationConfig(Settings):
+    """Scores of a policy; the checkpoint is chosen on validation and reported on test."""
+
+    every: int = Field(20, ge=1, description="rounds between checkpoints that are scored")
+    samples: int = Field(12, ge=1, description="n of avg@n, maj@n, pass@n on the test split")
+    validation_samples: int = Field(
+        4, ge=1, description="samples a problem on the validation split"
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    resamples: int = Field(10_000, ge=100, description="bootstrap resamples over problems")

@@ -1,0 +1,1 @@
+"""Critics: how one is asked and validated, and how good it is."""

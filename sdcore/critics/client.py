@@ -1,0 +1,263 @@
+"""How a critic's model is reached: an OpenAI-compatible endpoint, or an engine in this process.
+
+What an endpoint sends is untrusted: it is bounded in size and time, and read strictly.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import httpx
+from pydantic import BaseModel, Field, ValidationError
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_attempt,
+    stop_when_event_set,
+    wait_random_exponential,
+)
+from tenacity.wait import wait_base
+from transformers import PreTrainedTokenizerBase
+
+from sdcore.config import LlmCriticConfig, SamplingConfig
+from sdcore.critics.budget import Budget
+from sdcore.critics.llm import Reply
+from sdcore.critics.parsing import SCHEMA
+from sdcore.engines import Engine, Request
+from sdcore.errors import EngineError
+from sdcore.models.prompts import Message, prompt_ids
+
+MAX_BYTES = 2 << 20  # of a response; an answer of 131072 tokens has about half a million
+MILLION = 1_000_000
+BUSY = {408, 409, 425, 429}  # these statuses and all from 500 on may pass
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+REFUSALS = {401, 402, 403, 404, 405}  # these will not, for any request
+
+
+class ChatEndpoint:
+    """A model behind an OpenAI-compatible chat endpoint (vLLM, llama.cpp, hosted services).
+
+    Args:
+        config: where it is, and how it is asked.
+        key: its bearer token; taken out of whatever the endpoint sends back.
+        spent: what has been paid towards `max_budget` before.
+        backoff: wait between tries of one request; `Retry-After` counts too, up to a minute.
+    """
+
+    def __init__(
+        self,
+        config: LlmCriticConfig,
+        key: str | None = None,
+        spent: float = 0.0,
+        backoff: wait_base = wait_random_exponential(multiplier=1, max=60),  # noqa: B008
+    ) -> None:
+        self._config, self._backoff = config, backoff
+        self._url = httpx.URL(f"{(config.base_url or '').rstrip('/')}/chat/completions")
+        self._key = key
+        self._budget = Budget(config.max_budget, spent)
+        self._cancelled = threading.Event()
+
+    def ask(self, conversations: Sequence[list[Message]]) -> Iterator[tuple[int, Reply]]:
+        """Replies as they come, at most `concurrency` requests being under way at a time.
+
+        Raises:
+            EngineError: the endpoint refuses every request (no key, no such model).
+            BudgetError: the next request could cost more than is left; replies to the requests
+                that were under way come first.
+        """
+        self._cancelled.clear()
+        with (
+            self._http() as http,
+            ThreadPoolExecutor(self._config.concurrency) as pool,
+        ):
+            index_of = {
+                pool.submit(self._reply, http, messages): index
+                for index, messages in enumerate(conversations)
+            }
+            error: BaseException | None = None
+            try:
+                for future in as_completed(index_of):
+                    if future.exception() is None:
+                        yield index_of[future], future.result()
+                    else:
+                        error = error or future.exception()
+                        self._cancelled.set()
+            finally:  # whoever stops listening does not wait for what is still queued
+                self._cancelled.set()
+            if error:
+                raise error
+
+    def _http(self) -> httpx.Client:
+        plain = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        return httpx.Client(
+            headers=plain | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+            timeout=self._config.timeout,
+            trust_env=self._url.host not in LOOPBACK,  # no proxy is asked for this machine
+        )
+
+    def _reply(self, http: httpx.Client, messages: list[Message]) -> Reply:
+        """One request, tried again while its failure may pass."""
+        if self._cancelled.is_set():
+            raise EngineError("the request was cancelled")
+        body = json.dumps(self._body(messages)).encode()
+        tries = Retrying(
+            retry=retry_if_exception_type(_PassingError),
+            stop=stop_after_attempt(self._config.tries) | stop_when_event_set(self._cancelled),
+            wait=self._wait,
+            sleep=sleep_using_event(self._cancelled),
+            retry_error_callback=_given_up,
+        )
+        worst = self._price(len(body), self._config.max_tokens)  # a token has at least a byte
+        self._budget.take(worst)
+        cost = 0.0
+        try:
+            reply: Reply = tries(self._post, http, body)
+            cost = reply.cost
+        finally:
+            self._budget.settle(worst, cost)
+        return reply
+
+    def _body(self, messages: list[Message]) -> dict[str, Any]:
+        schema = {"name": "critique", "strict": True, "schema": SCHEMA}
+        form = {"response_format": {"type": "json_schema", "json_schema": schema}}
+        return {
+            "model": self._config.model,
+            "messages": messages,
+            "temperature": self._config.temperature,
+            "max_tokens": self._config.max_tokens,
+        } | (form if self._config.structured else {})
+
+    def _post(self, http: httpx.Client, body: bytes) -> Reply:
+        try:
+            with http.stream("POST", self._url, content=body) as response:
+                content = _read(response, time.monotonic() + self._config.timeout)
+        except httpx.RequestError as error:
+            raise _PassingError(f"{type(error).__name__}: {error}") from error
+        if content is None:
+            return Reply(None, failure=f"a response of more than {MAX_BYTES} bytes")
+        if self._key:
+            content = content.replace(self._key.encode(), b"[key]")
+        if response.status_code == httpx.codes.OK:
+            return self._read_reply(content, len(body))
+        reason = f"HTTP {response.status_code}: {_start(content)}"
+        if response.status_code in BUSY or response.status_code >= 500:
+            raise _PassingError(reason, response.headers.get("Retry-After", ""))
+        if response.status_code in REFUSALS or response.is_redirect:
+            raise EngineError(
+                "the critic's endpoint refuses to be asked",
+                got=reason,
+                where=self._config.base_url or "",
+                fix="see critic.base_url, critic.model and critic.api_key_env or api_key_block",
+            )
+        return Reply(None, failure=reason)
+
+    def _read_reply(self, content: bytes, sent: int) -> Reply:
+        """A reply; where tokens are not reported, they are taken to have four characters."""
+        try:
+            found = _Completion.model_validate_json(content)
+        except ValidationError as error:
+            raise _PassingError(f"no chat completion: {_start(content)}") from error
+        text = found.choices[0].message.content or ""
+        try:
+            usage = _Usage.model_validate(found.usage)
+        except ValidationError:
+            usage = _Usage(prompt_tokens=-(-sent // 4), completion_tokens=-(-len(text) // 4))
+        cost = self._price(usage.prompt_tokens, usage.completion_tokens)
+        return Reply(text, usage.prompt_tokens, usage.completion_tokens, cost)
+
+    def _price(self, tokens_in: int, tokens_out: int) -> float:
+        prices = self._config
+        return (tokens_in * prices.price_in + tokens_out * prices.price_out) / MILLION
+
+    def _wait(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.retry_after if isinstance(error, _PassingError) else 0.0
+        return max(self._backoff(state), asked)
+
+
+class EngineClient:
+    """A model that an engine of this process runs; the conversations are one batch."""
+
+    def __init__(
+        self, engine: Engine, tokenizer: PreTrainedTokenizerBase, config: LlmCriticConfig
+    ) -> None:
+        self._engine, self._tokenizer = engine, tokenizer
+        self._sampling = SamplingConfig(
+            temperature=config.temperature,
+            max_new_tokens=config.max_tokens,
+            batch_size=config.concurrency,
+        )
+
+    def ask(self, conversations: Sequence[list[Message]]) -> Iterator[tuple[int, Reply]]:
+        """Replies in order.
+
+        Raises:
+            EngineError: a conversation and its answer do not fit into the model.
+        """
+        requests = [
+            Request(prompt_ids(self._tokenizer, each), seed)
+            for seed, each in enumerate(conversations)
+        ]
+        completions = self._engine.generate(requests, self._sampling)
+        for index, (asked, said) in enumerate(zip(requests, completions, strict=True)):
+            text = self._tokenizer.decode(said.token_ids, skip_special_tokens=True)
+            yield index, Reply(text, len(asked.prompt_ids), len(said.token_ids))
+
+
+class _PassingError(Exception):
+    """A failure that may pass."""
+
+    def __init__(self, reason: str, retry_after: str = "") -> None:
+        super().__init__(reason)
+        self.retry_after = min(float(retry_after), 60.0) if retry_after.isdecimal() else 0.0
+
+
+class _Message(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = Field(ge=0, le=10 * MILLION)
+    completion_tokens: int = Field(ge=0, le=10 * MILLION)
+
+
+class _Completion(BaseModel):
+    """The part of a chat completion that is read."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: Any = None  # an answer without it, or with an odd one, is an answer
+
+
+def _read(response: httpx.Response, deadline: float) -> bytes | None:
+    """The body; None where it is too large.
+
+    Raises:
+        ReadTimeout: it comes, but too slowly.
+    """
+    content = bytearray()
+    for chunk in response.iter_raw():
+        content += chunk
+        if len(content) > MAX_BYTES:
+            return None
+        if time.monotonic() > deadline:
+            raise httpx.ReadTimeout("the answer took too long")
+    return bytes(content)
+
+
+def _start(content: bytes) -> str:
+    """The beginning of a response that is no answer, on one line."""
+    return " ".join(content[:400].decode("utf-8", "replace").split())[:200] or "nothing"
+
+
+def _given_up(state: RetryCallState) -> Reply:
+    error = state.outcome.exception() if state.outcome else None
+    return Reply(None, failure=f"{error} ({state.attempt_number} tries)", passing=True)

@@ -1,0 +1,61 @@
+"""How hard each problem is for a policy, and whether it lies in the learnable-but-hard band.
+
+The paper (arXiv 2606.11173) trains on problems that the solver seldom gets right, in the right form
+all the same, and that the critic can solve.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import polars as pl
+
+from sdcore.config import BandConfig, PromptsConfig
+from sdcore.critics.llm import Client
+from sdcore.critics.parsing import without_thinking
+from sdcore.grading.answers import grade
+from sdcore.models.prompts import student_messages
+from sdcore.traces import parse_trace
+
+
+def measure(rollouts: pl.DataFrame, band: BandConfig) -> pl.DataFrame:
+    """What the solver makes of each problem, and whether that lies within the band's bounds.
+
+    Args:
+        rollouts: rows of the table `rollouts`, of one policy.
+        band: its bounds.
+
+    Returns:
+        The solver's columns of the table `difficulties`, a row a problem, ordered by problem_id.
+    """
+    rows = rollouts.group_by("problem_id", "policy_id").agg(
+        k=pl.len(),
+        avg_at_k=pl.col("correct").mean(),
+        format_rate=pl.col("well_formed").mean(),
+    )
+    hard = pl.col("avg_at_k") < band.accuracy_below
+    formed = pl.col("format_rate") >= band.format_rate
+    return rows.sort("problem_id").with_columns(in_band=hard & formed)
+
+
+def try_to_solve(
+    client: Client, problems: Sequence[tuple[str, str]]
+) -> Iterator[tuple[int, bool | None, float]]:
+    """Ask a language model for its own solutions, in the solver's default form.
+
+    Args:
+        client: carries the questions to the model.
+        problems: question and reference answer of each.
+
+    Yields:
+        Index of a problem, whether the answer is right (None where none came), and its price.
+
+    Raises:
+        EngineError: the model cannot be asked at all.
+        BudgetError: the next request could cost more than may be spent.
+    """
+    asked = [student_messages(PromptsConfig(), question) for question, _ in problems]
+    for index, reply in client.ask(asked):
+        if reply.text is None:
+            yield index, None, reply.cost
+        else:
+            answer = parse_trace(without_thinking(reply.text)).answer
+            yield index, grade(answer, problems[index][1]).correct, reply.cost

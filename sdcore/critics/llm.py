@@ -1,0 +1,217 @@
+"""Critics: what is handed to one, what comes back, and how a language model is held to the form.
+
+A language model is asked, read, repaired, checked, and asked again with the reason where its
+critique cannot be used, a bounded number of times. What the first wrong step is, is its claim;
+only the oracle knows.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import Protocol
+
+from sdcore.config import LlmCriticConfig
+from sdcore.contexts import Critique
+from sdcore.critics.oracle import critique as oracle_critique
+from sdcore.critics.parsing import read_answer, without_thinking
+from sdcore.critics.repair import repair
+from sdcore.critics.validation import LENGTHS, Submission, infidelity, misalignment
+from sdcore.errors import DataError, EngineError
+from sdcore.jinja_sandbox import render
+from sdcore.models.prompts import Message
+from sdcore.store.schema import content_key
+
+ROOM = 4000  # characters that a corrected trace may have on top of LENGTHS times the trace's
+TRIFLE = 'Answer with {"case": "A"}.'
+SHOWN = 8000  # characters of an unusable answer that are shown when asking again
+
+_TEMPLATES = files("sdcore.critics")
+PROMPT = (_TEMPLATES / "critic.jinja").read_text("utf-8")
+AGAIN = (_TEMPLATES / "critic-again.jinja").read_text("utf-8")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer of a language model; `text` is None where none came, and `failure` says why."""
+
+    text: str | None
+    prompt_tokens: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+    failure: str | None = None
+    passing: bool = False  # the failure is the server's rather than the request's
+
+
+class Client(Protocol):
+    """Whatever carries conversations to a language model."""
+
+    def ask(self, conversations: Sequence[list[Message]]) -> Iterator[tuple[int, Reply]]:
+        """A reply for the conversation at each index, as they come.
+
+        Raises:
+            EngineError: the model cannot be asked at all.
+            BudgetError: the next request could cost more than may be spent.
+        """
+        ...
+
+
+class Critic(Protocol):
+    """Whatever criticises traces."""
+
+    name: str
+
+    def content_id(self, submission: Submission) -> str | None:
+        """Key of all that decides the critique; None where it costs nothing to make it anew."""
+        ...
+
+    def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
+        """A critique for the submission at each index, as they come."""
+        ...
+
+
+class OracleCritic:
+    """The exact critic of the arithmetic family."""
+
+    name = "oracle"
+
+    def content_id(self, submission: Submission) -> str | None:
+        """None: it is free."""
+        return None
+
+    def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
+        """Critiques in order.
+
+        Raises:
+            DataError: a question is not of the arithmetic family, or its reference is wrong.
+        """
+        for index, each in enumerate(submissions):
+            yield index, oracle_critique(each.question, each.answer or "", each.trace)
+
+
+class LlmCritic:
+    """A language model as critic.
+
+    Attributes:
+        name: the model's.
+        attempts: times that it is asked until a critique is valid.
+    """
+
+    def __init__(self, config: LlmCriticConfig, client: Client) -> None:
+        self.name, self.attempts = config.model, config.attempts
+        self._config, self._client = config, client
+
+    def content_id(self, submission: Submission) -> str | None:
+        """Hash of the prompts and of the settings that decide the answer."""
+        settings = self._config.model_dump(
+            include={"model", "structured", "temperature", "max_tokens"}
+        )
+        return content_key("critique", settings, prompt(submission), AGAIN)
+
+    def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
+        """Critiques as they are settled: valid, refused for the last time, or not answered.
+
+        Raises:
+            EngineError: the critic cannot be asked, or answers neither the submissions nor a
+                trifle.
+            BudgetError: the next request could cost more than may be spent.
+        """
+        waiting = {index: _Dialogue(each) for index, each in enumerate(submissions)}
+        failures: list[str | None] = []  # of the server
+        while waiting:
+            indices = list(waiting)
+            for place, reply in self._client.ask([waiting[i].messages for i in indices]):
+                dialogue = waiting[indices[place]]
+                dialogue.hear(reply)
+                failures += [reply.failure] if reply.passing else []
+                if dialogue.settled(self.attempts):
+                    del waiting[indices[place]]
+                    yield indices[place], dialogue.critique
+            if len(failures) == len(submissions):
+                self._require_answer(failures[0])
+
+    def _require_answer(self, failure: str | None) -> None:
+        """Tell a dead server from submissions that it chokes on: a trifle it can still answer.
+
+        Else a run would never get past a single trace over which the critic thinks for too long.
+        """
+        trifle: list[Message] = [{"role": "user", "content": TRIFLE}]
+        if any(reply.passing for _, reply in self._client.ask([trifle])):
+            raise EngineError(
+                "the critic answers nothing",
+                got=failure,
+                where=self._config.base_url or self.name,
+                fix="see whether its server is up, then give the same command again",
+            )
+
+
+class _Dialogue:
+    """The conversation about one submission, and what has come of it so far."""
+
+    def __init__(self, submission: Submission) -> None:
+        self._submission = submission
+        self.messages: list[Message] = [{"role": "user", "content": prompt(submission)}]
+        self.critique = Critique(None, None, None, valid=False, attempts=0)
+
+    def hear(self, reply: Reply) -> None:
+        """Judge a reply; an unusable one is answered with the reason."""
+        before = self.critique
+        if reply.text is None:
+            found = Critique(None, None, None, False, f"no answer: {reply.failure}")
+        else:
+            found = judge(reply.text, self._submission)
+            again = render(AGAIN, reason=found.invalid_reason)
+            said = without_thinking(reply.text)[:SHOWN]
+            self.messages = [
+                *self.messages[:1],
+                {"role": "assistant", "content": said},
+                {"role": "user", "content": again},
+            ]
+        self.critique = replace(
+            found,
+            attempts=before.attempts + 1,
+            tokens=before.tokens + reply.tokens,
+            prompt_tokens=before.prompt_tokens + reply.prompt_tokens,
+            cost=before.cost + reply.cost,
+        )
+
+    def settled(self, attempts: int) -> bool:
+        """Whether asking again is of no use, or not allowed."""
+        critique = self.critique
+        return critique.valid or critique.raw is None or critique.attempts >= attempts
+
+
+def prompt(submission: Submission) -> str:
+    """What the critic is asked; the marks around the material occur nowhere in it."""
+    material = [submission.question, submission.solution, submission.trace]
+    return render(
+        PROMPT,
+        mark=f"=== {content_key(*material)[:12]}",
+        question=submission.question,
+        solution=submission.solution,
+        answer=submission.answer,
+        trace=submission.trace,
+        correct=submission.correct,
+    )
+
+
+def judge(text: str, submission: Submission) -> Critique:
+    """A language model's answer as a critique, repaired where nearly right.
+
+    An invalid one keeps the critic's claims but no corrected trace: nothing can train on it.
+    """
+    try:
+        critique = read_answer(text)
+    except DataError as error:
+        return Critique(None, None, None, False, error.what, raw=text)
+    reason = _oversized(critique, submission)
+    if reason is None:
+        critique = repair(critique, submission)
+        reason = misalignment(critique, submission) or infidelity(critique, submission)
+    if reason is None:
+        return critique
+    return replace(critique, corrected=None, valid=False, invalid_reason=reason)
+
+
+def _oversized(critique: Critique, submission: Submission) -> str | None:
+    length, limit = len(critique.corrected or ""), LENGTHS * len(submission.trace) + ROOM
+    return f"the corrected trace has {length} characters" if length > limit else None

@@ -1,0 +1,1 @@
+"""Several processes that train one policy: collectives and the controller of a torchrun."""

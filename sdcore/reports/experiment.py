@@ -1,0 +1,239 @@
+"""An experiment as one self-contained HTML page: nothing is loaded, no script is needed."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from sdcore.analysis import comparison, signal_stats
+from sdcore.analysis.metrics import METRICS
+from sdcore.config import Experiment
+from sdcore.errors import DataError
+from sdcore.reports import heatmaps, plots
+from sdcore.reports.html import cell, render_page
+from sdcore.store.database import Store
+
+Row = dict[str, Any]
+_NOTHING = {"value": "", "interval": ""}
+_SIGNALS = """
+    SELECT s.condition, if(s.round = 0, 'first', 'last') AS moment, s.rollout_id, r.correct,
+           s.region, s.advantage
+    FROM token_signals s JOIN rollouts r USING (rollout_id)
+    WHERE s.experiment_id = ? AND r.purpose = 'train'
+"""
+_COSTS = {
+    "gain": "+z.1f", "sampled_tokens": ",.0f", "sampled_tokens_per_point": ",.0f",
+    "critic_tokens": ",.0f", "critic_tokens_per_point": ",.0f", "critic_cost": ".2f",
+    "train_seconds": ",.0f",
+}  # fmt: skip
+_HEALTH = {
+    "rollouts": ",", "cut_off": ".1%", "ill_formed": ".1%", "refused": ",", "left_out": ",",
+    "flat_groups": ",", "entropy_first": ".2f", "entropy_last": ".2f", "logprob_drift_max": ".1e",
+}  # fmt: skip
+_BLOCKS = {
+    "validation": (
+        "Chosen on validation, scored once on test",
+        "The checkpoint of each condition and seed that was best on the validation split.",
+    ),
+    "optimistic": (
+        "Optimistic: the best test checkpoint for each metric by itself",
+        "How the paper reports; the test split chose them, so these numbers are biased upwards.",
+    ),
+}
+
+
+def write_report(store: Store, experiment_id: str, folder: Path) -> Path:
+    """Write the page `<experiment_id>.html` into the folder and return its path.
+
+    Raises:
+        DataError: the workspace has no such experiment.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{experiment_id}.html"
+    path.write_text(render_report(store, experiment_id), "utf-8")
+    return path
+
+
+def render_report(store: Store, experiment_id: str) -> str:
+    """The page as text; all that comes from tables is escaped.
+
+    Raises:
+        DataError: the workspace has no such experiment.
+    """
+    rows = store.rows("experiments", experiment_id=experiment_id).to_dicts()
+    if not rows:
+        raise DataError("no such experiment", got=experiment_id, fix="`sdcore list` names them")
+    experiment = Experiment.model_validate_json(rows[0]["config"])
+    return render_page(
+        "report.html.jinja",
+        experiment=experiment,
+        experiment_id=experiment_id,
+        created_at=f"{rows[0]['created_at']:%Y-%m-%d %H:%M}",
+        k=experiment.evaluation.samples,
+        confidence=f"{experiment.evaluation.confidence:.0%}",
+        colours=plots.colours(list(experiment.conditions)),
+        toml=toml(experiment.model_dump(mode="json", exclude_none=True)),
+        versions={"sdcore": rows[0]["code_version"], **json.loads(rows[0]["libraries"])}.items(),
+        **_results(store, experiment),
+        costs=_view(store, "cost_per_point", experiment, _COSTS),
+        health=_view(store, "training_health", experiment, _HEALTH),
+        **_signals(store, experiment),
+        **_examples(store, experiment),
+    )
+
+
+def toml(settings: Mapping[str, Any]) -> str:
+    """Nested settings without nulls as TOML, which `load_experiment` reads back."""
+    return "\n".join(_toml(settings, "")).strip() + "\n"
+
+
+def _toml(settings: Mapping[str, Any], section: str) -> Iterator[str]:
+    for key, value in settings.items():
+        if not isinstance(value, dict):
+            yield f"{_key(key)} = {json.dumps(value, ensure_ascii=False)}"
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            path = f"{section}.{_key(key)}" if section else _key(key)
+            yield f"\n[{path}]"
+            yield from _toml(value, path)
+
+
+def _key(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else json.dumps(text)
+
+
+def _results(store: Store, experiment: Experiment) -> Row:
+    names = list(experiment.conditions)
+    run = {"experiment_id": experiment.experiment_id}
+    scores = store.rows("scores", **run)
+    if not len(scores.filter(pl.col("split") == "test", pl.col("condition") != comparison.BASE)):
+        return {"tiles": [], "result_blocks": [], "comparisons": [], "curves": []}
+    summary = comparison.summary(store, experiment.experiment_id).to_dicts()
+    chosen = [row for row in summary if row["checkpoint"] == "validation"]
+    return {
+        "tiles": [{"condition": row["condition"]} | _gain(row) for row in chosen],
+        "result_blocks": [_block(name, summary) for name in _BLOCKS],
+        "comparisons": _comparisons(store.rows("comparisons", **run)),
+        "curves": [
+            _chart(plots.learning_curves(scores, names, [axis]), "Learning curves by " + axis)
+            for axis in ("round", "sampled_tokens")
+        ],
+    }
+
+
+def _block(checkpoint: str, summary: list[Row]) -> Row:
+    title, note = _BLOCKS[checkpoint]
+    rows = [row for row in summary if row["checkpoint"] in ("untrained", checkpoint)]
+    best = {metric: max(row[metric] for row in rows) for metric in METRICS}
+    return {
+        "title": title,
+        "note": f"{note} Per cent; below each value its interval over problems.",
+        "rows": [_table_row(row, best) for row in rows],
+    }
+
+
+def _table_row(row: Row, best: Mapping[str, float]) -> Row:
+    return {
+        "condition": row["condition"],
+        "metrics": [_share(row, metric) | {"best": row[metric] == best[metric]} for metric in best],
+        "gain": _gain(row),
+        "length": f"{row['mean_length']:.0f}",
+        "format": f"{row['format_rate']:.0%}",
+        "tokens": f"{row['sampled_tokens']:,.0f}",
+        "rounds": row["rounds"],
+    }
+
+
+def _comparisons(rows: pl.DataFrame) -> list[Row]:
+    found: dict[tuple[str, str], Row] = {}
+    for row in rows.filter(metric="avg_at_k").iter_rows(named=True):
+        points = _points(row["difference"], row["low"], row["high"])
+        pair = found.setdefault((row["condition"], row["baseline"]), {})
+        pair[row["budget"]] = points | {"resolved": row["low"] > 0 or row["high"] < 0}
+    return [
+        {"condition": condition, "baseline": baseline} | cells
+        for (condition, baseline), cells in found.items()
+    ]
+
+
+def _view(store: Store, view: str, experiment: Experiment, forms: Mapping[str, str]) -> list[Row]:
+    """The rows of a view in the order of the conditions, its numbers as text; "—" where none is."""
+    found = store.query(
+        f"FROM {view} WHERE experiment_id = ?",
+        [experiment.experiment_id],
+    )
+    rows = {row["condition"]: row for row in found.to_dicts()}
+    return [
+        {"condition": name} | {column: _text(rows[name][column], forms[column]) for column in forms}
+        for name in experiment.conditions
+        if name in rows
+    ]
+
+
+def _text(number: float | None, form: str) -> str:
+    return "—" if number is None else f"{number:{form}}".replace("-", "−")
+
+
+def _signals(store: Store, experiment: Experiment) -> Row:
+    tokens = store.query(_SIGNALS, [experiment.experiment_id])
+    names, by = list(experiment.conditions), ("condition", "moment")
+    regions = signal_stats.region_advantages(tokens, by, experiment.evaluation)
+    correct = signal_stats.correct_rollouts(tokens, by, experiment.evaluation)
+    aucs = signal_stats.error_auc(tokens, by, experiment.evaluation)
+    moments = [moment for moment in ("first", "last") if moment in tokens["moment"]]
+    found = regions, aucs, correct
+    rows = [_signal_row(name, moment, *found) for name in names for moment in moments]
+    bars = [
+        _chart(plots.advantage_bars(regions, names, [moment]), f"Advantage, {moment} round")
+        for moment in moments
+        if len(regions)
+    ]
+    return {"bars": bars, "signals": rows}
+
+
+def _signal_row(
+    name: str, moment: str, regions: pl.DataFrame, aucs: pl.DataFrame, correct: pl.DataFrame
+) -> Row:
+    own = {"condition": name, "moment": moment}
+    row: Row = dict(own)
+    for found in regions.filter(**own).to_dicts():
+        row[found["region"]] = cell([found["mean"], found["low"], found["high"]], "+z.2f", " to ")
+    for found in aucs.filter(**own).to_dicts():
+        row["auc"] = cell([found["auc"], found["low"], found["high"]], ".2f", " – ")
+    for found in correct.filter(**own).to_dicts():
+        row["negative"] = _share(found, "negative_share")
+    return row
+
+
+def _examples(store: Store, experiment: Experiment) -> Row:
+    names = list(experiment.conditions)
+    found = [
+        *heatmaps.examples(store, experiment.experiment_id, names, correct=False, count=2),
+        *heatmaps.examples(store, experiment.experiment_id, names, correct=True, count=1),
+    ]
+    return {"examples": found}
+
+
+def _chart(figure: Figure, label: str) -> Markup:
+    return Markup(plots.svg(figure, label.replace("_", " ")))  # noqa: S704 - drawn by us
+
+
+def _share(row: Row, metric: str) -> Row:
+    """A share and its interval in per cent."""
+    return cell([100 * row[f"{metric}{end}"] for end in ("", "_low", "_high")], ".1f", " – ")
+
+
+def _points(value: float, low: float, high: float) -> Row:
+    """A difference of shares and its interval in percentage points, with signs."""
+    return cell([100 * value, 100 * low, 100 * high], "+z.1f", " to ")
+
+
+def _gain(row: Row) -> Row:
+    if row["gain"] is None:  # the base's
+        return _NOTHING
+    return _points(row["gain"], row["gain_low"], row["gain_high"])

@@ -1,0 +1,196 @@
+"""The preflight's findings as people read them: text tables, and one self-contained HTML page."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from sdcore.analysis.localisation import MEASURES
+from sdcore.analysis.power import POWER
+from sdcore.analysis.preflight import Diagnosis
+from sdcore.analysis.verdicts import RULES
+from sdcore.config import Experiment
+from sdcore.contexts import NULL
+from sdcore.reports import heatmaps, plots
+from sdcore.reports.html import cell, render_page
+from sdcore.store.database import Store
+
+Row = dict[str, Any]
+Shown = Mapping[str, tuple[str, str, float]]  # measure: heading, form of its numbers, scale
+
+_WHERE: Shown = {
+    "auc": ("AUC", ".2f", 1),
+    "error_auc": ("AUC, error", ".2f", 1),
+    "before": ("before", "+z.2f", 1),
+    "at": ("first wrong step", "+z.2f", 1),
+    "after": ("after", "+z.2f", 1),
+    "error": ("error", "+z.2f", 1),
+    "copied": ("copy rate, %", ".0f", 100),
+    "correct": ("correct rollouts", "+z.3f", 1),
+    "negative_share": ("diffusion, %", ".1f", 100),
+}
+_MORE: Shown = {
+    "error_student": ("p(error)", ".2f", 1),
+    "error_teacher": ("p(error | context)", ".2f", 1),
+    "kl": ("KL", ".3f", 1),
+    "first_kl": ("first-token KL", ".3f", 1),
+}
+_GAPS: Shown = {
+    "auc": ("AUC", "+z.2f", 1),
+    "error_auc": ("AUC, error", "+z.2f", 1),
+    "before": ("before", "+z.2f", 1),
+    "at": ("first wrong step", "+z.2f", 1),
+    "error": ("error", "+z.2f", 1),
+    "negative_share": ("diffusion, points", "+z.1f", 100),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of values with intervals: a row a context, a column a measure."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: dict[str, list[Row | None]]
+
+    def text(self) -> pl.DataFrame:
+        """The table as text, each interval in brackets."""
+        cells = [
+            {"context": context} | dict(zip(self.headings, map(_text, row), strict=True))
+            for context, row in self.rows.items()
+        ]
+        return pl.DataFrame(cells)
+
+
+def grids(found: Diagnosis) -> list[Grid]:
+    """The measures of each context, and the paired differences where there is a baseline."""
+    measures = found.measures.filter(pl.col("context") != NULL)
+    gaps = f"Paired difference: {found.baseline} minus the context"
+    tables = [
+        _grid("Where the advantage lies, nats a token", measures, _WHERE, found),
+        _grid("How far the context moves the model", measures, _MORE, found),
+        _grid(gaps, found.differences, _GAPS, found),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def facts(experiment: Experiment, found: Diagnosis) -> dict[str, str]:
+    """What holds for all contexts: the rollouts, the null check, what the experiment can show."""
+    told = {
+        "Rollouts": f"{found.rollouts}: {found.accuracy:.0%} correct, {found.well_formed:.0%} "
+        "well-formed",
+        "Null check": f"largest KL {found.null_kl:.1e} nats on the student's own prompt",
+    }
+    plan = f"{experiment.problems.test} test problems × {experiment.evaluation.samples} samples"
+    plan = f"{plan}, seeds: {len(experiment.seeds)}"
+    if found.variance is None or found.detectable is None:
+        return told | {"Minimum detectable effect": "needs diagnose.rollouts of 2 or more"}
+    least, most = 100 * found.detectable.shared, 100 * found.detectable.unrelated
+    return told | {
+        "Variance of correctness": f"{found.variance.between:.3f} between problems, "
+        f"{found.variance.within:.3f} within one",
+        "Planned test": plan,
+        "Minimum detectable effect": f"{least:.1f} to {most:.1f} points of avg@k, power "
+        f"{POWER:.0%} (the first if all problems gain alike, the second if two policies solve "
+        "unrelated ones)",
+    }
+
+
+def printable(experiment: Experiment, found: Diagnosis) -> list[tuple[str, pl.DataFrame]]:
+    """Titles and text frames, for a terminal or as Markdown."""
+    told = facts(experiment, found)
+    return [
+        ("Verdicts", pl.DataFrame([asdict(verdict) for verdict in found.verdicts])),
+        *((grid.title, grid.text()) for grid in grids(found)),
+        ("Tokens", _lengths(found)),
+        ("The preflight", pl.DataFrame({"what": told.keys(), "found": told.values()})),
+    ]
+
+
+def as_dict(found: Diagnosis) -> Row:
+    """The findings as plain values; frames are lists of rows."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, pl.DataFrame):
+            return value.fill_nan(None).to_dicts()
+        if is_dataclass(value) and not isinstance(value, type):
+            return asdict(value)
+        return [plain(each) for each in value] if isinstance(value, tuple) else value
+
+    return {name: plain(value) for name, value in vars(found).items()}
+
+
+def write_page(store: Store, experiment: Experiment, found: Diagnosis, folder: Path) -> Path:
+    """Write `<experiment_id>-diagnosis.html` into the folder and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{experiment.experiment_id}-diagnosis.html"
+    path.write_text(render_diagnosis(store, experiment, found), "utf-8")
+    return path
+
+
+def render_diagnosis(store: Store, experiment: Experiment, found: Diagnosis) -> str:
+    """The page as text; all that comes from tables is escaped."""
+    names = [name for name in found.contexts if name != NULL]
+    return render_page(
+        "diagnosis.html.jinja",
+        experiment=experiment,
+        experiment_id=experiment.experiment_id,
+        confidence=f"{experiment.evaluation.confidence:.0%}",
+        colours=plots.colours(names),
+        contexts=[experiment.known_contexts[name] for name in names],
+        verdicts=found.verdicts,
+        rules=RULES,
+        facts=facts(experiment, found),
+        grids=grids(found),
+        meanings={heading: MEASURES[name] for name, (heading, *_) in {**_WHERE, **_MORE}.items()},
+        lengths=_lengths(found),
+        examples=examples(store, experiment, found),
+    )
+
+
+def examples(store: Store, experiment: Experiment, found: Diagnosis) -> list[heatmaps.Example]:
+    """Two wrong traces and a correct one, under every context but the null one."""
+    names = [name for name in found.contexts if name != NULL]
+    return [
+        example
+        for correct, count in ((False, 2), (True, 1))
+        for example in heatmaps.frozen_examples(
+            store, experiment.experiment_id, names, correct=correct, count=count
+        )
+    ]
+
+
+def _grid(title: str, frame: pl.DataFrame, shown: Shown, found: Diagnosis) -> Grid:
+    cells: dict[str, dict[str, Row]] = {}
+    for row in frame.iter_rows(named=True):
+        if row["measure"] in shown:
+            _, form, scale = shown[row["measure"]]
+            numbers = [scale * row[end] for end in ("value", "low", "high")]
+            cells.setdefault(row["context"], {})[row["measure"]] = cell(numbers, form, " to ")
+    rows = {
+        context: [cells[context].get(measure) for measure in shown]
+        for context in found.contexts
+        if context in cells
+    }
+    return Grid(title, tuple(heading for heading, *_ in shown.values()), rows)
+
+
+def _lengths(found: Diagnosis) -> pl.DataFrame:
+    """Lengths in tokens as text, in the order of the contexts."""
+    order = pl.col("context").cast(pl.Enum(found.contexts))
+    return found.lengths.sort(order).select(
+        "context",
+        pl.format("{} of {}", "rollouts", pl.lit(found.rollouts)).alias("rollouts scored"),
+        pl.col("context_tokens").round(1).cast(pl.String).alias("context tokens"),
+        pl.col("response_tokens").round(1).cast(pl.String).alias("response tokens"),
+        pl.col("longest").cast(pl.String).alias("longest sequence"),
+        pl.format("{}%", (100 * pl.col("truncated")).round(1)).alias("cut off"),
+    )
+
+
+def _text(value: Row | None) -> str:
+    if value is None:
+        return ""
+    return f"{value['value']} ({value['interval']})" if value["interval"] else str(value["value"])

@@ -1,0 +1,1 @@
+"""The local page that browses a run's problems, rollouts, critiques and tokens."""

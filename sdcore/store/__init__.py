@@ -1,0 +1,1 @@
+"""The workspace's DuckDB file: schema, reads and writes, SQL views, export."""

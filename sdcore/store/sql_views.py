@@ -1,0 +1,214 @@
+"""Ready-made SQL views for the questions everybody asks; the store creates them in the file."""
+
+from dataclasses import dataclass
+
+from sdcore.store.schema import content_key
+
+
+@dataclass(frozen=True)
+class View:
+    """One view: the question it answers, its columns with their meaning, and its SELECT."""
+
+    name: str
+    meaning: str
+    columns: dict[str, str]
+    sql: str
+
+    @property
+    def comment(self) -> str:
+        """Kept in the file beside the view; another definition has another comment."""
+        return f"{self.meaning} [{content_key(self.sql)[:8]}]"
+
+
+_RUN = {"experiment_id": "the experiment run", "condition": "name of the condition"}
+
+_VIEWS = (
+    View(
+        "accuracy_by_step",
+        "how accuracy grows with training, by condition and split, mean over seeds",
+        _RUN | {
+            "split": "validation or test",
+            "round": "rounds since the base",
+            "step": "optimizer steps since the base",
+            "seeds": "seeds that have been scored",
+            "avg_at_k": "mean accuracy",
+            "maj_at_k": "accuracy of the majority answer",
+            "pass_at_k": "share of problems with a correct sample",
+            "sampled_tokens": "training tokens sampled to get here",
+        },
+        """
+        SELECT s.experiment_id, s.condition, s.split, s.round, p.step, count(*) AS seeds,
+               avg(s.avg_at_k) AS avg_at_k, avg(s.maj_at_k) AS maj_at_k,
+               avg(s.pass_at_k) AS pass_at_k, avg(s.sampled_tokens) AS sampled_tokens
+        FROM scores s JOIN policies p USING (policy_id)
+        GROUP BY ALL ORDER BY s.experiment_id, s.split, s.condition, s.round
+        """,
+    ),
+    View(
+        "worst_problems",
+        "which held-out problems the last policies of a condition fail, worst first",
+        _RUN | {
+            "split": "validation or test",
+            "problem_id": "the problem",
+            "question": "what the solver saw",
+            "answer": "the reference's final answer",
+            "samples": "answers sampled, over seeds",
+            "accuracy": "share of them that is correct",
+            "wrong_answer": "the commonest wrong answer; empty where none",
+        },
+        """
+        WITH last AS (
+            SELECT experiment_id, condition, split, max(round) AS round FROM scores GROUP BY ALL
+        )
+        SELECT r.experiment_id, r.condition, l.split, r.problem_id,
+               any_value(p.question) AS question, any_value(p.answer) AS answer,
+               count(*) AS samples, avg(r.correct::INT) AS accuracy,
+               mode(r.answer) FILTER (NOT r.correct) AS wrong_answer
+        FROM rollouts r
+        JOIN last l ON (r.experiment_id, r.condition, r.round, r.purpose)
+                     = (l.experiment_id, l.condition, l.round, l.split)
+        JOIN problems p ON (r.experiment_id, r.problem_id) = (p.experiment_id, p.problem_id)
+        GROUP BY r.experiment_id, r.condition, l.split, r.problem_id
+        ORDER BY r.experiment_id, l.split, accuracy, r.condition, r.problem_id
+        """,
+    ),
+    View(
+        "cost_per_point",
+        "what a point of test accuracy gained over the base cost, at the checkpoints chosen on "
+        "validation",
+        _RUN | {
+            "seeds": "seeds with a chosen checkpoint",
+            "gain": "avg@k on test minus the base's, percentage points, mean over seeds",
+            "sampled_tokens": "training tokens that the solver sampled, mean over seeds",
+            "critic_tokens": "tokens that the critic wrote, mean over seeds",
+            "critic_cost": "what the critic cost, in the currency of its prices, mean over seeds",
+            "train_seconds": "wall time of the optimizer steps, mean over seeds",
+            "sampled_tokens_per_point": "solver tokens a point; empty where nothing is gained",
+            "critic_tokens_per_point": "critic tokens a point; empty where nothing is gained",
+        },
+        """
+        WITH chosen AS (
+            SELECT experiment_id, condition, seed, round FROM scores
+            WHERE split = 'validation' AND condition <> 'base'
+            QUALIFY row_number() OVER (
+                PARTITION BY experiment_id, condition, seed ORDER BY avg_at_k DESC, round
+            ) = 1
+        ), base AS (
+            SELECT experiment_id, avg_at_k FROM scores
+            WHERE split = 'test' AND condition = 'base' AND round = 0
+        ), critic AS (
+            SELECT h.experiment_id, h.condition, h.seed, sum(c.tokens) AS tokens,
+                   sum(c.cost) AS cost
+            FROM chosen h JOIN rollouts r USING (experiment_id, condition, seed)
+            JOIN critiques c USING (rollout_id)
+            WHERE r.purpose = 'train' AND r.round < h.round GROUP BY ALL
+        ), training AS (
+            SELECT h.experiment_id, h.condition, h.seed, sum(u.seconds) AS seconds
+            FROM chosen h JOIN updates u USING (experiment_id, condition, seed)
+            WHERE u.round < h.round GROUP BY ALL
+        ), costs AS (
+            SELECT h.experiment_id, h.condition, count(*) AS seeds,
+                   100 * avg(s.avg_at_k - b.avg_at_k) AS gain,
+                   avg(s.sampled_tokens) AS sampled_tokens,
+                   avg(coalesce(c.tokens, 0)) AS critic_tokens,
+                   avg(coalesce(c.cost, 0)) AS critic_cost,
+                   avg(coalesce(t.seconds, 0)) AS train_seconds
+            FROM chosen h JOIN scores s USING (experiment_id, condition, seed, round)
+            JOIN base b USING (experiment_id)
+            LEFT JOIN critic c USING (experiment_id, condition, seed)
+            LEFT JOIN training t USING (experiment_id, condition, seed)
+            WHERE s.split = 'test' GROUP BY ALL
+        )
+        SELECT *, if(gain > 0, sampled_tokens / gain, NULL) AS sampled_tokens_per_point,
+               if(gain > 0, critic_tokens / gain, NULL) AS critic_tokens_per_point
+        FROM costs ORDER BY experiment_id, condition
+        """,
+    ),
+    View(
+        "training_health",
+        "what was lost or looks odd in training, by condition, over seeds and rounds",
+        _RUN | {
+            "rollouts": "rollouts of the rounds that are trained",
+            "cut_off": "share of them that met the token limit",
+            "ill_formed": "share of them without well-formed steps and one answer",
+            "refused": "critiques of them that were not valid",
+            "left_out": "rollouts without a context, which a distilled condition leaves out",
+            "flat_groups": "groups of GRPO without a signal: all right or all wrong",
+            "entropy_first": "entropy of the student at the first optimizer step, nats a token",
+            "entropy_last": "and at the last, both means over seeds",
+            "logprob_drift_max": "largest difference of engine and trainer on a sampled token",
+        },
+        """
+        WITH trained AS (
+            FROM rollouts SEMI JOIN updates USING (experiment_id, condition, seed, round)
+            WHERE purpose = 'train'
+        ), sampled AS (
+            SELECT experiment_id, condition, count(*) AS rollouts,
+                   avg((finish_reason = 'length')::INT) AS cut_off,
+                   avg((NOT well_formed)::INT) AS ill_formed
+            FROM trained GROUP BY ALL
+        ), judged AS (
+            SELECT experiment_id, condition, count(*) FILTER (NOT valid) AS refused
+            FROM critiques SEMI JOIN trained USING (rollout_id) GROUP BY ALL
+        ), seen AS (
+            SELECT experiment_id, condition, count(*) AS contexts
+            FROM contexts SEMI JOIN trained USING (rollout_id) GROUP BY ALL
+        ), steps AS (
+            SELECT *, max(step) OVER (PARTITION BY experiment_id, condition, seed) AS last
+            FROM updates WHERE round >= 0
+        ), stepped AS (
+            SELECT experiment_id, condition, sum(zero_variance_groups)::BIGINT AS flat_groups,
+                   avg(entropy) FILTER (step = 1) AS entropy_first,
+                   avg(entropy) FILTER (step = last) AS entropy_last,
+                   max(logprob_drift_max) AS logprob_drift_max
+            FROM steps GROUP BY ALL
+        )
+        SELECT experiment_id, condition, rollouts, cut_off, ill_formed,
+               coalesce(refused, 0) AS refused, coalesce(rollouts - contexts, 0) AS left_out,
+               flat_groups, entropy_first, entropy_last, logprob_drift_max
+        FROM sampled JOIN stepped USING (experiment_id, condition)
+        LEFT JOIN judged USING (experiment_id, condition)
+        LEFT JOIN seen USING (experiment_id, condition)
+        ORDER BY experiment_id, condition
+        """,
+    ),
+    View(
+        "objected_tokens",
+        "which tokens a context objects to most, by the sum of their negative advantages",
+        {
+            "experiment_id": "the experiment run",
+            "context": "the context of the teacher",
+            "token": "the token as text",
+            "tokens": "how often it was scored",
+            "objected": "how often with an advantage below -0.1 nats",
+            "advantage": "mean advantage, nats",
+            "objection": "sum of its negative advantages, nats",
+        },
+        """
+        SELECT experiment_id, context, any_value(token) AS token, count(*) AS tokens,
+               count(*) FILTER (advantage < -0.1) AS objected, avg(advantage) AS advantage,
+               sum(least(advantage, 0)) AS objection
+        FROM token_signals WHERE teacher_logprob IS NOT NULL
+        GROUP BY experiment_id, context, token_id ORDER BY objection
+        """,
+    ),
+    View(
+        "failing_steps",
+        "at which step training rollouts fail first, among those that a critic has judged",
+        _RUN | {
+            "step": "number of the earliest wrong step",
+            "rollouts": "rollouts whose first wrong step it is",
+            "share": "their share of the condition's rollouts with a wrong step",
+        },
+        """
+        SELECT experiment_id, condition, first_wrong_step AS step, count(*) AS rollouts,
+               count(*) / sum(count(*)) OVER (PARTITION BY experiment_id, condition) AS share
+        FROM critiques SEMI JOIN rollouts USING (rollout_id)
+        WHERE valid AND first_wrong_step IS NOT NULL
+        GROUP BY experiment_id, condition, first_wrong_step
+        ORDER BY experiment_id, condition, step
+        """,
+    ),
+)  # fmt: skip
+
+VIEWS: dict[str, View] = {view.name: view for view in _VIEWS}

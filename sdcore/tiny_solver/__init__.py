@@ -1,0 +1,1 @@
+"""builtin:tiny-solver: how it is built, and its weights."""

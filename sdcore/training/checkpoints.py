@@ -1,0 +1,50 @@
+"""Checkpoints of training: the weights, and in `trainer/` all else that resuming needs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sdcore.config import drift
+from sdcore.distributed import collectives
+from sdcore.errors import ModelError
+from sdcore.models import policies
+from sdcore.models.policies import Policy
+
+STATE, ABOUT = Path("trainer", "state.safetensors"), Path("trainer", "state.json")
+
+
+def write(
+    folder: Path, policy: Policy, state: dict[str, Tensor], step: int, settings: dict[str, Any]
+) -> None:
+    """Write a checkpoint whole or not at all; under torchrun all ranks join in and one writes."""
+    weights = policies.weights(policy)
+    if collectives.place()[0] == 0:
+        about = {"step": step, "settings": settings}
+        with policies.replacing(folder) as fresh:
+            policies.write_weights(policy, fresh, weights)
+            (fresh / STATE).parent.mkdir()
+            policies.save_tensors(state, fresh / STATE)
+            (fresh / ABOUT).write_text(json.dumps(about, indent=2), "utf-8")
+    collectives.wait()
+
+
+def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]]:
+    """Step and state of a checkpoint; its weights are read by `policies.load_weights`.
+
+    Raises:
+        ModelError: there is none, it is damaged, or it was written under other settings.
+    """
+    try:
+        about = json.loads((folder / ABOUT).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError("not a checkpoint to resume", got=error, where=str(folder)) from error
+    if drifted := drift(about["settings"], settings):
+        raise ModelError(
+            "the checkpoint was written under other settings",
+            got="; ".join(drifted),
+            where=str(folder),
+            fix="resume with the checkpoint's settings, or start anew",
+        )
+    return about["step"], policies.load_tensors(folder / STATE)

@@ -1,0 +1,86 @@
+"""Frozen rollouts under several contexts: the student is scored once, the teacher once a context.
+
+Before any training student and teacher are the same weights; only their prompts differ. The
+scores are those of the trainer's first step, from the same batches, views and projection.
+
+Axes: N rollouts of a batch, T their response tokens, S signals.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from sdcore.contexts import NULL
+from sdcore.models.policies import Policy
+from sdcore.training import batches, results
+from sdcore.training.batches import Example, Padded
+from sdcore.training.head import plain, require_exact_head, view
+from sdcore.training.projection import View, token_scores
+from sdcore.training.results import KL, TokenSignals
+from sdcore.training.trainer import require_identity
+
+Prompt = Sequence[int]
+
+
+@torch.no_grad()
+def context_signals(
+    policy: Policy,
+    rollouts: Sequence[Example],
+    prompts: Mapping[str, Sequence[Prompt | None]],
+    tokens_per_batch: int,
+) -> Iterator[tuple[str, int, TokenSignals]]:
+    """The signals of each rollout under each context that it has: context, index, signals.
+
+    Args:
+        policy: the weights of student and teacher alike.
+        rollouts: with the student's prompt and the response.
+        prompts: by context, the teacher's prompt for each rollout; None where it has none.
+        tokens_per_batch: bound on the padded positions of a batch.
+
+    Raises:
+        TrainingError: a prompt and its response do not fit into the model's positions, or the
+            null context does not give the student's own distribution.
+    """
+    require_exact_head(policy)
+    limit = getattr(plain(policy).config.get_text_config(), "max_position_embeddings", None)
+    longest = [replace(r, teacher_prompt_ids=_longest(i, prompts)) for i, r in enumerate(rollouts)]
+    batches.require_whole(longest, limit)
+    for group in batches.microbatches(longest, tokens_per_batch):
+        student = batches.student_side([rollouts[index] for index in group]).to(policy.device)
+        seen = view(policy, student)
+        for context, prompts_N in prompts.items():
+            chosen = [
+                replace(rollouts[index], teacher_prompt_ids=prompts_N[index]) for index in group
+            ]
+            having = [index for index in group if prompts_N[index] is not None]
+            found = _scored(policy, student, seen, chosen, null=context == NULL)
+            for index, signals in zip(having, found, strict=True):
+                yield context, index, signals
+
+
+def _longest(index: int, prompts: Mapping[str, Sequence[Prompt | None]]) -> Prompt:
+    return max((prompts_N[index] or () for prompts_N in prompts.values()), key=len, default=())
+
+
+def _scored(
+    policy: Policy, student: Padded, seen: View, batch: Sequence[Example], *, null: bool
+) -> list[TokenSignals]:
+    """Signals of those of a batch that have a teacher prompt, in order."""
+    having = [each for each in batch if each.teacher_prompt_ids is not None]
+    if not having:
+        return []
+    length_N = torch.tensor([len(each.response_ids) for each in batch])
+    having_N = torch.tensor([each.teacher_prompt_ids is not None for each in batch])
+    rows_T = having_N.repeat_interleave(length_N).to(policy.device)
+    own = replace(student, tokens_T=student.tokens_T[rows_T])
+    teacher = batches.teacher_side(having).to(policy.device)
+    batches.require_same_response(own, teacher)
+    mine = replace(seen, hidden_TD=seen.hidden_TD[rows_T])
+    scores = token_scores(mine, [view(policy, teacher)], own.tokens_T)
+    assert scores.teacher_logprob_T is not None
+    signals_ST = results.rows_of(scores, scores.teacher_logprob_T - scores.student_logprob_T)
+    if null:
+        require_identity(signals_ST[KL], policy.dtype)
+    parts = torch.split(signals_ST, length_N[having_N].tolist(), 1)
+    return [TokenSignals(*part_ST) for part_ST in parts]

@@ -1,0 +1,315 @@
+"""From hidden states to a loss, exact over the vocabulary, in memory that T does not enter.
+
+Hidden states go through the head in chunks of rows. A chunk's logits live only until its loss, its
+diagnostics and the analytic gradient of its hidden states are known, so autograd never keeps a
+[T, V] tensor: a handful of [chunk, V] buffers is all there is, whatever T. The gradient costs no
+second projection.
+
+Axes: T response tokens, N tokens of a chunk, V vocabulary, D hidden, S scores. All is in nats.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdcore.training.divergences import Pair
+
+MIN_ROWS = 128  # fewer, and a chunk's matrix product is bound by reading the head
+KL = 3  # row of the KL in a chunk's scores
+ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}  # of a [N, V] buffer: near the cache, or enough work
+
+
+@dataclass(frozen=True)
+class Head:
+    """Logits = softcap(scale · (hidden · weightᵀ + bias)); softcap(x) = cap · tanh(x / cap)."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden_ND: Tensor, out: Tensor | None = None) -> Tensor:
+        """Logits [N, V], in float32 or wider; in the buffer where no conversion is needed."""
+        if hidden_ND.device.type != "cpu":
+            logits_NV = hidden_ND @ self.weight_VD.T
+        elif out is None or out.dtype != hidden_ND.dtype:
+            logits_NV = (self.weight_VD @ hidden_ND.mT).mT
+        else:
+            logits_NV = torch.mm(self.weight_VD, hidden_ND.T, out=out.T).T
+        logits_NV = logits_NV.to(_wide(hidden_ND))
+        if self.bias_V is not None:
+            logits_NV = logits_NV + self.bias_V
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        if self.softcap is not None:
+            logits_NV = self.softcap * (logits_NV / self.softcap).tanh()
+        return logits_NV
+
+    def pull_back(self, gradient_NV: Tensor, hidden_ND: Tensor) -> Tensor:
+        """Gradient by the matrix product, from the gradient by the logits (overwritten)."""
+        if self.softcap is not None:
+            gradient_NV.mul_(1 - (self.logits(hidden_ND) / self.softcap).square_())
+        if self.scale != 1.0:
+            gradient_NV.mul_(self.scale)
+        return gradient_NV.to(self.weight_VD.dtype)
+
+
+@dataclass(frozen=True)
+class View:
+    """One set of weights looking on; a teacher's logits are the sum of views times shares."""
+
+    hidden_TD: Tensor
+    head: Head
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a pass tells of each response token, detached, at temperature 1.
+
+    `kl` is the forward KL, teacher to student, over the whole vocabulary.
+    """
+
+    student_logprob_T: Tensor
+    entropy_T: Tensor
+    teacher_logprob_T: Tensor | None = None
+    kl_T: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some consecutive response tokens; the objective that gets it may overwrite its buffers.
+
+    Without a teacher there is no `pair`, and `scores_SN` lacks the last two fields of TokenScores.
+    """
+
+    log_q_NV: Tensor
+    q_NV: Tensor
+    pair: Pair | None
+    tokens_N: Tensor
+    rows: slice
+    scores_SN: Tensor
+
+    def tempered(self, temperature: float) -> "Chunk":
+        """The distributions with their logits divided by the temperature; the scores stay."""
+        if temperature == 1.0:
+            return self
+        if self.pair is None:
+            log_q_NV = torch.log_softmax(self.log_q_NV / temperature, -1)
+            return replace(self, log_q_NV=log_q_NV, q_NV=log_q_NV.exp())
+        pair = self.pair.tempered(temperature)
+        return replace(self, log_q_NV=pair.log_q_NV, q_NV=pair.q_NV, pair=pair)
+
+
+Objective = Callable[[Chunk], tuple[Tensor, Tensor]]
+"""From a chunk to the losses [N] and their gradients by the student's logits [N, V]."""
+
+
+def chunked_loss(
+    student: View,
+    teacher: Sequence[View],
+    tokens_T: Tensor,
+    weights_T: Tensor,
+    objective: Objective,
+    *,
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor, TokenScores]:
+    """Σ_t weight_t · loss_t, differentiable by the student's hidden states and head.
+
+    Args:
+        student: hidden states [T, D] that predict the tokens, and the head.
+        teacher: views whose logits add up to the teacher's; empty where there is no teacher.
+        tokens_T: the response tokens.
+        weights_T: weights of the tokens; the normalisation of the loss is in them.
+        objective: see `sdcore.training.losses`.
+        chunk_rows: rows a chunk; by default so that its buffers stay small and its products busy.
+
+    Returns:
+        The weighted sum, each token's unweighted loss [T] (detached), and the diagnostics.
+    """
+    student, teacher = _autocast(student), [_autocast(view) for view in teacher]
+    with torch.autocast(student.hidden_TD.device.type, enabled=False):
+        loss, loss_T, *scores = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+            student.hidden_TD, student.head.weight_VD, student.head.bias_V,
+            student.head, teacher, tokens_T, weights_T, objective, chunk_rows,
+        )  # fmt: skip
+    return loss, loss_T, TokenScores(*scores)
+
+
+@torch.no_grad()
+def token_scores(student: View, teacher: Sequence[View], tokens_T: Tensor) -> TokenScores:
+    """The diagnostics alone."""
+    student, teacher = _autocast(student), [_autocast(view) for view in teacher]
+    with torch.autocast(student.hidden_TD.device.type, enabled=False):
+        spans = _spans(tokens_T, len(student.head.weight_VD))
+        pool = _Pool(student, spans)
+        scores = [_chunk(student, teacher, tokens_T, rows, pool).scores_SN for rows in spans]
+    return TokenScores(*torch.cat(scores, 1))
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Makes the gradients in the forward pass, where the logits are; backward scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        head: Head,
+        teacher: Sequence[View],
+        tokens_T: Tensor,
+        weights_T: Tensor,
+        objective: Objective,
+        chunk_rows: int | None,
+    ) -> tuple[Tensor, ...]:
+        ctx.dtype = hidden_TD.dtype
+        ctx.gradients = [
+            None if tensor is None or not needed else torch.zeros_like(tensor, dtype=_wide(tensor))
+            for tensor, needed in zip((hidden_TD, weight_VD, bias_V), ctx.needs_input_grad)
+        ]
+        student = View(hidden_TD, head)
+
+        def scored(rows: slice) -> Tensor:
+            """A chunk's loss and diagnostics; a function, so that its buffers die with it."""
+            chunk = _chunk(student, teacher, tokens_T, rows, pool)
+            loss_N, gradient_NV = objective(chunk)
+            gradient_NV = head.pull_back(gradient_NV, hidden_TD[rows])
+            _accumulate(ctx.gradients, gradient_NV, student, weights_T[rows, None], rows)
+            return torch.cat([loss_N[None], chunk.scores_SN])
+
+        spans = _spans(tokens_T, len(weight_VD), chunk_rows)
+        pool = _Pool(student, spans)
+        scores_ST = torch.cat([scored(rows) for rows in spans], 1)
+        ctx.mark_non_differentiable(*(outputs := scores_ST.unbind()))
+        return (scores_ST[0] @ weights_T.to(scores_ST.dtype), *outputs)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        gradients: Sequence[Tensor | None] = ctx.gradients
+        if float(slope) == 1.0:
+            ctx.gradients = ()  # handed over rather than copied; a second backward fails
+        else:
+            gradients = [None if each is None else each * slope for each in gradients]
+        hidden, weight, bias = (None if each is None else each.to(ctx.dtype) for each in gradients)
+        return hidden, weight, bias, *[None] * 6
+
+
+class _Pool:
+    """[N, V] buffers that all chunks of a call share: fresh memory costs a CPU a lot.
+
+    They lie with the vocabulary outermost, in which a CPU's products are a third faster. Elsewhere
+    the allocator does as well, and there are none.
+    """
+
+    def __init__(self, student: View, spans: Sequence[slice]) -> None:
+        hidden_TD, self._vocabulary = student.hidden_TD, len(student.head.weight_VD)
+        self._enabled = hidden_TD.device.type == "cpu" and bool(spans)
+        rows = min(len(hidden_TD), spans[0].stop) if spans else 0
+        self._sample = hidden_TD.new_empty(0, dtype=_wide(hidden_TD))
+        self._size, self._buffers = rows * self._vocabulary, list[Tensor]()
+        self._taken = self._rows = 0
+
+    def start(self, rows: int) -> None:
+        """All buffers are free again, for a chunk of so many rows."""
+        self._taken, self._rows = 0, rows
+
+    def take(self) -> Tensor | None:
+        """A buffer with anything in it."""
+        if not self._enabled:
+            return None
+        if self._taken == len(self._buffers):
+            self._buffers.append(self._sample.new_empty(self._size))
+        self._taken += 1
+        flat = self._buffers[self._taken - 1][: self._vocabulary * self._rows]
+        return flat.view(self._vocabulary, self._rows).T
+
+
+def _spans(tokens_T: Tensor, vocabulary: int, chunk_rows: int | None = None) -> list[slice]:
+    affordable = ELEMENTS[tokens_T.device.type] // vocabulary
+    step = chunk_rows or max(MIN_ROWS, affordable)
+    return [slice(start, start + step) for start in range(0, len(tokens_T), step)]
+
+
+def _chunk(
+    student: View, teacher: Sequence[View], tokens_T: Tensor, rows: slice, pool: _Pool
+) -> Chunk:
+    tokens_N = tokens_T[rows]
+    pool.start(len(tokens_N))
+    log_q_NV, q_NV = _distribution(student.head.logits(student.hidden_TD[rows], pool.take()), pool)
+    logprob_N = log_q_NV.gather(1, tokens_N[:, None])[:, 0]
+    spare = pool.take()
+    entropy_N = -torch.mul(q_NV, log_q_NV, out=spare).sum(1)
+    if not teacher:
+        return Chunk(log_q_NV, q_NV, None, tokens_N, rows, torch.stack([logprob_N, entropy_N]))
+    log_t_NV, t_NV = _distribution(_teacher_logits(teacher, rows, pool), pool)
+    pair = Pair(log_q_NV, q_NV, t_NV, log_t_NV.sub_(log_q_NV))
+    advantage_N = pair.log_ratio_NV.gather(1, tokens_N[:, None])[:, 0]
+    kl_N = torch.mul(t_NV, pair.log_ratio_NV, out=spare).sum(1)
+    scores = [logprob_N, entropy_N, logprob_N + advantage_N, kl_N]
+    return Chunk(log_q_NV, q_NV, pair, tokens_N, rows, torch.stack(scores))
+
+
+def _distribution(logits_NV: Tensor, pool: _Pool) -> tuple[Tensor, Tensor]:
+    """Log-probabilities, in place of the logits where that is faster, and probabilities."""
+    if logits_NV.is_contiguous():
+        log_p_NV = torch.log_softmax(logits_NV, 1)
+        return log_p_NV, log_p_NV.exp()
+    logits_NV.sub_(logits_NV.amax(1, keepdim=True))
+    p_NV = torch.exp(logits_NV, out=pool.take())
+    total_N1 = p_NV.sum(1, keepdim=True)
+    return logits_NV.sub_(total_N1.log()), p_NV.div_(total_N1)
+
+
+def _teacher_logits(views: Sequence[View], rows: slice, pool: _Pool) -> Tensor:
+    first, *rest = views
+    logits_NV = first.head.logits(first.hidden_TD[rows], pool.take())
+    if first.share != 1.0:
+        logits_NV.mul_(first.share)
+    for view in rest:
+        logits_NV.add_(view.head.logits(view.hidden_TD[rows]), alpha=view.share)
+    return logits_NV
+
+
+def _accumulate(
+    gradients: Sequence[Tensor | None],
+    gradient_NV: Tensor,
+    student: View,
+    weight_N1: Tensor,
+    rows: slice,
+) -> None:
+    hidden, weight, bias = gradients
+    if hidden is not None:
+        hidden[rows] = (student.head.weight_VD.T @ gradient_NV.T).T * weight_N1
+    if weight is not None:
+        weighted_ND = (student.hidden_TD[rows] * weight_N1).to(gradient_NV.dtype)
+        if weight.dtype == gradient_NV.dtype:
+            weight.addmm_(gradient_NV.T, weighted_ND)  # no [V, D] temporary
+        else:
+            weight += gradient_NV.T @ weighted_ND
+    if bias is not None:
+        bias += (gradient_NV * weight_N1).sum(0)
+
+
+def _autocast(view: View) -> View:
+    """The view in the type that autocast asks for; gradients come back in the weights' own type."""
+    device = view.hidden_TD.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    else:
+        dtype = view.head.weight_VD.dtype
+    head, bias_V = view.head, view.head.bias_V
+    head = replace(
+        head,
+        weight_VD=head.weight_VD.to(dtype),
+        bias_V=None if bias_V is None else bias_V.to(dtype),
+    )
+    return replace(view, hidden_TD=view.hidden_TD.to(dtype), head=head)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """Type for logits and sums: float32, or float64 for float64."""
+    return torch.promote_types(torch.float32, tensor.dtype)

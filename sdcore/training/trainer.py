@@ -1,0 +1,301 @@
+"""One optimizer step over a set of examples, with its diagnostics, and checkpoints of all of it.
+
+A step draws no random numbers: dropout is off, and the micro-batches follow from the lengths. So
+weights, moments, the teacher's average and the step number are the whole state, and a run that is
+resumed from them goes on bit for bit.
+
+Axes: N examples, T their response tokens, S signals.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from sdcore.config import (
+    CADENCE,
+    Condition,
+    DistillConfig,
+    GrpoConfig,
+    TeacherConfig,
+    TrainingConfig,
+    WarmupConfig,
+)
+from sdcore.distributed import collectives
+from sdcore.errors import TrainingError
+from sdcore.models import policies
+from sdcore.models.policies import Policy
+from sdcore.training import batches, checkpoints, losses, results
+from sdcore.training.batches import Example, Padded
+from sdcore.training.head import checkpointed, plain, require_exact_head, view
+from sdcore.training.optimizer import Optimizer
+from sdcore.training.projection import Objective as ChunkObjective
+from sdcore.training.projection import TokenScores, View, chunked_loss, token_scores
+from sdcore.training.results import KL, Pass, TokenSignals, Update
+from sdcore.training.teacher import Teacher, trained
+
+__all__ = ["Example", "TokenSignals", "Trainer", "Update", "require_identity"]
+
+Objective: TypeAlias = Condition | WarmupConfig
+
+IDENTITY = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # largest KL (nats) that is rounding
+
+
+class Trainer:
+    """Trains a policy under one condition, or warms it up; its `learning_rate` is the peak rate.
+
+    Where the policy has an adapter that alone is trained, else all weights are. A bfloat16 policy
+    keeps its frozen weights in bfloat16, trains float32 weights and multiplies in bfloat16.
+
+    `temperature` is the one of sampling, which GRPO has to know.
+
+    Under torchrun every rank makes the same calls with the same examples and gets the same update;
+    each computes its part. `training.sharded` splits the weights among them too (FSDP2).
+
+    Raises:
+        ModelError: the policy's head is not one that the losses are exact for.
+    """
+
+    def __init__(
+        self,
+        model: Policy,
+        condition: Objective,
+        training: TrainingConfig,
+        *,
+        total_steps: int,
+        seed: int,
+        temperature: float = 1.0,
+    ) -> None:
+        self.model, self._condition, self._training = model.eval(), condition, training
+        self._temperature = temperature
+        self._settings: dict[str, Any] = {
+            "condition": condition.model_dump(mode="json"),
+            "training": training.model_dump(mode="json", exclude=CADENCE),
+            "total_steps": total_steps,
+            "seed": seed,
+        }
+        bare = plain(model)
+        self._dtype, self._device = bare.dtype, bare.device
+        self._limit = getattr(bare.config.get_text_config(), "max_position_embeddings", None)
+        require_exact_head(model)
+        if not isinstance(model, PeftModel):
+            model.requires_grad_(True)
+        self._teacher = _teacher(model, condition)
+        for weight in trained(model).values():
+            weight.data = weight.data.float()
+        if training.sharded and collectives.place()[1] > 1:
+            self._shard()
+        self._weights = trained(self.model)
+        self._optimizer = Optimizer(self._weights, condition.learning_rate, training, total_steps)
+
+    def step(self, examples: Sequence[Example]) -> Update:
+        """Take one optimizer step on the loss of all examples, micro-batch by micro-batch.
+
+        Raises:
+            TrainingError: an example does not fit, or the loss or the gradient is not finite; the
+                weights and the optimizer are then as they were.
+        """
+        started = time.perf_counter()
+        self._require_fit(examples)
+        weights_N = batches.loss_weights(examples, self._by_sequence)
+        mine = [self._backward(group, examples, weights_N) for group in self._groups(examples)]
+        collectives.sum_gradients(self._weights.values())
+        passes = _gathered(mine)
+        norm = self._optimizer.clip()
+        try:
+            results.require_finite(examples, passes, norm)
+        except TrainingError:
+            self._optimizer.discard()
+            raise
+        rate = self._optimizer.apply()
+        if self._teacher is not None:
+            self._teacher.follow()
+        seconds = time.perf_counter() - started
+        return results.update_of(
+            examples, passes, grad_norm=norm, learning_rate=rate, seconds=seconds
+        )
+
+    @torch.no_grad()
+    def signals(self, examples: Sequence[Example]) -> list[TokenSignals]:
+        """The signals of a step, without taking it."""
+        self._require_fit(examples)
+        mine = [self._scored(group, examples) for group in self._groups(examples)]
+        return results.signals_of(examples, _gathered(mine))
+
+    @torch.no_grad()
+    def remember(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples with their log-probs at the sampling temperature, by the present weights.
+
+        For GRPO that takes several steps on the rollouts of one round and samples at a temperature
+        other than 1, at which the stored log-probs are.
+        """
+        self._require_fit(examples)
+        mine = [self._surprisals(group, examples) for group in self._groups(examples)]
+        losses_N = results.losses_of(examples, _gathered(mine))
+        return [replace(e, old_logprobs=(-x_T).tolist()) for e, x_T in zip(examples, losses_N)]
+
+    def save(self, folder: Path) -> None:
+        """Write the weights and, under `trainer/`, the rest of the state: whole or not at all."""
+        state = self._optimizer.state() | (self._teacher.state() if self._teacher else {})
+        checkpoints.write(folder, self.model, state, self._optimizer.step, self._settings)
+
+    def digest(self) -> str:
+        """Digest of the weights, that of `policies.weights_digest` once they are saved."""
+        return policies.digest(policies.weights(self.model))
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint. The frozen teacher stays what it was: the initial weights.
+
+        Raises:
+            ModelError: there is none, it is damaged, or it was written under other settings.
+        """
+        step, state = checkpoints.read(folder, self._settings)
+        collectives.settle(self.model)
+        policies.load_weights(self.model, folder)
+        self._optimizer.restore(state, step)
+        if self._teacher is not None:
+            self._teacher.restore(state)
+
+    @property
+    def _by_sequence(self) -> bool:
+        return isinstance(self._condition, GrpoConfig) and self._condition.normalise == "sequence"
+
+    def _require_fit(self, examples: Sequence[Example]) -> None:
+        batches.require_whole(examples, self._limit)
+        if self._teacher is not None and self._optimizer.step == 0:
+            same = replace(examples[0], teacher_prompt_ids=examples[0].prompt_ids)
+            require_identity(self._scored([0], [same]).signals_ST[KL], self._dtype)
+
+    def _groups(self, examples: Sequence[Example]) -> list[list[int]]:
+        """This rank's share of each micro-batch; empty where there are fewer examples than ranks.
+
+        Every rank has as many, since sharded weights make each forward pass a joint act.
+        """
+        rank, size = collectives.place()
+        budget = self._training.tokens_per_microbatch * size
+        return [group[rank::size] for group in batches.microbatches(examples, budget)]
+
+    def _backward(self, group: list[int], examples: Sequence[Example], weights_N: Tensor) -> Pass:
+        """Add the gradient of one micro-batch; an empty one stands in with weight 0."""
+        chosen = [examples[index] for index in group] or examples[:1]
+        weights_T = batches.token_weights(chosen, weights_N[group] if group else torch.zeros(1))
+
+        def forward() -> tuple[Tensor, Tensor, TokenScores]:
+            with checkpointed(self.model, enabled=self._training.activation_checkpointing):
+                looked = view(self.model, student)
+            weights = weights_T.to(self._device)
+            return chunked_loss(looked, teacher, student.tokens_T, weights, self._objective(chosen))
+
+        with self._autocast():
+            student, teacher = self._sides(chosen)
+            loss, loss_T, scores = collectives.inside(self.model, forward)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return Pass(group, float(loss.detach()), loss_T.cpu(), self._signals(chosen, scores))
+
+    @torch.no_grad()
+    def _scored(self, group: list[int], examples: Sequence[Example]) -> Pass:
+        """What a micro-batch tells, without a gradient."""
+        chosen = [examples[index] for index in group] or examples[:1]
+        with self._autocast():
+            student, teacher = self._sides(chosen)
+            scores = collectives.inside(
+                self.model,
+                lambda: token_scores(view(self.model, student), teacher, student.tokens_T),
+            )
+        return Pass(group, 0.0, torch.zeros(0), self._signals(chosen, scores))
+
+    def _surprisals(self, group: list[int], examples: Sequence[Example]) -> Pass:
+        """−log p of a micro-batch's response tokens at the sampling temperature, as its loss."""
+        student = batches.student_side([examples[index] for index in group] or examples[:1])
+        student = student.to(self._device)
+        objective = partial(losses.cross_entropy, temperature=self._temperature)
+        weights = torch.zeros(len(student.tokens_T), device=self._device)
+        with self._autocast():
+            _, loss_T, _ = collectives.inside(
+                self.model,
+                lambda: chunked_loss(
+                    view(self.model, student), [], student.tokens_T, weights, objective
+                ),
+            )
+        return Pass(group, 0.0, loss_T.cpu(), torch.zeros(0))
+
+    def _sides(self, examples: Sequence[Example]) -> tuple[Padded, list[View]]:
+        """The student's sequences, and the teacher's views of the same responses."""
+        student = batches.student_side(examples).to(self._device)
+        if self._teacher is None:
+            return student, []
+        distils = isinstance(self._condition, DistillConfig)
+        other = batches.teacher_side(examples).to(self._device) if distils else student
+        batches.require_same_response(student, other)
+        return student, self._teacher.views(other)
+
+    def _objective(self, examples: Sequence[Example]) -> ChunkObjective:
+        if isinstance(self._condition, DistillConfig):
+            return partial(losses.distillation, settings=self._condition)
+        if isinstance(self._condition, WarmupConfig):
+            return losses.cross_entropy
+        stored = batches.sampled_logprobs if self._temperature == 1 else batches.old_logprobs
+        old_T = stored(examples)
+        return partial(
+            losses.grpo,
+            settings=self._condition,
+            advantages_T=batches.advantages(examples).to(self._device),
+            old_logprobs_T=None if old_T is None else old_T.to(self._device),
+            temperature=self._temperature,
+        )
+
+    def _signals(self, examples: Sequence[Example], scores: TokenScores) -> Tensor:
+        """The fields of TokenSignals as rows [S, T]."""
+        if isinstance(self._condition, GrpoConfig):
+            advantage_T = batches.advantages(examples).to(self._device)
+        elif isinstance(self._condition, WarmupConfig):
+            advantage_T = torch.ones_like(scores.student_logprob_T)
+        else:
+            assert scores.teacher_logprob_T is not None
+            advantage_T = scores.teacher_logprob_T - scores.student_logprob_T
+        return results.rows_of(scores, advantage_T)
+
+    def _shard(self) -> None:
+        collectives.shard(self.model)
+        if self._teacher is not None:
+            self._teacher.shard()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._dtype)
+
+
+def _teacher(model: Policy, condition: Objective) -> Teacher | None:
+    if isinstance(condition, DistillConfig):
+        return Teacher(model, condition.teacher)
+    needed = isinstance(condition, GrpoConfig) and condition.kl_coefficient
+    return Teacher(model, TeacherConfig()) if needed else None
+
+
+def _gathered(passes: Sequence[Pass]) -> list[Pass]:
+    """The micro-batches of all ranks, without the empty ones."""
+    return collectives.gather([each for each in passes if each.group])
+
+
+def require_identity(kl_T: Tensor, dtype: torch.dtype) -> None:
+    """Before the first step the teacher on the student's own prompt must be the student.
+
+    Raises:
+        TrainingError: a token's KL is more than rounding.
+    """
+    largest = float(kl_T.max())
+    if not largest <= IDENTITY[dtype]:
+        raise TrainingError(
+            "student and teacher differ on the same prompt before any step",
+            got=f"a KL of {largest:.3g} nats",
+            expected="0, because they are the same weights",
+            fix="start from the base model, and from an adapter whose B is zero",
+        )

@@ -1,0 +1,89 @@
+"""Well-formed traces for a warm-up: they teach the form of an answer, not how to find it."""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+
+from sdcore.config import ArithmeticConfig, ProblemsConfig, PromptsConfig
+from sdcore.engines.transformers import merged_weights
+from sdcore.errors import DataError
+from sdcore.models import policies
+from sdcore.models.policies import Policy, Tokenizer
+from sdcore.models.prompts import neutralise, student_prompt
+from sdcore.problems.arithmetic import STYLES, draw_problems, solve
+from sdcore.traces import parse_trace, render_trace
+from sdcore.training.batches import Example
+from sdcore.training.head import plain
+
+Trace = tuple[str, str]  # question, and a right and well-formed answer to it
+SETTINGS = {".json", ".jinja", ".txt", ".model"}  # files of a model folder beside its weights
+SEED = 9973  # of the problems
+
+
+def traces(problems: ProblemsConfig, train: pl.DataFrame, count: int) -> list[Trace]:
+    """Right traces to learn the form from, at most `count`; the same settings give the same.
+
+    Arithmetic traces are on problems of no split, from left to right and in the phrasing that goes
+    with the question's; others are the reference solutions of the train split, a step a line.
+
+    Args:
+        problems: where the experiment's problems come from.
+        train: rows of the table `problems`.
+        count: traces wanted.
+
+    Raises:
+        DataError: no reference solution can be cut into steps.
+    """
+    made = _arithmetic(problems.arithmetic) if problems.source == "arithmetic" else _cut(train)
+    found = list(islice(made, count))
+    if not found:
+        raise DataError(
+            "no traces to warm up on",
+            got=f"{len(train)} train problems, none with a solution that can be cut into steps",
+            expected="reference solutions with a step a line",
+            fix="leave out the section warmup, or name the column problems.solution",
+        )
+    return found
+
+
+def examples(
+    prompts: PromptsConfig, tokenizer: Tokenizer, end_id: int, chosen: Iterable[Trace]
+) -> list[Example]:
+    """Traces as responses to the student's prompt, the end token after each."""
+    made = list[Example]()
+    for question, trace in chosen:
+        response = tokenizer(neutralise(trace, tokenizer), add_special_tokens=False)["input_ids"]
+        prompt = student_prompt(tokenizer, prompts, question)
+        made.append(Example(f"warm-up {len(made)}", prompt, [*response, end_id]))
+    return made
+
+
+def save_base(policy: Policy, named: Path, folder: Path) -> None:
+    """Write a warmed-up policy as a model folder of its own, whole or not at all.
+
+    Adapters are merged into the weights; tokenizer and settings are those of the named model.
+    """
+    with policies.replacing(folder) as fresh:
+        for path in named.iterdir():
+            if path.suffix in SETTINGS and not path.name.endswith(".index.json"):
+                shutil.copyfile(path, fresh / path.name)
+        policies.write_weights(plain(policy), fresh, merged_weights(policy))
+
+
+def _arithmetic(family: ArithmeticConfig) -> Iterator[Trace]:
+    styles = list(STYLES)
+    for problem in draw_problems(SEED, holdout=False, family=family):
+        steps = solve(problem, "left", styles[problem.phrasing])
+        yield problem.question, render_trace(steps, str(problem.answer))
+
+
+def _cut(train: pl.DataFrame) -> Iterator[Trace]:
+    columns = train.sort("position").select("question", "solution", "answer")
+    for question, solution, answer in columns.iter_rows():
+        steps = [line.strip() for line in (solution or "").splitlines() if line.strip()]
+        trace = render_trace(steps, answer)
+        if parse_trace(trace).well_formed:
+            yield question, trace

@@ -1,0 +1,1 @@
+"""Redo a stage, or grade stored rollouts again."""

@@ -1,0 +1,1 @@
+"""What the stages share: the run of a condition, its rows, live models, locks, progress."""

@@ -1,0 +1,1 @@
+"""MLflow and Prefect's artifacts: what people look at beside the tables."""

@@ -1,0 +1,75 @@
+"""What Prefect's UI shows of a finished run: table, curves, a token heatmap, the way to MLflow."""
+
+import base64
+import os
+from collections.abc import Iterable
+
+import polars as pl
+from matplotlib.figure import Figure
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+from sdcore.analysis import comparison
+from sdcore.reports import plots, printing
+from sdcore.reports.heatmaps import examples
+from sdcore.reports.token_maps import token_map
+from sdcore.system.stopwatch import STOPWATCH
+from tasks.run.lineage import Lineage
+from tasks.run.progress import artifact_key
+from tasks.track import open_tracking
+
+
+def publish(base: Lineage, table: pl.DataFrame, curves: Figure) -> None:
+    """Make the artifacts of the experiment's comparison; made again, each is a new version."""
+    experiment, about = base.experiment, base.experiment.experiment_id
+
+    def key(name: str) -> str:
+        return artifact_key(experiment.name, name)
+
+    text = f"{_tables(base, table)}\n\n{_picture(curves, 'learning curves')}"
+    create_markdown_artifact(text, key("comparison"), f"conditions of {about}")
+    if tokens := _tokens(base):
+        create_markdown_artifact(tokens, key("tokens"), f"token advantages in {about}")
+    if mlflow := os.environ.get("SDCORE_MLFLOW_URL"):
+        page = f"{mlflow}/#/{open_tracking(base.root).page(experiment)}"
+        create_link_artifact(page, f"{about} in MLflow", key("mlflow"))
+
+
+def publish_diagnosis(
+    lineage: Lineage, tables: list[tuple[str, pl.DataFrame]], figures: list[Figure]
+) -> None:
+    """Make the artifact of the preflight: its tables, and one trace under every context."""
+    experiment, about = lineage.experiment, lineage.experiment.experiment_id
+    pictures = [_picture(figure, "one trace under each context") for figure in figures]
+    text = "\n\n".join([_titled(tables), *pictures])
+    create_markdown_artifact(
+        text, artifact_key(experiment.name, "diagnosis"), f"contexts of {about}"
+    )
+
+
+def _tables(base: Lineage, table: pl.DataFrame) -> str:
+    experiment_id = base.experiment.experiment_id
+    differences = base.store.rows("comparisons", experiment_id=experiment_id)
+    with STOPWATCH.measure("compute"):
+        signals = comparison.signal_summary(base.store, experiment_id)
+    return _titled(printing.printable(table, differences, signals))
+
+
+def _titled(parts: Iterable[tuple[str, pl.DataFrame]]) -> str:
+    return "\n\n".join(f"**{title}**\n\n{printing.markdown(frame)}" for title, frame in parts)
+
+
+def _tokens(base: Lineage) -> str | None:
+    """A wrong trace of the first round under every context, if token signals are stored."""
+    experiment = base.experiment
+    names = list(experiment.conditions)
+    found = examples(base.store, experiment.experiment_id, names, correct=False, count=1)
+    if not found:
+        return None
+    title = f"{found[0].question}  answered {found[0].answer}, not {found[0].reference}"
+    legend = "Blue: the context confirms the token. Orange: it objects to it."
+    return f"{legend}\n\n{_picture(token_map(found[0].maps, title), 'tokens by advantage')}"
+
+
+def _picture(figure: Figure, what: str) -> str:
+    """The picture as Markdown, itself its address: it needs no server and moves with the text."""
+    return f"![{what}](data:image/png;base64,{base64.b64encode(plots.png(figure)).decode()})"

@@ -1,0 +1,404 @@
+"""MLflow on the workspace's SQLite file: the only module that imports mlflow.
+
+DuckDB is the truth; what is logged here is copied from its tables, so both hold the same numbers.
+"""
+
+import atexit
+import json
+import logging
+import math
+import os
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+from filelock import FileLock
+from matplotlib.figure import Figure
+
+import sdcore
+from sdcore.config import Experiment
+from sdcore.reports import plots
+from sdcore.solver import save_solver
+from sdcore.store.schema import content_key
+from tasks.tracking.mlflow_file import follow_move, pragma
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # MLflow warns about its own type hints
+    from mlflow import MlflowClient
+    from mlflow.entities import (
+        Dataset,
+        DatasetInput,
+        InputTag,
+        LoggedModelOutput,
+        Metric,
+        Param,
+        RunTag,
+    )
+    from mlflow.models import Model
+    from mlflow.pyfunc import save_model
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+_UPDATE_METRICS = (
+    "loss", "grad_norm", "learning_rate", "entropy", "mean_length", "accuracy", "rollouts",
+    "tokens", "zero_variance_groups", "logprob_drift", "logprob_drift_max",
+    "padding_share", "seconds",
+)  # fmt: skip
+_HEADLINE = ("avg_at_k", "maj_at_k", "pass_at_k")
+_SCORE_METRICS = (
+    *(f"{metric}{end}" for metric in _HEADLINE for end in ("", "_low", "_high")),
+    "mean_length", "format_rate", "sampled_tokens", "seconds",
+)  # fmt: skip
+# MLflow splits calls of more than 1000 points, and a kill in between could cut a step in two.
+_STEPS_PER_CALL = 1000 // max(len(_UPDATE_METRICS), len(_SCORE_METRICS))
+_LONGEST_PARAM = 6000
+_PROMOTED = "sdcore.promoted"
+_REQUIREMENTS = ("mlflow", "peft", "safetensors", "tokenizers", "torch", "transformers")
+
+
+class Tracking:
+    """The MLflow side of a workspace: a parent run per experiment, a child per condition and seed.
+
+    Runs are found by their tags, points are logged for missing steps only, and a policy is
+    registered once: every call can be repeated.
+    """
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self._database = root.absolute() / "mlflow.db"
+        self.uri = f"sqlite:///{self._database}"
+        self._artifacts = (root.absolute() / "mlflow-artifacts").as_uri()
+        self._lock = FileLock(root / "mlflow.db.lock", timeout=60)
+        self._runs: dict[tuple[str, str | None, str | None], str] = {}
+        self._monitor: SystemMetricsMonitor | None = None
+        with self._lock:
+            # Far fewer waits for the disk, and the MLflow server can read while a run writes.
+            pragma(self._database, "journal_mode = WAL")
+            self._client = MlflowClient(self.uri, registry_uri=self.uri)
+            self._client.search_experiments(max_results=1)  # creates the tables
+            follow_move(self._database, self._artifacts)
+
+    def start(self, experiment: Experiment, code_version: str, libraries: Mapping[str, str]) -> str:
+        """Open the experiment's parent run, or open it again: parameters, exact config, versions.
+
+        Returns:
+            MLflow's id of the parent run.
+        """
+        run_id = self._run(experiment)
+        tags = {
+            "mlflow.note.content": experiment.description,
+            "sdcore.code_version": code_version,
+            **{f"library.{name}": number for name, number in libraries.items()},
+        }
+        self._client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
+        self.log_text(experiment, experiment.model_dump_json(indent=2), "experiment.json")
+        for each in self._find(experiment).values():
+            self._client.update_run(each, status="RUNNING")
+        self._watch(run_id)
+        return run_id
+
+    def log_problems(self, experiment: Experiment, problems: pl.DataFrame) -> None:
+        """Log the problems of each split as a dataset that the parent run used."""
+        inputs = [
+            DatasetInput(
+                _dataset(experiment, str(split), rows),
+                [InputTag("mlflow.data.context", str(split))],
+            )
+            for (split,), rows in problems.sort("position").group_by("split", maintain_order=True)
+        ]
+        self._client.log_inputs(self._run(experiment), inputs)
+
+    def log_checkpoint(
+        self,
+        experiment: Experiment,
+        condition: str,
+        seed: int,
+        updates: pl.DataFrame,
+        scores: pl.DataFrame,
+    ) -> None:
+        """Log rows of the tables `updates` and `scores` of one condition and seed.
+
+        Metrics are named `train/loss`, `validation/avg_at_k`, `test/avg_at_k` and so on; `train`
+        has the optimizer step as its step, the others the round. Steps logged before are skipped.
+        """
+        run_id = self._run(experiment, condition, seed)
+        steps = self._missing(run_id, "train", updates, "step", _UPDATE_METRICS)
+        for (split,), rows in scores.group_by("split", maintain_order=True):
+            steps += self._missing(run_id, str(split), rows, "round", _SCORE_METRICS)
+        for start in range(0, len(steps), _STEPS_PER_CALL):
+            points = list(chain.from_iterable(steps[start : start + _STEPS_PER_CALL]))
+            self._client.log_batch(run_id, metrics=points)
+
+    def log_measures(
+        self, experiment: Experiment, condition: str, seed: int, measures: pl.DataFrame
+    ) -> None:
+        """Log rows of `localisation.measures` as metrics `<context>/<measure>`, with their bounds.
+
+        What is not a number is left out, and so is what is logged already.
+        """
+        points = {
+            f"{row['context']}/{row['measure']}{end}": row[column]
+            for row in measures.iter_rows(named=True)
+            for end, column in (("", "value"), ("_low", "low"), ("_high", "high"))
+        }
+        self._log_new(self._run(experiment, condition, seed), points)
+
+    def log_summary(self, experiment: Experiment, summary: pl.DataFrame) -> None:
+        """Log rows of `comparison.summary` as metrics `<metric>/<condition>` of the parent run.
+
+        They are those of the checkpoints chosen on validation: runs of changed settings compare.
+        """
+        points = {
+            f"{metric}/{row['condition']}": row[metric]
+            for row in summary.filter(pl.col("checkpoint") != "optimistic").iter_rows(named=True)
+            for metric in (*_HEADLINE, "gain")
+            if row[metric] is not None
+        }
+        self._log_new(self._run(experiment), points)
+
+    def log_figure(self, experiment: Experiment, figure: Figure, file: str) -> None:
+        """Log a figure of the parent run as a PNG file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, file)
+            path.write_bytes(plots.png(figure))
+            self._client.log_artifact(self._run(experiment), str(path))
+
+    def log_table(self, experiment: Experiment, table: pl.DataFrame, file: str) -> None:
+        """Log a table of the parent run as CSV, which MLflow shows as a table."""
+        self.log_text(experiment, table.write_csv(), file)
+
+    def log_text(self, experiment: Experiment, text: str, file: str) -> None:
+        """Log text of the parent run (plain, JSON, HTML) as a file; an earlier one is replaced."""
+        self._client.log_text(self._run(experiment), text, file)
+
+    def register(
+        self,
+        experiment: Experiment,
+        policy: Mapping[str, Any],
+        folder: Path,
+        aliases: Sequence[str],
+        warmed_up: Path | None = None,
+    ) -> str:
+        """Register a policy as a version of the model named like the experiment, with aliases.
+
+        `mlflow.pyfunc.load_model("models:/<experiment>@<alias>").predict([question, ...])` answers
+        questions. The version holds the trained weights and the base model's name, not the base;
+        only a base that was warmed up goes with them.
+
+        Args:
+            experiment: whose policy it is.
+            policy: its row of the table `policies`.
+            folder: its checkpoint.
+            aliases: names that from now on point to this version.
+            warmed_up: model folder of the base where a warm-up made it.
+
+        Returns:
+            The version; a policy that was registered before keeps its own.
+        """
+        with self._lock:
+            number = self._version(experiment.name, policy["policy_id"])
+            if number is None:
+                number = self._new_version(experiment, policy, folder, warmed_up)
+            for alias in aliases:
+                allowed = re.sub(r"[^\w-]", "-", alias)
+                self._client.set_registered_model_alias(experiment.name, allowed, number)
+        return number
+
+    def mark_promoted(self, experiment: Experiment) -> None:
+        """Remember that a person chose the champion among the policies of this run."""
+        self._client.set_registered_model_tag(experiment.name, _PROMOTED, experiment.experiment_id)
+
+    def is_promoted(self, experiment: Experiment) -> bool:
+        """Whether a person chose the champion, and did so among the policies of this run."""
+        found = self._client.search_registered_models(f"name = '{experiment.name}'")
+        return any(model.tags.get(_PROMOTED) == experiment.experiment_id for model in found)
+
+    def page(self, experiment: Experiment) -> str:
+        """Where the parent run is in MLflow's UI."""
+        return f"experiments/{self._folder(experiment)}/runs/{self._run(experiment)}"
+
+    def forget(self, experiment: Experiment, condition: str, seed: int) -> None:
+        """Delete the run of one condition and seed, so that it is logged anew from the start.
+
+        MLflow keeps deleted runs until `mlflow gc`, and can restore them.
+        """
+        key = (experiment.experiment_id, condition, str(seed))
+        run_id = self._find(experiment).get(key)
+        self._runs.pop(key, None)
+        if run_id is not None:
+            self._client.delete_run(run_id)
+
+    def finish(
+        self, experiment: Experiment, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
+    ) -> None:
+        """Close the parent run and its children."""
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+        for run_id in self._find(experiment).values():
+            self._client.set_terminated(run_id, status)
+        pragma(self._database, "wal_checkpoint(TRUNCATE)")  # all of it in the one file
+
+    def _watch(self, run_id: str) -> None:
+        """Log the machine's load to a run from now on, twice a minute."""
+        if self._monitor is None:
+            self._monitor = SystemMetricsMonitor(
+                run_id,
+                sampling_interval=10,
+                samples_before_logging=3,
+                resume_logging=True,
+                tracking_uri=self.uri,
+            )
+            self._monitor.start()
+            atexit.register(self._monitor.finish)
+
+    def _run(
+        self, experiment: Experiment, condition: str | None = None, seed: int | None = None
+    ) -> str:
+        key = (experiment.experiment_id, condition, None if seed is None else str(seed))
+        if key not in self._runs:
+            with self._lock:
+                self._runs |= self._find(experiment)
+                if key not in self._runs:
+                    self._runs[key] = self._create(experiment, condition, seed)
+        return self._runs[key]
+
+    def _find(self, experiment: Experiment) -> dict[tuple[str, str | None, str | None], str]:
+        name = experiment.experiment_id
+        found = self._client.search_runs(
+            [self._folder(experiment)], f"tags.`sdcore.experiment_id` = '{name}'"
+        )
+        return {
+            (name, run.data.tags.get("sdcore.condition"), run.data.tags.get("sdcore.seed")):
+            run.info.run_id
+            for run in found
+        }  # fmt: skip
+
+    def _create(self, experiment: Experiment, condition: str | None, seed: int | None) -> str:
+        tags = {"sdcore.experiment_id": experiment.experiment_id, "mlflow.source.name": "sdcore"}
+        if condition is None:
+            name, settings = experiment.experiment_id, experiment.model_dump(mode="json")
+            del settings["description"]  # may change from one start to the next
+        else:
+            name = f"{condition}/seed-{seed}"
+            chosen = experiment.conditions.get(condition)  # the base has none
+            settings = {"condition": condition, "seed": seed}
+            settings |= _compared(chosen.model_dump(mode="json")) if chosen else {}
+            tags |= {"sdcore.condition": condition, "sdcore.seed": str(seed)}
+            tags |= {"mlflow.parentRunId": self._run(experiment)}
+        run = self._client.create_run(self._folder(experiment), tags=tags, run_name=name)
+        self._client.log_batch(run.info.run_id, params=list(_params(settings)))
+        return str(run.info.run_id)
+
+    def _folder(self, experiment: Experiment) -> str:
+        """Id of what MLflow calls an experiment: all runs of experiment files of one name."""
+        known = self._client.get_experiment_by_name(experiment.name)
+        if known is not None:
+            return str(known.experiment_id)
+        tags = {"mlflow.experimentKind": "custom_model_development"}  # its pages show training runs
+        return str(self._client.create_experiment(experiment.name, self._artifacts, tags))
+
+    def _log_new(self, run_id: str, points: Mapping[str, float]) -> None:
+        logged, now = self._client.get_run(run_id).data.metrics, int(time.time() * 1000)
+        new = [
+            Metric(name, value, now, 0)
+            for name, value in points.items()
+            if math.isfinite(value) and logged.get(name) != value
+        ]
+        self._client.log_batch(run_id, metrics=new)
+
+    def _missing(
+        self, run_id: str, group: str, rows: pl.DataFrame, step: str, metrics: Sequence[str]
+    ) -> list[list[Metric]]:
+        """The points of each step that is not logged yet."""
+        history = self._client.get_metric_history(run_id, f"{group}/{metrics[0]}")
+        missing = rows.filter(~pl.col(step).is_in([point.step for point in history])).sort(step)
+        now = int(time.time() * 1000)
+        return [
+            [
+                Metric(f"{group}/{metric}", row[metric], now, row[step])
+                for metric in metrics
+                if row[metric] is not None
+            ]
+            for row in missing.iter_rows(named=True)
+        ]
+
+    def _version(self, name: str, policy_id: str) -> str | None:
+        found = self._client.search_model_versions(f"name = '{name}'")
+        return next((str(v.version) for v in found if v.tags.get("policy_id") == policy_id), None)
+
+    def _new_version(
+        self,
+        experiment: Experiment,
+        policy: Mapping[str, Any],
+        folder: Path,
+        warmed_up: Path | None,
+    ) -> str:
+        run_id = self._run(experiment, policy["condition"], policy["seed"])
+        tags = {name: str(policy[name]) for name in ("policy_id", "condition", "seed", "round")}
+        model = self._client.create_logged_model(self._folder(experiment), "policy", run_id, tags)
+        with tempfile.TemporaryDirectory() as scratch:
+            save_solver(Path(scratch, "solver"), experiment, folder, warmed_up)
+            save_model(
+                path=f"{scratch}/model",
+                mlflow_model=Model(model_id=model.model_id, run_id=run_id),
+                loader_module="sdcore.solver",
+                data_path=f"{scratch}/solver",
+                pip_requirements=_requirements(),
+                metadata=dict(policy),
+            )
+            self._client.log_model_artifacts(model.model_id, f"{scratch}/model")
+        self._client.finalize_logged_model(model.model_id, "READY")
+        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, policy["step"])])
+        if not self._client.search_registered_models(f"name = '{experiment.name}'"):
+            self._client.create_registered_model(experiment.name)
+        created = self._client.create_model_version(
+            experiment.name, model.artifact_location, run_id, tags, model_id=model.model_id
+        )
+        return str(created.version)
+
+
+def _dataset(experiment: Experiment, split: str, rows: pl.DataFrame) -> Dataset:
+    """What MLflow keeps of a split: its digest, where it is, its columns and its size."""
+    columns = ("question", "solution", "answer")
+    schema = [{"type": "string", "name": name, "required": name != "solution"} for name in columns]
+    where = f"problems, experiment_id = {experiment.experiment_id}, split = {split}"
+    return Dataset(
+        name=f"{experiment.name}-{split}",
+        digest=content_key(rows["problem_id"].to_list())[:8],
+        source_type="duckdb",
+        source=json.dumps({"file": "sdcore.duckdb", "table": where}),
+        schema=json.dumps({"mlflow_colspec": schema}),
+        profile=json.dumps({"num_rows": len(rows)}),
+    )
+
+
+def _requirements() -> list[str]:
+    """Given to MLflow, which would otherwise load and run the model to find out."""
+    installed = (f"{name}=={version(name).partition('+')[0]}" for name in _REQUIREMENTS)
+    return [f"sdcore=={sdcore.__version__}", *installed]
+
+
+def _compared(settings: dict[str, Any]) -> dict[str, Any]:
+    """A condition's settings: MLflow's page of a comparison draws the first names that differ."""
+    first = ("objective", "context", "group_size", "learning_rate")
+    head = {name: settings.pop(name) for name in first if name in settings}
+    return head | {"settings": settings}
+
+
+def _params(settings: Mapping[str, Any], prefix: str = "") -> Iterator[Param]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _params(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield Param(prefix + name, text[:_LONGEST_PARAM])

@@ -1,0 +1,87 @@
+"""Small tokenizers of the families that models bring, each with a chat template of its kind."""
+
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import PreTrainedTokenizerFast
+
+from sdcore.models import hub, policies
+
+TRACE = "<step_1>12 + 30 = 42</step_1>\n<step_2>42 - 5 = 37</step_2>\n<answer>37</answer>"
+TEXTS = (TRACE, "Grüße: 3 × 4 = 12, naïve 😀\n\n  two  spaces\tand a tab ", "x")
+
+# As Qwen3's: thinking is on unless it is switched off, which opens and closes an empty thought.
+QWEN = (
+    "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content "
+    "+ '<|im_end|>\\n' }}{%- endfor %}{%- if add_generation_prompt %}"
+    "{{- '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
+)
+# As Llama 2's: the tokenizer would add its own begin token, and the template has one too.
+LLAMA = (
+    "{{ bos_token }}{% for message in messages %}[INST] {{ message.content }} [/INST]{% endfor %}"
+)
+
+
+def byte_bpe(template: str | None = QWEN) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, digits apart, as SmolLM2's and Qwen's; no begin token, no padding token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*TEXTS] * 5, trainer)
+    return _fast(tokenizer, template, eos_token="<|im_end|>")
+
+
+def unigram(template: str | None = LLAMA) -> PreTrainedTokenizerFast:
+    """Unigram with byte fallback and a leading space, as SentencePiece models are converted."""
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
+    pieces += [(f"<0x{byte:02X}>", -10.0) for byte in range(256)]
+    pieces += [
+        (piece, -3.0) for piece in ("▁", "step", "answer", "▁=", *"abcdefghij0123456789_<>/")
+    ]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return _fast(tokenizer, template, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def words() -> PreTrainedTokenizerFast:
+    """The tiny solver's own: a token a word, a tag or a digit."""
+    return policies.load_tokenizer(hub.resolve("builtin:tiny-solver"))
+
+
+FAMILIES = {"byte-level BPE": byte_bpe, "unigram": unigram, "words": words}
+
+
+def _fast(tokenizer, template, **special) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        chat_template=template,
+        clean_up_tokenization_spaces=False,
+        **special,
+    )

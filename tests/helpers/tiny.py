@@ -1,0 +1,90 @@
+"""Real models small enough for unit tests: random weights, a layer or two, 32 tokens."""
+
+import torch
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
+
+from sdcore.config import LoraConfig
+from sdcore.models import policies
+from sdcore.training.trainer import Example
+
+VOCABULARY = 32
+LORA = LoraConfig(rank=4, alpha=8)
+
+
+def llama(seed: int = 0, *, tied: bool = True, **settings: object) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+        eos_token_id=1,
+        **settings,
+    )
+    return _seeded(LlamaForCausalLM, config, seed)
+
+
+def _seeded(kind, config, seed: int = 0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return kind(config).eval().requires_grad_(False)
+
+
+def adapted(seed: int = 0):
+    return policies.attach_lora(llama(), LORA, seed)
+
+
+_SMALL = dict(
+    vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
+    initializer_range=0.3, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+)  # fmt: skip
+MODELS = {
+    "adapter": adapted,
+    "tied": llama,
+    "untied": lambda: llama(tied=False),
+    "soft-capped": lambda: _seeded(
+        Gemma2ForCausalLM, Gemma2Config(**_SMALL, head_dim=8, final_logit_softcapping=1.5)
+    ),
+    "multiplied": lambda: _seeded(CohereForCausalLM, CohereConfig(**_SMALL, logit_scale=0.25)),
+    "divided": lambda: _seeded(GraniteForCausalLM, GraniteConfig(**_SMALL, logits_scaling=3.0)),
+    "with a bias": lambda: _seeded(PhiForCausalLM, PhiConfig(**_SMALL)),
+}
+"""Policies by what is special in their head."""
+
+
+def examples(count: int = 6, *, same_prompt: bool = False) -> list[Example]:
+    """Rollouts of different lengths, with everything that any objective needs."""
+    drawn = torch.Generator().manual_seed(count)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(2, VOCABULARY, (length,), generator=drawn).tolist()
+
+    made = []
+    for index in range(count):
+        prompt, response = ids(3 + index % 2), ids(4 + 2 * (index % 3))
+        made.append(
+            Example(
+                rollout_id=f"rollout-{index}",
+                prompt_ids=prompt,
+                response_ids=response,
+                teacher_prompt_ids=prompt if same_prompt else ids(5 + index % 3) + prompt,
+                advantage=(-1.0) ** index,
+                sampled_logprobs=[-3.0] * len(response),
+            )
+        )
+    return made

@@ -1,0 +1,77 @@
+"""The benchmarks compare like with like: on small inputs every path gives the same loss."""
+
+import sys
+import warnings
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.helpers.paths import ROOT
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    for name in ("_losses", "_measure", "_steps", "mfu"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_loss_paths_agree(trained, monkeypatch):
+    import _losses
+
+    monkeypatch.setattr(_losses, "HIDDEN", 8)
+    monkeypatch.setattr(_losses, "VOCABULARY", 50)
+    found = {
+        name: path(_losses.inputs(20, trained=trained))() for name, path in _losses.PATHS.items()
+    }
+    assert found["sdcore"] == pytest.approx(found["trl"], rel=1e-5)
+
+
+def small():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, initializer_range=0.3, tie_word_embeddings=True,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def test_step_paths_agree_where_the_two_averages_do(monkeypatch):
+    import _steps
+
+    monkeypatch.setattr(_steps, "smollm2", small)
+    examples = _steps.rollouts((6, 6, 6))  # of equal length: mean of means is the mean
+    ours, theirs = _steps.ours(examples), _steps.trl(examples)
+    for _ in range(3):
+        assert ours() == pytest.approx(theirs(), rel=1e-4)
+
+
+def test_peak_counts_what_is_alive_at_a_time():
+    from _measure import peak_bytes
+
+    def work():
+        for _ in range(3):
+            torch.empty(1000).fill_(1.0)  # freed each time
+        held = [torch.empty(500) for _ in range(4)]
+        del held
+
+    assert peak_bytes(work) == pytest.approx(4 * 2000, rel=0.1)
+
+
+def test_model_flops_by_hand(monkeypatch):
+    import _steps
+    import mfu
+
+    monkeypatch.setattr(_steps, "smollm2", small)
+    head = 49152 * 16
+    # q, k, v, o: 4 * 16 * 16; three matrices of the MLP: 3 * 16 * 16; three norms: 3 * 16
+    body = 7 * 256 + 48
+    student, teacher = 10 + 2 * _steps.PROMPT, 10 + 2 * _steps.TEACHER_PROMPT
+    expected = body * (6 * student + 2 * teacher) + head * 8 * 10
+    assert mfu.model_flops((4, 6)) == expected

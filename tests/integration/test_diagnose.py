@@ -1,0 +1,110 @@
+"""The preflight end to end with real parts: model, DuckDB file, Prefect server, MLflow store."""
+
+import json
+import sqlite3
+from contextlib import closing
+
+import polars as pl
+import pytest
+from mlflow import MlflowClient
+
+from sdcore.store.database import Store
+from sdcore.store.schema import TABLES
+from tests.helpers.paths import QUICKSTART
+from tests.helpers.runs import sdcore
+
+SMALL = [
+    "seeds=[3]", "problems.train=8", "problems.validation=2", "problems.test=2",
+    "training.questions_per_round=4", "evaluation.resamples=200", "diagnose.problems=6",
+    "contexts.own='Step {{ critique.first_wrong_step }} of {{ trace }} is wrong.'",
+]  # fmt: skip
+CONTEXTS = ["none", "reference", "step_aligned", "full_quote", "omission", "shuffled", "own"]
+
+
+def diagnose(workspace, *overrides):
+    where = ["--workspace", workspace, "--json"]
+    return json.loads(sdcore("diagnose", QUICKSTART, *SMALL, *overrides, *where).stdout)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workspace = tmp_path_factory.mktemp("workspace")
+    return workspace, diagnose(workspace)
+
+
+def rows(workspace, table):
+    return Store(workspace / "sdcore.duckdb").rows(table, condition="diagnose")
+
+
+def test_every_context_is_scored_on_the_same_tokens(finished):
+    signals = rows(finished[0], "token_signals")
+    assert sorted(signals["context"].unique()) == sorted(CONTEXTS)
+    rollouts = rows(finished[0], "rollouts")
+    assert len(rollouts) == 12 and set(rollouts["purpose"]) == {"diagnose"}
+    per_context = signals.group_by("context").agg(
+        pl.struct("rollout_id", "position", "token_id", "student_logprob").sort().alias("seen")
+    )
+    whole = per_context.filter(pl.col("context") != "own")["seen"]
+    assert all(seen.equals(whole[0]) for seen in whole)
+    assert len(whole[0]) == rollouts["response_ids"].list.len().sum()
+
+
+def test_the_null_check_is_silent_and_the_others_are_not(finished):
+    largest = rows(finished[0], "token_signals").group_by("context").agg(pl.col("kl").max())
+    kl = dict(largest.iter_rows())
+    assert kl.pop("none") <= 1e-4 and min(kl.values()) > 0.1
+    assert finished[1]["null_kl"] <= 1e-4
+
+
+def test_the_findings_name_every_context(finished):
+    verdicts = finished[1]["verdicts"]
+    assert [verdict["context"] for verdict in verdicts] == CONTEXTS[1:]
+    assert {row["context"] for row in finished[1]["differences"]} == set(CONTEXTS) - {
+        "none", "step_aligned",
+    }  # fmt: skip
+
+
+def test_page_figure_artifacts_and_metrics_are_there(finished):
+    workspace, found = finished
+    names = {path.suffix for path in (workspace / "reports").iterdir()}
+    assert names == {".html", ".png"}
+    with closing(sqlite3.connect(workspace / "prefect" / "prefect.db")) as prefect:
+        artifacts = {key for (key,) in prefect.execute("SELECT key FROM artifact")}
+    assert "quickstart-diagnosis" in artifacts
+    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    logged = {run.info.run_name: run for run in runs}
+    metrics = logged["diagnose/seed-3"].data.metrics
+    for row in found["measures"]:
+        assert metrics[f"{row['context']}/{row['measure']}"] == row["value"]
+    parent = next(run for name, run in logged.items() if name.startswith("quickstart-"))
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"diagnosis.html", "diagnosis.png", "diagnosis.csv"} <= files
+    assert parent.info.status == "FINISHED"
+
+
+def test_the_same_again_does_nothing_and_a_wider_one_only_what_is_missing(finished):
+    workspace, found = finished
+    tables = ("rollouts", "critiques", "contexts", "token_signals")
+    before = {name: rows(workspace, name) for name in tables}
+    assert diagnose(workspace) == found
+    assert all(rows(workspace, name).equals(before[name]) for name in tables)
+    wider = diagnose(workspace, "diagnose.problems=8", "diagnose.rollouts=1")
+    assert wider["rollouts"] == 8
+    for name, frame in before.items():
+        after, key = rows(workspace, name), TABLES[name].key
+        assert len(after) > len(frame)
+        assert after.join(frame.select(key), on=key, how="semi").sort(key).equals(frame.sort(key))
+    assert diagnose(workspace) == found
+
+
+def test_contexts_are_listed_with_what_they_test():
+    listed = json.loads(sdcore("contexts", "--json").stdout)
+    assert len(listed) == 9 and all(row["tests"] and row["predicted"] for row in listed)
+
+
+def test_a_mistaken_context_is_a_message(tmp_path):
+    arguments = ["diagnose", QUICKSTART, "diagnose.contexts=['x']", "--workspace", tmp_path]
+    result = sdcore(*arguments, check=False)
+    assert result.returncode == 1 and "'x' is not one of" in result.stderr
+    assert not list(tmp_path.iterdir())

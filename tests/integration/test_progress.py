@@ -1,0 +1,54 @@
+"""What is said of work in progress."""
+
+from collections import Counter
+
+import pytest
+
+from tasks.run import progress
+
+
+def test_the_summary_names_what_there_is_and_nothing_else():
+    counts = Counter(done=10, cached=4, tokens=3000, critic_tokens=1200, cost=0.25)
+    # 3000 tokens in 2 s
+    assert progress.summary(counts, 2.0) == (
+        "4 cached · 1,500 tokens/s · critic 1,200 tokens · cost 0.25"
+    )
+    assert progress.summary(Counter(done=3), 1.0) == ""
+
+
+def test_a_bar_outside_a_terminal_and_a_run_says_nothing(capfd):
+    with progress.bar("work", total=2) as advance:
+        advance(1, tokens=5)
+        advance(1, failed=1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_bar_moves_along_with_the_step_that_is_at_work():
+    around = lambda: next(each.completed for each in progress._progress.tasks)  # noqa: E731
+    with progress.bar("conditions", total=2) as advance:
+        for done in (0, 1):
+            with progress.bar("rounds", total=4, one_of_those_around=True) as step:
+                step(1)
+                with progress.bar("samples of a round", total=8) as sampled:
+                    sampled(6)
+                assert around() == done + 0.25
+                step(2)
+                assert around() == done + 0.75
+            advance(1)
+            assert around() == done + 1
+
+
+def test_a_note_is_a_line(capfd):
+    progress.note("grpo/seed-0 [bold]done[/]")
+    assert capfd.readouterr().err == "grpo/seed-0 [bold]done[/]\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "key"),
+    [
+        (("quickstart", "comparison"), "quickstart-comparison"),
+        (("GSM8K_v1.2", "x"), "gsm8k-v1-2-x"),
+    ],
+)
+def test_keys_are_what_prefect_allows(parts, key):
+    assert progress.artifact_key(*parts) == key

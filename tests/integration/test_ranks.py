@@ -1,0 +1,55 @@
+import ast
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sdcore.distributed import collectives
+from sdcore.models import policies
+from tests.helpers.paths import ROOT
+from tests.helpers.two_ranks import CASES, train
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Updates by case, and the folder with the checkpoints, of two processes under torchrun."""
+    folder = tmp_path_factory.mktemp("together")
+    run = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "-m", "tests.helpers.two_ranks", str(folder),
+        ],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    lines = [ast.literal_eval(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    return {name: updates for line in lines for name, updates in line.items()}, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_do_what_one_does(case, together, tmp_path):
+    updates, folder = together
+    alone = train(case, tmp_path)
+    for ours, theirs in zip(updates[case], alone, strict=True):
+        for name in ("loss", "grad_norm", "entropy", "kl", "logprob_drift"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), name
+        assert (ours["rollouts"], ours["tokens"]) == (theirs["rollouts"], theirs["tokens"])
+    for checkpoint in ("middle", "end"):
+        for path in sorted((tmp_path / checkpoint).rglob("*.safetensors")):
+            same = folder / case / path.relative_to(tmp_path)
+            theirs, ours = policies.load_tensors(path), policies.load_tensors(same)
+            assert ours.keys() == theirs.keys()
+            for name, expected in theirs.items():
+                torch.testing.assert_close(ours[name], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_alone_nothing_is_exchanged():
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([1.0, 2.0])
+    collectives.sum_gradients([weight])
+    assert weight.grad.tolist() == [1, 2]
+    assert collectives.place() == (0, 1)
+    assert collectives.gather(["a"]) == ["a"]
+    assert collectives.whole(weight) is weight

@@ -1,0 +1,142 @@
+"""Standing services: real servers on loopback ports made here, found again by their environment."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import psutil
+import pytest
+
+from flows.servers import standing
+from flows.servers.own import prefect_server
+from sdcore.errors import SdcoreError
+from sdcore.store.database import Store
+from sdcore.system.ports import free_port
+from tests.helpers.paths import QUICKSTART
+from tests.helpers.runs import sdcore
+
+SLEEP = "import time; time.sleep(600)"
+WITH_CHILD = f"""
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", {SLEEP!r}], start_new_session=True)
+"""
+
+
+def start_marked(root, name, code=""):
+    """A process as `start` starts them, once it has run `code` and sleeps."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{code}\nprint(flush=True)\n{SLEEP}"],
+        env=os.environ | {"SDCORE_SERVICE": f"{name} of {root}"},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with process.stdout as output:
+        output.readline()
+    return process
+
+
+def test_children_are_found_after_their_parent_was_killed(tmp_path):
+    parent = start_marked(tmp_path, "deployments", WITH_CHILD)
+    assert len(standing.processes(tmp_path)) == 2
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    (orphan,) = standing.processes(tmp_path)
+    assert standing.stop(tmp_path) == 1
+    assert not orphan.is_running() and not standing.processes(tmp_path)
+
+
+def test_another_workspace_is_left_alone(tmp_path):
+    other = start_marked(tmp_path / "other", "prefect")
+    assert standing.stop(tmp_path) == 0
+    assert other.poll() is None
+    assert standing.stop(tmp_path / "other") == 1
+    other.wait()
+    assert not psutil.pid_exists(other.pid)
+
+
+def test_a_taken_port_is_refused_and_its_holder_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SdcoreError) as error:
+            standing.start(tmp_path, {"prefect": free_port(), "mlflow": port})
+    assert f"(process {os.getpid()})" in str(error.value)
+    assert "--mlflow-port" in error.value.fix
+    assert not standing.processes(tmp_path) and not standing.was_started(tmp_path)
+
+
+@pytest.mark.parametrize("command", [["run", str(QUICKSTART)], ["up"]])
+def test_a_workspace_that_cannot_be_written_is_refused(command, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = sdcore(*command, "--workspace", tmp_path / "file", check=False)
+    assert result.returncode == 1
+    assert "the workspace cannot be written" in result.stderr and "--workspace" in result.stderr
+
+
+def test_a_port_in_time_wait_is_free():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        client = socket.create_connection(("127.0.0.1", port))
+        accepted, _ = server.accept()
+        accepted.close()  # the server's side waits for stray packets from now on
+        client.close()
+        assert not standing.is_free(port)
+    assert standing.is_free(port)
+
+
+def test_the_users_server_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
+    environment = standing.environment(tmp_path)
+    assert environment["PREFECT_API_URL"] == "http://prefect.example/api"
+    assert "PREFECT_HOME" not in environment
+
+
+@pytest.mark.slow
+def test_up_serves_runs_use_it_and_down_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    ports = {"prefect": free_port(), "mlflow": free_port()}
+    address = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    where = ["--workspace", tmp_path]
+    options = [text for name, port in ports.items() for text in (f"--{name}-port", port)]
+    try:
+        printed = sdcore("up", *where, *options).stdout
+        assert printed.split() == ["prefect", address["prefect"], "mlflow", address["mlflow"]]
+        assert sdcore("up", *where).stdout == printed
+        assert all(
+            row["processes"]
+            for row in json.loads(sdcore("status", *where, "--json").stdout).values()
+        )
+        assert httpx.get(f"{address['mlflow']}/health").is_success
+        found = httpx.post(f"{address['prefect']}/api/deployments/filter", json={}).json()
+        assert {"quickstart", "tiny-solver"} <= {each["name"] for each in found}
+        assert not any(schedule["active"] for each in found for schedule in each["schedules"])
+        monkeypatch.setattr(os, "environ", dict(os.environ))  # the next line adds to it
+        with prefect_server(tmp_path) as server_address:
+            assert server_address() == f"{address['prefect']}/api"
+    finally:
+        sdcore("down", *where)
+    assert not standing.processes(tmp_path) and standing.addresses(tmp_path) == {}
+    assert all(standing.is_free(port) for port in ports.values())
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_process_pool_takes_the_same_file(prefect, tmp_path):
+    environment = os.environ | standing.SETTINGS | {"SDCORE_WORKSPACE": str(tmp_path)}
+
+    def call(*arguments):
+        command = [sys.executable, "-m", "prefect", *arguments]
+        options = {"cwd": standing.PROJECT, "env": environment, "capture_output": True}
+        called = subprocess.run(command, **options, text=True)
+        assert called.returncode == 0, called.stdout + called.stderr
+
+    call("work-pool", "create", "--type", "process", "sdcore")
+    call("deploy", "--all", "--prefect-file", str(standing.DEPLOYMENTS))
+    settings = [f"experiment={QUICKSTART}", "solutions=4"]
+    call("deployment", "run", "critic-eval/critic", "--param", settings[0], "--param", settings[1])
+    call("worker", "start", "--pool", "sdcore", "--run-once")
+    assert len(Store(tmp_path / "sdcore.duckdb").rows("critic_trials")) == 4

@@ -1,0 +1,275 @@
+"""Real vLLM servers: sampling, adapters, kills. `make vllm` makes the environment they need."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+import psutil
+import pytest
+import torch
+
+from sdcore.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig
+from sdcore.engines import Request
+from sdcore.engines.endpoint import Endpoint
+from sdcore.engines.server import VllmServer, cause, kernel_rank
+from sdcore.engines.transformers import TransformersEngine
+from sdcore.engines.vllm import VllmEngine
+from sdcore.errors import EngineError
+from sdcore.models import hub, policies
+from sdcore.store.database import Store
+from sdcore.system import supervise
+from tests.helpers.paths import QUICKSTART, ROOT
+
+PYTHON = Path(os.environ.get("SDCORE_VLLM_PYTHON", ROOT / ".venv-vllm/bin/python"))
+SETTINGS = EngineConfig(kind="vllm", python=PYTHON, cache_gib=0.25, concurrency=16)
+BASE = hub.resolve("builtin:tiny-solver")
+ENDS = policies.end_ids(BASE)
+REQUESTS = [Request((1, 5, 30 + i % 4, 40, 6), i) for i in range(48)]
+DRAWN = SamplingConfig(temperature=0.7, top_p=0.9, max_new_tokens=40)
+GREEDY = SamplingConfig(temperature=0, max_new_tokens=40)
+
+needs_vllm = pytest.mark.skipif(not PYTHON.exists(), reason=f"no {PYTHON}: run `make vllm`")
+
+
+def model():
+    return policies.load_policy(BASE, ModelConfig(name="builtin:tiny-solver", device="cpu"))
+
+
+def changed(policy, scale):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in policies.weights(policy).values():
+            weight.add_(scale * torch.randn(weight.shape, generator=generator))
+    return policy
+
+
+def adapted():
+    return changed(policies.attach_lora(model(), LoraConfig(rank=4, alpha=8), seed=0), 0.05)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("policies")
+    policies.save_weights(adapted(), root / "adapter")
+    policies.save_weights(changed(model(), 0.02), root / "full")
+    return root
+
+
+@contextmanager
+def own_server(folder):
+    server = VllmServer(SETTINGS, dtype="float32", lora_rank=4, log_path=folder / "vllm.log")
+    engine = VllmEngine(
+        [Endpoint(server.url, server.key, server)], end_ids=ENDS, concurrency=SETTINGS.concurrency
+    )
+    try:
+        yield server, engine
+    finally:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vllm")
+    with own_server(folder) as (server, engine):
+        yield server, engine, folder / "vllm.log"
+
+
+def family():
+    """Our servers and their descendants: the guard, the API server, its engine, the workers."""
+    ours = psutil.Process().children()
+    guards = [each for each in ours if supervise.__file__ in each.cmdline()]
+    return guards + [child for each in guards for child in each.children(recursive=True)]
+
+
+def api_server():
+    return next(each for each in family() if "vllm.entrypoints" in " ".join(each.cmdline()[:4]))
+
+
+def largest_difference(policy, completions):
+    """Of the engine's log-probs and those of a plain forward pass, in nats."""
+    worst = 0.0
+    for request, completion in zip(REQUESTS, completions, strict=True):
+        ids = torch.tensor([[*request.prompt_ids, *completion.token_ids]])
+        with torch.no_grad():
+            logprobs = policy(ids, use_cache=False).logits[0].log_softmax(-1)
+        at = torch.arange(len(request.prompt_ids) - 1, ids.shape[1] - 1)
+        ours = logprobs[at, ids[0, len(request.prompt_ids) :]]
+        worst = max(worst, float((ours - torch.tensor(completion.logprobs)).abs().max()))
+    return worst
+
+
+def tokens(completions):
+    return [completion.token_ids for completion in completions]
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_samples_have_seeds_and_log_probs_of_the_model_itself(running):
+    _, engine, _ = running
+    engine.load("base", BASE, BASE)
+    drawn = engine.generate(REQUESTS, DRAWN)
+    assert tokens(engine.generate(REQUESTS, DRAWN)) == tokens(drawn)
+    assert len(set(tokens(drawn))) > len(REQUESTS) / 2
+    assert largest_difference(model(), drawn) < 1e-3
+    stopped = [c for c in drawn if c.finish_reason == "stop"]
+    assert stopped and all(c.token_ids[-1] in ENDS for c in stopped)
+    short = engine.generate(REQUESTS[:4], DRAWN.model_copy(update={"max_new_tokens": 3}))
+    assert [(c.finish_reason, len(c.token_ids)) for c in short] == [("length", 3)] * 4
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_greedy_tokens_are_those_of_the_transformers_engine(running):
+    _, engine, _ = running
+    engine.load("base", BASE, BASE)
+    ours = TransformersEngine(model(), end_ids=ENDS).generate(REQUESTS, GREEDY)
+    assert tokens(engine.generate(REQUESTS, GREEDY)) == tokens(ours)
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_an_adapter_is_hot_loaded_under_its_policys_name_and_changes_the_output(running, folders):
+    _, engine, log = running
+    starts = log.read_text().count("Started server process")
+    engine.load("base", BASE, BASE)
+    before = engine.generate(REQUESTS, GREEDY)
+    engine.load("policy-1", folders / "adapter", BASE)
+    after = engine.generate(REQUESTS, GREEDY)
+    assert tokens(after) != tokens(before)
+    assert largest_difference(adapted(), after) < 1e-3
+    engine.load("base", BASE, BASE)
+    assert tokens(engine.generate(REQUESTS, GREEDY)) == tokens(before)
+    assert "'policy-1'" in log.read_text() and "Removed LoRA adapter" in log.read_text()
+    assert log.read_text().count("Started server process") == starts
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_too_long_a_request_is_refused_in_vllms_words(running):
+    _, engine, _ = running
+    engine.load("base", BASE, BASE)
+    with pytest.raises(EngineError, match="max_model_len=512"):
+        engine.generate(REQUESTS[:1], SamplingConfig(max_new_tokens=600))
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_server_killed_in_the_middle_costs_the_unfinished_requests_only(running, folders):
+    _, engine, log = running
+    engine.load("policy-1", folders / "adapter", BASE)
+    expected = engine.generate(REQUESTS, GREEDY)
+    starts = log.read_text().count("Started server process")
+    old, killed = family(), []
+
+    def kill_once(*_):
+        if not killed:
+            killed.append(api_server())
+            killed[0].kill()
+
+    assert tokens(engine.generate(REQUESTS, GREEDY, kill_once)) == tokens(expected)
+    assert log.read_text().count("Started server process") == starts + 1
+    _, alive = psutil.wait_procs(old, timeout=10)
+    assert not alive
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_all_weights_anew_start_the_server_anew(running, folders):
+    _, engine, _ = running
+    engine.load("policy-2", folders / "full", BASE)
+    after = engine.generate(REQUESTS, GREEDY)
+    assert largest_difference(changed(model(), 0.02), after) < 1e-3
+    old = family()
+    engine.close()
+    _, alive = psutil.wait_procs(old, timeout=10)
+    assert not alive
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_no_process_is_left_when_the_parent_is_killed(tmp_path):
+    script = textwrap.dedent(f"""
+        from pathlib import Path
+        from sdcore.engines.server import VllmServer
+        from tests.integration.test_vllm import BASE, SETTINGS
+        server = VllmServer(SETTINGS, dtype="float32", lora_rank=None,
+                            log_path=Path({str(tmp_path)!r}) / "vllm.log")
+        server.ensure(BASE)
+        print("ready", flush=True)
+        input()
+    """)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    try:
+        assert parent.stdout.readline() == "ready\n"
+        left = psutil.Process(parent.pid).children(recursive=True)
+        assert len(left) >= 3  # the guard, the API server, its engine
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.communicate()
+    _, alive = psutil.wait_procs(left, timeout=20)
+    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_server_that_does_not_start_says_why(tmp_path):
+    with own_server(tmp_path) as (_, engine):
+        engine.load("empty", tmp_path, tmp_path)
+        with pytest.raises(EngineError, match="did not start") as caught:
+            engine.generate(REQUESTS[:1], GREEDY)
+    assert "Invalid repository ID or local directory" in caught.value.got
+    assert caught.value.where == str(tmp_path / "vllm.log")
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_an_experiment_runs_through_the_same_dag(tmp_path):
+    small = [
+        "seeds=[3]", "problems.train=8", "problems.validation=4", "problems.test=4",
+        "training.rounds=2", "training.questions_per_round=4", "evaluation.every=2",
+        "training.lora.rank=4", "evaluation.samples=2", "evaluation.validation_samples=2",
+        "evaluation.resamples=200", "conditions.grpo.group_size=2", "engine.kind=vllm",
+        f"engine.python={PYTHON}", "engine.cache_gib=0.25",
+    ]  # fmt: skip
+    command = [Path(sys.executable).with_name("sdcore"), "run", QUICKSTART, *small]
+    done = subprocess.run(
+        [*map(str, command), "--workspace", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    store = Store(tmp_path / "sdcore.duckdb")
+    updates = store.rows("updates")
+    assert len(updates) == 6  # three conditions, two rounds
+    assert updates["logprob_drift_max"].max() < 1e-3
+    assert (updates["logprob_drift"] <= updates["logprob_drift_max"]).all()
+    sampled = store.rows("rollouts").filter(pl.col("purpose") == "train")
+    assert sampled["policy_id"].n_unique() == 4  # the base, and each condition after one round
+    log = (tmp_path / "vllm-server.log").read_text()
+    assert log.count("Started server process") == 1
+
+
+def test_a_missing_environment_says_how_it_is_made(tmp_path):
+    settings = SETTINGS.model_copy(update={"python": tmp_path / "python"})
+    server = VllmServer(settings, dtype="float32", lora_rank=None, log_path=tmp_path / "log")
+    with pytest.raises(EngineError, match="make vllm"):
+        server.ensure(BASE)
+
+
+def test_the_cause_is_the_first_error_of_the_log():
+    before = "WARNING This can cause errors like `OSError: [Errno 24]`\n"
+    error = "(Worker) ERROR ValueError: no memory\n  try less\nRuntimeError: engine failed"
+    assert cause(f"{before}{error}\nbye") == error
+    assert cause("a\nb\nc\nd") == "b\nc\nd"
+
+
+def test_a_rank_is_served_by_the_next_one_that_there_are_kernels_for():
+    assert [kernel_rank(rank) for rank in (1, 4, 64, 65)] == [1, 8, 64, 128]
+    with pytest.raises(EngineError, match="rank"):
+        kernel_rank(513)

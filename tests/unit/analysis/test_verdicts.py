@@ -1,0 +1,85 @@
+import polars as pl
+import pytest
+
+from sdcore.analysis.verdicts import RULES, judge
+
+GOOD = {
+    "auc": (0.8, 0.7, 0.9, 20),
+    "at": (-0.5, -0.8, -0.2, 20),
+    "copied": (0.1, 0.0, 0.2, 20),
+    "correct": (0.02, 0.0, 0.04, 15),
+    "negative_share": (0.01, 0.0, 0.03, 15),
+}
+
+
+def verdict(**changes):
+    rows = [
+        {"measure": name, "value": value, "low": low, "high": high, "rollouts": rollouts}
+        for name, (value, low, high, rollouts) in (GOOD | changes).items()
+        if rollouts
+    ]
+    return judge("c", pl.DataFrame(rows))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({}, "localised"),
+        # a threshold is passed by the whole interval, not by the value
+        ({"negative_share": (0.09, 0.05, 0.2, 15)}, "localised"),
+        ({"negative_share": (0.09, 0.051, 0.2, 15)}, "diffuse"),
+        ({"auc": (0.6, 0.501, 0.7, 20)}, "localised"),
+        ({"auc": (0.6, 0.5, 0.7, 20)}, "no signal"),
+        ({"auc": (0.3, 0.2, 0.4, 20)}, "no signal"),
+        ({"at": (-0.5, -0.8, -0.001, 20)}, "localised"),
+        ({"at": (-0.5, -0.8, 0.0, 20)}, "no signal"),
+        ({"copied": (0.8, 0.5, 0.9, 20)}, "localised"),
+        ({"copied": (0.8, 0.51, 0.9, 20)}, "copies"),
+        # the earlier rule wins
+        ({"copied": (0.8, 0.6, 0.9, 20), "auc": (0.3, 0.2, 0.4, 20)}, "copies"),
+        ({"auc": (0.6, 0.5, 0.7, 20), "negative_share": (0.5, 0.4, 0.6, 15)}, "no signal"),
+        # ten rollouts of each kind are enough, nine are not
+        ({"auc": (0.8, 0.7, 0.9, 10)}, "localised"),
+        ({"auc": (0.8, 0.7, 0.9, 9)}, "not enough data"),
+        ({"correct": (0.0, 0.0, 0.0, 9)}, "not enough data"),
+        ({"auc": (0, 0, 0, 0)}, "not enough data"),
+        ({"correct": (0, 0, 0, 0), "negative_share": (0, 0, 0, 0)}, "not enough data"),
+        # in a step of words the error alone may be objected to, the rest being forced
+        ({"auc": (0.5, 0.4, 0.6, 20), "error_auc": (0.9, 0.8, 1, 20), "error": (-4, -5, -3, 20)},
+         "localised"),
+        ({"auc": (0.5, 0.4, 0.6, 20), "error_auc": (0.6, 0.5, 1, 20), "error": (-4, -5, -3, 20)},
+         "no signal"),
+        ({"auc": (0.5, 0.4, 0.6, 20), "error_auc": (0.9, 0.8, 1, 20), "error": (-1, -2, 0, 20)},
+         "no signal"),
+        ({"before": (-0.3, -0.5, -0.11, 20)}, "diffuse"),
+        ({"before": (-0.3, -0.5, -0.1, 20)}, "localised"),
+        # without a corrected trace nothing is known of copying
+        ({"copied": (0, 0, 0, 0)}, "localised"),
+    ],
+)  # fmt: skip
+def test_the_first_rule_that_applies_is_the_verdict(changes, word):
+    found = verdict(**changes)
+    assert found.context == "c" and found.word == word
+    assert word in RULES
+
+
+def test_the_reason_has_the_numbers():
+    assert verdict().why == (
+        "it finds the wrong step (AUC 0.80, 0.70 to 0.90), makes 10% of the errors likelier and "
+        "objects to 1.0% of the tokens of correct rollouts"
+    )
+    assert (
+        verdict(auc=(0.8, 0.7, 0.9, 3)).why
+        == "3 wrong rollouts with a judged error, 15 correct ones"
+    )
+
+
+def test_diffusion_says_where_it_is_seen():
+    assert "to correct steps (-0.30 nats) too" in verdict(before=(-0.3, -0.5, -0.2, 20)).why
+    assert "to 9.0% of the tokens" in verdict(negative_share=(0.09, 0.06, 0.2, 15)).why
+
+
+def test_bounds_that_are_not_known_support_nothing():
+    """A single problem has no interval."""
+    unknown = float("nan")
+    assert verdict(auc=(0.9, unknown, unknown, 20)).word == "no signal"

@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from sdcore.config import ProblemsConfig
+from sdcore.critics.benchmark import make_trials, read_processbench
+from sdcore.critics.oracle import critique
+from sdcore.errors import DataError
+from sdcore.traces import parse_trace
+from tests.unit.critics.test_corruption import QUESTION, WORKED
+
+
+def lines(path: Path, *rows: object) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    return path
+
+
+def test_arithmetic_trials_are_right_and_wrong_by_turns_and_the_oracle_agrees():
+    trials = make_trials(ProblemsConfig(source="arithmetic"), 20, seed=3)
+    assert [trial.first_wrong_step is None for trial in trials] == [True, False] * 10
+    for trial in trials:
+        found = critique(trial.question, trial.answer, trial.text)
+        assert found.first_wrong_step == trial.first_wrong_step
+        assert trial.correct == (trial.first_wrong_step is None)
+    assert trials == make_trials(ProblemsConfig(source="arithmetic"), 20, seed=3)
+    assert trials != make_trials(ProblemsConfig(source="arithmetic"), 20, seed=4)
+
+
+def test_trials_are_of_the_experiments_own_family():
+    small = ProblemsConfig(source="arithmetic", arithmetic={"operands": 3})
+    for trial in make_trials(small, 10, seed=0):
+        assert len(parse_trace(trial.text).steps) == 2
+        found = critique(trial.question, trial.answer, trial.text)
+        assert found.first_wrong_step == trial.first_wrong_step
+
+
+def gsm8k(path: Path) -> ProblemsConfig:
+    return ProblemsConfig(source="jsonl", path=path, solution="answer", answer_pattern="#### (.+)$")
+
+
+def test_gsm8k_trials_come_from_worked_solutions(tmp_path):
+    row = {"question": QUESTION, "answer": WORKED}
+    bad = {"question": QUESTION, "answer": "No.\n#### 1"}
+    false = {"question": QUESTION, "answer": WORKED.replace("3*8 = ", "3*8 = 25, or ")}
+    config = gsm8k(lines(tmp_path / "g.jsonl", row, bad, row, false))
+    right, wrong = make_trials(config, 2, seed=0)
+    assert right.correct and right.first_wrong_step is None
+    assert right.text == wrong.solution and "<<" not in right.text
+    assert not wrong.correct and wrong.first_wrong_step in (1, 2, 3) and wrong.answer == "38"
+    with pytest.raises(DataError, match=r"too few worked[\s\S]*<<48/2=24>>[\s\S]*g\.jsonl"):
+        make_trials(config, 30, seed=0)
+
+
+ROW = {
+    "id": "gsm8k-0", "problem": "1+1+1?", "steps": ["1+1=2", "2+1=4, so \\boxed{4}"], "label": 1,
+    "final_answer_correct": False,
+}  # fmt: skip
+
+
+def test_processbench_rows_become_traces(tmp_path):
+    right = ROW | {"steps": ["1+1=2", "2+1=\\boxed{3}"], "label": -1, "final_answer_correct": True}
+    known = ROW | {"answer": 3, "label": 0, "steps": ["1+1=3", "done"]}
+    wrong, good, cut = read_processbench(lines(tmp_path / "p.jsonl", ROW, right, known))
+    assert (wrong.first_wrong_step, wrong.answer, wrong.correct) == (2, None, False)
+    assert parse_trace(wrong.text).well_formed and wrong.text.endswith("<answer>4</answer>")
+    assert (good.first_wrong_step, good.answer, good.correct) == (None, "3", True)
+    assert (cut.first_wrong_step, cut.answer) == (1, "3")
+    assert cut.text == "<step_1>1+1=3</step_1><step_2>done</step_2>"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"label": 2}, {"label": "1"}, {"steps": []}, {"steps": "x"}, {"problem": None},
+     {"final_answer_correct": 1}, {"steps": ["<step_1>", "x"]}],
+)  # fmt: skip
+def test_a_row_of_another_format_is_named(tmp_path, change):
+    with pytest.raises(DataError, match=r"p\.jsonl, row 2"):
+        read_processbench(lines(tmp_path / "p.jsonl", ROW, ROW | change))

@@ -1,0 +1,170 @@
+import json
+import threading
+
+import pytest
+from tenacity import wait_none
+from transformers import AutoTokenizer
+
+from sdcore.config import LlmCriticConfig
+from sdcore.critics.client import ChatEndpoint, EngineClient
+from sdcore.engines import Completion
+from sdcore.errors import BudgetError, EngineError
+from sdcore.models.hub import TINY_SOLVER
+from sdcore.testing import ScriptedEngine
+from tests.helpers import critic_server as server
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def endpoint(
+    url: str, key: str | None = None, spent: float = 0.0, **settings: object
+) -> ChatEndpoint:
+    settings = {"tries": 2, "timeout": 5.0} | settings
+    config = LlmCriticConfig(kind="llm", model="m", base_url=url, **settings)
+    return ChatEndpoint(config, key, spent, backoff=wait_none())
+
+
+def ask_one(client: ChatEndpoint):
+    ((index, reply),) = client.ask([HELLO])
+    assert index == 0
+    return reply
+
+
+def test_an_answer_comes_with_its_tokens_and_cost():
+    with server.serve(lambda body: server.say("hi", read=300, wrote=20)) as (url, asked):
+        reply = ask_one(endpoint(url, "secret", price_in=2.0, price_out=10.0))
+    # 300 tokens at 2 and 20 at 10 a million: 0.0006 + 0.0002
+    assert (reply.text, reply.prompt_tokens, reply.tokens) == ("hi", 300, 20)
+    assert reply.cost == pytest.approx(0.0008)
+    (request,) = asked
+    assert request["path"] == "/v1/chat/completions"
+    assert request["headers"]["Authorization"] == "Bearer secret"
+    assert (request["model"], request["temperature"], request["messages"]) == ("m", 0.0, HELLO)
+    form = request["response_format"]["json_schema"]["schema"]
+    assert form["additionalProperties"] is False and set(form["required"]) == set(
+        form["properties"]
+    )
+
+
+@pytest.mark.parametrize("usage", ["", ', "usage": {}', ', "usage": {"prompt_tokens": -1}'])
+def test_structured_output_can_be_left_off_and_unreported_tokens_are_estimated(usage):
+    text = f'{{"choices": [{{"message": {{"content": "12345"}}}}]{usage}}}'
+    with server.serve(lambda body: server.send(text.encode())) as (url, asked):
+        reply = ask_one(endpoint(url, structured=False))
+    assert "response_format" not in asked[0]
+    assert reply.tokens == 2  # five characters at four a token, rounded up
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "failure", "requests"),
+    [
+        (server.drop, "RemoteProtocolError", 2),
+        (server.break_off, "RemoteProtocolError", 2),
+        (server.stall, "ReadTimeout", 2),
+        (server.drip, "ReadTimeout", 2),
+        (server.HTML, "no chat completion: <!DOCTYPE html>", 2),
+        (server.BAD_GATEWAY, "HTTP 502: <h1>502</h1>", 2),
+        (server.GARBAGE, "no chat completion", 2),
+        (server.NO_CHOICES, "no chat completion", 2),
+        (server.SURROGATE, "no chat completion", 2),
+        (server.HUGE, "more than 2097152 bytes", 1),
+        (server.send(b"context too long", 400), "HTTP 400: context too long", 1),
+    ],
+)
+def test_a_failing_server_is_a_reply_without_text(behaviour, failure, requests):
+    with server.serve(lambda body: behaviour) as (url, asked):
+        slow = behaviour in (server.stall, server.drip)
+        reply = ask_one(endpoint(url, timeout=0.3 if slow else 5.0))
+    assert reply.text is None and failure in reply.failure
+    assert len(asked) == requests
+    assert reply.passing == (requests == 2)
+
+
+def test_a_key_that_is_sent_back_goes_no_further():
+    with server.serve(lambda body: server.echo) as (url, asked):
+        reply = ask_one(endpoint(url, "s3cret"))
+    assert asked[0]["headers"]["Authorization"] == "Bearer s3cret"
+    assert "Bearer [key]" in reply.failure and "s3cret" not in reply.failure
+
+
+def test_no_server_at_all_is_a_reply_without_text_too():
+    with server.serve(lambda body: server.drop) as (url, _):
+        pass
+    assert "ConnectError" in ask_one(endpoint(url)).failure
+
+
+def test_what_may_pass_is_tried_again_as_late_as_asked():
+    answers = iter([server.send(b"busy", 429, Retry_After="0"), server.drop, server.say("ok")])
+    with server.serve(lambda body: next(answers)) as (url, asked):
+        assert ask_one(endpoint(url, tries=3)).text == "ok"
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 302])
+def test_a_refusal_of_every_request_stops_at_once(status):
+    with (
+        server.serve(lambda body: server.send(b"no", status)) as (url, asked),
+        pytest.raises(EngineError, match=rf"refuses[\s\S]*HTTP {status}[\s\S]*api_key_env"),
+    ):
+        list(endpoint(url, concurrency=1).ask([HELLO] * 20))
+    assert len(asked) <= 2  # one more may have been under way
+
+
+def test_no_more_requests_are_under_way_than_allowed():
+    lock, under_way, most = threading.Lock(), set(), []
+    both = threading.Barrier(2, timeout=10)  # holds until two requests are there together
+
+    def answer(body):
+        name = body["messages"][0]["content"]
+        with lock:
+            under_way.add(name)
+            most.append(len(under_way))
+        both.wait()
+        with lock:
+            under_way.discard(name)
+        return server.say(name)
+
+    conversations = [[{"role": "user", "content": str(i)}] for i in range(6)]
+    with server.serve(answer) as (url, _):
+        replies = dict(endpoint(url, concurrency=2).ask(conversations))
+    assert {index: reply.text for index, reply in replies.items()} == {i: str(i) for i in range(6)}
+    assert max(most) == 2
+
+
+def test_the_budget_is_never_exceeded_and_what_was_answered_is_handed_over():
+    # A request has fewer than 600 bytes and 50 tokens to come; at 1000 a million and 1000 written
+    # tokens allowed it may cost more than 1.0, and really costs 0.1 + 0.05.
+    prices = {"price_in": 1000.0, "price_out": 1000.0, "max_tokens": 1000, "concurrency": 1}
+    got = []
+    with server.serve(lambda body: server.say("ok")) as (url, asked):
+        client = endpoint(url, spent=8.0, max_budget=10.0, **prices)
+        with pytest.raises(BudgetError, match=r"8\.\d+ spent[\s\S]*at most 10[\s\S]*max_budget"):
+            for _, reply in client.ask([HELLO] * 50):
+                got.append(reply.cost)
+    assert got and len(got) == len(asked) < 50
+    assert 8.0 + sum(got) <= 10.0
+
+
+def test_a_listener_who_leaves_stops_the_queue():
+    with server.serve(lambda body: server.say("ok")) as (url, asked):
+        for _ in endpoint(url, concurrency=1).ask([HELLO] * 50):
+            break
+    assert len(asked) < 50
+
+
+def test_an_engine_of_this_process_answers_as_well():
+    tokenizer = AutoTokenizer.from_pretrained(TINY_SOLVER)
+    ids = tuple(tokenizer("47+23=70", add_special_tokens=False)["input_ids"])
+    engine = ScriptedEngine(lambda request: Completion(ids, (0.0,) * len(ids), "stop"))
+    client = EngineClient(engine, tokenizer, LlmCriticConfig(kind="llm", model="m"))
+    replies = dict(client.ask([HELLO, HELLO]))
+    assert [replies[i].text for i in (0, 1)] == ["47+23=70"] * 2
+    assert replies[0].tokens == len(ids)
+    assert replies[0].prompt_tokens == len(engine.requests[0].prompt_ids)
+
+
+def test_bodies_are_plain_json_whatever_the_text():
+    odd = [{"role": "user", "content": 'a"\\\x00\ud800☃'}]
+    with server.serve(lambda body: server.say(json.dumps(body["messages"]))) as (url, _):
+        ((_, reply),) = endpoint(url).ask([odd])
+    assert json.loads(reply.text) == odd

@@ -1,0 +1,189 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from sdcore.config import LoraConfig, ModelConfig
+from sdcore.errors import ModelError
+from sdcore.models import policies
+from tests.helpers.tiny import LORA, adapted, llama
+
+HERE = ModelConfig(name="folder", device="cpu")
+IDS = torch.tensor([[3, 4, 5]])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    llama().save_pretrained(folder)
+    return folder
+
+
+def changed(policy):
+    with torch.no_grad():
+        for weight in policies.weights(policy).values():
+            weight.add_(0.5)
+    return policy
+
+
+def test_loaded_policy_is_the_saved_one_frozen_and_in_eval_mode(folder):
+    loaded = policies.load_policy(folder, HERE)
+    assert torch.equal(loaded(IDS).logits, llama()(IDS).logits)
+    assert not any(weight.requires_grad for weight in loaded.parameters())
+    assert not any(module.training for module in loaded.modules())
+
+
+def test_policy_loads_in_the_type_asked_for(folder):
+    half = policies.load_policy(folder, HERE.model_copy(update={"dtype": "bfloat16"}))
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+
+
+def test_pickled_weights_are_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "pickled")
+    stored = load_file(tmp_path / "pickled" / "model.safetensors")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    torch.save(stored, tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors"):
+        policies.load_policy(tmp_path / "pickled", HERE)
+
+
+def test_missing_folder_is_a_clear_error(tmp_path):
+    with pytest.raises(ModelError, match="no such model folder"):
+        policies.load_policy(tmp_path / "nowhere", HERE)
+
+
+def test_end_ids_come_from_the_generation_config(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "ends")
+    path = tmp_path / "ends" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [1, 7]}))
+    _with_tokenizer(tmp_path / "ends")
+    assert policies.end_ids(tmp_path / "ends") == (1, 7)
+    path.unlink()
+    assert policies.end_ids(tmp_path / "ends") == (2,)
+
+
+def _with_tokenizer(folder):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "<eos>": 2}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>").save_pretrained(folder)
+
+
+def test_adapter_starts_as_the_base_and_depends_on_its_seed_alone():
+    base_logits = llama()(IDS).logits
+    state = torch.get_rng_state()
+    first = adapted(seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    again, other = adapted(seed=3), adapted(seed=4)
+    assert torch.equal(first(IDS).logits, base_logits)
+    ours, same, others = (policies.weights(policy) for policy in (first, again, other))
+    assert all(torch.equal(ours[name], same[name]) for name in ours)
+    assert not any(torch.equal(ours[name], others[name]) for name in ours if "lora_A" in name)
+
+
+def test_adapter_alone_is_trained():
+    trained = {name for name, w in adapted().named_parameters() if w.requires_grad}
+    assert len(trained) == 2 * 2 * len(LORA.targets)  # A and B, two layers
+    assert all("lora_" in name for name in trained)
+
+
+def test_adapter_that_fits_nowhere_is_a_clear_error():
+    with pytest.raises(ModelError, match="does not fit"):
+        policies.attach_lora(llama(), LoraConfig(targets=("no_such_layer",)), 0)
+
+
+@pytest.mark.parametrize("make", [llama, adapted])
+def test_weights_come_back_bit_for_bit(make, tmp_path):
+    saved, loaded = changed(make()), make()
+    policies.save_weights(saved, tmp_path / "weights")
+    policies.load_weights(loaded, tmp_path / "weights")
+    assert torch.equal(loaded(IDS).logits, saved(IDS).logits)
+
+
+def test_saved_folders_are_read_by_transformers_and_peft(tmp_path):
+    full, adapter = changed(llama()), changed(adapted())
+    policies.save_weights(full, tmp_path / "full")
+    policies.save_weights(adapter, tmp_path / "adapter")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
+    assert torch.equal(theirs(IDS).logits, full(IDS).logits)
+    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):  # PEFT's own
+        theirs = PeftModel.from_pretrained(llama(), tmp_path / "adapter")
+    assert torch.equal(theirs(IDS).logits, adapter(IDS).logits)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    wider = policies.attach_lora(llama(), LORA.model_copy(update={"rank": 8}), 0)
+    policies.save_weights(wider, tmp_path / "wider")
+    with pytest.raises(ModelError, match="not this model's"):
+        policies.load_weights(adapted(), tmp_path / "wider")
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    policies.save_weights(llama(), tmp_path / "weights")
+    path = tmp_path / "weights" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ModelError, match="cannot be read"):
+        policies.load_weights(llama(), tmp_path / "weights")
+
+
+def test_digest_follows_the_weights_and_nothing_else(tmp_path):
+    for name, policy in (("a", llama()), ("b", llama()), ("c", changed(llama()))):
+        policies.save_weights(policy, tmp_path / name)
+    (tmp_path / "b" / "notes.txt").write_text("not weights")
+    digests = [policies.weights_digest(tmp_path / name) for name in "abc"]
+    assert digests[0] == digests[1] != digests[2]
+    assert digests[0] == policies.digest(policies.weights(llama()))
+    with pytest.raises(ModelError, match="no safetensors"):
+        policies.weights_digest(tmp_path)
+
+
+def test_digest_tells_names_types_shapes_and_values_apart(tmp_path):
+    tensor = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    different = [
+        {"a": tensor}, {"b": tensor}, {"a": tensor.view(torch.int32)}, {"a": tensor.view(2, 2)},
+        {"a": tensor.flip(0)}, {"a": tensor, "b": tensor}, {"a": tensor.bfloat16()},
+    ]  # fmt: skip
+    assert len({policies.digest(tensors) for tensors in different}) == len(different)
+    strided = torch.arange(8.0).view(4, 2)
+    assert policies.digest({"a": strided.T}) == policies.digest({"a": strided.T.contiguous()})
+    policies.save_tensors({"a": tensor}, tmp_path / "model-1.safetensors")
+    policies.save_tensors({"b": tensor}, tmp_path / "model-2.safetensors")
+    assert policies.weights_digest(tmp_path) == policies.digest({"b": tensor, "a": tensor})
+
+
+def test_failed_save_leaves_the_old_folder_and_no_litter(tmp_path):
+    policies.save_weights(llama(), tmp_path / "weights")
+    before = policies.weights_digest(tmp_path / "weights")
+    with pytest.raises(RuntimeError), policies.replacing(tmp_path / "weights") as fresh:
+        (fresh / "model.safetensors").write_bytes(b"half")
+        raise RuntimeError
+    assert policies.weights_digest(tmp_path / "weights") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_a_save_that_dies_while_it_deletes_the_old_folder_leaves_no_part_of_it(
+    tmp_path, monkeypatch
+):
+    def dies(folder, **_):
+        next(Path(folder).rglob("*.safetensors")).unlink()
+        raise KeyboardInterrupt
+
+    policies.save_weights(llama(), tmp_path / "weights")
+    monkeypatch.setattr(policies.shutil, "rmtree", dies)
+    with pytest.raises(KeyboardInterrupt):
+        policies.save_weights(adapted(), tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_second_save_takes_the_firsts_place(tmp_path):
+    policies.save_weights(llama(), tmp_path / "weights")
+    policies.save_weights(adapted(), tmp_path / "weights")
+    assert not (tmp_path / "weights" / "model.safetensors").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]

@@ -1,0 +1,132 @@
+import re
+
+import pytest
+
+from sdcore.config import load_experiment
+from sdcore.errors import DataError
+from sdcore.reports.experiment import render_report, toml, write_report
+from sdcore.store.database import Store
+from sdcore.store.schema import TABLES
+from tests.helpers.elements import Elements, standing_alone
+from tests.helpers.example import EXPERIMENT, critique, fill, fill_diagnosis, lineage, run_row
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return fill(Store(tmp_path_factory.mktemp("workspace") / "sdcore.duckdb"))
+
+
+@pytest.fixture(scope="module")
+def page(store):
+    return render_report(store, EXPERIMENT.experiment_id)
+
+
+def table(page, title):
+    """Cell texts of the table whose scroll region has this label."""
+    part = page[page.index(f'aria-label="{title}"') :]
+    rows = re.findall(r"<tr>(.*?)</tr>", part[: part.index("</table>")], re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    return [[re.sub(r"<[^>]+>", " ", cell).split() for cell in row] for row in cells]
+
+
+def test_the_page_stands_alone(page):
+    assert standing_alone(page)
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page):
+    tags = Elements(page).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {attributes["href"] for tag, attributes in tags if tag == "a"}
+    assert targets == {f"#{name}" for name in ids} & targets
+
+
+def test_text_from_tables_is_escaped(page):
+    assert "A &lt;b&gt;small&lt;/b&gt; &amp; hand-made run" in page
+    assert "<script>" not in page
+    assert "42 - 5 = 37 &lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_the_table_holds_the_scores(page):
+    # Two of six samples of the base are right; step_aligned 4 of 6 at round 2, 5 of 6 at round 4.
+    base, grpo, reference, aligned = table(page, "Chosen on validation, scored once on test")[1:]
+    assert base[0] == ["base"] and base[1][0] == "33.3"
+    assert grpo[1][0] == "50.0"
+    assert reference[1][0] == "50.0"
+    assert aligned[0] == ["step_aligned"] and aligned[1][0] == "83.3"
+    assert aligned[4][0] == "+50.0"
+    assert base[4] == []
+
+
+def test_paired_differences_name_both_sides(page):
+    rows = {" ".join(row[0]): row[1] for row in table(page, "Paired differences")[1:]}
+    assert rows["step_aligned − base"][0] == "+50.0"
+    assert rows["step_aligned − reference"][0] == "+33.3"
+    assert rows["reference − grpo"][0] == "+0.0"
+
+
+def test_advantages_by_region(page):
+    # Correct rollouts have 17 tokens. Under `reference` its ten step tokens at -0.2 and the answer
+    # are below -0.1, 11 of 17; under `step_aligned` only the answer is, 1 of 17.
+    rows = {tuple(row[0] + row[1]): row[2:] for row in table(page, "Advantage by region")[1:]}
+    first = [cell[0] for cell in rows["step_aligned", "first"]]
+    assert first == ["+0.15", "−2.30", "—", "1.00", "5.9"]
+    assert [cell[0] for cell in rows["reference", "last"]][:2] == ["−0.20", "−0.60"]
+    assert rows["reference", "last"][4][0] == "64.7"
+    assert [cell[0] for cell in rows["grpo", "first"]] == ["−0.70", "−0.70", "—", "0.50", "100.0"]
+
+
+def test_the_cost_is_that_of_the_chosen_checkpoints(page):
+    # GRPO's gain is 100 / 6 points at round 2, for 200 tokens; step_aligned's 50 at round 4.
+    rows = {row[0][0]: [cell[0] for cell in row[1:]] for row in table(page, "Cost")[1:]}
+    assert rows["grpo"][:3] == ["+16.7", "200", "12"]
+    assert rows["step_aligned"] == ["+50.0", "400", "8", "0", "0", "0.00", "0"]
+
+
+def test_health_is_shown_once_something_is_trained(page, tmp_path):
+    assert "Health of training" not in page
+    store = fill(Store(tmp_path / "sdcore.duckdb"))
+    numbers = dict.fromkeys(TABLES["updates"].dtypes, 1)
+    update = numbers | lineage("step_aligned", 0) | {"update_id": "u", "policy_id": "p", "round": 0}
+    store.append_missing(updates=TABLES["updates"].frame([update]))
+    (row,) = table(render_report(store, EXPERIMENT.experiment_id), "Health of training")[1:]
+    assert [" ".join(cell) for cell in row[:3]] == ["step_aligned", "2", "0.0%"]
+
+
+def test_an_example_has_its_critique(page, tmp_path):
+    assert "Critique by" not in page
+    store = fill(Store(tmp_path / "sdcore.duckdb"))
+    wrong = store.rows("rollouts", condition="reference", correct=False, purpose="train", round=0)
+    made = [critique(row, 2, raw="<b>words</b>") for row in wrong.to_dicts()]
+    store.append_missing(critiques=TABLES["critiques"].frame(made))
+    page = render_report(store, EXPERIMENT.experiment_id)
+    assert page.count("case D, wrong from step 2 on. ") == 2  # a wrong rollout of each seed
+    assert "&lt;b&gt;words&lt;/b&gt;" in page
+
+
+def test_settings_on_the_page_give_the_same_experiment(page, tmp_path):
+    path = tmp_path / "again.toml"
+    path.write_text(toml(EXPERIMENT.model_dump(mode="json", exclude_none=True)), "utf-8")
+    assert load_experiment(path) == EXPERIMENT
+
+
+def test_toml_quotes_what_needs_quotes():
+    assert toml({"a": 'x"\n', "b.c": {"d": [1, 2.5]}}) == 'a = "x\\"\\n"\n\n["b.c"]\nd = [1, 2.5]\n'
+
+
+def test_an_experiment_that_has_only_started_has_a_page(tmp_path):
+    store = Store(tmp_path / "sdcore.duckdb")
+    store.append_missing(experiments=TABLES["experiments"].frame([run_row()]))
+    path = write_report(store, EXPERIMENT.experiment_id, tmp_path / "reports")
+    assert path == tmp_path / "reports" / f"{EXPERIMENT.experiment_id}.html"
+    assert "No condition has been scored yet" in path.read_text("utf-8")
+
+
+def test_an_unknown_experiment_is_refused(store):
+    with pytest.raises(DataError, match="no such experiment"):
+        render_report(store, "small-00000000")
+
+
+def test_the_preflight_of_the_same_experiment_changes_nothing(page, tmp_path):
+    both = fill_diagnosis(fill(Store(tmp_path / "sdcore.duckdb")))
+    assert render_report(both, EXPERIMENT.experiment_id) == page

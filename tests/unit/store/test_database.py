@@ -1,0 +1,331 @@
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import duckdb
+import polars as pl
+import pytest
+
+from sdcore.errors import DataError, StoreBusyError, StoreError
+from sdcore.store.database import Store
+from sdcore.store.schema import TABLES, content_key
+from sdcore.store.sql_views import VIEWS
+
+
+def problem(number: int, **changes: object) -> dict[str, object]:
+    row: dict[str, object] = {
+        "experiment_id": "e",
+        "problem_id": f"p{number}",
+        "question": "1+1=?",
+        "solution": None,
+        "answer": "2",
+        "split": "train",
+        "position": number,
+        "source": "test",
+    }
+    return row | changes
+
+
+def frame(*rows: dict[str, object]) -> pl.DataFrame:
+    return TABLES["problems"].frame(list(rows))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "new" / "sdcore.duckdb", timeout=0.5)
+
+
+def test_a_second_append_writes_only_what_is_missing(store):
+    assert store.append_missing(problems=frame(problem(0), problem(1))) == {"problems": 2}
+    assert store.append_missing(problems=frame(problem(1), problem(2))) == {"problems": 1}
+    assert sorted(store.rows("problems")["problem_id"]) == ["p0", "p1", "p2"]
+
+
+def others_see(store) -> list[str]:
+    """What anyone else finds in the file."""
+    return sorted(Store(store.path).rows("problems")["problem_id"])
+
+
+def test_rows_that_wait_are_seen_here_and_go_to_disk_together(tmp_path):
+    store = Store(tmp_path / "sdcore.duckdb", soon=60)
+    store.append_missing(problems=frame(problem(0)))
+    store.append_soon(problems=frame(problem(0, answer="another"), problem(1)))
+    store.append_soon(problems=frame(problem(1, answer="another"), problem(2)))
+    assert others_see(store) == ["p0"]
+    assert set(store.rows("problems").select("problem_id", "answer").iter_rows()) == {
+        ("p0", "2"), ("p1", "2"), ("p2", "2"),  # the first of each key stays
+    }  # fmt: skip
+    assert others_see(store) == ["p0", "p1", "p2"]  # a reader's turn was a chance to write
+
+
+def test_each_kind_of_call_writes_what_waits_first(tmp_path):
+    store = Store(tmp_path / "sdcore.duckdb", soon=60)
+    calls = [
+        store.flush,
+        lambda: store.append_missing(problems=frame(problem(9))),
+        lambda: store.replace(problems=frame(problem(9))),
+        lambda: store.supersede({"problems": "position = $p"}, {"p": 9}),
+        lambda: store.query("SELECT 1"),
+    ]
+    for number, call in enumerate(calls):
+        store.append_soon(problems=frame(problem(number)))
+        call()
+        assert f"p{number}" in others_see(store)
+
+
+def test_rows_wait_no_longer_than_they_may(tmp_path):
+    store = Store(tmp_path / "sdcore.duckdb", soon=0.2)
+    for number in range(2):  # nothing more is asked of it: it writes by itself, each time
+        store.append_soon(problems=frame(problem(number)))
+        await_rows(store, number + 1)
+
+
+def test_rows_that_another_program_kept_out_are_tried_again(tmp_path):
+    store = Store(tmp_path / "sdcore.duckdb", timeout=0.1, soon=0.1)
+    store.query("SELECT 1")
+    with Store(store.path)._attached(read_only=False):
+        store.append_soon(problems=frame(problem(0)))
+        time.sleep(0.5)
+    await_rows(store, 1)
+
+
+def test_a_full_disk_is_told_by_the_next_call_and_loses_no_row_once_there_is_room(tmp_path):
+    script = """if True:
+        import resource, signal, sys, time
+        from pathlib import Path
+        import duckdb
+        from sdcore.store.database import Store
+        from tests.unit.store.test_database import frame, problem
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        store = Store(Path(sys.argv[1]), soon=0.1)
+        store.query("SELECT 1")
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, unlimited[1]))
+        store.append_soon(problems=frame(problem(0)))
+        time.sleep(0.5)
+        try:
+            store.flush()
+        except duckdb.Error:
+            print("told")
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        store.flush()
+    """
+    path = tmp_path / "sdcore.duckdb"
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("told\n", "")
+    assert others_see(Store(path)) == ["p0"]
+
+
+def test_threads_lose_no_row_to_each_other(tmp_path):
+    store = Store(tmp_path / "sdcore.duckdb", soon=0.01)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda n: store.append_soon(problems=frame(problem(n))), range(40)))
+    await_rows(store, 40)
+
+
+def await_rows(store: Store, count: int) -> None:
+    patience = time.monotonic() + 30
+    while len(others_see(store)) < count and time.monotonic() < patience:
+        time.sleep(0.05)
+    assert sorted(others_see(store)) == sorted(f"p{number}" for number in range(count))
+
+
+def test_what_cannot_wait_is_refused_at_once(store):
+    with pytest.raises(DataError, match="columns differ"):
+        store.append_soon(problems=frame(problem(0)).drop("answer"))
+    assert len(store.rows("problems")) == 0
+
+
+def test_rows_that_cannot_be_written_now_go_on_waiting(tmp_path):
+    store = Store(tmp_path / "sdcore.duckdb", timeout=0.2, soon=60)
+    store.query("SELECT 1")
+    store.append_soon(problems=frame(problem(0)))
+    with Store(store.path)._attached(read_only=False), pytest.raises(StoreBusyError):
+        store.flush()
+    store.append_soon(problems=frame(problem(1)))
+    store.flush()
+    assert others_see(store) == ["p0", "p1"]
+
+
+@pytest.mark.parametrize(("end", "found"), [("pass", ["p0", "p1"]), ("os._exit(0)", ["p0"])])
+def test_an_end_writes_what_waits_and_a_kill_loses_only_that(store, end, found):
+    script = f"""if True:
+        import os, sys
+        from pathlib import Path
+        from sdcore.store.database import Store
+        from tests.unit.store.test_database import frame, problem
+        store = Store(Path(sys.argv[1]), soon=60)
+        store.append_missing(problems=frame(problem(0)))
+        store.append_soon(problems=frame(problem(1)))
+        {end}
+    """
+    subprocess.run([sys.executable, "-c", script, str(store.path)], check=True)
+    assert others_see(store) == found
+
+
+def test_rows_come_back_equal_whatever_their_text(store):
+    nasty = problem(0, question="'; DROP TABLE problems; -- \x00\u2603 \"", solution=None)
+    store.append_missing(problems=frame(nasty))
+    assert store.rows("problems", question=nasty["question"]).row(0, named=True) == nasty
+    assert len(store.rows("problems", solution=None)) == 1
+
+
+def test_lists_keep_their_types(store):
+    row = {
+        "experiment_id": "e", "condition": "c", "seed": 0, "context_id": "x", "rollout_id": "r",
+        "context": "none", "text": None, "critique_id": None, "teacher_prompt_ids": [1, 2, 3],
+    }  # fmt: skip
+    store.append_missing(contexts=TABLES["contexts"].frame([row]))
+    assert store.rows("contexts").schema == pl.Schema(TABLES["contexts"].dtypes)
+
+
+def test_one_bad_table_leaves_all_unwritten(store):
+    bad = frame(problem(0)).with_columns(answer=pl.lit(None, pl.String))
+    with pytest.raises(DataError, match=r"row 0[\s\S]*problems.answer"):
+        store.append_missing(problems=bad)
+    with pytest.raises(DataError, match="occurs twice"):
+        store.append_missing(problems=frame(problem(0), problem(0)))
+    with pytest.raises(DataError, match="columns differ"):
+        store.append_missing(problems=frame(problem(0)).drop("answer"))
+    assert len(store.rows("problems")) == 0
+
+
+def test_query_is_read_only_and_names_the_tables_on_error(store):
+    store.append_missing(problems=frame(problem(0)))
+    assert store.query("SELECT count(*) AS n FROM problems WHERE position = ?", [0])["n"][0] == 1
+    with pytest.raises(StoreError, match="read-only"):
+        store.query("DELETE FROM problems")
+    with pytest.raises(StoreError, match="rollouts"):
+        store.query("SELECT * FROM rollout")
+    with pytest.raises(StoreError, match="no such column"):
+        store.rows("problems", colour="red")
+
+
+def test_a_foreign_writer_gives_a_message_not_a_hang(store):
+    store.append_missing(problems=frame(problem(0)))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', "
+         "flush=True); sys.stdin.read()", str(store.path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == "open\n"
+        with pytest.raises(StoreBusyError, match="close the other program"):
+            store.rows("problems")
+    finally:
+        holder.communicate()
+    assert len(store.rows("problems")) == 1
+
+
+def test_while_we_write_a_plain_duckdb_says_who_does(store):
+    script = "import duckdb, sys; duckdb.connect(sys.argv[1], read_only=True)"
+    with store._attached(read_only=False):
+        reader = subprocess.run([sys.executable, "-c", script, str(store.path)],
+                                capture_output=True, text=True)  # fmt: skip
+    assert "Conflicting lock is held" in reader.stderr
+    assert subprocess.run([sys.executable, "-c", script, str(store.path)]).returncode == 0
+
+
+def test_plain_duckdb_reads_what_the_log_holds_and_the_views(store):
+    store.append_missing(problems=frame(problem(0)))
+    assert store.path.with_name(f"{store.path.name}.wal").stat().st_size
+    with duckdb.connect(str(store.path), read_only=True) as plain:
+        assert plain.sql("SELECT problem_id FROM problems").fetchall() == [("p0",)]
+        assert plain.sql("FROM accuracy_by_step").fetchall() == []
+
+
+def test_when_the_process_ends_the_file_alone_is_complete(store):
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from sdcore.store.database import Store
+        from tests.unit.store.test_database import frame, problem
+        Store(Path(sys.argv[1])).append_missing(problems=frame(problem(0)))
+    """
+    subprocess.run([sys.executable, "-c", script, str(store.path)], check=True)
+    assert not store.path.with_name(f"{store.path.name}.wal").exists()
+    assert len(store.rows("problems")) == 1
+
+
+def test_a_view_of_another_definition_is_made_anew(store):
+    store.query("SELECT 1")
+    with duckdb.connect(str(store.path)) as plain:
+        plain.execute("CREATE OR REPLACE VIEW failing_steps AS SELECT 1 AS old")
+    assert Store(store.path).query("FROM failing_steps").columns == list(
+        VIEWS["failing_steps"].columns
+    )
+
+
+def test_processes_append_at_once_without_losing_a_row(store):
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from sdcore.store.schema import TABLES
+        from sdcore.store.database import Store
+        from tests.unit.store.test_database import problem
+        store = Store(Path(sys.argv[1]))
+        for i in range(10):
+            own, shared = f"{sys.argv[2]}-{i}", f"shared-{i}"
+            rows = [problem(0, problem_id=own), problem(0, problem_id=shared)]
+            store.append_missing(problems=TABLES["problems"].frame(rows))
+    """
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, str(store.path), name]) for name in "abcd"
+    ]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0, 0]
+    assert store.rows("problems")["problem_id"].n_unique() == len(store.rows("problems")) == 50
+
+
+def test_a_file_of_another_version_is_refused(tmp_path):
+    store = Store(tmp_path / "old.duckdb")
+    with store._attached(read_only=False) as connection:
+        connection.execute("ALTER TABLE problems DROP COLUMN source")
+    with pytest.raises(StoreError, match="another version"):
+        Store(tmp_path / "old.duckdb").rows("problems")
+
+
+def test_content_key_depends_on_content_only():
+    assert content_key("a", 1) == content_key("a", 1)
+    assert content_key("a", 1) != content_key("a", "1") != content_key("a1")
+    assert content_key({"x": 1, "y": 2}) == content_key({"y": 2, "x": 1})
+
+
+def test_every_table_has_its_key_among_its_required_columns():
+    for table in TABLES.values():
+        required = {column.name for column in table.columns if not column.nullable}
+        assert set(table.key) <= required, table.name
+        assert all(column.meaning for column in table.columns)
+
+
+def test_a_row_with_an_unknown_column_is_refused():
+    with pytest.raises(KeyError, match="colour"):
+        frame(problem(0) | {"colour": "red"})
+
+
+def test_superseded_rows_make_way_and_are_kept(store):
+    store.append_missing(problems=frame(problem(0), problem(1)))
+    moved = store.supersede({"problems": "position = $position"}, {"position": 1})
+    assert moved == {"problems": 1}
+    assert store.rows("problems")["problem_id"].to_list() == ["p0"]
+    store.append_missing(problems=frame(problem(1, answer="3")))
+    assert store.rows("problems", problem_id="p1")["answer"].to_list() == ["3"]
+    kept = store.query("SELECT problem_id, answer, superseded_at FROM superseded.problems")
+    assert kept.row(0)[:2] == ("p1", "2") and kept["superseded_at"][0] is not None
+
+
+def test_replaced_rows_are_kept_aside_and_new_ones_just_come(store):
+    store.append_missing(problems=frame(problem(0), problem(1)))
+    assert store.replace(problems=frame(problem(1, answer="3"), problem(2))) == {"problems": 1}
+    found = store.query("SELECT problem_id, answer FROM problems ORDER BY ALL").rows()
+    assert found == [("p0", "2"), ("p1", "3"), ("p2", "2")]
+    kept = store.query("SELECT problem_id, answer FROM superseded.problems")
+    assert kept.rows() == [("p1", "2")]
+
+
+def test_superseding_is_all_or_nothing(store):
+    store.append_missing(problems=frame(problem(0)))
+    with pytest.raises(duckdb.Error):
+        store.supersede({"problems": "true", "policies": "no_such_column"}, {})
+    assert len(store.rows("problems")) == 1

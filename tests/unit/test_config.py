@@ -1,0 +1,175 @@
+import pytest
+
+from sdcore.config import Experiment, load_experiment
+from sdcore.errors import ConfigError
+from tests.helpers.paths import EXPERIMENTS, QUICKSTART
+
+FILES = sorted(EXPERIMENTS.glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_shipped_experiment_parses_and_survives_a_round_trip(path):
+    overrides = ["problems.path=some.jsonl"] if 'source = "jsonl"' in path.read_text() else []
+    experiment = load_experiment(path, overrides)
+    assert experiment.name == path.stem
+    assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
+
+
+def test_overrides_are_dotted_toml_or_bare_words():
+    overrides = ["training.rounds=3", "seeds=[5]", "model.name=some/hub-id", "training.lora.rank=8"]
+    overrides += [f'conditions."grpo-2.5".{each}' for each in ("objective=grpo", "learning_rate=1")]
+    experiment = load_experiment(QUICKSTART, overrides)
+    assert experiment.training.rounds == 3
+    assert experiment.seeds == (5,)
+    assert experiment.conditions["grpo-2.5"].learning_rate == 1
+    assert experiment.model.name == "some/hub-id"
+    assert experiment.training.lora is not None and experiment.training.lora.rank == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.round=3", r"training.round: Extra inputs"),
+        ("training.rounds=0", r"training.rounds: .*greater than or equal to 1 \(got 0\)"),
+        ("conditions.reference.context=refrence", r"'refrence' is not one of .*reference"),
+        ("conditions.reference.objective=ppo", r"conditions.reference: .*'distill', 'grpo'"),
+        ("conditions.base.objective=grpo", r"base"),
+        ("conditions.diagnose.objective=grpo", r"diagnose"),
+        ("contexts.none=text", r"names that are taken: none"),
+        ("contexts.own='{{ reward }}'", r"names what no rollout has"),
+        ("diagnose.contexts=['nonesuch']", r"'nonesuch' is not one of"),
+        ("problems.source=jsonl", r"problems.path is needed"),
+        ("problems.source=reasoning_gym", r"problems.name is needed"),
+        ("problems.query='FROM t'", r"problems.query is needed for source = duckdb, and only"),
+        ("problems.test_share=0.9", r"leave nothing to train on"),
+        ("seeds=[1, 1]", r"seeds repeat"),
+        ("training.questions_per_round=513", r"exceeds problems.train"),
+        ("training.steps_per_round=65", r"exceeds the 64 rollouts of a round of conditions.ref"),
+        ("sampling.temperature=0", r"GRPO learns from their differences"),
+        ("name=a b", r"name: .*pattern"),
+        ("engine.urls=['http://127.0.0.1:1']", r"engine.urls is for engine.kind = 'vllm'"),
+        ("problems.arithmetic.operands=5", r"arithmetic.operands: .*less than or equal to 4"),
+        ("problems.arithmetic.largest=18", r"fewer than 10 numbers"),
+        ("warmup.steps=3", r"warmup.learning_rate: Field required"),
+        ("warmup={steps=3, learning_rate=1e-3, traces=8, batch_size=9}", r"batch_size exceeds"),
+        (
+            "training={sharded=true, lora={rank=8}}",
+            r"sharded is for full fine-tuning: leave out training.lora",
+        ),
+        ("critic.kind=human", r"critic: .*'oracle', 'llm'"),
+        (
+            "critic={kind='llm', model='m', fallback='step_aligned'}",
+            r"no context without critiques",
+        ),
+        ("critic={kind='llm', model='m', api_key_env='sk-123'}", r"critic.llm.api_key_env"),
+        ("critic={kind='llm', model='m', api_key_env='K', api_key_block='k'}", r"only one of them"),
+        ("critic={kind='llm', model='m', base_url='http://me:pw@host'}", r"critic.llm.base_url"),
+        ("critic={kind='llm', model='m', base_url='http://host:port'}", r"critic.llm.base_url"),
+        ("rounds", r"not an override"),
+        ("training..rounds=3", r"not an override"),
+        ("#=3", r"not an override"),
+        ("name.first=x", r"goes through a value"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_was_got(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(QUICKSTART, [override])
+
+
+def test_a_missing_or_broken_file_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match="not found"):
+        load_experiment(tmp_path / "none.toml")
+    (tmp_path / "broken.toml").write_text("name = ")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_experiment(tmp_path / "broken.toml")
+
+
+def test_the_fingerprint_names_every_setting_but_the_description():
+    experiment = load_experiment(QUICKSTART)
+    described = load_experiment(QUICKSTART, ["description='other words'"])
+    changed = load_experiment(QUICKSTART, ["training.rounds=3"])
+    assert experiment.fingerprint == described.fingerprint != changed.fingerprint
+    assert experiment.experiment_id == f"quickstart-{experiment.fingerprint[:8]}"
+
+
+def test_which_engine_is_part_of_the_identity_and_where_its_servers_are_is_not():
+    experiment = load_experiment(QUICKSTART)
+    explicit = load_experiment(QUICKSTART, ["engine.kind=transformers"])
+    own = load_experiment(QUICKSTART, ["engine.kind=vllm"])
+    assert experiment.fingerprint == explicit.fingerprint != own.fingerprint
+    lora = ["engine.kind=vllm", "training.lora.rank=8"]
+    ours = load_experiment(QUICKSTART, [*lora, "engine.cache_gib=1"])
+    there = load_experiment(QUICKSTART, [*lora, "engine.urls=['http://127.0.0.1:1']"])
+    assert ours.fingerprint == there.fingerprint != own.fingerprint
+
+
+def test_a_warm_up_is_not_sharded():
+    with pytest.raises(ConfigError, match="a warm-up is not sharded"):
+        warmed_up = ["warmup={steps=3, learning_rate=1e-3}", "training.sharded=true"]
+        load_experiment(QUICKSTART, warmed_up)
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["training.lora.rank=8", "warmup.learning_rate=1e-4", "warmup.steps=2"]]
+)
+def test_running_servers_take_adapters_of_the_named_model_only(more):
+    there = ["engine.kind=vllm", "engine.urls=['http://127.0.0.1:1']"]
+    with pytest.raises(ConfigError, match="adapters of the named model only"):
+        load_experiment(QUICKSTART, [*there, *more])
+
+
+def test_settings_that_came_later_leave_the_names_of_older_runs():
+    experiment = load_experiment(QUICKSTART)
+    assert not {"engine", "warmup"} & experiment.model_dump().keys()
+    problems = experiment.problems.model_dump().keys()
+    assert not {"arithmetic", "checks", "band", "name", "part"} & problems
+    assert not {"student_thinking", "teacher_thinking"} & experiment.prompts.model_dump().keys()
+    for used in (
+        "prompts.teacher_thinking=true",
+        "problems.arithmetic.operands=3",
+        "warmup={steps=3, learning_rate=1e-3}",
+    ):
+        assert experiment.fingerprint != load_experiment(QUICKSTART, [used]).fingerprint
+    usual = load_experiment(QUICKSTART, ["problems.arithmetic.operands=4"])
+    assert experiment.fingerprint == usual.fingerprint
+
+
+def test_a_critic_is_needed_where_a_context_is_made_of_critiques():
+    words = ["problems.source=jsonl", "problems.path=some.jsonl"]
+    with pytest.raises(ConfigError, match=r"conditions.step_aligned needs a critic"):
+        load_experiment(QUICKSTART, words)
+    with pytest.raises(ConfigError, match=r"oracle judges arithmetic problems only"):
+        load_experiment(QUICKSTART, [*words, "critic.kind=oracle"])
+    assert load_experiment(QUICKSTART, [*words, "critic={kind='llm', model='m'}"]).judge
+    assert load_experiment(QUICKSTART).judge.kind == "oracle"
+
+
+def test_how_a_critic_is_reached_does_not_change_the_experiment():
+    def llm(**settings: object) -> str:
+        overrides = [f"critic.{name}={value}" for name, value in settings.items()]
+        return load_experiment(
+            QUICKSTART, ["critic={kind='llm', model='m'}", *overrides]
+        ).fingerprint
+
+    assert llm() == llm(max_budget=3.0, concurrency=2, base_url="http://127.0.0.1:1/v1")
+    assert len({llm(), llm(attempts=5), llm(fallback="none"), llm(structured="false")}) == 4
+    assert llm() != load_experiment(QUICKSTART).fingerprint
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        load_experiment(QUICKSTART).training.rounds = 4  # type: ignore[misc]
+
+
+def test_a_file_may_bring_its_own_contexts_and_train_on_them():
+    own = ["contexts.own='Step {{ critique.first_wrong_step }} is wrong.'"]
+    experiment = load_experiment(QUICKSTART, [*own, "conditions.reference.context=own"])
+    assert experiment.distilled == ("own", "step_aligned")
+    assert experiment.known_contexts["own"].needs == {"critique"}
+    assert experiment.fingerprint != load_experiment(QUICKSTART, own).fingerprint
+    assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
+
+
+def test_the_preflight_is_part_of_no_key():
+    other = load_experiment(QUICKSTART, ["diagnose.problems=3"])
+    assert other.experiment_id == load_experiment(QUICKSTART).experiment_id

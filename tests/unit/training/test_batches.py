@@ -1,0 +1,107 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sdcore.errors import TrainingError
+from sdcore.training import batches
+from sdcore.training.batches import Example
+from tests.helpers.tiny import examples
+
+
+def sized(prompt, response, teacher=None):
+    teacher_ids = None if teacher is None else [0] * teacher
+    return Example(f"{prompt}+{response}", [0] * prompt, [0] * response, teacher_ids)
+
+
+def test_pad_puts_padding_right_and_finds_the_predicting_positions():
+    padded = batches.pad([[1, 2], [3]], [[4, 5, 6], [7]])
+    assert padded.ids_NL.tolist() == [[1, 2, 4, 5, 6], [3, 7, 0, 0, 0]]
+    assert padded.tokens_T.tolist() == [4, 5, 6, 7]
+    # 4 is predicted from 2 (position 1), 5 from 4, 6 from 5; 7 from 3 (position 5 + 0)
+    assert padded.positions_T.tolist() == [1, 2, 3, 5]
+
+
+@pytest.mark.parametrize(("prompt", "response"), [([], [1]), ([1], [])])
+def test_pad_refuses_empty_sides(prompt, response):
+    with pytest.raises(TrainingError, match="no tokens"):
+        batches.pad([[1], prompt], [[2], response])
+
+
+def test_teacher_side_scores_the_same_response_after_another_prompt():
+    some = examples()
+    student, teacher = batches.student_side(some), batches.teacher_side(some)
+    batches.require_same_response(student, teacher)
+    assert student.tokens_T.tolist() == [i for e in some for i in e.response_ids]
+    assert not torch.equal(student.positions_T, teacher.positions_T)
+
+
+def test_other_response_ids_are_refused():
+    some = examples()
+    changed = [replace(some[0], response_ids=[9, *some[0].response_ids[1:]]), *some[1:]]
+    with pytest.raises(TrainingError, match="different tokens"):
+        batches.require_same_response(batches.student_side(some), batches.teacher_side(changed))
+
+
+def test_distillation_without_a_teacher_prompt_is_refused_by_name():
+    with pytest.raises(TrainingError, match="rollout-1"):
+        batches.teacher_side([replace(e, teacher_prompt_ids=None) for e in examples(2)])
+
+
+def test_truncation_is_refused_and_the_rollout_named():
+    batches.require_whole([sized(4, 6, 10)], 16)
+    with pytest.raises(TrainingError, match=r"17 tokens in 4\+6"):
+        batches.require_whole([sized(1, 1), sized(4, 6, 11)], 16)
+
+
+def test_microbatches_hold_each_example_once_and_keep_to_the_budget():
+    drawn = np.random.default_rng(0)
+    some = [sized(*drawn.integers(1, 200, 3)) for _ in range(100)]
+    groups = list(batches.microbatches(some, 3000))
+    assert sorted(index for group in groups for index in group) == list(range(100))
+    student_N, teacher_N = batches.lengths(some)
+    for group in groups:
+        assert len(group) * max(student_N[group].max(), teacher_N[group].max()) <= 3000
+
+
+def test_an_example_larger_than_the_budget_stands_alone():
+    assert list(batches.microbatches([sized(5, 5), sized(50, 50)], 20)) == [[1], [0]]
+
+
+def test_mixed_lengths_are_padded_by_less_than_a_tenth():
+    drawn = np.random.default_rng(1)
+    some = [sized(60, length, 400) for length in drawn.integers(16, 1024, 64)]
+    groups = list(batches.microbatches(some, 16384))
+    assert batches.padding_share(some, groups) < 0.1
+    assert batches.padding_share(some, [list(range(64))]) > 0.2  # what it would be in one
+
+
+def test_padding_share_by_hand():
+    # student sides 4 and 2, teacher sides 6 and 4: areas 2 * 4 + 2 * 6 = 20 hold 16 tokens
+    assert batches.padding_share([sized(2, 2, 4), sized(1, 1, 3)], [[0, 1]]) == pytest.approx(0.2)
+
+
+def test_loss_weights_average_over_tokens_or_over_sequences():
+    some = [sized(1, 1), sized(1, 3)]
+    assert batches.loss_weights(some, by_sequence=False).tolist() == pytest.approx([1 / 4, 1 / 4])
+    assert batches.loss_weights(some, by_sequence=True).tolist() == pytest.approx([1 / 2, 1 / 6])
+
+
+def test_token_weights_scale_single_tokens():
+    some = [sized(1, 1), replace(sized(1, 2), token_weights=[0.0, 2.0])]
+    weights_T = batches.token_weights(some, torch.tensor([0.5, 0.25]))
+    assert weights_T.tolist() == [0.5, 0.0, 0.5]
+
+
+def test_advantages_repeat_over_the_response_and_must_be_there():
+    some = [replace(sized(1, 1), advantage=1.0), replace(sized(1, 2), advantage=-2.0)]
+    assert batches.advantages(some).tolist() == [1, -2, -2]
+    with pytest.raises(TrainingError, match="advantage"):
+        batches.advantages([sized(1, 1)])
+
+
+def test_sampled_logprobs_are_there_for_all_or_for_none():
+    some = [replace(sized(1, 1), sampled_logprobs=[-1.0]), sized(1, 1)]
+    assert batches.sampled_logprobs(some[:1]).tolist() == [-1]
+    assert batches.sampled_logprobs(some) is None

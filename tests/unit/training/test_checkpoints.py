@@ -1,0 +1,66 @@
+import json
+
+import pytest
+import torch
+
+from sdcore.errors import ModelError
+from sdcore.models import policies
+from sdcore.training import checkpoints
+from tests.helpers.tiny import adapted, llama
+
+SETTINGS = {"condition": {"beta": 0.5}, "seed": 0}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    state = {"exp_avg/a": torch.tensor([1.0, 2.0])}
+    checkpoints.write(tmp_path / "checkpoint", adapted(), state, 7, SETTINGS)
+    return tmp_path / "checkpoint"
+
+
+def test_what_was_written_is_read(folder):
+    step, state = checkpoints.read(folder, SETTINGS)
+    assert step == 7
+    assert state["exp_avg/a"].tolist() == [1, 2]
+
+
+def test_digest_is_of_the_weights_alone(folder, tmp_path):
+    policies.save_weights(adapted(), tmp_path / "weights")
+    assert policies.weights_digest(folder) == policies.weights_digest(tmp_path / "weights")
+
+
+def test_there_are_safetensors_and_json_only(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert json.loads((folder / "trainer/state.json").read_text())["step"] == 7
+
+
+def test_drifted_settings_are_all_named(folder):
+    with pytest.raises(ModelError) as caught:
+        checkpoints.read(folder, {"condition": {"beta": 0.9}, "seed": 1})
+    assert "condition.beta was 0.5, is 0.9; seed was 0, is 1" in str(caught.value)
+
+
+def test_weights_alone_are_no_checkpoint(tmp_path):
+    policies.save_weights(llama(), tmp_path / "weights")
+    with pytest.raises(ModelError, match="not a checkpoint"):
+        checkpoints.read(tmp_path / "weights", SETTINGS)
+
+
+def test_truncated_state_is_refused(folder):
+    state = folder / "trainer" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-4])
+    with pytest.raises(ModelError, match="cannot be read"):
+        checkpoints.read(folder, SETTINGS)
+
+
+def test_a_crash_while_writing_leaves_the_last_checkpoint(folder, monkeypatch):
+    def crash(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(policies, "save_tensors", crash)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.write(folder, adapted(), {}, 8, SETTINGS)
+    assert checkpoints.read(folder, SETTINGS)[0] == 7
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -1,0 +1,82 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sdcore.errors import TrainingError
+from sdcore.training import results
+from sdcore.training.batches import Example
+from sdcore.training.results import Pass
+
+EXAMPLES = [
+    Example("short", [0], [1, 2], [0, 0], sampled_logprobs=[-1.0, -2.0]),
+    Example("long", [0], [1, 2, 3], [0, 0], sampled_logprobs=[-1.0, -1.0, -1.0]),
+]
+
+
+def passes():
+    """The long example was in the first micro-batch, the short one in the second."""
+    rows = torch.arange(5.0)[:, None]  # student log-prob 0, entropy 1, advantage 2, teacher 3, KL 4
+    return [
+        Pass([1], 0.25, torch.zeros(3), rows.expand(5, 3)),
+        Pass([0], 0.5, torch.zeros(2), rows.expand(5, 2) + 10),
+    ]
+
+
+def test_update_means_are_per_token_over_all_passes():
+    update = results.update_of(EXAMPLES, passes(), grad_norm=2, learning_rate=0.1, seconds=3)
+    assert (update.loss, update.grad_norm, update.learning_rate, update.seconds) == (
+        0.75,
+        2,
+        0.1,
+        3,
+    )
+    assert (update.rollouts, update.tokens, update.mean_length) == (2, 5, 2.5)
+    assert update.entropy == pytest.approx((3 * 1 + 2 * 11) / 5)
+    assert update.kl == pytest.approx((3 * 4 + 2 * 14) / 5)
+    # log-probs 0, 0, 0 against -1 each, then 10, 10 against -1 and -2
+    assert update.logprob_drift == pytest.approx((3 * 1 + 11 + 12) / 5)
+    assert update.logprob_drift_max == 12
+    # sides 3 + 4 = 4 + 5 tokens each alone: no padding
+    assert update.padding_share == 0
+
+
+def test_without_a_teacher_there_is_no_kl():
+    bare = [replace(each, signals_ST=each.signals_ST[:3]) for each in passes()]
+    update = results.update_of(EXAMPLES, bare, grad_norm=2, learning_rate=0.1, seconds=3)
+    assert update.kl is None
+    assert update.signals[0].teacher_logprob is None
+
+
+def test_signals_are_in_the_order_of_the_examples():
+    short, long = results.signals_of(EXAMPLES, passes())
+    assert short.student_logprob.tolist() == [10, 10]
+    assert long.kl.tolist() == [4, 4, 4]
+
+
+def test_finite_steps_pass():
+    results.require_finite(EXAMPLES, passes(), 1.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_names_its_rollout(bad):
+    first, second = passes()
+    broken = replace(second, loss=bad, loss_T=torch.tensor([0.0, bad]))
+    with pytest.raises(TrainingError, match="rollouts short\n"):
+        results.require_finite(EXAMPLES, [first, broken], 1.0)
+
+
+def test_a_gradient_alone_that_is_not_finite_names_all_rollouts():
+    with pytest.raises(TrainingError, match="rollouts short, long\n"):
+        results.require_finite(EXAMPLES, passes(), math.nan)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 0.01), (torch.bfloat16, 0.2)])
+def test_another_policys_log_probs_stop_the_round_and_rounding_does_not(dtype, bound):
+    update = results.update_of(EXAMPLES, passes(), grad_norm=2, learning_rate=0.1, seconds=3)
+    results.require_agreement(replace(update, logprob_drift=bound), dtype)
+    results.require_agreement(replace(update, logprob_drift=None), dtype)  # nothing to compare
+    for drift in (1.01 * bound, math.nan):
+        with pytest.raises(TrainingError, match="not the trainer's"):
+            results.require_agreement(replace(update, logprob_drift=drift), dtype)
