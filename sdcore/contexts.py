@@ -39,7 +39,7 @@ class ContextInputs:
 
     question: str
     solution: str | None  # worked reference solution
-    answer: str  # the reference's final answer
+    reference: str  # the reference's final answer
     trace: str  # the rollout's text
     correct: bool
     critique: Critique | None = None
@@ -161,7 +161,7 @@ def answer_only(inputs: ContextInputs) -> str | None:
 
     Not in the paper. Expected: an objection to the answer's tokens, little to the steps.
     """
-    return f"The correct final answer is {inputs.answer}."
+    return f"The correct final answer is {inputs.reference}."
 
 
 @context()

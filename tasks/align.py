@@ -68,7 +68,7 @@ def _wants_critiques(lineage: Lineage, round_: int) -> bool:
 
 def with_problems(rollouts: pl.DataFrame, problems: pl.DataFrame) -> list[Row]:
     """Rollouts with their question, solution and reference answer."""
-    reference = problems.select("problem_id", "question", "solution", reference="answer")
+    reference = problems.select("problem_id", "question", "solution", "reference")
     return rollouts.join(reference, on="problem_id", how="left", maintain_order="left").to_dicts()
 
 
@@ -122,7 +122,7 @@ def _inputs(
     return ContextInputs(
         question=rollout["question"],
         solution=rollout["solution"],
-        answer=rollout["reference"],
+        reference=rollout["reference"],
         trace=rollout["text"],
         correct=rollout["correct"],
         critique=critiques.get(rollout["rollout_id"]),

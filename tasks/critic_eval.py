@@ -26,7 +26,7 @@ def criticise_trials(lineage: Lineage, trials: list[Trial]) -> list[str]:
     rows = [_trial_row(lineage, trial) for trial in trials]
     lineage.store.append_missing(critic_trials=TABLES["critic_trials"].frame(rows))
     rollouts = [
-        row | {"rollout_id": row["trial_id"], "reference": trial.answer, "solution": trial.solution}
+        row | {"rollout_id": row["trial_id"], "solution": trial.solution}
         for row, trial in zip(rows, trials, strict=True)
     ]
     critic = open_critic(lineage)

@@ -73,7 +73,9 @@ def _ask_critic(
     open_ = hard.join(stored, on="problem_id", how="anti").to_dicts()
     texts = {
         id_: (question, answer)
-        for id_, question, answer in problems.select("problem_id", "question", "answer").iter_rows()
+        for id_, question, answer in problems.select(
+            "problem_id", "question", "reference"
+        ).iter_rows()
     }
     client = open_client(base, critic.model_copy(update={"structured": False}))
     with bar("problems that the critic tries", total=len(open_)) as advance:

@@ -116,7 +116,7 @@ def _sample_batch(
             lineage.experiment.sampling,
             lambda finished, tokens: advance(finished, tokens=tokens),
         )
-        references = dict(problems.select("problem_id", "answer").iter_rows())
+        references = dict(problems.select("problem_id", "reference").iter_rows())
         results = _graded(lineage, completions, [references[row["problem_id"]] for row in batch])
         rows = [row | result for row, result in zip(batch, results, strict=True)]
         return TABLES["rollouts"].frame(rows)

@@ -61,7 +61,7 @@ class Experiment(Settings):
         {},
         exclude_if=lambda contexts: not contexts,
         description="contexts of the user's own, by name: Jinja templates that see question, "
-        "solution, answer, trace, correct, critique, other_critique and sibling",
+        "solution, reference, trace, correct, critique, other_critique and sibling",
     )
     conditions: dict[Name, Condition] = Field(min_length=1)
 

@@ -29,7 +29,7 @@ class Trial:
     source: str
     question: str
     text: str  # step-tagged
-    answer: str | None
+    reference: str | None
     correct: bool
     first_wrong_step: int | None
     solution: str | None = None  # worked reference solution
@@ -80,13 +80,15 @@ def read_processbench(path: Path) -> list[Trial]:
     return [_processbench_trial(source, record) for source, record in read_jsonl(path)]
 
 
-def _trial(source: str, question: str, answer: str, found: Solution, solution: str | None) -> Trial:
+def _trial(
+    source: str, question: str, reference: str, found: Solution, solution: str | None
+) -> Trial:
     return Trial(
         source=source,
         question=question,
         text=render_trace(found.steps, found.answer),
-        answer=answer,
-        correct=grade(found.answer, answer).correct,
+        reference=reference,
+        correct=grade(found.answer, reference).correct,
         first_wrong_step=found.first_wrong_step,
         solution=solution,
     )

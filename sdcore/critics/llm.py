@@ -85,7 +85,7 @@ class OracleCritic:
             DataError: a question is not of the arithmetic family, or its reference is wrong.
         """
         for index, each in enumerate(submissions):
-            yield index, oracle_critique(each.question, each.answer or "", each.trace)
+            yield index, oracle_critique(each.question, each.reference or "", each.trace)
 
 
 class LlmCritic:
@@ -188,7 +188,7 @@ def prompt(submission: Submission) -> str:
         mark=f"=== {content_key(*material)[:12]}",
         question=submission.question,
         solution=submission.solution,
-        answer=submission.answer,
+        answer=submission.reference,
         trace=submission.trace,
         correct=submission.correct,
     )

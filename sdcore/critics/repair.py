@@ -49,8 +49,8 @@ def _tagged(critique: Critique, submission: Submission) -> Critique:
     if (
         text.count("<answer>") > 1
         or not steps
-        or submission.answer is None
-        or not grade(answer, submission.answer).correct
+        or submission.reference is None
+        or not grade(answer, submission.reference).correct
     ):
         return critique
     return replace(critique, corrected=render_trace([_MARK.sub("", s) for s in steps], answer))

@@ -54,18 +54,18 @@ class Submission:
     question: str
     trace: str
     correct: bool  # its final answer is right
-    answer: str | None  # the reference's final answer; None where unknown
+    reference: str | None  # the final answer; None where unknown
     solution: str | None = None  # worked reference solution
 
 
 def misalignment(critique: Critique, submission: Submission) -> str | None:
     """Why a critique is not step-aligned with the trace; None where it is."""
     trace, corrected = parse_trace(submission.trace), parse_trace(critique.corrected or "")
-    answer = submission.answer
+    reference = submission.reference
     if not corrected.well_formed:
         return f"the corrected trace is not well-formed: {corrected.flaw}"
-    if answer is not None and not grade(corrected.answer, answer).correct:
-        return f"the corrected trace ends in {corrected.answer}, the reference in {answer}"
+    if reference is not None and not grade(corrected.answer, reference).correct:
+        return f"the corrected trace ends in {corrected.answer}, the reference in {reference}"
     if critique.case is None or (critique.case in "AB") != submission.correct:
         verdict = "right" if submission.correct else "wrong"
         return f"case {critique.case}, but the trace's answer is {verdict}"
@@ -83,7 +83,7 @@ def infidelity(critique: Critique, submission: Submission) -> str | None:
     trace, corrected = parse_trace(submission.trace), parse_trace(critique.corrected or "")
     known = {step.text for step in trace.steps}
     new = [step.text for step in corrected.steps if step.text not in known]
-    given = f"{submission.question}\n{trace.text}\n{submission.answer}"
+    given = f"{submission.question}\n{trace.text}\n{submission.reference}"
     written = "\n".join([*new, corrected.answer or ""])
     return (
         _inconsistent(critique, trace, corrected)

@@ -34,13 +34,13 @@ class Problem:
     number: int  # of the row
     question: str
     solution: str | None
-    answer: str
+    reference: str
     source: str
 
     @property
     def problem_id(self) -> str:
         """Key derived from content."""
-        return content_key(self.question, self.answer)
+        return content_key(self.question, self.reference)
 
     @property
     def columns(self) -> dict[str, object]:
@@ -49,7 +49,7 @@ class Problem:
             "problem_id": self.problem_id,
             "question": self.question,
             "solution": self.solution,
-            "answer": self.answer,
+            "reference": self.reference,
             "source": self.source,
         }
 
@@ -156,11 +156,11 @@ def _clean(solution: str) -> str:
 
 def _readable(rows: list[Problem | Rejection]) -> list[Problem | Rejection]:
     """Problems whose answer cannot be read as mathematics are bad rows."""
-    answers = [row.answer for row in rows if isinstance(row, Problem)]
+    answers = [row.reference for row in rows if isinstance(row, Problem)]
     known = dict(zip(answers, readable_many(answers), strict=True))
     return [
-        Rejection(row.number, "bad", f"the answer cannot be parsed: {row.answer}", row.question)
-        if isinstance(row, Problem) and not known[row.answer]
+        Rejection(row.number, "bad", f"the answer cannot be parsed: {row.reference}", row.question)
+        if isinstance(row, Problem) and not known[row.reference]
         else row
         for row in rows
     ]
@@ -175,7 +175,9 @@ def _repeated(problems: list[Problem], bound: float) -> dict[int, Rejection]:
         if earlier is not each:
             found[each.number] = _duplicate(each, f"repeats row {earlier.number}")
     distinct = list(first.values())
-    for index, other in near_duplicates([(e.question, e.answer) for e in distinct], bound).items():
+    for index, other in near_duplicates(
+        [(e.question, e.reference) for e in distinct], bound
+    ).items():
         reason = f"says nearly the same as row {distinct[other].number}"
         found[distinct[index].number] = _duplicate(distinct[index], reason)
     return found

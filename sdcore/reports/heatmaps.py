@@ -145,7 +145,7 @@ def _example(
     scored = [(name, signals.filter(pl.col(by) == name).to_dicts()) for name in names]
     return Example(
         question=problem["question"][0],
-        reference=problem["answer"][0],
+        reference=problem["reference"][0],
         critique=critiques.row(0, named=True) if len(critiques) else None,
         maps=tuple(
             Heatmap(name, seen.get(name), lines(tokens, row["text"]))

@@ -27,7 +27,7 @@ class Kind:
 _RUN = ("condition", "seed")
 KINDS = {
     "experiments": Kind("experiment_id", (), ("code_version", "libraries")),
-    "problems": Kind("problem_id", ("problem_id",), ("question", "answer", "source")),
+    "problems": Kind("problem_id", ("problem_id",), ("question", "reference", "source")),
     "policies": Kind("policy_id", (*_RUN, "round"), ("round", "sha256")),
     "rollouts": Kind(
         "rollout_id",

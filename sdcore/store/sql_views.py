@@ -51,7 +51,7 @@ _VIEWS = (
             "split": "validation or test",
             "problem_id": "the problem",
             "question": "what the solver saw",
-            "answer": "the reference's final answer",
+            "reference": "the reference's final answer",
             "samples": "answers sampled, over seeds",
             "accuracy": "share of them that is correct",
             "wrong_answer": "the commonest wrong answer; empty where none",
@@ -61,7 +61,7 @@ _VIEWS = (
             SELECT experiment_id, condition, split, max(round) AS round FROM scores GROUP BY ALL
         )
         SELECT r.experiment_id, r.condition, l.split, r.problem_id,
-               any_value(p.question) AS question, any_value(p.answer) AS answer,
+               any_value(p.question) AS question, any_value(p.reference) AS reference,
                count(*) AS samples, avg(r.correct::INT) AS accuracy,
                mode(r.answer) FILTER (NOT r.correct) AS wrong_answer
         FROM rollouts r

@@ -81,9 +81,9 @@ def _arithmetic(family: ArithmeticConfig) -> Iterator[Trace]:
 
 
 def _cut(train: pl.DataFrame) -> Iterator[Trace]:
-    columns = train.sort("position").select("question", "solution", "answer")
-    for question, solution, answer in columns.iter_rows():
+    columns = train.sort("position").select("question", "solution", "reference")
+    for question, solution, reference in columns.iter_rows():
         steps = [line.strip() for line in (solution or "").splitlines() if line.strip()]
-        trace = render_trace(steps, answer)
+        trace = render_trace(steps, reference)
         if parse_trace(trace).well_formed:
             yield question, trace

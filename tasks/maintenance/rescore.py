@@ -13,7 +13,7 @@ from tasks.run.lineage import Lineage
 from tasks.track import open_tracking, track
 
 _GRADED = """
-    SELECT rollout_id, text, r.answer, correct, grade_reason, well_formed, p.answer AS reference
+    SELECT rollout_id, text, r.answer, correct, grade_reason, well_formed, p.reference
     FROM rollouts r JOIN problems p USING (experiment_id, problem_id)
     WHERE r.experiment_id = $experiment_id
 """

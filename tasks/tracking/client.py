@@ -369,7 +369,7 @@ class Tracking:
 
 def _dataset(experiment: Experiment, split: str, rows: pl.DataFrame) -> Dataset:
     """What MLflow keeps of a split: its digest, where it is, its columns and its size."""
-    columns = ("question", "solution", "answer")
+    columns = ("question", "solution", "reference")
     schema = [{"type": "string", "name": name, "required": name != "solution"} for name in columns]
     where = f"problems, experiment_id = {experiment.experiment_id}, split = {split}"
     return Dataset(

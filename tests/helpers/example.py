@@ -113,7 +113,7 @@ def score_rows(rows, split):
 def problem(name, split, position, question="12 + 30 - 5 = ?"):
     return {
         "experiment_id": EXPERIMENT.experiment_id, "problem_id": name, "question": question,
-        "solution": "12 + 30 is 42, less 5 is 37", "answer": "37", "split": split,
+        "solution": "12 + 30 is 42, less 5 is 37", "reference": "37", "split": split,
         "position": position, "source": "test",
     }  # fmt: skip
 

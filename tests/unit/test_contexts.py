@@ -10,7 +10,7 @@ MENDED = "<step_1>2+3=5</step_1><step_2>5+4=9</step_2><answer>9</answer>"
 INPUTS = ContextInputs(
     question="2+3+4?",
     solution="three and four are seven, and two are nine",
-    answer="9",
+    reference="9",
     trace=WRONG,
     correct=False,
     critique=Critique("D", 2, MENDED),
@@ -108,7 +108,7 @@ def test_a_template_may_say_nothing_to_some_rollouts():
 
 
 def test_what_a_rollout_says_is_never_read_as_a_template():
-    trace = replace(INPUTS, trace="{{ answer }}{% if %}")
+    trace = replace(INPUTS, trace="{{ reference }}{% if %}")
     assert template_context("own", "{{ trace }}").build(trace) == trace.trace
 
 

@@ -39,7 +39,7 @@ def problems(
     Args:
         store: the workspace's tables.
         run: the experiment's id.
-        text: a part of question, answer or id.
+        text: a part of question, reference or id.
         split: train, validation or test.
         condition: whose rollouts count.
         order: one of `ORDERS`.
@@ -50,10 +50,10 @@ def problems(
             SELECT problem_id, count(*) AS rollouts, avg(correct::INT) AS accuracy FROM rollouts
             WHERE experiment_id = $run AND $condition IN ('', condition) GROUP BY problem_id
         )
-        SELECT problem_id, split, position, question, answer, rollouts, accuracy
+        SELECT problem_id, split, position, question, reference, rollouts, accuracy
         FROM problems LEFT JOIN tried USING (problem_id)
         WHERE experiment_id = $run AND $split IN ('', split)
-            AND contains(lower(concat_ws(' ', question, answer, problem_id)), lower($text))
+            AND contains(lower(concat_ws(' ', question, reference, problem_id)), lower($text))
         ORDER BY {ORDERS[order]}
         """,  # noqa: S608 - one of three fixed orders
         {"run": run, "text": text, "split": split, "condition": condition},

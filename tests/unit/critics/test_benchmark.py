@@ -20,7 +20,7 @@ def test_arithmetic_trials_are_right_and_wrong_by_turns_and_the_oracle_agrees():
     trials = make_trials(ProblemsConfig(source="arithmetic"), 20, seed=3)
     assert [trial.first_wrong_step is None for trial in trials] == [True, False] * 10
     for trial in trials:
-        found = critique(trial.question, trial.answer, trial.text)
+        found = critique(trial.question, trial.reference, trial.text)
         assert found.first_wrong_step == trial.first_wrong_step
         assert trial.correct == (trial.first_wrong_step is None)
     assert trials == make_trials(ProblemsConfig(source="arithmetic"), 20, seed=3)
@@ -31,7 +31,7 @@ def test_trials_are_of_the_experiments_own_family():
     small = ProblemsConfig(source="arithmetic", arithmetic={"operands": 3})
     for trial in make_trials(small, 10, seed=0):
         assert len(parse_trace(trial.text).steps) == 2
-        found = critique(trial.question, trial.answer, trial.text)
+        found = critique(trial.question, trial.reference, trial.text)
         assert found.first_wrong_step == trial.first_wrong_step
 
 
@@ -47,7 +47,7 @@ def test_gsm8k_trials_come_from_worked_solutions(tmp_path):
     right, wrong = make_trials(config, 2, seed=0)
     assert right.correct and right.first_wrong_step is None
     assert right.text == wrong.solution and "<<" not in right.text
-    assert not wrong.correct and wrong.first_wrong_step in (1, 2, 3) and wrong.answer == "38"
+    assert not wrong.correct and wrong.first_wrong_step in (1, 2, 3) and wrong.reference == "38"
     with pytest.raises(DataError, match=r"too few worked[\s\S]*<<48/2=24>>[\s\S]*g\.jsonl"):
         make_trials(config, 30, seed=0)
 
@@ -62,10 +62,10 @@ def test_processbench_rows_become_traces(tmp_path):
     right = ROW | {"steps": ["1+1=2", "2+1=\\boxed{3}"], "label": -1, "final_answer_correct": True}
     known = ROW | {"answer": 3, "label": 0, "steps": ["1+1=3", "done"]}
     wrong, good, cut = read_processbench(lines(tmp_path / "p.jsonl", ROW, right, known))
-    assert (wrong.first_wrong_step, wrong.answer, wrong.correct) == (2, None, False)
+    assert (wrong.first_wrong_step, wrong.reference, wrong.correct) == (2, None, False)
     assert parse_trace(wrong.text).well_formed and wrong.text.endswith("<answer>4</answer>")
-    assert (good.first_wrong_step, good.answer, good.correct) == (None, "3", True)
-    assert (cut.first_wrong_step, cut.answer) == (1, "3")
+    assert (good.first_wrong_step, good.reference, good.correct) == (None, "3", True)
+    assert (cut.first_wrong_step, cut.reference) == (1, "3")
     assert cut.text == "<step_1>1+1=3</step_1><step_2>done</step_2>"
 
 

@@ -133,7 +133,7 @@ def test_the_content_of_a_critique_is_the_prompt_and_what_decides_the_answer():
         critic("http://127.0.0.1:1/v1", temperature=1.0).content_id(HANDED),
         critic("http://127.0.0.1:1/v1", structured=False).content_id(HANDED),
         one.content_id(replace(HANDED, trace=WRONG + "\n")),
-        one.content_id(replace(HANDED, answer="28")),
+        one.content_id(replace(HANDED, reference="28")),
         one.content_id(replace(HANDED, solution=None)),
     ]
     assert len({one.content_id(HANDED), *others}) == 6
@@ -142,7 +142,7 @@ def test_the_content_of_a_critique_is_the_prompt_and_what_decides_the_answer():
 def test_what_the_oracle_says_would_be_taken_from_a_language_model_too():
     problems = ProblemsConfig(source="arithmetic", train=1, validation=1, test=1)
     for trial in make_trials(problems, 60, seed=0):
-        handed = Submission(trial.question, trial.text, trial.correct, trial.answer)
+        handed = Submission(trial.question, trial.text, trial.correct, trial.reference)
         ((_, exact),) = OracleCritic().criticise([handed])
         said = json.dumps(
             {

@@ -21,14 +21,14 @@ def test_good_rows_become_problems_in_order():
     problems, rejections = screened([{"question": " 1 + 1? ", "answer": 2.5, "solution": "s "}])
     assert not rejections
     assert problems[0].columns == {
-        "problem_id": problems[0].problem_id, "question": "1 + 1?", "answer": "2.5",
+        "problem_id": problems[0].problem_id, "question": "1 + 1?", "reference": "2.5",
         "solution": "s", "source": "p.jsonl, row 1",
     }  # fmt: skip
 
 
 def test_a_database_s_exact_numbers_are_numbers():
     ((problem,), _) = screened([{"question": "x?", "answer": Decimal("2.50")}])
-    assert problem.answer == "2.50"
+    assert problem.reference == "2.50"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_the_pattern_picks_the_answer_and_annotations_go():
         {"question": "Cups?", "answer": "#### "},
     ]
     problems, rejections = screened(rows, solution="answer", answer_pattern=r"####\s*(.*)$")
-    assert [(each.answer, each.solution) for each in problems] == [
+    assert [(each.reference, each.solution) for each in problems] == [
         ("1,000", "Half of 48 is 24.\nSo 1.")
     ]
     assert [each.reason for each in rejections] == [
@@ -94,7 +94,7 @@ def test_a_solution_that_thinks_first_loses_its_thinking():
 def test_text_answers_are_kept_where_they_are_wanted():
     rows = [{"question": "x?", "answer": "?! {"}]
     assert screened(rows)[0] == []
-    assert screened(rows, checks={"text_answers": True})[0][0].answer == "?! {"
+    assert screened(rows, checks={"text_answers": True})[0][0].reference == "?! {"
 
 
 def test_repeated_questions_are_duplicates_of_the_first():

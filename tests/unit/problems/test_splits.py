@@ -39,7 +39,7 @@ def test_arithmetic_problems_have_all_columns_and_right_answers():
         "train": 30, "validation": 8, "test": 12,
     }  # fmt: skip
     assert problems["problem_id"].n_unique() == problems["question"].n_unique() == 50
-    for question, solution, answer in problems.select("question", "solution", "answer").rows():
+    for question, solution, answer in problems.select("question", "solution", "reference").rows():
         assert answer == str(parse_question(question).answer)
         assert solution.endswith(f"<answer>{answer}</answer>")
     assert problems.equals(load_problems(config).problems)

@@ -39,7 +39,7 @@ def page(store, found):
 
 def test_the_default_contexts_are_the_papers_the_controls_and_the_files_own():
     own = load_experiment(
-        QUICKSTART, ["contexts.own='{{ answer }}'", "conditions.reference.context=outcome"]
+        QUICKSTART, ["contexts.own='{{ reference }}'", "conditions.reference.context=outcome"]
     )
     assert contexts_of(own) == (
         "none", "reference", "step_aligned", "full_quote", "omission", "shuffled", "own", "outcome",

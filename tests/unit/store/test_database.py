@@ -19,7 +19,7 @@ def problem(number: int, **changes: object) -> dict[str, object]:
         "problem_id": f"p{number}",
         "question": "1+1=?",
         "solution": None,
-        "answer": "2",
+        "reference": "2",
         "split": "train",
         "position": number,
         "source": "test",
@@ -50,10 +50,10 @@ def others_see(store) -> list[str]:
 def test_rows_that_wait_are_seen_here_and_go_to_disk_together(tmp_path):
     store = Store(tmp_path / "sdcore.duckdb", soon=60)
     store.append_missing(problems=frame(problem(0)))
-    store.append_soon(problems=frame(problem(0, answer="another"), problem(1)))
-    store.append_soon(problems=frame(problem(1, answer="another"), problem(2)))
+    store.append_soon(problems=frame(problem(0, reference="another"), problem(1)))
+    store.append_soon(problems=frame(problem(1, reference="another"), problem(2)))
     assert others_see(store) == ["p0"]
-    assert set(store.rows("problems").select("problem_id", "answer").iter_rows()) == {
+    assert set(store.rows("problems").select("problem_id", "reference").iter_rows()) == {
         ("p0", "2"), ("p1", "2"), ("p2", "2"),  # the first of each key stays
     }  # fmt: skip
     assert others_see(store) == ["p0", "p1", "p2"]  # a reader's turn was a chance to write
@@ -134,7 +134,7 @@ def await_rows(store: Store, count: int) -> None:
 
 def test_what_cannot_wait_is_refused_at_once(store):
     with pytest.raises(DataError, match="columns differ"):
-        store.append_soon(problems=frame(problem(0)).drop("answer"))
+        store.append_soon(problems=frame(problem(0)).drop("reference"))
     assert len(store.rows("problems")) == 0
 
 
@@ -182,13 +182,13 @@ def test_lists_keep_their_types(store):
 
 
 def test_one_bad_table_leaves_all_unwritten(store):
-    bad = frame(problem(0)).with_columns(answer=pl.lit(None, pl.String))
-    with pytest.raises(DataError, match=r"row 0[\s\S]*problems.answer"):
+    bad = frame(problem(0)).with_columns(reference=pl.lit(None, pl.String))
+    with pytest.raises(DataError, match=r"row 0[\s\S]*problems.reference"):
         store.append_missing(problems=bad)
     with pytest.raises(DataError, match="occurs twice"):
         store.append_missing(problems=frame(problem(0), problem(0)))
     with pytest.raises(DataError, match="columns differ"):
-        store.append_missing(problems=frame(problem(0)).drop("answer"))
+        store.append_missing(problems=frame(problem(0)).drop("reference"))
     assert len(store.rows("problems")) == 0
 
 
@@ -309,18 +309,18 @@ def test_superseded_rows_make_way_and_are_kept(store):
     moved = store.supersede({"problems": "position = $position"}, {"position": 1})
     assert moved == {"problems": 1}
     assert store.rows("problems")["problem_id"].to_list() == ["p0"]
-    store.append_missing(problems=frame(problem(1, answer="3")))
-    assert store.rows("problems", problem_id="p1")["answer"].to_list() == ["3"]
-    kept = store.query("SELECT problem_id, answer, superseded_at FROM superseded.problems")
+    store.append_missing(problems=frame(problem(1, reference="3")))
+    assert store.rows("problems", problem_id="p1")["reference"].to_list() == ["3"]
+    kept = store.query("SELECT problem_id, reference, superseded_at FROM superseded.problems")
     assert kept.row(0)[:2] == ("p1", "2") and kept["superseded_at"][0] is not None
 
 
 def test_replaced_rows_are_kept_aside_and_new_ones_just_come(store):
     store.append_missing(problems=frame(problem(0), problem(1)))
-    assert store.replace(problems=frame(problem(1, answer="3"), problem(2))) == {"problems": 1}
-    found = store.query("SELECT problem_id, answer FROM problems ORDER BY ALL").rows()
+    assert store.replace(problems=frame(problem(1, reference="3"), problem(2))) == {"problems": 1}
+    found = store.query("SELECT problem_id, reference FROM problems ORDER BY ALL").rows()
     assert found == [("p0", "2"), ("p1", "3"), ("p2", "2")]
-    kept = store.query("SELECT problem_id, answer FROM superseded.problems")
+    kept = store.query("SELECT problem_id, reference FROM superseded.problems")
     assert kept.rows() == [("p1", "2")]
 
 
