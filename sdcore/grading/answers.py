@@ -69,7 +69,8 @@ def same_answers(answers: Sequence[str | None]) -> list[int]:
     grouped without algebra.
     """
     keys = [_group_key(answer) for answer in answers]
-    texts = {key: answer for key, answer in zip(keys, answers, strict=True) if key is not None}
+    keyed = zip(keys, answers, strict=True)
+    texts = {key: answer for key, answer in keyed if answer is not None and key is not None}
     pairs = [
         (one, other)
         for one, other in permutations(texts, 2)
