@@ -316,7 +316,7 @@ def cat_or_none(tensors: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _autocast(given: HeadInput) -> HeadInput:
-    """The head input in the type that autocast asks for; gradients come back in the weights' own type."""
+    """Return it in the type that autocast asks for; gradients keep the type of the weights."""
     device = given.hidden_TD.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
