@@ -76,15 +76,20 @@ class ProblemsConfig(Settings):
         None,
         description="regular expression whose one group is the final answer in the answer text",
     )
-    arithmetic: ArithmeticConfig = Field(ArithmeticConfig())
+    arithmetic: ArithmeticConfig = ArithmeticConfig()
     train: Count = 256
     validation: Count = 64
     test: Count = 200
     test_share: Share = Field(0.2, description="of a source's questions, by hash")
     validation_share: Share = Field(0.1, description="of a source's questions, by hash")
-    seed: int = Field(0, description="of the generator, or of the hash that splits and orders")
-    checks: ChecksConfig = Field(ChecksConfig())
-    band: BandConfig | None = Field(None)
+    order: Literal["file", "hash"] = Field(
+        "file",
+        description="of choice within a split: file takes the first usable rows, which stay chosen "
+        "when rows are appended; hash samples from all rows, for a file that is sorted by topic",
+    )
+    seed: int = Field(0, description="of the generator, or of the hash that splits")
+    checks: ChecksConfig = ChecksConfig()
+    band: BandConfig | None = Field(None, description="absent: every usable problem may be chosen")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdcore.config import DistillConfig, GrpoConfig
 from sdcore.training.divergences import DIVERGENCES, Pair
-from sdcore.training.projection import KL, Chunk
+from sdcore.training.projection import Chunk
 
 
 def distillation(chunk: Chunk, settings: DistillConfig) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,8 @@ def distillation(chunk: Chunk, settings: DistillConfig) -> tuple[Tensor, Tensor]
     assert chunk.pair is not None, "distillation needs a teacher"
     if _is_plain_forward_kl(settings):
         # The general way below gives the same, but in more memory and passes.
-        return chunk.scores_SN[KL], chunk.q_NV.sub_(chunk.pair.t_NV)
+        assert chunk.scores.kl_T is not None
+        return chunk.scores.kl_T, chunk.q_NV.sub_(chunk.pair.t_NV)
     pair = chunk.tempered(settings.temperature).pair
     assert pair is not None
     if settings.divergence == "policy_gradient":

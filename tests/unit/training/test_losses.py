@@ -7,7 +7,7 @@ import torch
 
 from sdcore.config import DistillConfig, GrpoConfig
 from sdcore.training.losses import cross_entropy, distillation, group_advantages, grpo
-from sdcore.training.projection import Head, View, chunked_loss
+from sdcore.training.projection import Head, HeadInput, chunked_loss
 
 T, D, V = 12, 6, 40
 
@@ -19,8 +19,8 @@ def distill(**changes):
 def one_token(q, t, objective, token=0):
     """Loss and logit gradient of one token: the hidden state is the log of q, the head identity."""
     logits = torch.tensor([q]).log().requires_grad_()
-    teacher = [View(torch.tensor([t]).log(), Head(torch.eye(len(t))))] if t else []
-    student = View(logits, Head(torch.eye(len(q))))
+    teacher = [HeadInput(torch.tensor([t]).log(), Head(torch.eye(len(t))))] if t else []
+    student = HeadInput(logits, Head(torch.eye(len(q))))
     loss, *_ = chunked_loss(student, teacher, torch.tensor([token]), torch.ones(1), objective)
     loss.backward()
     return loss.item(), logits.grad[0].tolist()
@@ -169,10 +169,10 @@ def test_gradients_on_sampled_tokens_are_those_of_finite_differences(objective):
         for shape in ((5, 3), (7, 3), (5, 3))
     )
     tokens_T, weights_T = torch.tensor([6, 0, 3, 3, 1]), torch.linspace(0.1, 0.5, 5).double()
-    teacher = [View(other.detach(), Head(weight.detach().clone()))]
+    teacher = [HeadInput(other.detach(), Head(weight.detach().clone()))]
 
     def loss(hidden_TD, weight_VD):
-        student = View(hidden_TD, Head(weight_VD))
+        student = HeadInput(hidden_TD, Head(weight_VD))
         total, *_ = chunked_loss(student, teacher, tokens_T, weights_T, objective, chunk_rows=2)
         return 2 * total  # a slope of 1 is for one backward pass only, and gradcheck makes two
 
@@ -221,7 +221,7 @@ def both(objective, theirs, weights_T=None):
     weights_T = torch.full((T,), 1 / T) if weights_T is None else weights_T
     head = Head(weight.requires_grad_())
     ours, *_ = chunked_loss(
-        View(hidden.requires_grad_(), head), [View(other, Head(weight.detach()))],
+        HeadInput(hidden.requires_grad_(), head), [HeadInput(other, Head(weight.detach()))],
         tokens_T, weights_T, objective, chunk_rows=5,
     )  # fmt: skip
     expected = theirs(hidden @ weight.T, (other @ weight.T).detach(), tokens_T)
