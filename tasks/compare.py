@@ -1,4 +1,4 @@
-"""The last stage: conditions compared, the chosen policies registered, the report written."""
+"""The last stage: compare the conditions, register the chosen policies, write the report."""
 
 import polars as pl
 from matplotlib.figure import Figure
@@ -10,25 +10,31 @@ from sdcore.reports import plots
 from sdcore.reports.experiment import write_report
 from sdcore.system.stopwatch import STOPWATCH
 from tasks.run.lineage import Lineage, Reference
+from tasks.run.progress import note
 from tasks.track import open_tracking
 from tasks.tracking import artifacts, champions
 
 
 @task(cache_policy=NO_CACHE, task_run_name="compare {base.experiment.name}")
 def compare(base: Lineage) -> Reference:
-    """Store the paired differences, register the champions, write the report and log it all."""
+    """Store the paired differences, register the champions, write the report and log it all.
+
+    What trained nothing is named in a warning, the last that the run says.
+    """
     experiment_id = base.experiment.experiment_id
     with STOPWATCH.measure("compute"):
-        differences = comparison.comparisons(base.store, experiment_id)
-        base.store.append_missing(comparisons=differences)
+        differences, by_seed = comparison.comparisons(base.store, experiment_id)
+        base.store.append_missing(comparisons=differences, seed_differences=by_seed)
     table, curves = log_comparison(base)
     with STOPWATCH.measure("tracking"):
         artifacts.publish(base, table, curves)
+    for text in comparison.warnings(base.store, experiment_id):
+        note(f"WARNING: {text}")
     return Reference("comparisons", experiment_id, len(differences))
 
 
 def log_comparison(base: Lineage) -> tuple[pl.DataFrame, Figure]:
-    """Write the report and log what the tables say to MLflow: summary, curves and champions.
+    """Write the report, and log summary, curves and champions to MLflow.
 
     Returns:
         Summary and learning curves.
@@ -37,8 +43,8 @@ def log_comparison(base: Lineage) -> tuple[pl.DataFrame, Figure]:
     with STOPWATCH.measure("compute"):
         table = comparison.summary(base.store, experiment_id)
         report = write_report(base.store, experiment_id, base.root / "reports")
-        scores = base.store.rows("scores", experiment_id=experiment_id)
-        curves = plots.learning_curves(scores, list(experiment.conditions))
+        points = comparison.curves(base.store, experiment_id)
+        curves = plots.learning_curves(points, list(experiment.conditions))
     with STOPWATCH.measure("tracking"):
         champions.register(base)
         tracking = open_tracking(base.root)

@@ -5,7 +5,7 @@ import time
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.analysis.metrics import score
+from sdcore.analysis.scoring import score
 from sdcore.store.schema import TABLES
 from sdcore.system.stopwatch import STOPWATCH
 from tasks.run.lineage import Lineage, Reference, policy_row, split_problems
@@ -31,7 +31,7 @@ def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
         problems = split_problems(lineage, split)
         rollouts = sample_missing(lineage, round_, split, problems, samples)
         with STOPWATCH.measure("compute"):
-            numbers = score(rollouts, k=samples, settings=settings)
+            scored = score(rollouts, k=samples, settings=settings)
         row = lineage.columns | {
             "score_id": key,
             "policy_id": policy,
@@ -40,8 +40,11 @@ def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
             "sampled_tokens": tokens,
             "seconds": time.perf_counter() - start,
         }
-        lineage.store.append_soon(scores=TABLES["scores"].frame([row | numbers]))
+        lineage.store.append_soon(
+            scores=TABLES["scores"].frame([row | scored.columns]),
+            problem_scores=scored.problem_rows(row),
+        )
         lineage.stored.scores.add(key)
-        result = f"{split} avg@{samples} {numbers['avg_at_k']:.1%}"
+        result = f"{split} avg@{samples} {scored.columns['avg_at_k']:.1%}"
         note(f"{lineage.label} after {round_} rounds: {result}")
     return Reference("scores", key, 1)

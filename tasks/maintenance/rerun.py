@@ -25,7 +25,7 @@ def supersede(lineage: Lineage, stage: Stage, round_: int) -> dict[str, int]:
     _require(lineage, stage, round_)
     moved = lineage.store.supersede(_affected(stage), lineage.columns | {"round": round_})
     lineage.store.supersede(
-        {"comparisons": "experiment_id = $experiment_id"},
+        dict.fromkeys(("comparisons", "seed_differences"), "experiment_id = $experiment_id"),
         {"experiment_id": lineage.experiment.experiment_id},
     )
     open_tracking(lineage.root).forget(lineage.experiment, lineage.condition, lineage.seed)
@@ -51,7 +51,11 @@ def _affected(stage: Stage) -> dict[str, str]:
     """Condition on the rows to set aside, by table; what others are found by goes last."""
     if stage is Stage.evaluate:
         scored = f"{_LINEAGE} AND round = $round"
-        return {"scores": scored, "rollouts": f"{scored} AND purpose IN ('validation', 'test')"}
+        return {
+            "problem_scores": scored,
+            "scores": scored,
+            "rollouts": f"{scored} AND purpose IN ('validation', 'test')",
+        }
     after, from_it = f"{_LINEAGE} AND round > $round", f"{_LINEAGE} AND round >= $round"
     realigned = after if stage is Stage.distill else from_it
     of_rollouts = f"rollout_id IN (FROM rollouts SELECT rollout_id WHERE {realigned})"
@@ -62,6 +66,7 @@ def _affected(stage: Stage) -> dict[str, str]:
         "token_signals": from_it,
         "updates": from_it,
         "policies": after,
+        "problem_scores": after,
         "scores": after,
         "rollouts": f"({after}) OR ({resampled})",
     }

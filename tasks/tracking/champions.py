@@ -1,32 +1,38 @@
-"""The policies that MLflow's registry names: each condition's best, the champion, the latest."""
+"""Register policies in MLflow: the best of each condition, and the champion."""
 
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from sdcore.analysis import comparison
 from sdcore.config import Experiment
 from sdcore.errors import SdcoreError
 from tasks.run import live
 from tasks.run.lineage import Lineage, policy_row
 from tasks.track import open_tracking
 
-Row = dict[str, Any]
+
+class Chosen(NamedTuple):
+    """The checkpoint of a condition and seed that is best on validation."""
+
+    condition: str
+    seed: int
+    round: int
 
 
 def register(base: Lineage) -> None:
     """Register each condition's best seed on validation, and name the best of these.
 
-    `champion` is the best one on validation, unless somebody promoted another of this run.
+    `champion` is the best of all on validation, unless someone promoted another of this run.
+    What trained nothing is not registered.
     """
     tracking, seen = open_tracking(base.root), set[str]()
     promoted = tracking.is_promoted(base.experiment)
-    for row in _ranked(base):
-        aliases = [f"champion-{row['condition']}"]
+    for chosen in _ranked(base):
+        aliases = [f"champion-{chosen.condition}"]
         if not seen and not promoted:
             aliases.append("champion")
-        if row["condition"] not in seen:
-            seen.add(row["condition"])
-            _register(base, row, aliases)
+        if chosen.condition not in seen:
+            seen.add(chosen.condition)
+            _register(base, chosen, aliases)
 
 
 def promote(experiment: Experiment, root: Path, condition: str, seed: int) -> str:
@@ -36,34 +42,38 @@ def promote(experiment: Experiment, root: Path, condition: str, seed: int) -> st
         The version of the registered model.
 
     Raises:
-        SdcoreError: it has not been scored on validation yet.
+        SdcoreError: it has not been scored on validation yet, or trained nothing.
     """
     base = Lineage(experiment, root, condition, seed).base
-    for row in _ranked(base):
-        if (row["condition"], row["seed"]) == (condition, seed):
-            version = _register(base, row, ["champion"])
+    for chosen in _ranked(base):
+        if (chosen.condition, chosen.seed) == (condition, seed):
+            version = _register(base, chosen, ["champion"])
             open_tracking(root).mark_promoted(experiment)
             return version
     raise SdcoreError(
-        "nothing to promote yet",
-        got=f"no validation score of {condition}/{seed}",
+        "nothing to promote",
+        got=f"{condition}/{seed} has no validation score of weights that it trained",
         where=experiment.experiment_id,
-        fix="`sdcore resume` finishes the run",
+        fix="`sdcore resume` finishes the run; `training_health` says what trained nothing",
     )
 
 
-def _ranked(base: Lineage) -> list[Row]:
-    """The checkpoint that validation chose for each condition and seed, best first."""
-    experiment_id = base.experiment.experiment_id
-    scores = base.store.rows("scores", experiment_id=experiment_id, split="validation")
-    chosen = comparison.chosen_rounds(scores).join(scores, on=["condition", "seed", "round"])
-    return chosen.sort("avg_at_k", "condition", "seed", descending=[True, False, False]).to_dicts()
+def _ranked(base: Lineage) -> list[Chosen]:
+    """Return the checkpoint that validation chose for each condition and seed, best first.
 
-
-def _register(base: Lineage, row: Row, aliases: list[str]) -> str:
-    policy = policy_row(
-        Lineage(base.experiment, base.root, row["condition"], row["seed"]), row["round"]
+    A condition or seed that trained nothing has none.
+    """
+    rows = base.store.query(
+        "SELECT condition, seed, round FROM chosen_checkpoints "
+        "WHERE experiment_id = ? AND budget = 'epochs' ORDER BY validation DESC, condition, seed",
+        [base.experiment.experiment_id],
     )
+    return [Chosen(*row) for row in rows.iter_rows()]
+
+
+def _register(base: Lineage, chosen: Chosen, aliases: list[str]) -> str:
+    lineage = Lineage(base.experiment, base.root, chosen.condition, chosen.seed)
+    policy = policy_row(lineage, chosen.round)
     warmed_up = live.base_folder(base) if base.experiment.warmup else None
     folder = base.root / policy["path"]
     return open_tracking(base.root).register(base.experiment, policy, folder, aliases, warmed_up)
