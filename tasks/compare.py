@@ -28,8 +28,8 @@ def compare(base: Lineage) -> Reference:
     table, curves = log_comparison(base)
     with STOPWATCH.measure("tracking"):
         artifacts.publish(base, table, curves)
-    for text in comparison.warnings(base.store, experiment_id):
-        note(f"WARNING: {text}")
+    for condition, text in comparison.warnings(base.store, experiment_id).iter_rows():
+        note(f"WARNING: {condition}: {text}")
     return Reference("comparisons", experiment_id, len(differences))
 
 

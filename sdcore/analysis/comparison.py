@@ -199,20 +199,21 @@ def signal_summary(store: Store, experiment_id: str) -> pl.DataFrame:
     return regions.join(correct, on=by, how="full", coalesce=True).sort(by)
 
 
-def warnings(store: Store, experiment_id: str) -> list[str]:
-    """Return what a reader of the results must know: what trained nothing."""
+def warnings(store: Store, experiment_id: str) -> pl.DataFrame:
+    """Return what trained nothing: columns condition and warning, no row where all trained."""
     trained = results(store, experiment_id).trained
-    found = []
+    found: list[tuple[str, str]] = []
     for (condition,), rows in trained.group_by("condition", maintain_order=True):
-        idle = rows.filter(pl.col("first_round").is_null())["seed"].to_list()
+        name, idle = str(condition), rows.filter(pl.col("first_round").is_null())["seed"].to_list()
         rounds, total = rows["idle"].sum(), rows["rounds"].sum()
         if len(idle) == len(rows):
-            found.append(f"{condition} {IDLE}: 0 updates in {total} rounds; it is not compared")
+            found.append((name, f"{IDLE}: no update in {total} rounds; not compared"))
         elif idle:
-            found.append(f"{condition}: {_seeds(idle)} {IDLE} and is left out of every mean")
+            found.append((name, f"{_seeds(idle)} {IDLE}: left out of every mean"))
         if rounds and len(idle) < len(rows):
-            found.append(f"{condition}: {rounds} of {total} rounds {IDLE}")
-    return found
+            found.append((name, f"{rounds} of {total} rounds {IDLE}"))
+    schema = {"condition": pl.String(), "warning": pl.String()}
+    return pl.DataFrame(found, schema=schema, orient="row")
 
 
 def best_test_rounds(scores: pl.DataFrame, condition: str, metric: str) -> pl.DataFrame:

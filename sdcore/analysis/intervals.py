@@ -49,9 +49,9 @@ class MeanSquares:
     seed the parts cannot be told apart: `problem` is the variance over problems, the others are 0.
     """
 
-    problem: float
-    seed: float
-    residual: float
+    problem: float | Array
+    seed: float | Array
+    residual: float | Array
     problems: int
     seeds: int
 

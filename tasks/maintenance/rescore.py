@@ -54,7 +54,7 @@ def rescore(base: Lineage) -> dict[str, int]:
 
 
 def _scores(base: Lineage, rollouts: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The scores and problem scores of the policies and splits that the changed rollouts belong to."""
+    """Return the scores, and problem scores, of the policies whose rollouts changed."""
     affected = rollouts.select("policy_id", split="purpose").unique()
     stored = base.store.rows("scores", experiment_id=base.experiment.experiment_id)
     rows = stored.join(affected, on=["policy_id", "split"], how="semi").sort("score_id").to_dicts()
@@ -75,7 +75,7 @@ def _score(base: Lineage, row: dict[str, Any], rollouts: pl.DataFrame) -> Score:
 
 
 def _comparisons(base: Lineage) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The comparisons, and those by seed, that differ from the stored ones, if the run has come to compare at all."""
+    """Return comparisons and seed differences that changed; none before the run compares."""
     experiment_id = base.experiment.experiment_id
     names = ("comparisons", "seed_differences")
     stored = [base.store.rows(name, experiment_id=experiment_id) for name in names]
