@@ -37,7 +37,8 @@ _COSTS = {
 }  # fmt: skip
 _HEALTH = {
     "rounds": ",", "idle": ".0%", "rollouts": ",", "cut_off": ".1%", "ill_formed": ".1%",
-    "refused": ",", "left_out": ",", "flat_groups": ",", "entropy_first": ".2f", "entropy_last": ".2f", "logprob_drift_max": ".1e",
+    "refused": ",", "left_out": ",", "flat_groups": ",",
+    "entropy_first": ".2f", "entropy_last": ".2f", "logprob_drift_max": ".1e",
 }  # fmt: skip
 _BLOCKS = {
     "validation": (

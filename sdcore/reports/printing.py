@@ -75,14 +75,14 @@ def _scores(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _differences(rows: pl.DataFrame, seeds: pl.DataFrame) -> pl.DataFrame:
     """Pairs with their mean difference, that of each seed, and the caveat if there is one."""
-    points = (100 * pl.col("difference")).map_elements(lambda value: f"{value:+.1f}", pl.String)
+    points = (100 * pl.col("difference")).map_elements(_signed, pl.String)
     by_seed = seeds.group_by("condition", "baseline").agg(
-        pl.format("{}: {}", "seed", points).sort_by("seed").str.join(", ").alias("by seed")
+        pl.concat_str("seed", pl.lit(": "), points).sort_by("seed").str.join(", ").alias("by seed")
     )
     shown = rows.join(by_seed, on=["condition", "baseline"], how="left", maintain_order="left")
     caveat = [pl.col("caveat").fill_null("").alias("note")] if rows["caveat"].count() else []
     return shown.select(
-        pl.format("{} − {}", "condition", "baseline").alias("pair"),
+        pl.concat_str("condition", pl.lit(" − "), "baseline").alias("pair"),
         _points("difference", "low", "high").alias("difference"),
         pl.col("by seed").fill_null(""),
         *caveat,
@@ -101,6 +101,10 @@ def _signals(rows: pl.DataFrame) -> pl.DataFrame:
             )
         },
     )
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.1f}"
 
 
 def _percent(name: str) -> pl.Expr:
