@@ -134,7 +134,10 @@ def promote(
         known = [f"{name}/{seed}" for name in experiment.conditions for seed in experiment.seeds]
         raise SdcoreError("no such condition and seed", got=lineage, expected=", ".join(known))
     with notes.status("opening MLflow"):
-        from tasks.tracking.champions import promote as promote_lineage
+        from tasks.run.condition_run import ConditionRun
+        from tasks.run.session import Session
+        from tasks.tracking.champions import promote as promote_run
 
-        version = promote_lineage(experiment, workspace.absolute(), condition, int(seed))
+        with Session(workspace.absolute()) as session:
+            version = promote_run(ConditionRun(session, experiment, condition, int(seed)))
     console.print(f"{experiment.name} version {version} is the champion")

@@ -95,15 +95,17 @@ def why(
     Example: sdcore why rollouts 3f2a --against my-experiment.toml
     """
     from sdcore.reports.provenance import against, lineage, since
-    from tasks.prepare import base_row, experiment_row
-    from tasks.run.lineage import base_lineage
+    from tasks.prepare import base_policy, experiment_row
+    from tasks.run.condition_run import base_run
+    from tasks.run.session import Session
 
     store = open_store(workspace)
     rows = lineage(store, table, key)
     if other is None or other.endswith(".toml"):
         settings = load_experiment(Path(other)) if other else stored_experiment(store, rows[-1].key)
-        base = base_lineage(settings, workspace.absolute())
-        changes = since(rows, experiment_row(base), str(base_row(base)["sha256"]))
+        with Session(workspace.absolute()) as session:
+            base = base_run(session, settings)
+            changes = since(rows, experiment_row(base), base_policy(base).sha256)
     else:
         run = store.rows("experiments", experiment_id=find_run(store, other)).row(0, named=True)
         changes = against(store, rows, run)
@@ -129,14 +131,15 @@ def rescore(
     Example: sdcore rescore quickstart
     """
     from tasks.maintenance.rescore import rescore as regrade
-    from tasks.run.lineage import base_lineage
+    from tasks.run.condition_run import base_run
+    from tasks.run.session import Session
 
     root = workspace.absolute()
-    base = base_lineage(stored_experiment(open_store(root), run), root)
-    with notes.status("grading, scoring and comparing"):
-        counts = regrade(base)
+    settings = stored_experiment(open_store(root), run)
+    with notes.status("grading, scoring and comparing"), Session(root) as session:
+        counts = regrade(base_run(session, settings))
     print(json.dumps(counts)) if as_json else print_table(pl.DataFrame([counts]))
-    report = root / "reports" / f"{base.experiment.experiment_id}.html"
+    report = root / "reports" / f"{settings.experiment_id}.html"
     if counts["changed"] and report.exists():
         notes.print(f"Report: {report}", soft_wrap=True)
 
