@@ -82,7 +82,12 @@ class ProblemsConfig(Settings):
     test: Count = 200
     test_share: Share = _later(0.2, description="of a source's questions, by hash")
     validation_share: Share = _later(0.1, description="of a source's questions, by hash")
-    seed: int = Field(0, description="of the generator, or of the hash that splits and orders")
+    order: Literal["file", "hash"] = Field(
+        "file",
+        description="of choice within a split: file takes the first usable rows, which stay chosen "
+        "when rows are appended; hash samples from all rows, for a file that is sorted by topic",
+    )
+    seed: int = Field(0, description="of the generator, or of the hash that splits")
     checks: ChecksConfig = _later(ChecksConfig())
     band: BandConfig | None = _later(None)
 
