@@ -40,10 +40,8 @@ CASES = [
     for more in (
         {},
         {"temperature": 0.7},
-        {"clip": "token", "clip_value": 1.5},
-        {"clip": "entry", "clip_value": 0.2},
         {"support": "teacher", "top_k": 3},
-        {"support": "student", "top_k": 3, "clip": "entry", "clip_value": 0.2},
+        {"support": "student", "top_k": 3, "temperature": 1.3},
         {"support": "student", "top_k": V},
     )
 ]
