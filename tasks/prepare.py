@@ -39,9 +39,11 @@ def prepare(base: ConditionRun) -> int:
         How many problems there are.
 
     Raises:
-        ConfigError: a condition shows the teacher solutions, and the source has none.
+        ConfigError: a condition shows the teacher solutions, and the source has none; or the code
+            of a plugin has changed.
         DataError: the source does not have the problems that are asked for.
     """
+    base.experiment.require_same_plugins()
     experiment_id = pl.lit(base.experiment.experiment_id)
     if not len(base.store.rows("experiments", experiment_id=base.experiment.experiment_id)):
         loaded = load_problems(base.experiment.problems)

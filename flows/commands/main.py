@@ -274,7 +274,8 @@ def _print_summary(
     from sdcore.reports import printing
 
     if as_json:
-        print(json.dumps({name: frame.to_dicts() for name, frame in tables.items()} | more))
+        frames = {name: frame.to_dicts() for name, frame in tables.items()}
+        print(json.dumps({**frames, **more}))
         return
     for title, frame in printing.printable(**tables):
         print_table(frame, title=title)
@@ -294,7 +295,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        expected = isinstance(error, SdcoreError)
-        text = str(error) if expected else f"{type(error).__name__}: {error}\n  {_UNEXPECTED}"
+        code, text = 1, f"{type(error).__name__}: {error}\n  {_UNEXPECTED}"
+        if isinstance(error, SdcoreError):
+            code, text = error.exit_code, str(error)
         notes.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
-        raise SystemExit(error.exit_code if expected else 1) from None
+        raise SystemExit(code) from None

@@ -70,13 +70,13 @@ def status(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = Fals
     Example: sdcore status --json
     """
     root = workspace.absolute()
-    found, known = standing.addresses(root), {name: [] for name in standing.NAMES}
+    found = standing.addresses(root)
     rows = {
         name: {
             "address": found.get(name, ""),
             "processes": [process.pid for process in standing.processes(root, name)],
         }
-        for name in known
+        for name in standing.NAMES
     }
     if as_json:
         print(json.dumps(rows))

@@ -213,7 +213,7 @@ def _spawn(
         return subprocess.Popen(
             command,
             cwd=PROJECT,
-            env=os.environ | environment(root) | own | mark,
+            env={**os.environ, **environment(root), **own, **mark},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

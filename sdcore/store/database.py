@@ -78,6 +78,7 @@ class Store:
             with suppress(StoreBusyError), self._attached(read_only=False) as connection:
                 connection.execute("CHECKPOINT")
         self._duckdb.close()
+        del self._duckdb  # DuckDB's binding complains at exit of a connection that lives on
 
     def append_missing(self, **frames: pl.DataFrame) -> dict[str, int]:
         """Append to each named table the rows whose key is not there yet, all in one transaction.

@@ -4,7 +4,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import polars as pl
 from prefect.blocks.system import Secret
@@ -87,7 +87,8 @@ def _key(config: LlmCriticConfig) -> str | None:
 
 def _secret(block: str) -> str | None:
     try:
-        return str(Secret.load(block).get())  # type: ignore[union-attr] - no event loop runs here
+        secret: Any = Secret.load(block)  # its type allows for a coroutine, in an event loop
+        return str(secret.get())
     except ValueError:  # there is no such block
         return None
 

@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from sdcore.config import EngineConfig, LoraConfig, ModelConfig, TrainingConfig
 from sdcore.distributed import controller
-from sdcore.engines import Engine
+from sdcore.engines import Engine, Served
 from sdcore.engines.endpoint import Endpoint
 from sdcore.engines.server import VllmServer
 from sdcore.engines.transformers import TransformersEngine
@@ -42,16 +42,16 @@ class LiveModels:
         self.tokenizer: Callable[[str], policies.Tokenizer] = cache(self._tokenizer)
         self.critic_engine: Callable[[str], TransformersEngine] = cache(self._critic_engine)
         self._base: Callable[[Path, ModelConfig], PreTrainedModel] = cache(policies.load_policy)
-        self._sampler: Callable[[ModelConfig], TransformersEngine] = cache(self._engine)
-        self._servers: Callable[..., VllmEngine] = cache(self._vllm)
-        self._open: list[VllmEngine] = []
+        self._sampler: Callable[..., Engine] = cache(self._new_sampler)
+        self._engines: list[Engine] = []
+        self._sampled: tuple[Engine, str] | None = None  # sampler, and the policy that it holds
         self._live: tuple[str, int, Trainer] | None = None  # run, its rounds, trainer
-        self._loaded: dict[ModelConfig, str] = {}  # policy that a sampler holds
 
     def close(self) -> None:
-        """Stop the servers that were started here."""
-        while self._open:
-            self._open.pop().close()
+        """Stop the engines' servers, and forget all weights."""
+        while self._engines:
+            self._engines.pop().close()
+        self._live = self._sampled = None
 
     def base_folder(self, run: ConditionRun) -> Path:
         """Model folder that all conditions start from: the named model's, or its warmed-up form."""
@@ -84,23 +84,22 @@ class LiveModels:
 
     def engine(self, run: ConditionRun, round_: int, policy_id: str) -> Engine:
         """The sampling engine with the weights of a policy loaded."""
-        is_base = run.condition == BASE or round_ == 0
-        model, settings = run.experiment.model, run.experiment.engine
-        base = self.base_folder(run)
-        if settings.kind == "vllm":
-            servers = self._servers(model, settings, run.experiment.training.lora)
-            servers.load(policy_id, base if is_base else run.checkpoint(round_), base)
-            return servers
-        sampler = self._sampler(model)
-        if self._loaded.get(model) != policy_id:
-            if is_base:
-                sampler.load(self._base(base, model))
-            elif run.experiment.training.sharded:  # no rank has the live weights whole
-                policies.load_weights(sampler.model, run.checkpoint(round_))
-            else:
-                sampler.load(self.trainer(run, round_).model)
-            self._loaded[model] = policy_id
+        experiment = run.experiment
+        sampler = self._sampler(experiment.model, experiment.engine, experiment.training.lora)
+        if self._sampled != (sampler, policy_id):
+            self._sampled = None
+            sampler.load(self._served(run, round_, policy_id, sampler))
+            self._sampled = sampler, policy_id
         return sampler
+
+    def _served(self, run: ConditionRun, round_: int, policy_id: str, sampler: Engine) -> Served:
+        base = self.base_folder(run)
+        if run.condition == BASE or round_ == 0:
+            live = None if sampler.reads_folders else self._base(base, run.experiment.model)
+            return Served(policy_id, base, base, live=live)
+        if samples_from_disk(run):
+            return Served(policy_id, run.checkpoint(round_), base)
+        return Served(policy_id, None, base, live=self.trainer(run, round_).model)
 
     def new_trainer(
         self, run: ConditionRun, objective: Objective, folder: Path, total_steps: int
@@ -132,9 +131,17 @@ class LiveModels:
         return policies.load_tokenizer(self.folder(name))
 
     def _critic_engine(self, name: str) -> TransformersEngine:
-        return self._engine(ModelConfig(name=name))
+        return self._in_process(ModelConfig(name=name))
 
-    def _engine(self, model: ModelConfig) -> TransformersEngine:
+    def _new_sampler(
+        self, model: ModelConfig, settings: EngineConfig, lora: LoraConfig | None
+    ) -> Engine:
+        kind_is_vllm = settings.kind == "vllm"
+        engine = self._vllm(model, settings, lora) if kind_is_vllm else self._in_process(model)
+        self._engines.append(engine)
+        return engine
+
+    def _in_process(self, model: ModelConfig) -> TransformersEngine:
         folder = self.folder(model.name)
         return TransformersEngine(
             policies.load_policy(folder, model), end_ids=policies.end_ids(folder)
@@ -154,9 +161,7 @@ class LiveModels:
             )
             endpoints = [Endpoint(server.url, server.key, server)]
         ends = policies.end_ids(self.folder(model.name))
-        engine = VllmEngine(endpoints, end_ids=ends, concurrency=settings.concurrency)
-        self._open.append(engine)
-        return engine
+        return VllmEngine(endpoints, end_ids=ends, concurrency=settings.concurrency)
 
 
 def samples_from_disk(run: ConditionRun) -> bool:
