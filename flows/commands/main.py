@@ -300,3 +300,16 @@ def main() -> None:
             code, text = error.exit_code, str(error)
         notes.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
         raise SystemExit(code) from None
+    finally:
+        if "prefect" in sys.modules and not debug:
+            _mute_exit()
+
+
+def _mute_exit() -> None:
+    """Let nothing more be printed to standard error.
+
+    Prefect's daemon threads keep modules alive beyond the interpreter's end, of which DuckDB's
+    binding would complain with sixty lines. Nothing is lost by it.
+    """
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
