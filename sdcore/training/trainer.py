@@ -90,8 +90,9 @@ class Trainer:
         """Take one optimizer step on the loss of all examples, micro-batch by micro-batch.
 
         Raises:
-            TrainingError: an example does not fit, or the loss or the gradient is not finite; the
-                weights and the optimizer are then as they were.
+            TrainingError: an example does not fit, the loss or the gradient is not finite, or, at
+                the first step, the teacher expects another beginning of the response; the weights
+                and the optimizer are then as they were.
         """
         started = time.perf_counter()
         self._require_fit(examples)
@@ -102,6 +103,8 @@ class Trainer:
         norm = self._optimizer.clip()
         try:
             results.require_finite(examples, passes, norm)
+            if self._optimizer.step == 0:
+                results.require_paired_start(results.signals_of(examples, passes))
         except TrainingError:
             self._optimizer.discard()
             raise
