@@ -6,7 +6,7 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.config import DistillConfig, LlmCriticConfig
+from sdcore.config import LlmCriticConfig
 from sdcore.contexts import Context
 from sdcore.critics.llm import Critic
 from sdcore.models.prompts import teacher_prompt
@@ -42,9 +42,10 @@ def align(round_: Round) -> int:
         beside = {"rollouts": Rollout.to_frame(round_.rollouts)}
         round_.critiques = criticise(run, critic, handed, beside)
         round_.frames["critiques"] = critique_rows(run, critic, handed, round_.critiques)
-    if not isinstance(run.settings, DistillConfig):
+    if run.settings.teacher_context is None:
         return len(round_.critiques)
-    contexts = context_rows(run, critic, _wanted(run, run.settings.context), round_.judged())
+    wanted = _wanted(run, run.settings.teacher_context)
+    contexts = context_rows(run, critic, wanted, round_.judged())
     round_.frames["contexts"] = contexts
     _note_refusals(round_, contexts)
     return len(contexts)
@@ -53,7 +54,7 @@ def align(round_: Round) -> int:
 def has_work(round_: Round) -> bool:
     """Whether the round has this stage: GRPO needs it only where signals are stored."""
     run = round_.run
-    return isinstance(run.settings, DistillConfig) or _wants_critiques(run, round_.number)
+    return run.settings.teacher_context is not None or _wants_critiques(run, round_.number)
 
 
 def context_rows(
@@ -97,8 +98,8 @@ def _context_row(
 
 
 def _wants_critiques(run: ConditionRun, round_: int) -> bool:
-    settings, known = run.settings, run.experiment.known_contexts
-    needed = isinstance(settings, DistillConfig) and "critique" in known[settings.context].needs
+    context, known = run.settings.teacher_context, run.experiment.known_contexts
+    needed = context is not None and "critique" in known[context].needs
     judged = round_ in signal_rounds(run.experiment) and run.experiment.judge is not None
     return needed or judged
 

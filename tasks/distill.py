@@ -8,11 +8,10 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.config import GrpoConfig
 from sdcore.rollouts import Rollout
 from sdcore.schedule import checkpoint_rounds, signal_rounds
 from sdcore.store.schema import TABLES
-from sdcore.training.losses import group_advantages
+from sdcore.training.objectives import group_signals, objective_of
 from sdcore.training.results import require_agreement
 from sdcore.training.token_signals import signal_frame
 from sdcore.training.trainer import Example, Trainer, Update
@@ -61,8 +60,8 @@ def distill(round_: Round) -> int:
 def _trained(run: ConditionRun, trainer: Trainer, examples: list[Example]) -> list[Update]:
     """The round's steps, each on its share of the rollouts; fewer where those are fewer."""
     steps = min(run.experiment.training.steps_per_round, len(examples))
-    off_temperature = run.experiment.sampling.temperature != 1
-    if steps > 1 and off_temperature and isinstance(run.settings, GrpoConfig):
+    objective = objective_of(run.settings, run.experiment.sampling.temperature)
+    if steps > 1 and objective.remembers:
         examples = trainer.remember(examples)
     return [trainer.step(examples[start::steps]) for start in range(steps)]
 
@@ -70,16 +69,14 @@ def _trained(run: ConditionRun, trainer: Trainer, examples: list[Example]) -> li
 def _with_contexts(round_: Round) -> pl.DataFrame:
     """The rollouts that train: with their context for distillation, all of them for GRPO."""
     rollouts = Rollout.to_frame(round_.rollouts)
-    if isinstance(round_.run.settings, GrpoConfig):
+    if not objective_of(round_.run.settings).prompted:
         return rollouts.with_columns(context=pl.lit(None), teacher_prompt_ids=pl.lit(None))
     contexts = round_.frames["contexts"].select("rollout_id", "context", "teacher_prompt_ids")
     return rollouts.join(contexts, on="rollout_id", maintain_order="left")
 
 
 def _examples(run: ConditionRun, rows: pl.DataFrame) -> list[Example]:
-    advantages: Sequence[float | None] = [None] * len(rows)
-    if isinstance(run.settings, GrpoConfig):
-        advantages, _ = _group_advantages(run.settings, rows)
+    advantages, _ = _group_signals(run, rows)
     return [
         Example(
             rollout_id=row["rollout_id"],
@@ -93,11 +90,9 @@ def _examples(run: ConditionRun, rows: pl.DataFrame) -> list[Example]:
     ]
 
 
-def _group_advantages(settings: GrpoConfig, rows: pl.DataFrame) -> tuple[list[float], int]:
-    """Advantages in row order; the rows are sorted so that a group's rollouts are neighbours."""
-    rewards_PG = torch.tensor(rows["correct"].to_list(), dtype=torch.float32)
-    advantages_PG, zero_variance = group_advantages(rewards_PG.view(-1, settings.group_size))
-    return advantages_PG.flatten().tolist(), int(zero_variance)
+def _group_signals(run: ConditionRun, rows: pl.DataFrame) -> tuple[list[float | None], int]:
+    """Advantages in row order, and groups without a signal; a group's rows are neighbours."""
+    return group_signals(objective_of(run.settings), rows["correct"].to_list())
 
 
 def _saves(run: ConditionRun, round_: int) -> bool:
@@ -127,9 +122,7 @@ def _policy_after(round_: Round, digest: str) -> StoredPolicy:
 def _updates(
     run: ConditionRun, policy: StoredPolicy, rows: pl.DataFrame, updates: Sequence[Update]
 ) -> pl.DataFrame:
-    silent = 0
-    if isinstance(run.settings, GrpoConfig):
-        _, silent = _group_advantages(run.settings, rows)
+    _, silent = _group_signals(run, rows)
     first = policy.step - run.experiment.training.steps_per_round + 1
     made = [
         run.columns

@@ -13,7 +13,14 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from sdcore.config import EngineConfig, LoraConfig, ModelConfig, TrainingConfig
+from sdcore.config import (
+    ConditionSettings,
+    EngineConfig,
+    LoraConfig,
+    ModelConfig,
+    TrainingConfig,
+    WarmupConfig,
+)
 from sdcore.distributed import controller
 from sdcore.engines import Engine, Served
 from sdcore.engines.endpoint import Endpoint
@@ -21,7 +28,7 @@ from sdcore.engines.server import VllmServer
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.engines.vllm import VllmEngine
 from sdcore.models import hub, policies
-from sdcore.training.trainer import Objective, Trainer
+from sdcore.training.trainer import Trainer
 from tasks.run.condition_run import BASE, ConditionRun
 
 disable_progress_bar()  # of loading weights: the run has its own
@@ -102,7 +109,11 @@ class LiveModels:
         return Served(policy_id, None, base, live=self.trainer(run, round_).model)
 
     def new_trainer(
-        self, run: ConditionRun, objective: Objective, folder: Path, total_steps: int
+        self,
+        run: ConditionRun,
+        objective: ConditionSettings | WarmupConfig,
+        folder: Path,
+        total_steps: int,
     ) -> Trainer:
         """A trainer that starts from the weights of a model folder, on every rank there is."""
         experiment = run.experiment
@@ -172,7 +183,7 @@ def samples_from_disk(run: ConditionRun) -> bool:
 def _made_trainer(
     folder: Path,
     model: ModelConfig,
-    objective: Objective,
+    objective: ConditionSettings | WarmupConfig,
     training: TrainingConfig,
     *,
     seed: int,
