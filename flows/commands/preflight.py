@@ -24,10 +24,10 @@ def contexts(as_json: JsonOption = False) -> None:
         {
             "context": each.name,
             "needs": ", ".join(sorted(each.needs)),
-            "tests": each.tests,
+            "tests": each.about,
             "predicted": each.predicted,
         }
-        for each in CONTEXTS.values()
+        for each in CONTEXTS.entries().values()
     ]
     print(json.dumps(rows)) if as_json else print_table(pl.DataFrame(rows))
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from sdcore.config.experiment import Experiment
 from sdcore.errors import ConfigError
+from sdcore.registry import importable
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -29,9 +30,13 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     for override in overrides:
         _apply(tree, override)
     try:
-        return Experiment.model_validate(tree)
+        with importable(path.parent.absolute()):
+            experiment = Experiment.model_validate(tree)
     except ValidationError as error:
         raise _explained(error, path) from error
+    if experiment.plugins and experiment.modules is None:
+        return experiment.model_copy(update={"modules": path.parent.absolute()})
+    return experiment
 
 
 def drift(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -96,7 +96,3 @@ class EngineConfig(Settings):
         if self.urls and self.kind != "vllm":
             raise ValueError("engine.urls is for engine.kind = 'vllm'")
         return self
-
-
-def _in_process(engine: EngineConfig) -> bool:
-    return engine.kind == "transformers"

@@ -8,9 +8,13 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from sdcore.config import LoraConfig, ModelConfig
+from sdcore.config import LoraConfig, ModelConfig, SamplingConfig
+from sdcore.engines import Request
+from sdcore.engines.transformers import TransformersEngine
 from sdcore.errors import ModelError
 from sdcore.models import policies
+from sdcore.training.batches import pad
+from sdcore.training.head import head_input
 from tests.helpers.tiny import LORA, MODELS, adapted, llama, save
 
 HERE = ModelConfig(name="folder", device="cpu")
@@ -106,6 +110,23 @@ def test_models_of_every_kind_load_whole_with_an_attention_that_they_support(nam
     assert torch.equal(loaded(IDS).logits, made(IDS).logits)
     save(loaded, tmp_path / "again")  # what we write has every tensor too
     assert torch.equal(policies.load_policy(tmp_path / "again", HERE)(IDS).logits, made(IDS).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["soft-capped", "with sinks"])  # as Gemma-2, gpt-oss
+def test_models_without_sdpa_sample_and_score_the_same_logprobs(name, tmp_path):
+    MODELS[name]().save_pretrained(tmp_path)
+    engine = TransformersEngine(policies.load_policy(tmp_path, HERE), end_ids=[1])
+    asked = [Request(prompt, seed) for seed in range(6) for prompt in ((3, 4, 5), (6,), (7, 8))]
+    completions = engine.generate(asked, SamplingConfig(max_new_tokens=20))
+    scorer = policies.load_policy(tmp_path, HERE)
+    padded = pad([r.prompt_ids for r in asked], [c.token_ids for c in completions])
+    looked = head_input(scorer, padded)
+    logprobs_TV = looked.head.logits(looked.hidden_TD).log_softmax(-1)
+    scored_T = logprobs_TV.gather(1, padded.tokens_T[:, None])[:, 0]
+    sampled_T = torch.tensor([each for c in completions for each in c.logprobs])
+    assert len(sampled_T) > 100
+    torch.testing.assert_close(sampled_T, scored_T, rtol=0, atol=1e-4)
 
 
 def test_attention_can_be_set(folder, tmp_path):
