@@ -60,7 +60,7 @@ def load_policy(folder: Path, model: ModelConfig) -> PreTrainedModel:
             `model.attention`, or the device does not exist.
     """
     device = _device(model.device)
-    if (folder / CHECKSUMS).exists():
+    if was_written_here(folder):
         require_intact(folder)
     loaded, report = _loaded(
         AutoModelForCausalLM.from_pretrained,
@@ -261,6 +261,11 @@ def require_same(stored: dict[str, Tensor], wanted: dict[str, Tensor], path: Pat
             where=str(path),
             fix="load it onto the model and adapter that wrote it",
         )
+
+
+def was_written_here(folder: Path) -> bool:
+    """Return whether `replacing` wrote the folder, so that its files have digests."""
+    return (folder / CHECKSUMS).exists()
 
 
 def require_intact(folder: Path, *names: str) -> None:

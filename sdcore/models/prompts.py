@@ -27,6 +27,14 @@ PLAIN_TEMPLATE = (
 )
 """Chat template of a tokenizer that has none: `User: ...`, an empty line, `Assistant:`."""
 
+FROZEN_CLOCK = (
+    "{%- macro strftime_now(format) -%}{%- set written = namespace(text=format) -%}"
+    "{%- for directive, text in TEXTS.items() -%}"
+    "{%- set written.text = written.text.replace(directive, text) -%}"
+    "{%- endfor -%}{{ written.text }}{%- endmacro %}"
+)
+"""A clock that stands still; TEXTS are what the directives of strftime give."""
+
 # What a probe prompt must show. Digits survive `upper`, `trim` and the like.
 QUESTION, CONTEXT, SYSTEM, ANSWER = "7130249586", "6058392417", "8207461935", "4916820573"
 
@@ -52,10 +60,9 @@ def _frozen(template: str, day: date) -> str:
         return template
     # "%-d" (no leading zero) before "%d"; a directive that strftime does not know stays as it is
     directives = [f"%{flag}{letter}" for flag in ("-", "") for letter in string.ascii_letters]
-    replaced = "".join(f".replace({each!r}, {day.strftime(each)!r})" for each in directives)
+    texts = {directive: day.strftime(directive) for directive in directives}
     # transformers trims the newline after a block: the template begins at the start of a line
-    macro = f"{{%- macro strftime_now(format) -%}}{{{{ format{replaced} }}}}{{%- endmacro %}}"
-    return f"{macro}\n{template}"
+    return FROZEN_CLOCK.replace("TEXTS", repr(texts)) + "\n" + template
 
 
 def _reads_clock(template: str) -> bool:

@@ -48,6 +48,13 @@ def save(policy: policies.Policy, folder: Path) -> None:
         policies.write_weights(policy, fresh, policies.weights(policy))
 
 
+def flip(path: Path, at: int = -1) -> None:
+    """Flip the lowest bit of one byte of a file."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
 def _seeded(kind, config, seed: int = 0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -15,7 +15,7 @@ from sdcore.errors import ModelError
 from sdcore.models import policies
 from sdcore.training.batches import pad
 from sdcore.training.head import head_input
-from tests.helpers.tiny import LORA, MODELS, adapted, llama, save
+from tests.helpers.tiny import LORA, MODELS, adapted, flip, llama, save
 
 HERE = ModelConfig(name="folder", device="cpu")
 IDS = torch.tensor([[3, 4, 5]])
@@ -227,13 +227,6 @@ def test_damaged_weights_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ModelError, match=r"changed: model\.safetensors"):
         policies.load_weights(llama(), tmp_path / "weights")
-
-
-def flip(path: Path, at: int = -1) -> None:
-    """Flip the lowest bit of one byte."""
-    content = bytearray(path.read_bytes())
-    content[at] ^= 1
-    path.write_bytes(content)
 
 
 def test_one_flipped_bit_of_the_weights_is_noticed(tmp_path):
