@@ -10,7 +10,7 @@ from sdcore.config.critic import (
 )
 from sdcore.config.experiment import RESERVED, Experiment
 from sdcore.config.objectives import Condition, DistillConfig, GrpoConfig, TeacherConfig
-from sdcore.config.overrides import drift, load_experiment
+from sdcore.config.overrides import drift, load_experiment, read_settings
 from sdcore.config.problems import (
     ArithmeticConfig,
     BandConfig,
@@ -32,4 +32,5 @@ __all__ = [
     "EvaluationConfig", "Experiment", "GrpoConfig", "LlmCriticConfig", "LoraConfig", "ModelConfig",
     "Name", "OracleConfig", "ProblemsConfig", "PromptsConfig", "SamplingConfig", "Settings",
     "Share", "TeacherConfig", "TrainingConfig", "WarmupConfig", "drift", "load_experiment",
+    "read_settings",
 ]  # fmt: skip
