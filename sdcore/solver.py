@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdcore.config import Experiment
-from sdcore.engines import Request
+from sdcore.engines import Request, Served
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.errors import ModelError
 from sdcore.models import hub, policies
@@ -64,7 +64,7 @@ class Solver:
         if self.experiment.training.lora:
             trained = policies.attach_lora(trained, self.experiment.training.lora, seed=0)
         policies.load_weights(trained, folder)
-        self._engine.load(trained)
+        self._engine.load(Served("solver", folder, base, live=trained))
 
     def predict(self, questions: Sequence[str]) -> list[str]:
         """One sampled trace for each question; the same call gives the same traces."""

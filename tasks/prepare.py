@@ -38,9 +38,11 @@ def prepare(base: Lineage) -> Reference:
     """Store the experiment, its problems and the named model's policy, unless they are there.
 
     Raises:
-        ConfigError: a condition shows the teacher solutions, and the source has none.
+        ConfigError: a condition shows the teacher solutions, and the source has none; or the code
+            of a plugin has changed.
         DataError: the source does not have the problems that are asked for.
     """
+    base.experiment.require_same_plugins()
     experiment_id = pl.lit(base.experiment.experiment_id)
     if not len(base.store.rows("experiments", experiment_id=base.experiment.experiment_id)):
         with STOPWATCH.measure("compute"):

@@ -30,6 +30,7 @@ from flows.commands.terminal import (
 )
 from sdcore import __version__
 from sdcore.config import Experiment, load_experiment, read_settings
+from sdcore.config.shipped import experiment_file
 from sdcore.errors import SdcoreError
 from sdcore.schedule import Stage
 from sdcore.system.stopwatch import STOPWATCH
@@ -92,7 +93,7 @@ def run(
         console.print_json(settings.model_dump_json())
         return
     root = workspace.absolute()
-    files.note(read_settings(experiment), settings, root, new=new)
+    files.note(read_settings(experiment_file(experiment)), settings, root, new=new)
     _run(settings, root, as_json=as_json)
 
 

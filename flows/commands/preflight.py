@@ -31,10 +31,10 @@ def contexts(as_json: JsonOption = False) -> None:
         {
             "context": context.name,
             "needs": ", ".join(sorted(context.needs)),
-            "tests": context.tests,
+            "tests": context.about,
             "predicted": context.predicted,
         }
-        for context in CONTEXTS.values()
+        for context in CONTEXTS.entries().values()
     ]
     print(json.dumps(rows)) if as_json else print_table(pl.DataFrame(rows))
 

@@ -1,6 +1,6 @@
 """What all sections share: frozen, and an unknown key is an error."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,12 +18,3 @@ Count = Annotated[int, Field(ge=1)]
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-def _unset(value: object) -> bool:
-    return value is None
-
-
-def _later(default: Any, **about: Any) -> Any:
-    """A setting that came later: unused, it is no part of the fingerprint."""
-    return Field(default, exclude_if=lambda value: value == default, **about)

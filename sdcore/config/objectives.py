@@ -36,8 +36,10 @@ class DistillConfig(Settings):
     temperature: float = Field(
         1.0, gt=0, description="of both softmaxes; not the sampling temperature"
     )
-    clip: Literal["none", "token", "entry"] = "none"
-    clip_value: float = Field(10.0, gt=0)
+    clip: Literal["none", "token"] = Field(
+        "none", description="token: the loss and the gradient of a token are scaled to clip_value"
+    )
+    clip_value: float = Field(10.0, gt=0, description="largest loss of a token, nats")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

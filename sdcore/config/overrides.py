@@ -13,6 +13,7 @@ from sdcore.config.experiment import Experiment
 from sdcore.config.sections import suggestion
 from sdcore.config.shipped import experiment_file
 from sdcore.errors import ConfigError, did_you_mean
+from sdcore.registry import importable
 
 
 def load_experiment(experiment: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -25,22 +26,26 @@ def load_experiment(experiment: str | Path, overrides: Sequence[str] = ()) -> Ex
     Raises:
         ConfigError: the file is missing or not TOML, or a setting does not validate.
     """
-    tree = read_settings(experiment)
+    path = experiment_file(experiment)
+    tree = read_settings(path)
     for override in overrides:
         _apply(tree, override)
     try:
-        return Experiment.model_validate(tree)
+        with importable(path.parent.absolute()):
+            settings = Experiment.model_validate(tree)
     except ValidationError as error:
-        raise _explained(error, tree, str(experiment)) from error
+        raise _explained(error, tree, path) from error
+    if settings.plugins and settings.modules is None:
+        return settings.model_copy(update={"modules": path.parent.absolute()})
+    return settings
 
 
-def read_settings(experiment: str | Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """Read the settings of an experiment file as they are written, without validating them.
 
     Raises:
-        ConfigError: the file is missing or not TOML.
+        ConfigError: the file is not TOML.
     """
-    path = experiment_file(experiment)
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -98,11 +103,11 @@ def _path(key: str, override: str) -> list[str]:
     return names
 
 
-def _explained(error: ValidationError, tree: dict[str, Any], experiment: str) -> ConfigError:
+def _explained(error: ValidationError, tree: dict[str, Any], path: Path) -> ConfigError:
     return ConfigError(
         "the experiment has settings that do not validate",
         got="; ".join(_complaint(item, tree) for item in error.errors()),
-        where=experiment,
+        where=str(path),
         fix="`sdcore run quickstart --dry-run` shows every setting with a value",
     )
 

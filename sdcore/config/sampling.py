@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdcore.config.base import Settings, _unset
+from sdcore.config.base import Settings
 
 
 class ModelConfig(Settings):
@@ -24,16 +24,14 @@ class PromptsConfig(Settings):
     system: str | None = Field(None, description="system message")
     teacher_system: str | None = Field(
         None,
-        exclude_if=_unset,
         description="the teacher's where it is shown a context; unset: the same, empty: none",
     )
     student_thinking: bool | None = Field(
         None,
-        exclude_if=_unset,
         description="`enable_thinking` of the chat template; unset leaves it to the template",
     )
     teacher_thinking: bool | None = Field(
-        None, exclude_if=_unset, description="the same, where the teacher is shown a context"
+        None, description="the same, where the teacher is shown a context"
     )
     student: str = Field(
         "Solve the problem step by step. Write each step as <step_1>...</step_1>, "
@@ -91,7 +89,3 @@ class EngineConfig(Settings):
         if self.urls and self.kind != "vllm":
             raise ValueError("engine.urls is for engine.kind = 'vllm'")
         return self
-
-
-def _in_process(engine: EngineConfig) -> bool:
-    return engine.kind == "transformers"

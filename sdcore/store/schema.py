@@ -139,11 +139,12 @@ _TABLES = (
         Column("position", INT, "order within the split, from 0"),
         Column("source", TEXT, "generator or file that it comes from, with the row"),
     )),
-    Table("rejected_problems", "a row of a source that became no problem", ("experiment_id", "row"), (
+    Table("rejected_problems", "a row of a source that was left out", ("experiment_id", "row"), (
         Column("experiment_id", TEXT, "the experiment run"),
         Column("source", TEXT, "generator or file that it comes from"),
         Column("row", INT, "number of the row, from 1"),
-        Column("kind", TEXT, "bad, duplicate, or overlap with a problem that is kept for scoring"),
+        Column("kind", TEXT, "bad, duplicate, conflict (same question, another answer), or overlap (of a "
+               "train problem with a scored one)"),
         Column("reason", TEXT, "why it was left out"),
         Column("excerpt", TEXT, "how it begins"),
     )),

@@ -20,7 +20,7 @@ def write(
 ) -> None:
     """Write a checkpoint whole or not at all; under torchrun all ranks join in and one writes."""
     weights = policies.weights(policy)
-    if collectives.place()[0] == 0:
+    if collectives.rank_and_world_size()[0] == 0:
         about = {"step": step, "settings": settings}
         with policies.replacing(folder) as fresh:
             policies.write_weights(policy, fresh, weights)

@@ -34,11 +34,10 @@ from sdcore.models import policies
 from sdcore.models.policies import Policy
 from sdcore.training import batches, checkpoints, losses, results
 from sdcore.training.batches import Example, Padded
-from sdcore.training.head import checkpointed, plain, require_exact_head, view
+from sdcore.training.head import checkpointed, head_input, require_exact_head, unwrap_peft
 from sdcore.training.optimizer import Optimizer
-from sdcore.training.projection import Objective as ChunkObjective
-from sdcore.training.projection import TokenScores, View, chunked_loss, token_scores
-from sdcore.training.results import KL, Pass, TokenSignals, Update
+from sdcore.training.projection import ChunkLoss, HeadInput, TokenScores, chunked_loss, token_scores
+from sdcore.training.results import Pass, TokenSignals, Update
 from sdcore.training.teacher import Teacher, trained
 
 __all__ = ["Example", "TokenSignals", "Trainer", "Update", "require_identity"]
@@ -81,7 +80,7 @@ class Trainer:
             "total_steps": total_steps,
             "seed": seed,
         }
-        bare = plain(model)
+        bare = unwrap_peft(model)
         self._dtype, self._device = bare.dtype, bare.device
         self._limit = getattr(bare.config.get_text_config(), "max_position_embeddings", None)
         require_exact_head(model)
@@ -90,7 +89,7 @@ class Trainer:
         self._teacher = _teacher(model, condition)
         for weight in trained(model).values():
             weight.data = weight.data.float()
-        if training.sharded and collectives.place()[1] > 1:
+        if training.sharded and collectives.rank_and_world_size()[1] > 1:
             self._shard()
         self._weights = trained(self.model)
         self._optimizer = Optimizer(self._weights, condition.learning_rate, training, total_steps)
@@ -171,14 +170,16 @@ class Trainer:
         batches.require_whole(examples, self._limit)
         if self._teacher is not None and self._optimizer.step == 0:
             same = replace(examples[0], teacher_prompt_ids=examples[0].prompt_ids)
-            require_identity(self._scored([0], [same]).signals_ST[KL], self._dtype)
+            kl_T = self._scored([0], [same]).signals.kl
+            assert kl_T is not None, "a teacher gives a KL"
+            require_identity(kl_T, self._dtype)
 
     def _groups(self, examples: Sequence[Example]) -> list[list[int]]:
         """This rank's share of each micro-batch; empty where there are fewer examples than ranks.
 
         Every rank has as many, since sharded weights make each forward pass a joint act.
         """
-        rank, size = collectives.place()
+        rank, size = collectives.rank_and_world_size()
         budget = self._training.tokens_per_microbatch * size
         return [group[rank::size] for group in batches.microbatches(examples, budget)]
 
@@ -189,7 +190,7 @@ class Trainer:
 
         def forward() -> tuple[Tensor, Tensor, TokenScores]:
             with checkpointed(self.model, enabled=self._training.activation_checkpointing):
-                looked = view(self.model, student)
+                looked = head_input(self.model, student)
             weights = weights_T.to(self._device)
             return chunked_loss(looked, teacher, student.tokens_T, weights, self._objective(chosen))
 
@@ -207,7 +208,7 @@ class Trainer:
             student, teacher = self._sides(chosen)
             scores = collectives.inside(
                 self.model,
-                lambda: token_scores(view(self.model, student), teacher, student.tokens_T),
+                lambda: token_scores(head_input(self.model, student), teacher, student.tokens_T),
             )
         return Pass(group, 0.0, torch.zeros(0), self._signals(chosen, scores))
 
@@ -218,25 +219,25 @@ class Trainer:
         objective = partial(losses.cross_entropy, temperature=self._temperature)
         weights = torch.zeros(len(student.tokens_T), device=self._device)
         with self._autocast():
-            _, loss_T, _ = collectives.inside(
+            _, loss_T, scores = collectives.inside(
                 self.model,
                 lambda: chunked_loss(
-                    view(self.model, student), [], student.tokens_T, weights, objective
+                    head_input(self.model, student), [], student.tokens_T, weights, objective
                 ),
             )
-        return Pass(group, 0.0, loss_T.cpu(), torch.zeros(0))
+        return Pass(group, 0.0, loss_T.cpu(), TokenSignals.of(scores, torch.zeros_like(loss_T)))
 
-    def _sides(self, examples: Sequence[Example]) -> tuple[Padded, list[View]]:
-        """The student's sequences, and the teacher's views of the same responses."""
+    def _sides(self, examples: Sequence[Example]) -> tuple[Padded, list[HeadInput]]:
+        """Return the student's sequences, and the teacher's head inputs for the same responses."""
         student = batches.student_side(examples).to(self._device)
         if self._teacher is None:
             return student, []
         distils = isinstance(self._condition, DistillConfig)
         other = batches.teacher_side(examples).to(self._device) if distils else student
         batches.require_same_response(student, other)
-        return student, self._teacher.views(other)
+        return student, self._teacher.head_inputs(other)
 
-    def _objective(self, examples: Sequence[Example]) -> ChunkObjective:
+    def _objective(self, examples: Sequence[Example]) -> ChunkLoss:
         if isinstance(self._condition, DistillConfig):
             return partial(losses.distillation, settings=self._condition)
         if isinstance(self._condition, WarmupConfig):
@@ -251,8 +252,8 @@ class Trainer:
             temperature=self._temperature,
         )
 
-    def _signals(self, examples: Sequence[Example], scores: TokenScores) -> Tensor:
-        """The fields of TokenSignals as rows [S, T]."""
+    def _signals(self, examples: Sequence[Example], scores: TokenScores) -> TokenSignals:
+        """Signals of the examples' tokens, with the objective's advantage."""
         if isinstance(self._condition, GrpoConfig):
             advantage_T = batches.advantages(examples).to(self._device)
         elif isinstance(self._condition, WarmupConfig):
@@ -260,7 +261,7 @@ class Trainer:
         else:
             assert scores.teacher_logprob_T is not None
             advantage_T = scores.teacher_logprob_T - scores.student_logprob_T
-        return results.rows_of(scores, advantage_T)
+        return TokenSignals.of(scores, advantage_T)
 
     def _shard(self) -> None:
         collectives.shard(self.model)

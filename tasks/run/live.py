@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from sdcore.config import EngineConfig, LoraConfig, ModelConfig, TrainingConfig
 from sdcore.distributed import controller
-from sdcore.engines import Engine
+from sdcore.engines import Engine, Served
 from sdcore.engines.endpoint import Endpoint
 from sdcore.engines.server import VllmServer
 from sdcore.engines.transformers import TransformersEngine
@@ -85,16 +85,17 @@ def engine(lineage: Lineage, round_: int, policy_id: str) -> Engine:
     base = base_folder(lineage)
     if settings.kind == "vllm":
         servers = _vllm(lineage.root, model, settings, lineage.experiment.training.lora)
-        servers.load(policy_id, base if is_base else lineage.checkpoint(round_), base)
+        folder = base if is_base else lineage.checkpoint(round_)
+        servers.load(Served(policy_id, folder, base))
         return servers
     sampler = _transformers(model)
     if _sampled.get(model) != policy_id:
         if is_base:
-            sampler.load(_base(base, model))
+            sampler.load(Served(policy_id, base, base, live=_base(base, model)))
         elif lineage.experiment.training.sharded:  # no rank has the live weights whole
-            policies.load_weights(sampler.model, lineage.checkpoint(round_))
+            sampler.load(Served(policy_id, lineage.checkpoint(round_), base))
         else:
-            sampler.load(trainer(lineage, round_).model)
+            sampler.load(Served(policy_id, None, base, live=trainer(lineage, round_).model))
         _sampled[model] = policy_id
     return sampler
 

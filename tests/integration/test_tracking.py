@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdcore.config import Experiment
-from sdcore.engines import Request
+from sdcore.engines import Request, Served
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.models import policies
 from sdcore.models.prompts import prompt_ids, student_messages
@@ -225,7 +225,7 @@ def expected_answers(settings, adapted):
         policies.load_policy(base, settings.model),
         end_ids=policies.end_ids(base),
     )
-    engine.load(adapted)
+    engine.load(Served("adapted", None, base, live=adapted))
     prompts = [prompt_ids(tokenizer, student_messages(settings.prompts, q)) for q in QUESTIONS]
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
     completions = engine.generate(requests, settings.sampling)

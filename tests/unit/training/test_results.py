@@ -7,7 +7,7 @@ import torch
 from sdcore.errors import TrainingError
 from sdcore.training import results
 from sdcore.training.batches import Example
-from sdcore.training.results import Pass
+from sdcore.training.results import Pass, TokenSignals
 
 EXAMPLES = [
     Example("short", [0], [1, 2], [0, 0], sampled_logprobs=[-1.0, -2.0]),
@@ -17,11 +17,15 @@ EXAMPLES = [
 
 def passes():
     """The long example was in the first micro-batch, the short one in the second."""
-    rows = torch.arange(5.0)[:, None]  # student log-prob 0, entropy 1, advantage 2, teacher 3, KL 4
     return [
-        Pass([1], 0.25, torch.zeros(3), rows.expand(5, 3)),
-        Pass([0], 0.5, torch.zeros(2), rows.expand(5, 2) + 10),
+        Pass([1], 0.25, torch.zeros(3), signals(3, plus=0.0)),
+        Pass([0], 0.5, torch.zeros(2), signals(2, plus=10.0)),
     ]
+
+
+def signals(tokens, plus):
+    """Student log-prob 0, entropy 1, advantage 2, teacher log-prob 3, KL 4, all raised."""
+    return TokenSignals(*(torch.full((tokens,), value + plus) for value in range(5)))
 
 
 def test_update_means_are_per_token_over_all_passes():
@@ -43,7 +47,8 @@ def test_update_means_are_per_token_over_all_passes():
 
 
 def test_without_a_teacher_there_is_no_kl():
-    bare = [replace(each, signals_ST=each.signals_ST[:3]) for each in passes()]
+    none = {"teacher_logprob": None, "kl": None}
+    bare = [replace(each, signals=each.signals._replace(**none)) for each in passes()]
     update = results.update_of(EXAMPLES, bare, grad_norm=2, learning_rate=0.1, seconds=3)
     assert update.kl is None
     assert update.signals[0].teacher_logprob is None
