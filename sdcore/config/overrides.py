@@ -116,7 +116,7 @@ def _complaint(item: ErrorDetails, tree: dict[str, Any]) -> str:
     names, said, hint = _names(item["loc"], tree), item["msg"], ""
     if item["type"] == "extra_forbidden":
         said, hint = "no such setting", suggestion(Experiment.model_json_schema(), names)
-    elif item["type"] == "union_tag_not_found":
+    elif names[:-1] == ["conditions"] and "objective" not in item["input"]:
         hint = did_you_mean(names[-1], _node(tree, names[:-1]).keys() - {names[-1]})
     said = ", ".join(filter(None, [said, hint]))
     return f"{'.'.join(names) or 'experiment'}: {said} (got {item['input']!r:.80})"
