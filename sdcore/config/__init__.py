@@ -9,7 +9,16 @@ from sdcore.config.critic import (
     OracleConfig,
 )
 from sdcore.config.experiment import RESERVED, Experiment
-from sdcore.config.objectives import Condition, DistillConfig, GrpoConfig, TeacherConfig
+from sdcore.config.objectives import (
+    OBJECTIVES,
+    Condition,
+    ConditionSettings,
+    DistillConfig,
+    GrpoConfig,
+    ObjectiveEntry,
+    TeacherConfig,
+    objective,
+)
 from sdcore.config.overrides import drift, load_experiment
 from sdcore.config.problems import (
     ArithmeticConfig,
@@ -27,9 +36,10 @@ from sdcore.config.training import (
 )
 
 __all__ = [
-    "CADENCE", "OPERATIONAL", "RESERVED", "ArithmeticConfig", "BandConfig", "ChecksConfig",
-    "Condition", "Count", "CriticConfig", "DiagnoseConfig", "DistillConfig", "EngineConfig",
-    "EvaluationConfig", "Experiment", "GrpoConfig", "LlmCriticConfig", "LoraConfig", "ModelConfig",
-    "Name", "OracleConfig", "ProblemsConfig", "PromptsConfig", "SamplingConfig", "Settings",
-    "Share", "TeacherConfig", "TrainingConfig", "WarmupConfig", "drift", "load_experiment",
+    "CADENCE", "OBJECTIVES", "OPERATIONAL", "RESERVED", "ArithmeticConfig", "BandConfig",
+    "ChecksConfig", "Condition", "ConditionSettings", "Count", "CriticConfig", "DiagnoseConfig",
+    "DistillConfig", "EngineConfig", "EvaluationConfig", "Experiment", "GrpoConfig",
+    "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name", "ObjectiveEntry", "OracleConfig",
+    "ProblemsConfig", "PromptsConfig", "SamplingConfig", "Settings", "Share", "TeacherConfig",
+    "TrainingConfig", "WarmupConfig", "drift", "load_experiment", "objective",
 ]  # fmt: skip
