@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import permutations
 
 from sdcore.grading import algebra
 from sdcore.grading.bounded import Exceeded, run_bounded
@@ -57,6 +58,47 @@ def grade_many(answers: Sequence[str | None], references: Sequence[str]) -> list
     hard = [pair for pair in direct if pair not in grades]
     grades |= zip(hard, _compared(hard), strict=True)
     return [grades[pair] for pair in pairs]
+
+
+def same_answers(answers: Sequence[str | None]) -> list[int]:
+    """Group answers to one problem that the grader holds to be equal, for a majority vote.
+
+    Returns one code per answer, counted from 0 in order of first appearance. All missing answers
+    (None or blank) share one code. An answer joins the first group whose every member it equals,
+    since equality is not transitive: ``50%`` equals 50 and 0.5. Plain numbers and equal texts are
+    grouped without algebra.
+    """
+    keys = [_group_key(answer) for answer in answers]
+    keyed = zip(keys, answers, strict=True)
+    texts = {key: answer for key, answer in keyed if answer is not None and key is not None}
+    pairs = [
+        (one, other)
+        for one, other in permutations(texts, 2)
+        if isinstance(one, str) or isinstance(other, str)  # different numbers differ
+    ]
+    grades = grade_many([texts[one] for one, _ in pairs], [texts[other] for _, other in pairs])
+    equal = {pair for pair, verdict in zip(pairs, grades, strict=True) if verdict.correct}
+    groups: list[list[Decimal | str | None]] = []
+    codes: dict[Decimal | str | None, int] = {}
+    for key in dict.fromkeys(keys):
+        matches = (
+            code
+            for code, members in enumerate(groups)
+            if all({(key, member), (member, key)} <= equal for member in members)
+        )
+        codes[key] = next(matches, len(groups))
+        if codes[key] == len(groups):
+            groups.append([])
+        groups[codes[key]].append(key)
+    return [codes[key] for key in keys]
+
+
+def _group_key(answer: str | None) -> Decimal | str | None:
+    """Value of a plain number, else the text; answers with equal keys are equal."""
+    if answer is None or not answer.strip():
+        return None
+    number = plain_number(answer)
+    return answer.strip().casefold() if number is None else number
 
 
 def readable_many(references: Sequence[str]) -> list[bool]:

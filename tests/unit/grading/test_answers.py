@@ -13,6 +13,7 @@ from sdcore.grading.answers import (
     grade_many,
     plain_number,
     readable_many,
+    same_answers,
 )
 
 numbers = st.from_regex(  # all that counts as a plain number
@@ -122,3 +123,22 @@ def test_grading_works_in_worker_threads():
     answers = [rf"\frac{{{n}}}{{{2 * n}}}" for n in range(1, 9)]
     with ThreadPoolExecutor(4) as pool:
         assert all(g.correct for g in pool.map(lambda answer: grade(answer, "0.5"), answers))
+
+
+@pytest.mark.parametrize(
+    ("answers", "codes"),
+    [
+        # "7" five times in five notations outvotes "0.5" four times.
+        (["7", "0.5", "7.0", "0.5", r"\frac{14}{2}", "0.5", "$7", "0.5", r"\boxed{7}"],
+         [0, 1, 0, 1, 0, 1, 0, 1, 0]),
+        ([None, "5", "", "5", None], [0, 1, 0, 1, 0]),
+        (["Monday", "monday ", "Tuesday"], [0, 0, 1]),
+        (["x^2-1", "(x-1)(x+1)", "1", "2"], [0, 0, 1, 2]),
+        (["50", "0.5", "50%"], [0, 1, 0]),  # 50% equals both, which does not make them equal
+        (["0", "-0", "0.00"], [0, 0, 0]),
+        (["9^{9^{9^{9}}}", "5", "9^{9^{9^{9}}}"], [0, 1, 0]),
+        ([], []),
+    ],
+)  # fmt: skip
+def test_answers_are_grouped_by_value(answers, codes):
+    assert same_answers(answers) == codes
