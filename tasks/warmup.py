@@ -6,6 +6,7 @@ from prefect.cache_policies import NO_CACHE
 
 from sdcore.config import WarmupConfig
 from sdcore.models import policies
+from sdcore.models.prompts import end_of_turn
 from sdcore.schedule import round_questions
 from sdcore.store.schema import TABLES
 from sdcore.training import warmup
@@ -54,10 +55,10 @@ def _examples(base: ConditionRun, settings: WarmupConfig) -> dict[str, Example]:
     """What is learnt from, by name."""
     name = base.experiment.model.name
     found = warmup.traces(base.experiment.problems, base.candidates("train"), settings.traces)
-    end_id = policies.end_ids(base.session.models.folder(name))[0]
-    made = warmup.examples(
-        base.experiment.prompts, base.session.models.tokenizer(name), end_id, found
-    )
+    models = base.session.models
+    tokenizer = models.tokenizer(name)
+    end_id = end_of_turn(tokenizer, policies.end_ids(models.folder(name)))
+    made = warmup.examples(base.experiment.prompts, tokenizer, end_id, found)
     return {example.rollout_id: example for example in made}
 
 
