@@ -49,6 +49,6 @@ def test_a_run_is_for_one_process_at_a_time(tmp_path, holder, end):
         pass
     finish = holder.stdin.close if end == "stdin" else holder.kill
     finish()
-    holder.wait(10)
+    holder.wait(60)
     with run_lock(condition_run(tmp_path)):
         pass
