@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 import sdcore
-from sdcore.config import DistillConfig, Experiment
+from sdcore.config import Experiment
 from sdcore.errors import ConfigError
 from sdcore.models import policies
 from sdcore.problems.splits import Loaded, load_problems
@@ -72,7 +72,8 @@ def _require_solutions(experiment: Experiment, problems: pl.DataFrame) -> None:
     missing = problems.filter(pl.col("solution").is_null(), split="train")
     known = experiment.known_contexts
     for name, condition in experiment.conditions.items():
-        needs = known[condition.context].needs if isinstance(condition, DistillConfig) else ()
+        context = condition.teacher_context
+        needs = known[context].needs if context is not None else frozenset[str]()
         if "solution" in needs and len(missing):
             raise ConfigError(
                 f"condition {name!r} shows the teacher reference solutions, and problems lack one",

@@ -263,6 +263,8 @@ _TABLES = (
         Column("entropy", REAL, "mean entropy of the student, nats a token"),
         Column("accuracy", REAL, "share of the batch's rollouts that are correct"),
         Column("zero_variance_groups", INT, "GRPO groups without a signal; 0 for distillation"),
+        Column("first_token_kl", REAL, "mean KL of the first token of each response, nats; empty "
+               "without a teacher", True),
         Column("logprob_drift", REAL, "mean |engine - trainer| log-prob of the sampled tokens; "
                "empty in a warm-up, where none are sampled", True),
         Column("logprob_drift_max", REAL, "largest |engine - trainer| log-prob; empty in a warm-up", True),

@@ -13,7 +13,14 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from sdcore.config import EngineConfig, LoraConfig, ModelConfig, TrainingConfig
+from sdcore.config import (
+    ConditionSettings,
+    EngineConfig,
+    LoraConfig,
+    ModelConfig,
+    TrainingConfig,
+    WarmupConfig,
+)
 from sdcore.distributed import controller
 from sdcore.engines import Engine, Served
 from sdcore.engines.endpoint import Endpoint
@@ -22,7 +29,7 @@ from sdcore.engines.transformers import TransformersEngine
 from sdcore.engines.vllm import VllmEngine
 from sdcore.models import hub, policies
 from sdcore.system.stopwatch import STOPWATCH
-from sdcore.training.trainer import Objective, Trainer
+from sdcore.training.trainer import Trainer
 from tasks.run.lineage import BASE, Lineage
 
 disable_progress_bar()  # of loading weights: the run has its own
@@ -112,7 +119,9 @@ def base_policy(lineage: Lineage) -> policies.PreTrainedModel:
     return _base(base_folder(lineage), lineage.experiment.model)
 
 
-def new_trainer(lineage: Lineage, objective: Objective, folder: Path, total_steps: int) -> Trainer:
+def new_trainer(
+    lineage: Lineage, objective: ConditionSettings | WarmupConfig, folder: Path, total_steps: int
+) -> Trainer:
     """A trainer that starts from the weights of a model folder, on every rank there is."""
     experiment = lineage.experiment
     return controller.shared(
@@ -132,7 +141,7 @@ def new_trainer(lineage: Lineage, objective: Objective, folder: Path, total_step
 def _made_trainer(
     folder: Path,
     model: ModelConfig,
-    objective: Objective,
+    objective: ConditionSettings | WarmupConfig,
     training: TrainingConfig,
     *,
     seed: int,
