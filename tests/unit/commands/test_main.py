@@ -16,17 +16,7 @@ from tests.helpers.example import EXPERIMENT, fill
 from tests.helpers.paths import EXPERIMENTS
 
 COMMANDS = sorted(typer.main.get_command(main.app).commands)
-HEAVY = {
-    "torch",
-    "transformers",
-    "prefect",
-    "mlflow",
-    "scipy",
-    "matplotlib",
-    "httpx",
-    "psutil",
-    "numpy",
-}
+HEAVY = {"torch", "transformers", "prefect", "mlflow", "scipy", "matplotlib", "httpx", "psutil"}
 ID = EXPERIMENT.experiment_id
 
 
