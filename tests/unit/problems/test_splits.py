@@ -196,7 +196,7 @@ def long_above(limit):
 
 
 def test_the_next_problem_takes_the_place_of_one_that_is_too_long(tmp_path):
-    config = jsonl(tmp_path / "p.jsonl", numbered(100)[::-1], train=10, validation=3, test=5)
+    config = jsonl(tmp_path / "p.jsonl", numbered(100)[::-1], train=10, validation=2, test=5)
     plain, loaded = load_problems(config), load_problems(config, long_above(60))
     asked = {
         split: [int(q.split()[0]) for q in loaded.problems.filter(split=split)["question"]]
