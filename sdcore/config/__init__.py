@@ -19,7 +19,7 @@ from sdcore.config.objectives import (
     TeacherConfig,
     objective,
 )
-from sdcore.config.overrides import drift, load_experiment
+from sdcore.config.overrides import drift, load_experiment, read_settings
 from sdcore.config.problems import (
     ArithmeticConfig,
     BandConfig,
@@ -42,4 +42,5 @@ __all__ = [
     "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name", "ObjectiveEntry", "OracleConfig",
     "ProblemsConfig", "PromptsConfig", "SamplingConfig", "Settings", "Share", "TeacherConfig",
     "TrainingConfig", "WarmupConfig", "drift", "load_experiment", "objective",
+    "read_settings",
 ]  # fmt: skip
