@@ -36,6 +36,8 @@ def distill(round_: Round) -> int:
     """
     run = round_.run
     rows = _with_contexts(round_)
+    sampler = run.session.models.engine(run, round_.number, round_.policy.policy_id)
+    held = sampler.update_share
     with run.session.models.training(run, round_.number) as trainer:
         with run.session.clock.measure("compute"):
             updates = _trained(run, trainer, _examples(run, rows))
@@ -45,7 +47,7 @@ def distill(round_: Round) -> int:
         if not updates:
             note(f"{round_.label}: nothing to train on, the policy stays as it is")
         policy = _policy_after(round_, digest)
-        frames = {"updates": _updates(run, policy, rows, updates)}
+        frames = {"updates": _updates(run, policy, rows, updates, held)}
         if updates and round_.number in signal_rounds(run.experiment):
             frames["token_signals"] = _token_signals(round_, rows, updates)
         round_.commit(policy, frames)
@@ -120,7 +122,11 @@ def _policy_after(round_: Round, digest: str) -> StoredPolicy:
 
 
 def _updates(
-    run: ConditionRun, policy: StoredPolicy, rows: pl.DataFrame, updates: Sequence[Update]
+    run: ConditionRun,
+    policy: StoredPolicy,
+    rows: pl.DataFrame,
+    updates: Sequence[Update],
+    held: float | None,
 ) -> pl.DataFrame:
     _, silent = _group_signals(run, rows)
     first = policy.step - run.experiment.training.steps_per_round + 1
@@ -133,6 +139,7 @@ def _updates(
             "step": step,
             "accuracy": rows["correct"].mean(),
             "zero_variance_groups": silent,
+            "sampled_update_share": held,
         }
         | update.columns
         for step, update in enumerate(updates, first)

@@ -42,10 +42,14 @@ def prepare(base: ConditionRun) -> int:
         ConfigError: a condition shows the teacher solutions, and the source has none; or the code
             of a plugin has changed.
         DataError: the source does not have the problems that are asked for.
+        ModelError: the model cannot be adapted as `training.lora` says.
     """
     base.experiment.require_same_plugins()
     experiment_id = pl.lit(base.experiment.experiment_id)
     if not len(base.store.rows("experiments", experiment_id=base.experiment.experiment_id)):
+        if lora := base.experiment.training.lora:
+            folder = base.session.models.folder(base.experiment.model.name)
+            policies.check_targets(folder, lora)
         loaded = load_problems(base.experiment.problems)
         _require_solutions(base.experiment, loaded.problems)
         base.store.append_missing(

@@ -12,7 +12,7 @@ from sdcore.grading.answers import grade_many
 from sdcore.models.prompts import student_prompt
 from sdcore.rollouts import Problem, Rollout
 from sdcore.schedule import round_questions, sampling_seed
-from sdcore.traces import parse_trace
+from sdcore.traces import parse_trace, response_text
 from tasks.run.condition_run import ConditionRun, StoredPolicy
 from tasks.run.progress import Advance
 from tasks.run.retries import RETRIES
@@ -147,8 +147,7 @@ def _graded(
 ) -> list[Mapping[str, object]]:
     """The columns of rollouts that the engine and the grader give."""
     tokenizer = run.session.models.tokenizer(run.experiment.model.name)
-    texts = tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
-    traces = [parse_trace(text) for text in texts]
+    traces = [parse_trace(response_text(tokenizer, c.token_ids)) for c in completions]
     grades = grade_many([trace.answer for trace in traces], references)
     return [
         {

@@ -87,6 +87,7 @@ def _updates(base: ConditionRun, policy_id: str, updates: list[Update]) -> pl.Da
             "step": step,
             "accuracy": 1.0,  # the traces are right ones
             "zero_variance_groups": 0,
+            "sampled_update_share": None,
         }
         | update.columns
         for step, update in enumerate(updates, 1 - len(updates))

@@ -17,7 +17,7 @@ from sdcore.critics.validation import Submission, verbatim_prefix
 from sdcore.errors import ConfigError
 from sdcore.rollouts import JudgedRollout
 from sdcore.store.schema import TABLES
-from sdcore.traces import parse_trace
+from sdcore.traces import parse_trace, response_text
 from tasks.run.condition_run import ConditionRun
 
 _COPIED = (
@@ -240,6 +240,6 @@ def _prefix_tokens(run: ConditionRun, handed: Handed, critique: Critique) -> int
     kept = len(verbatim_prefix(critique, parse_trace(handed.submission.trace)))
 
     def length(count: int) -> int:
-        return len(tokenizer.decode(ids[:count], skip_special_tokens=True))
+        return len(response_text(tokenizer, ids[:count]))
 
     return bisect_right(range(len(ids) + 1), kept, key=length) - 1
