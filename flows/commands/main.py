@@ -1,6 +1,5 @@
-"""The command `sdcore`: run an experiment, query its tables, report on it, list what there is."""
+"""The command `sdcore`: its entry point, and the commands that make and run experiments."""
 
-import gc
 import json
 import os
 import sys
@@ -14,9 +13,11 @@ import polars as pl
 import typer
 from rich.markup import escape
 
-from flows.commands import operate, preflight, tables
+from flows.commands import files, operate, preflight, tables
 from flows.commands.terminal import (
+    ExperimentArgument,
     JsonOption,
+    OverridesArgument,
     RunArgument,
     WorkspaceOption,
     console,
@@ -26,26 +27,36 @@ from flows.commands.terminal import (
     print_table,
     stored_experiment,
 )
-from sdcore.config import Experiment, drift, load_experiment
-from sdcore.errors import ConfigError, SdcoreError
+from sdcore import __version__
+from sdcore.config import Experiment, load_experiment, read_settings
+from sdcore.config.shipped import experiment_file
+from sdcore.errors import SdcoreError
 from sdcore.schedule import Stage
-from sdcore.store.database import Store
-from sdcore.system.stopwatch import STOPWATCH
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app.add_typer(files.app)
 app.add_typer(preflight.app)
 app.add_typer(tables.app)
 app.add_typer(operate.app)
-_UNEXPECTED = "fix: `--debug` shows where it came from"
+_UNEXPECTED = "fix: `--debug` shows the traceback"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"sdcore {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks and warnings")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
-    """Feedback design for self-distillation: run experiments, query them, operate them.
+    """Compare kinds of feedback for the self-distillation of language models.
 
-    Start with: sdcore run deployments/experiments/quickstart.toml
+    Start with: sdcore run quickstart
     """
     if debug:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "WARNING"
@@ -53,38 +64,42 @@ def options(
 
 @app.command()
 def run(
-    experiment: Annotated[Path, typer.Argument(help="TOML file, see deployments/experiments/")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="dotted settings, such as training.rounds=3")
-    ] = None,
+    experiment: ExperimentArgument,
+    overrides: OverridesArgument = None,
     workspace: WorkspaceOption = Path("runs"),
-    quick: Annotated[bool, typer.Option(help="only the experiment's first seed")] = False,
-    dry_run: Annotated[bool, typer.Option(help="print the resolved settings and stop")] = False,
-    new: Annotated[bool, typer.Option(help="a changed experiment is a run of its own")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="only the first seed")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the resolved settings and stop")
+    ] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="start a new run from a file that has changed")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run an experiment to its table; run again, it goes on where it stopped.
+    """Run an experiment to its table; the same command again continues where it stopped.
 
-    Settings that differ from an earlier run of that name are refused, unless --new is given.
+    Other settings on the command line make another run. A file that has changed since its last
+    run is refused, unless --new is given.
 
-    Example: sdcore run deployments/experiments/quickstart.toml training.rounds=3 --quick
+    Example: sdcore run quickstart training.rounds=3 --quick
     """
-    settings = load_experiment(experiment, overrides or [])
+    changed = list(overrides or [])
+    settings = load_experiment(experiment, changed)
     if quick:
-        settings = load_experiment(experiment, [*(overrides or []), f"seeds=[{settings.seeds[0]}]"])
+        settings = load_experiment(experiment, [*changed, f"seeds=[{settings.seeds[0]}]"])
     if dry_run:
         console.print_json(settings.model_dump_json())
         return
-    if not new:
-        _refuse_drift(settings, workspace)
-    _run(settings, workspace.absolute(), as_json=as_json)
+    root = workspace.absolute()
+    files.note(read_settings(experiment_file(experiment)), settings, root, new=new)
+    _run(settings, root, as_json=as_json)
 
 
 @app.command()
 def resume(
     run: RunArgument, workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False
 ) -> None:
-    """Go on with a run, under the settings that it was started with.
+    """Continue a run under the settings that it was started with.
 
     Example: sdcore resume quickstart
     """
@@ -94,52 +109,36 @@ def resume(
 @app.command()
 def rerun(
     run: RunArgument,
-    stage: Annotated[Stage, typer.Option("--from", help="the first stage to redo")],
-    condition: Annotated[str, typer.Option(help="of the experiment, or base")],
+    stage: Annotated[Stage, typer.Option("--from", help="first stage to redo")],
+    condition: Annotated[str, typer.Option(help="a condition of the experiment, or base")],
     round_: Annotated[int, typer.Option("--round", min=0, help="training round, from 0; for "
-                      "evaluate: rounds behind the scored policy")],
-    seed: Annotated[int | None, typer.Option(help="one seed only; all if left out")] = None,
+                      "evaluate: number of rounds that the scored policy was trained")],
+    seed: Annotated[int | None, typer.Option(help="only this seed; all seeds if left out")] = None,
     workspace: WorkspaceOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Redo a stage of a round and all that depends on it, and nothing else.
+    """Redo a stage of a round and everything that depends on it, and nothing else.
 
-    The rows that were there move to tables of the same names in the schema `superseded`.
+    The old rows move to tables of the same names in the schema `superseded`.
 
     Example: sdcore rerun quickstart --from align --condition step_aligned --round 3
     """
-    from tasks.run.lineage import lineages
-
     settings, root = stored_experiment(open_store(workspace), run), workspace.absolute()
-    chosen = lineages(settings, root, condition, seed)
 
-    def set_aside() -> None:
+    def move_rows() -> None:
         from tasks.maintenance.rerun import supersede
-        from tasks.run.lock import turn
+        from tasks.run.condition_run import condition_runs
+        from tasks.run.lock import run_lock
+        from tasks.run.session import Session
 
-        for lineage in chosen:
-            with turn(lineage):
-                moved = supersede(lineage, stage, round_)
-            counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)
-            notes.print(f"{lineage.label}: set aside {counts or 'nothing'}")
+        with Session(root) as session:
+            for each in condition_runs(session, settings, condition, seed):
+                with run_lock(each):
+                    moved = supersede(each, stage, round_)
+                counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)
+                notes.print(f"{each.label}: moved {counts or 'nothing'} to superseded")
 
-    _run(settings, root, as_json=as_json, first=set_aside)
-
-
-def _refuse_drift(settings: Experiment, workspace: Path) -> None:
-    """Raise if the newest run of this name had other settings, and none had these."""
-    path = workspace / "sdcore.duckdb"
-    runs = Store(path).rows("experiments", name=settings.name) if path.exists() else pl.DataFrame()
-    if not len(runs) or settings.experiment_id in runs["experiment_id"]:
-        return
-    last = runs.sort("created_at").row(-1, named=True)
-    changes = drift(json.loads(last["config"]), settings.model_dump(mode="json"))
-    raise ConfigError(
-        f"the experiment differs from its last run, {last['experiment_id']}",
-        got="; ".join(changes),
-        where=str(workspace),
-        fix="`--new` starts a run of its own, `sdcore resume` goes on with the last one",
-    )
+    _run(settings, root, as_json=as_json, first=move_rows)
 
 
 def _run(
@@ -149,34 +148,21 @@ def _run(
 
     start = time.perf_counter()
     with prefect_server(root) as server_address:
-        gc.disable()  # for the imports: more than a million objects, and all of them stay
         with notes.status("starting Prefect and MLflow"):
-            with STOPWATCH.measure("compute"):
-                # torch, scipy, matplotlib: what any training and comparison of its results loads
-                import sdcore.reports.experiment  # noqa: F401
-                import tasks.run.live  # noqa: F401
-
             from flows.compare_contexts import compare_contexts
-            from tasks.run.interrupts import draining
-            from tasks.track import open_tracking
 
-            open_tracking(root)  # it takes seconds, which the server takes too
-            gc.freeze()  # what was imported is looked through no more
-            gc.set_threshold(50_000)
-            gc.enable()
             address = server_address().removesuffix("/api")
         notes.print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
         first()
-        with draining():
-            experiment_id = compare_contexts(settings, root)
-    with STOPWATCH.measure("compute"):
-        tables = _summary(root, experiment_id)
-    wall = time.perf_counter() - start
-    spent = {"wall": wall} | STOPWATCH.split(wall)
-    _print_summary(tables, {"seconds": spent}, as_json=as_json)
-    notes.print(f"Report: {root / 'reports' / experiment_id}.html", soft_wrap=True)
-    shares = (f"{kind} {seconds:.0f} s ({seconds / wall:.1%})" for kind, seconds in spent.items())
-    notes.print(f"Time: {', '.join(shares)}", soft_wrap=True)
+        started = time.perf_counter()
+        finished = compare_contexts(settings, root)
+    seconds = {"start-up": started - start} | finished.seconds
+    tables = _summary(root, finished.experiment_id)
+    _print_summary(tables, {"seconds": seconds}, as_json=as_json)
+    notes.print(f"Report: {root / 'reports' / finished.experiment_id}.html", soft_wrap=True)
+    wall = sum(seconds.values())
+    shares = (f"{kind} {spent:.0f} s ({spent / wall:.1%})" for kind, spent in seconds.items())
+    notes.print(f"Time: {wall:.0f} s: {', '.join(shares)}", soft_wrap=True)
 
 
 @app.command()
@@ -185,7 +171,7 @@ def report(
     workspace: WorkspaceOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Print an experiment's table and write its HTML page.
+    """Print the table of a run and write its HTML page.
 
     Example: sdcore report quickstart
     """
@@ -196,61 +182,12 @@ def report(
     notes.print(f"Report: {page}", soft_wrap=True)
 
 
-@app.command("list")
-def list_(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False) -> None:
-    """List the experiments of a workspace and how far each has come.
-
-    Example: sdcore list --workspace runs
-    """
-    frame = open_store(workspace).query(
-        """
-        SELECT experiment_id, created_at AS started,
-            (SELECT count(*) FROM rollouts r WHERE r.experiment_id = e.experiment_id) AS rollouts,
-            (SELECT max(step) FROM updates u WHERE u.experiment_id = e.experiment_id) AS steps,
-            EXISTS (FROM comparisons c WHERE c.experiment_id = e.experiment_id) AS compared
-        FROM experiments e ORDER BY started DESC
-        """
-    )
-    print(frame.write_json()) if as_json else print_table(frame)
-
-
-@app.command("critic-eval")
-def critic_eval(
-    experiment: Annotated[Path, typer.Argument(help="TOML file with the critic and the problems")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="dotted settings")] = None,
-    solutions: Annotated[int, typer.Option(min=2, help="at most so many are judged")] = 200,
-    processbench: Annotated[
-        Path | None, typer.Option(help="JSONL in ProcessBench's format, for problems of your own")
-    ] = None,
-    workspace: WorkspaceOption = Path("runs"),
-    as_json: JsonOption = False,
-) -> None:
-    """Measure a critic on solutions whose first wrong step is known.
-
-    Example: sdcore critic-eval deployments/experiments/gsm8k-critic.toml --solutions 50
-    """
-    settings = load_experiment(experiment, overrides or [])
-    from flows.servers.own import prefect_server
-
-    with prefect_server(workspace.absolute()) as server_address:
-        with notes.status("starting Prefect"):
-            from flows.critic_eval import critic_eval as flow
-
-            server_address()
-        scores = flow(settings, workspace.absolute(), solutions, processbench)
-    print(json.dumps(scores)) if as_json else print_table(
-        pl.DataFrame([scores]).transpose(
-            include_header=True, header_name="score", column_names=["value"]
-        )
-    )
-
-
 @app.command("build-tiny-solver")
 def build_tiny_solver(
-    folder: Annotated[Path, typer.Argument(help="where the model is written")],
+    folder: Annotated[Path, typer.Argument(help="folder for the model")],
     workspace: WorkspaceOption = Path("runs"),
 ) -> None:
-    """Pre-train builtin:tiny-solver from scratch (minutes on two cores).
+    """Pre-train builtin:tiny-solver from scratch, which takes minutes on two cores.
 
     Example: sdcore build-tiny-solver my-solver
     """
@@ -271,7 +208,7 @@ def _report(root: Path, experiment_id: str) -> Path:
 
 
 def _summary(root: Path, experiment_id: str) -> dict[str, pl.DataFrame]:
-    """The table and what belongs to it."""
+    """Frames of the printed summary, by name."""
     from sdcore.analysis import comparison
 
     store = open_store(root)
@@ -287,11 +224,12 @@ def _summary(root: Path, experiment_id: str) -> dict[str, pl.DataFrame]:
 def _print_summary(
     tables: Mapping[str, pl.DataFrame], more: Mapping[str, object], *, as_json: bool
 ) -> None:
-    """Print the tables; as JSON with what else there is to say of them."""
+    """Print the tables; as JSON together with `more`."""
     from sdcore.reports import printing
 
     if as_json:
-        print(json.dumps({name: frame.to_dicts() for name, frame in tables.items()} | more))
+        frames = {name: frame.to_dicts() for name, frame in tables.items()}
+        print(json.dumps({**frames, **more}))
         return
     for title, frame in printing.printable(**tables):
         print_table(frame, title=title)
@@ -299,11 +237,6 @@ def _print_summary(
 
 def main() -> None:
     """Entry point: errors are messages; tracebacks come with --debug, anywhere on the line."""
-    # Libraries leave a million objects behind that live for good; looking for garbage among them
-    # every 700 allocations makes up a sixth of the time to import them.
-    gc.set_threshold(1_000_000)
-    # Each return from torch or DuckDB waits while a thread of Prefect's runs, 5 ms if not told.
-    sys.setswitchinterval(0.0005)
     debug = "--debug" in sys.argv
     command = partial(app, sorted(sys.argv[1:], key=lambda argument: argument != "--debug"))
     try:
@@ -316,7 +249,21 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        expected = isinstance(error, SdcoreError)
-        text = str(error) if expected else f"{type(error).__name__}: {error}\n  {_UNEXPECTED}"
+        code, text = 1, f"{type(error).__name__}: {error}\n  {_UNEXPECTED}"
+        if isinstance(error, SdcoreError):
+            code, text = error.exit_code, str(error)
         notes.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
-        raise SystemExit(error.exit_code if expected else 1) from None
+        raise SystemExit(code) from None
+    finally:
+        if "prefect" in sys.modules and not debug:
+            _mute_exit()
+
+
+def _mute_exit() -> None:
+    """Let nothing more be printed to standard error.
+
+    Prefect's daemon threads keep modules alive beyond the interpreter's end, of which DuckDB's
+    binding would complain with sixty lines. Nothing is lost by it.
+    """
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

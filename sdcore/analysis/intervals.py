@@ -111,18 +111,19 @@ def half_width(found: MeanSquares, confidence: float) -> Array:
     tests/benchmarks/coverage.py.
     """
     problems, seeds, residual = found.problems, found.seeds, found.residual
-    variance, freedom = np.asarray(found.problem, dtype=np.float64), np.float64(problems - 1)
+    variance: Array = np.asarray(found.problem, dtype=np.float64)
+    freedom: Array = np.asarray(float(problems - 1))
     if seeds > 1:
-        variance = variance + np.maximum(np.asarray(found.seed) - residual, 0)
+        variance = np.asarray(variance + np.maximum(np.asarray(found.seed) - residual, 0))
         squares = (
             np.square(found.problem) / (problems - 1)
             + SEED_WEIGHT * np.square(found.seed) / (seeds - 1)
             + np.square(residual) / ((problems - 1) * (seeds - 1))
         )
-        few = np.divide(variance**2, squares, out=np.ones_like(variance), where=squares > 0)
+        few: Array = np.divide(variance**2, squares, out=np.ones_like(variance), where=squares > 0)
         counts = np.asarray(found.seed) > SEEDS_COUNT * np.asarray(residual)
-        bounds = sorted((seeds - 1, problems - 1))
-        freedom = np.where(counts, np.clip(few, *bounds), problems - 1)
+        few = np.clip(few, min(seeds, problems) - 1, max(seeds, problems) - 1)
+        freedom = np.where(counts, few, problems - 1)
     tail = stdtrit(freedom, (1 + confidence) / 2)
     return np.asarray(tail * np.sqrt(variance / (problems * seeds)))
 

@@ -1,5 +1,6 @@
 """What all sections share: frozen, and an unknown key is an error."""
 
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,3 +19,24 @@ Count = Annotated[int, Field(ge=1)]
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def by_name(
+    base: type[Settings], key: str, models: Callable[[str], type[Settings]]
+) -> Callable[[object], object]:
+    """Return a validator that reads a section with the settings model of what it names.
+
+    Args:
+        base: class of all such sections.
+        key: the setting that holds the name, such as `objective`.
+        models: the settings model of a name.
+    """
+
+    def read(section: object) -> object:
+        if isinstance(section, base) or not isinstance(section, Mapping):
+            return section
+        if not isinstance(section.get(key), str):
+            raise ValueError(f"a setting {key!r} is needed here")
+        return models(section[key]).model_validate(section)
+
+    return read

@@ -21,13 +21,13 @@ from sdcore.config.critic import (
     LlmCriticConfig,
     OracleConfig,
 )
-from sdcore.config.objectives import Condition, DistillConfig, GrpoConfig
+from sdcore.config.objectives import OBJECTIVES, Condition
 from sdcore.config.problems import ProblemsConfig
 from sdcore.config.sampling import EngineConfig, ModelConfig, PromptsConfig, SamplingConfig
 from sdcore.config.training import CADENCE, EvaluationConfig, TrainingConfig, WarmupConfig
 from sdcore.contexts import CONTEXTS, Context, template_context
 from sdcore.errors import ConfigError
-from sdcore.registry import importable
+from sdcore.registry import Registry, importable
 from sdcore.store.schema import content_key
 
 RESERVED = {"base", "diagnose"}
@@ -119,10 +119,10 @@ class Experiment(Settings):
                     f"training.steps_per_round exceeds the {rollouts} rollouts per round of "
                     f"conditions.{name}"
                 )
-            if self.sampling.temperature == 0 and isinstance(condition, GrpoConfig):
+            if self.sampling.temperature == 0 and condition.compares_rollouts:
                 raise ValueError(
                     f"sampling.temperature = 0 makes all rollouts of a group of conditions.{name} "
-                    "equal, and GRPO learns from their differences"
+                    f"equal, and {condition.objective} learns from their differences"
                 )
 
     def _check_critic(self) -> None:
@@ -134,8 +134,8 @@ class Experiment(Settings):
         if self.critic is not None:
             return
         for name, condition in self.conditions.items():
-            context = getattr(condition, "context", "none")
-            if "critique" in self.known_contexts[context].needs:
+            context = condition.teacher_context
+            if context and "critique" in self.known_contexts[context].needs:
                 raise ValueError(f"conditions.{name} needs a critic: add a section [critic]")
         for name in self.diagnose.contexts:
             if "critique" in self.known_contexts[name].needs:
@@ -166,8 +166,8 @@ class Experiment(Settings):
     @property
     def distilled(self) -> tuple[str, ...]:
         """The contexts that conditions train on, each once."""
-        conditions = self.conditions.values()
-        return tuple(dict.fromkeys(c.context for c in conditions if isinstance(c, DistillConfig)))
+        shown = (condition.teacher_context for condition in self.conditions.values())
+        return tuple(dict.fromkeys(context for context in shown if context))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -207,15 +207,18 @@ class Experiment(Settings):
 
     def _digests(self) -> dict[str, str]:
         """Digests of the source code of everything named that is not built in."""
-        named = {(CONTEXTS, name) for name in self.known_contexts.keys() - self.contexts.keys()}
-        digests = {f"{kind.kind} {name}": kind.digest(name) for kind, name in named}
+        named: list[tuple[Registry[Any], str]] = [
+            *((CONTEXTS, name) for name in self.known_contexts.keys() - self.contexts.keys()),
+            *((OBJECTIVES, condition.objective) for condition in self.conditions.values()),
+        ]
+        digests = {f"{registry.kind} {name}": registry.digest(name) for registry, name in named}
         return {name: digest for name, digest in sorted(digests.items()) if digest}
 
     def _named_contexts(self) -> Iterator[tuple[str, str]]:
         """Each setting that names a context, and the name."""
         for name, condition in self.conditions.items():
-            if isinstance(condition, DistillConfig):
-                yield f"conditions.{name}.context", condition.context
+            if condition.teacher_context:
+                yield f"conditions.{name}.context", condition.teacher_context
         for name in self.diagnose.contexts:
             yield "diagnose.contexts", name
         if isinstance(self.critic, LlmCriticConfig) and self.critic.fallback:

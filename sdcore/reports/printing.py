@@ -59,7 +59,7 @@ def markdown(frame: pl.DataFrame) -> str:
 
 
 def _scores(rows: pl.DataFrame) -> pl.DataFrame:
-    k = rows["k"].max()
+    k = rows["k"].drop_nulls()[0]
     metrics = {f"{title}@{k}": _percent(name) for name, title in _METRICS.items()}
     return rows.select(
         "condition",

@@ -18,8 +18,9 @@ from sdcore.training.projection import TokenScores, cat_or_none
 
 _COLUMNS = (
     "loss", "grad_norm", "learning_rate", "rollouts", "tokens", "mean_length", "entropy",
-    "logprob_drift", "logprob_drift_max", "padding_share", "seconds",
+    "first_token_kl", "logprob_drift", "logprob_drift_max", "padding_share", "seconds",
 )  # fmt: skip
+FIRST_TOKEN_KL, FIRST_TOKEN_RATIO = 2.0, 10.0  # nats, times; see `require_paired_start`
 MISMATCH = {torch.float32: 0.01, torch.bfloat16: 0.2}  # nats; see `require_agreement`
 
 
@@ -73,7 +74,8 @@ class TokenSignals(NamedTuple):
 class Update:
     """What one optimizer step did; `loss`, `entropy` and `kl` are means over response tokens.
 
-    `grad_norm` is before clipping, `logprob_drift` the mean |sampler − trainer| log-prob and
+    `grad_norm` is before clipping, `first_token_kl` the mean KL of the first token of each response
+    (None without a teacher), `logprob_drift` the mean |sampler − trainer| log-prob and
     `logprob_drift_max` the largest (None without stored log-probs), `padding_share` that of padded
     positions, both sides counted.
     """
@@ -86,6 +88,7 @@ class Update:
     mean_length: float
     entropy: float
     kl: float | None
+    first_token_kl: float | None
     logprob_drift: float | None
     logprob_drift_max: float | None
     padding_share: float
@@ -125,6 +128,7 @@ def update_of(
     order = [examples[index] for each in passes for index in each.group]
     sampled_T = batches.sampled_logprobs(order)
     drift_T = None if sampled_T is None else (signals.student_logprob - sampled_T).abs()
+    by_example = signals_of(examples, passes)
     return Update(
         loss=sum(each.loss for each in passes),
         grad_norm=grad_norm,
@@ -134,11 +138,12 @@ def update_of(
         mean_length=tokens / len(examples),
         entropy=float(signals.entropy.mean()),
         kl=None if signals.kl is None else float(signals.kl.mean()),
+        first_token_kl=_first_token_kl(by_example),
         logprob_drift=None if drift_T is None else float(drift_T.mean()),
         logprob_drift_max=None if drift_T is None else float(drift_T.max()),
         padding_share=batches.padding_share(examples, [each.group for each in passes]),
         seconds=seconds,
-        signals=signals_of(examples, passes),
+        signals=by_example,
     )
 
 
@@ -180,6 +185,41 @@ def require_finite(examples: Sequence[Example], passes: Sequence[Pass], grad_nor
         where=f"rollouts {', '.join(culprits or [each.rollout_id for each in examples])}",
         fix="the weights are as before the step; lower the learning rate or drop these rollouts",
     )
+
+
+def require_paired_start(signals: Sequence[TokenSignals]) -> None:
+    """Refuse a teacher that expects another beginning of the response than the student writes.
+
+    The first token is an outlier if its mean KL is above `FIRST_TOKEN_KL` nats and above
+    `FIRST_TOKEN_RATIO` times the median KL of all later tokens. Seen before any training: 1e-5
+    nats (tiny-solver), 0.2 to 0.5 (SmolLM2-135M as it is, GSM8K, four contexts), but 4.4 for a
+    teacher that expects a thought where the student has none. Trained on, such a student soon opens
+    its answers with the token of the thought.
+
+    Raises:
+        TrainingError: the first token is an outlier.
+    """
+    first = _first_token_kl(signals)
+    if first is None or not signals:
+        return
+    later_T = torch.cat([each.kl[1:] for each in signals if each.kl is not None])
+    usual = float(later_T.median()) if len(later_T) else 0.0
+    if first > max(FIRST_TOKEN_KL, FIRST_TOKEN_RATIO * usual):
+        raise TrainingError(
+            "the teacher expects another beginning of the response than the student",
+            got=f"a mean KL of {first:.3g} nats at the first token; the median of the later tokens "
+            f"is {usual:.2g}",
+            expected=f"at most {FIRST_TOKEN_KL:g} nats, or {FIRST_TOKEN_RATIO:g} times the median",
+            fix="let the teacher prompt end as the student prompt does: compare "
+            "contexts.teacher_prompt_ids with rollouts.prompt_ids. If the context itself asks for "
+            "another beginning, word prompts.teacher so that it asks for the student's form. "
+            "Nothing was trained",
+        )
+
+
+def _first_token_kl(signals: Sequence[TokenSignals]) -> float | None:
+    first = [float(each.kl[0]) for each in signals if each.kl is not None]
+    return sum(first) / len(first) if first else None
 
 
 def require_agreement(update: Update, dtype: torch.dtype) -> None:

@@ -1,13 +1,9 @@
 """Register policies in MLflow: the best of each condition, and the champion."""
 
-from pathlib import Path
 from typing import NamedTuple
 
-from sdcore.config import Experiment
 from sdcore.errors import SdcoreError
-from tasks.run import live
-from tasks.run.lineage import Lineage, policy_row
-from tasks.track import open_tracking
+from tasks.run.condition_run import ConditionRun
 
 
 class Chosen(NamedTuple):
@@ -18,14 +14,15 @@ class Chosen(NamedTuple):
     round: int
 
 
-def register(base: Lineage) -> None:
+def register(base: ConditionRun) -> None:
     """Register each condition's best seed on validation, and name the best of these.
 
     `champion` is the best of all on validation, unless someone promoted another of this run.
     What trained nothing is not registered.
     """
-    tracking, seen = open_tracking(base.root), set[str]()
-    promoted = tracking.is_promoted(base.experiment)
+    seen = set[str]()
+    with base.session.tracking() as tracking:
+        promoted = tracking.is_promoted(base.experiment)
     for chosen in _ranked(base):
         aliases = [f"champion-{chosen.condition}"]
         if not seen and not promoted:
@@ -35,7 +32,7 @@ def register(base: Lineage) -> None:
             _register(base, chosen, aliases)
 
 
-def promote(experiment: Experiment, root: Path, condition: str, seed: int) -> str:
+def promote(run: ConditionRun) -> str:
     """Make the checkpoint of a condition and seed that validation chose the champion.
 
     Returns:
@@ -44,21 +41,21 @@ def promote(experiment: Experiment, root: Path, condition: str, seed: int) -> st
     Raises:
         SdcoreError: it has not been scored on validation yet, or trained nothing.
     """
-    base = Lineage(experiment, root, condition, seed).base
-    for chosen in _ranked(base):
-        if (chosen.condition, chosen.seed) == (condition, seed):
-            version = _register(base, chosen, ["champion"])
-            open_tracking(root).mark_promoted(experiment)
+    for chosen in _ranked(run.base):
+        if (chosen.condition, chosen.seed) == (run.condition, run.seed):
+            version = _register(run.base, chosen, ["champion"])
+            with run.session.tracking() as tracking:
+                tracking.mark_promoted(run.experiment)
             return version
     raise SdcoreError(
         "nothing to promote",
-        got=f"{condition}/{seed} has no validation score of weights that it trained",
-        where=experiment.experiment_id,
+        got=f"{run.label} has no validation score of weights that it trained",
+        where=run.experiment.experiment_id,
         fix="`sdcore resume` finishes the run; `training_health` says what trained nothing",
     )
 
 
-def _ranked(base: Lineage) -> list[Chosen]:
+def _ranked(base: ConditionRun) -> list[Chosen]:
     """Return the checkpoint that validation chose for each condition and seed, best first.
 
     A condition or seed that trained nothing has none.
@@ -71,9 +68,11 @@ def _ranked(base: Lineage) -> list[Chosen]:
     return [Chosen(*row) for row in rows.iter_rows()]
 
 
-def _register(base: Lineage, chosen: Chosen, aliases: list[str]) -> str:
-    lineage = Lineage(base.experiment, base.root, chosen.condition, chosen.seed)
-    policy = policy_row(lineage, chosen.round)
-    warmed_up = live.base_folder(base) if base.experiment.warmup else None
-    folder = base.root / policy["path"]
-    return open_tracking(base.root).register(base.experiment, policy, folder, aliases, warmed_up)
+def _register(base: ConditionRun, chosen: Chosen, aliases: list[str]) -> str:
+    run = ConditionRun(base.session, base.experiment, chosen.condition, chosen.seed)
+    policy = run.policy(chosen.round)
+    warmed_up = base.session.models.base_folder(base) if base.experiment.warmup else None
+    assert policy.path is not None, "scored policies keep their checkpoints"
+    folder = base.root / policy.path
+    with base.session.tracking() as tracking:
+        return tracking.register(base.experiment, policy, folder, aliases, warmed_up)

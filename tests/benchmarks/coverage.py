@@ -2,8 +2,8 @@
 
 Whole experiments are simulated: problems of different difficulty, two conditions and the base,
 seeds that deviate, two checkpoints of which validation chooses one, 12 samples per test problem.
-Cells vary seeds, problems and the deviation of a condition's accuracy by its seed, 0 to 5 points. The
-truth is the mean over other problems, seeds and validation sets.
+Cells vary seeds, problems and the deviation of a condition's accuracy by its seed, 0 to 5 points.
+The truth is the mean over other problems, seeds and validation sets.
 
 `paired` is the difference of two conditions, `gain` that of one to the base, `before` what an
 interval over problems alone covers of the first. `effect` is the predicted minimum detectable

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -5,10 +7,11 @@ from scipy.stats import chisquare
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from sdcore.config import SamplingConfig
-from sdcore.engines import Completion, Request
+from sdcore.engines import Completion, Engine, Request, Served
 from sdcore.engines.transformers import TransformersEngine, draw
 from sdcore.errors import EngineError, ModelError
 from sdcore.testing import ScriptedEngine
+from tests.helpers.tiny import save
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
@@ -33,6 +36,10 @@ def llama(seed: int = 0, **shape: object) -> LlamaForCausalLM:
 
 def engine(model=None, end_ids=(END,), **settings) -> TransformersEngine:
     return TransformersEngine(model or llama(), end_ids=end_ids, **settings)
+
+
+def live(policy) -> Served:
+    return Served("live", None, Path("base"), live=policy)
 
 
 def requests(samples: int = 3) -> list[Request]:
@@ -212,23 +219,58 @@ def adapted(seed: int):
     return policy.eval()
 
 
-def test_load_merges_the_adapter():
+def test_load_adds_the_adapter():
     policy, sampler = adapted(1), engine()
     before = sampler.generate(requests(), SamplingConfig(max_new_tokens=20))
-    sampler.load(policy)
+    sampler.load(live(policy))
     after = sampler.generate(requests(), SamplingConfig(max_new_tokens=20))
     assert [c.token_ids for c in after] != [c.token_ids for c in before]
     for request, completion in zip(requests(), after, strict=True):
         expected = reference_logprobs(policy, request.prompt_ids, completion.token_ids)
         assert torch.tensor(completion.logprobs).sub(expected).abs().max() < 1e-4
     with policy.disable_adapter():
-        sampler.load(policy)
+        sampler.load(live(policy))
     assert sampler.generate(requests(), SamplingConfig(max_new_tokens=20)) == before
+
+
+def tuned(scale: float, dtype=torch.float32):
+    """A float32 adapter on a model of this type, its B noise of this size."""
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
+    torch.manual_seed(3)
+    policy = get_peft_model(llama().to(dtype), lora)
+    for name, weight in policy.named_parameters():
+        if "lora_" in name:
+            weight.data = weight.data.float()
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=scale)
+    return policy.eval()
+
+
+@pytest.mark.parametrize("scale", [5e-6, 1e-3])
+@pytest.mark.parametrize(("dtype", "most_lost"), [(torch.float32, 1e-6), (torch.bfloat16, 0.01)])
+def test_the_sampler_holds_small_updates(scale, dtype, most_lost):
+    sampler = engine(llama().to(dtype))
+    assert sampler.update_share is None
+    sampler.load(live(tuned(scale, dtype)))
+    assert sampler.update_share == pytest.approx(1, abs=most_lost)
+    sampler.load(live(llama().to(dtype)))
+    assert sampler.update_share is None
+
+
+def test_bfloat16_log_probs_are_those_of_the_adapted_policy():
+    policy = tuned(0.2, torch.bfloat16)
+    sampler = engine(llama().bfloat16())
+    sampler.load(live(policy))
+    drawn = sampler.generate(requests(), SamplingConfig(max_new_tokens=20))
+    for request, completion in zip(requests(), drawn, strict=True):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = reference_logprobs(policy, request.prompt_ids, completion.token_ids)
+        assert torch.tensor(completion.logprobs).sub(expected).abs().mean() < 0.05
 
 
 def test_load_copies_and_leaves_the_policy_alone():
     policy, sampler = llama(seed=2), engine()
-    sampler.load(policy)
+    sampler.load(live(policy))
     before = sampler.generate(requests(), SamplingConfig(max_new_tokens=20))
     with torch.no_grad():
         for weight in policy.parameters():
@@ -238,9 +280,9 @@ def test_load_copies_and_leaves_the_policy_alone():
 
 def test_load_refuses_another_architecture():
     with pytest.raises(ModelError, match="does not fit"):
-        engine().load(llama(num_hidden_layers=1))
+        engine().load(live(llama(num_hidden_layers=1)))
     with pytest.raises(ModelError, match="does not fit"):
-        engine().load(llama(intermediate_size=64))
+        engine().load(live(llama(intermediate_size=64)))
 
 
 def test_scripted_engine_answers_from_a_table_or_a_function():
@@ -255,3 +297,21 @@ def test_scripted_engine_answers_from_a_table_or_a_function():
     assert function.generate([request], SamplingConfig())[0].token_ids == (1, 2)
     with pytest.raises(EngineError, match="too long"):
         function.generate([request], SamplingConfig(max_new_tokens=1))
+
+
+def test_a_folder_of_all_weights_is_loaded_and_no_weights_are_refused(tmp_path):
+    save(llama(seed=2), tmp_path / "trained")
+    from_folder, from_memory = engine(), engine()
+    from_folder.load(Served("p", tmp_path / "trained", tmp_path))
+    from_memory.load(live(llama(seed=2)))
+    sampling = SamplingConfig(max_new_tokens=20)
+    assert from_folder.generate(requests(), sampling) == from_memory.generate(requests(), sampling)
+    with pytest.raises(EngineError, match="no weights"):
+        engine().load(Served("p", None, tmp_path))
+
+
+def test_the_scripted_engine_records_what_was_loaded():
+    scripted: Engine = ScriptedEngine({})
+    scripted.load(live(None))
+    assert scripted.loaded == [live(None)]
+    scripted.close()

@@ -33,8 +33,8 @@ def test_a_trace_is_cut_into_its_steps():
 
 def test_a_token_across_two_steps_stays_in_the_first():
     tokens = [
-        {"token": text, "start": start, "region": "before", "advantage": 0.0, "student_logprob": 0.0,
-         "teacher_logprob": None, "kl": None}
+        {"token": text, "start": start, "region": "before", "advantage": 0.0,
+         "student_logprob": 0.0, "teacher_logprob": None, "kl": None}
         for start, text in ((0, "<step_1>a</step_1"), (17, "><"), (19, "step_2>b</step_2>"))
     ]  # fmt: skip
     cut = lines(tokens, "<step_1>a</step_1><step_2>b</step_2>")
