@@ -19,7 +19,7 @@ from math_verify.grader import should_treat_as_complex, verify
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from sdcore.grading import units
+from sdcore.grading import measures
 from sdcore.grading.reading import (
     Reading,
     Value,
@@ -75,7 +75,7 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its ti
 def readable(text: str) -> bool:
     """Whether a text can be read as mathematics or as words."""
     reading = read(text)
-    plain, _ = units.without_unit(reading.text)
+    plain, _ = measures.without_unit(reading.text)
     return words(plain) is not None or _in_base(plain) is not None or _parsed(plain) is not None
 
 
@@ -89,11 +89,13 @@ def _difference(mine: Reading, theirs: Reading) -> str | None:
         mine = Reading(mine.listed)
     elif theirs.listed and "," in mine.text:
         theirs = Reading(theirs.listed)
-    answer, unit = units.without_unit(mine.text)
-    reference, wanted = units.without_unit(theirs.text)
-    unit = units.registry().Unit(mine.currency) if mine.currency else unit
-    wanted = units.registry().Unit(theirs.currency) if theirs.currency else wanted
-    scale = units.factor(unit, wanted) if unit is not None and wanted is not None else Fraction(1)
+    answer, unit = measures.without_unit(mine.text)
+    reference, wanted = measures.without_unit(theirs.text)
+    unit = measures.registry().Unit(mine.currency) if mine.currency else unit
+    wanted = measures.registry().Unit(theirs.currency) if theirs.currency else wanted
+    scale: Fraction | None = Fraction(1)
+    if unit is not None and wanted is not None:
+        scale = measures.factor(unit, wanted)
     if scale is None and {str(unit), str(wanted)} != {"sterling", "pound"}:  # £5 and 5 pounds
         return DIFFERS
     scale = scale or Fraction(1)
@@ -125,11 +127,10 @@ def _compared(answer: str, reference: str, scaled: bool) -> str | None:
     left, right = _without_name(left, right)
     if left is None or right is None:
         return DIFFERS
-    if not scaled and not _unfinished(right) and (
-        _unfinished(left) or _DIVIDED.search(answer)
-    ):  # fmt: skip
-        return UNFINISHED
-    return None if _equal(left, right) else DIFFERS
+    if not _equal(left, right):
+        return DIFFERS
+    undone = _unfinished(left) or _DIVIDED.search(answer)
+    return UNFINISHED if undone and not scaled and not _unfinished(right) else None
 
 
 def _equal(answer: Any, reference: Any) -> bool:
@@ -334,7 +335,7 @@ def _in_base(text: str) -> int | None:
 
 @cache
 def warm_up() -> None:
-    """Compare one pair of each kind: a process's first comparisons take up to a second otherwise."""
+    """Compare one pair of each kind: otherwise a process's first comparisons take a second."""
     for answer, reference in _KINDS:
         difference(answer, reference)
 
@@ -347,13 +348,17 @@ def _parsed(text: str) -> Any:
         joined = {name for match in _JOINED.finditer(text) for name in match.groups() if name}
         try:
             sets = [_converted(part).as_set() for part in parts]
-        except Exception:  # noqa: BLE001 - the parser raises plain Exceptions
+        except MemoryError:
+            raise
+        except Exception:
             return None
         return _SETS[joined.pop()](*sets) if len(joined) == 1 else None
     text = _TOKEN.sub(_symbol, text)
     try:
         return _converted(text)
-    except Exception:  # noqa: BLE001 - the parser raises plain Exceptions
+    except MemoryError:
+        raise
+    except Exception:
         return None
 
 

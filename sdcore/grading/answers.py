@@ -1,7 +1,7 @@
-"""Does an answer equal the reference? Plain numbers directly, everything else by math-verify.
+"""Grade an answer against a reference: plain values directly, everything else by algebra.
 
-Answers are text that a model wrote, and some cost a computer algebra system hours. Those are
-compared in worker processes, and one that takes too long or too much memory is wrong.
+Answers are text that a model wrote, and some cost a computer algebra system hours. Therefore
+algebra runs in worker processes, and an answer that takes too much time or memory is wrong.
 """
 
 import re
@@ -12,7 +12,8 @@ from functools import lru_cache
 from itertools import permutations
 
 from sdcore.grading import reading
-from sdcore.grading.bounded import Exceeded, run_bounded
+from sdcore.grading.bounded import run_bounded
+from sdcore.grading.worker import Exceeded
 
 MAX_LENGTH = 1000  # characters
 DIFFERS = "differs from the reference"
@@ -31,22 +32,30 @@ class Grade:
 
 
 def grade(answer: str | None, reference: str) -> Grade:
-    """Compare an answer with the reference's final answer. Never raises, and works in any thread.
+    r"""Compare an answer with a reference. No text makes it raise, and any thread may call it.
 
-    Equal are the same text, the same plain number (``1,080``, ``$18.50``), and what math-verify
-    holds to be equal. Currency signs, and a unit after a number, are ignored; ``50%`` is 50 and
-    0.5.
+    Equal are texts with the same value, whatever their notation: ``1,080``, ``$1080``,
+    ``\(x = 1080\)`` and ``The answer is **1080 km.**``. A unit is ignored where the other side has
+    none; two units are converted. ``50%`` equals 50 and 0.5. A decimal equals a value that it
+    rounds to six digits. An answer that leaves an operation between plain numbers undone (``3+4``)
+    is not correct.
+
+    Raises:
+        SdcoreError: the worker processes cannot run on this machine.
     """
     return grade_many([answer], [reference])[0]
 
 
 def grade_many(answers: Sequence[str | None], references: Sequence[str]) -> list[Grade]:
-    """Grade each answer against its own reference; equal pairs are looked at once."""
+    """Grade each answer against its own reference; equal pairs are compared once."""
     pairs = list(zip(answers, references, strict=True))
     direct = {pair: _direct(*pair) for pair in pairs}
-    grades = {pair: found for pair, found in direct.items() if found}
+    grades = {pair: verdict for pair, verdict in direct.items() if verdict}
     hard = [pair for pair in direct if pair not in grades]
-    grades |= zip(hard, _compared(hard), strict=True)
+    differences = run_bounded("sdcore.grading.algebra:difference", hard)
+    for pair, difference in zip(hard, differences, strict=True):
+        reason = difference.reason if isinstance(difference, Exceeded) else difference
+        grades[pair] = Grade(reason is None, reason)
     return [grades[pair] for pair in pairs]
 
 
@@ -92,7 +101,7 @@ def _group_key(answer: str | None) -> Decimal | str | None:
 
 
 def readable_many(references: Sequence[str]) -> list[bool]:
-    """Whether each text can be compared as mathematics or words; a text too costly to read cannot."""
+    """Whether each text can be compared, as mathematics or words; one too costly to read cannot."""
     hard = [text for text in dict.fromkeys(references) if plain_number(text) is None]
     read = run_bounded("sdcore.grading.algebra:readable", [(text,) for text in hard])
     unreadable = {text for text, result in zip(hard, read, strict=True) if result is not True}
@@ -127,8 +136,8 @@ def _by_value(answer: str, reference: str) -> Grade | None:
     mine, theirs = _read(answer), _read(reference)
     if mine.percent != theirs.percent or (mine.currency and theirs.currency):
         return None
-    if mine.listed or theirs.listed:
-        return None
+    if (mine.listed and "," in theirs.text) or (theirs.listed and "," in mine.text):
+        return None  # perhaps lists
     value, wanted = reading.value(mine.text), reading.value(theirs.text)
     if value is None or wanted is None:
         return None

@@ -9,7 +9,6 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import takewhile
 from math import floor, log10
 
 DECIMALS = 6  # a decimal equals a value that it rounds to so many places, or significant digits
@@ -48,7 +47,7 @@ def read(text: str) -> Reading:
 
     Example: ``The answer is **$14,400.**`` → ``14400`` with currency ``dollar``.
     """
-    plain = _unwrapped(_ascii(text))
+    plain = _unwrapped(" ".join(_ascii(text).split()))
     plain, currency = _without_currency(plain)
     plain, marked = _PERCENT.subn("", plain)
     plain = _in_digits(plain)
@@ -209,7 +208,8 @@ _LEAD = re.compile(
 )
 _TAIL = re.compile(
     r"\s*,?\s*(?:is|are)\s+(?:the|my|our|your)\s+(?:final\s+|correct\s+)?(?:answer|result|solution)$"
-    r"|\s*\((?:approximately|approx\.?|rounded|exactly)\)$|\s+(?:in total|altogether|approximately)$",
+    r"|\s*\((?:approximately|approx\.?|rounded|exactly)\)$"
+    r"|\s+(?:in total|altogether|approximately)$",
     re.IGNORECASE,
 )
 
@@ -242,7 +242,7 @@ def _without_lead(text: str) -> str:
 
 
 def _boxed(text: str) -> str:
-    r"""Content of the only ``\boxed{…}`` if just words stand around it; else without the command."""
+    r"""Content of the only ``\boxed{…}`` if just words stand around it, else all of it."""
     boxes = list(_BOX.finditer(text))
     if len(boxes) == 1:
         inside = _braced(text, boxes[0].end())
@@ -298,9 +298,12 @@ def _without_currency(text: str) -> tuple[str, str | None]:
     return _STRAY.sub("", text).strip(), None
 
 
-_UNITS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-          "fifteen sixteen seventeen eighteen nineteen").split()  # fmt: skip
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_UNITS = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
+    "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen",
+    "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _SCALES = {
     "dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6,
     "crore": 10**7, "billion": 10**9, "trillion": 10**12,
@@ -313,7 +316,7 @@ _SMALL = {word: n for n, word in enumerate(_UNITS)} | {
     word: 10 * n for n, word in enumerate(_TENS, 2)
 }
 _SPELT = re.compile(  # twenty-one, 5 million, two and a half, 3 tenths
-    r"(?P<sign>-|minus |negative )?(?P<words>[\d.,]*(?:[\s-]*[A-Za-z]+)+)"
+    r"(?P<sign>-|minus |negative )?(?P<words>[\d.,]*[\s-]*[A-Za-z]+(?:[\s-]+[A-Za-z]+)*)"
 )
 
 
@@ -336,7 +339,8 @@ def _spelt(tokens: list[str]) -> Fraction | None:
     if "and" in tokens[1:-1] and tokens[-1] == "half" and tokens[-2] in ("a", "one"):
         whole = _spelt(tokens[: tokens.index("and")])
         return whole + Fraction(1, 2) if whole is not None else None
-    total, group, part = Fraction(0), None, Fraction(1)
+    total, part = Fraction(0), Fraction(1)
+    group: Fraction | None = None
     for index, token in enumerate(tokens):
         singular = token.removesuffix("s")
         digits = token.replace(",", "")
@@ -345,10 +349,10 @@ def _spelt(tokens: list[str]) -> Fraction | None:
         elif token in _SMALL:
             if group is not None and (group % 100 if _SMALL[token] > 9 else group % 10):
                 return None  # "five six"
-            group = (group or 0) + _SMALL[token]
+            group = (group or Fraction(0)) + _SMALL[token]
         elif token in ("a", "an") and index == 0 and len(tokens) > 1:
             group = Fraction(1)
-        elif token == "and" and group is not None and 0 < index < len(tokens) - 1:
+        elif token in ("and",) and group is not None and 0 < index < len(tokens) - 1:
             continue
         elif singular == "hundred" or singular == "dozen":
             group = (Fraction(1) if group is None else group) * _SCALES[singular]
@@ -369,7 +373,8 @@ _SEPARATOR = (
     r"(?:,\\!|\{,\}|,|\\[,;: ]|~|[ '])"  # 10,\!000  10{,}000  10,000  10\,000  10~000  10 000
 )
 _THOUSANDS = re.compile(
-    rf"(?<![\d.,'])(?<![\d][ ~])([1-9]\d{{0,2}})((?P<mark>{_SEPARATOR})\d{{3}}(?:(?P=mark)\d{{3}})*)"
+    rf"(?<![\d.,'])(?<![\d][ ~])([1-9]\d{{0,2}})"
+    rf"((?P<mark>{_SEPARATOR})\d{{3}}(?:(?P=mark)\d{{3}})*)"
     r"(?!\d|\s*/|,\d)"
 )
 
@@ -392,9 +397,57 @@ def _joined_thousands(text: str) -> str:
 # --- to LaTeX -------------------------------------------------------------------------------------
 
 _NAMES = set(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lim max min gcd lcm det "
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi "
-    "chi psi omega infty infinity inf sqrt or and".split()
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "log",
+        "ln",
+        "exp",
+        "lim",
+        "max",
+        "min",
+        "gcd",
+        "lcm",
+        "det",
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "pi",
+        "rho",
+        "sigma",
+        "tau",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+        "infty",
+        "infinity",
+        "inf",
+        "sqrt",
+        "or",
+        "and",
+    ]
 )
 _FUNCTIONS = re.compile(
     r"(?<![A-Za-z\\{])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
@@ -414,15 +467,28 @@ _VALUE = re.compile(
     """,
     re.VERBOSE | re.ASCII,
 )
+
+
+def _repeating(match: re.Match[str]) -> str:
+    r"""``0.1\overline{6}`` is 1/6: (16 - 1)/90."""
+    whole, fixed, period = match[1] or "0", match[2], match[3]
+    top = int(whole + fixed + period) - int(whole + fixed)
+    bottom = 10 ** len(fixed) * (10 ** len(period) - 1)
+    return rf"\frac{{{top}}}{{{bottom}}}"
+
+
+_PLAIN = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\(?:varnothing|O)\b|\\text\{\s*\\?O\s*\}"), r"\\emptyset "),
     (re.compile(r"(?<=\d)\s*x\s*(?=10\s*\^)"), r"\\cdot "),                # 2 x 10^3
     (re.compile(r"\*\*"), "^"),                                      # 2**3
-    (re.compile(r"<="), r"\\le "), (re.compile(r">="), r"\\ge "), (re.compile(r"!=(?!=)"), r"\\ne "),
+    (re.compile(r"<="), r"\\le "), (re.compile(r">="), r"\\ge "), 
+    (re.compile(r"!=(?!=)"), r"\\ne "),
     (re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?|\.\d+)[eE]([-+]?\d{1,5})(?!\w)"),
      r"\1\\cdot 10^{\2}"),                                           # 2e3
-    (re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?"), lambda m: _repeating(m)),
-    (re.compile(r"(?<![\w.}/^-])(-?)\s*(\d+)\s+(\d+)/(\d+)(?![\d/])"), r"\1\2\\frac{\3}{\4}"),  # 3 1/2
+    (re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?"), _repeating),
+    (re.compile(r"(?<![\w.}/^-])(-?)\s*(\d+)\s+(\d+)/(\d+)(?![\d/])"), 
+     r"\1\2\\frac{\3}{\4}"),                                          # 3 1/2
     (re.compile(r"^([-+]?)\s*(\d+)\s*/\s*(\d+)$"), r"\1\\frac{\2}{\3}"),  # 1/2
     (re.compile(r"^([-+]?)\\[dt]?frac\s*(\d)\s*(\d)$"), r"\1\\frac{\2}{\3}"),  # \frac12
     (re.compile(r"\\frac\{-(\d+)\}\{(\d+)\}$"), r"-\\frac{\1}{\2}"),
@@ -434,14 +500,8 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
 
 
 def _latex(text: str) -> str:
+    if _PLAIN.fullmatch(text):
+        return text
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return text.strip()
-
-
-def _repeating(match: re.Match[str]) -> str:
-    r"""``0.1\overline{6}`` is 1/6: (16 - 1)/90."""
-    whole, fixed, period = match[1] or "0", match[2], match[3]
-    top = int(whole + fixed + period) - int(whole + fixed)
-    bottom = 10 ** len(fixed) * (10 ** len(period) - 1)
-    return rf"\frac{{{top}}}{{{bottom}}}"

@@ -8,13 +8,63 @@ import pint
 
 _LETTERS = frozenset("mgshLlVAWJNKCF")  # units of one letter; "2 a" and "2 e" are algebra
 _PREFIXED = frozenset(  # units that take SI prefixes here: "km", but no "atto-tonne" in "at"
-    "meter gram second liter watt hertz pascal volt ampere joule newton byte bit calorie mole ohm "
-    "farad electron_volt tesla watt_hour".split()
+    [
+        "meter",
+        "gram",
+        "second",
+        "liter",
+        "watt",
+        "hertz",
+        "pascal",
+        "volt",
+        "ampere",
+        "joule",
+        "newton",
+        "byte",
+        "bit",
+        "calorie",
+        "mole",
+        "ohm",
+        "farad",
+        "electron_volt",
+        "tesla",
+        "watt_hour",
+    ]
 )
-_PREFIXES = frozenset("kilo milli centi deci micro mega giga tera nano hecto".split())
+_PREFIXES = frozenset(
+    ["kilo", "milli", "centi", "deci", "micro", "mega", "giga", "tera", "nano", "hecto"]
+)
 _NOT_UNITS = frozenset(  # constants, ratios and everyday words among pint's names
-    "pi zeta hbar sigma alpha gamma lambda tansec gravity percent permille ppm strain at are am pm "
-    "th thou fifth fifths quarter quarters quad decade dot count section".split()
+    [
+        "pi",
+        "zeta",
+        "hbar",
+        "sigma",
+        "alpha",
+        "gamma",
+        "lambda",
+        "tansec",
+        "gravity",
+        "percent",
+        "permille",
+        "ppm",
+        "strain",
+        "at",
+        "are",
+        "am",
+        "pm",
+        "th",
+        "thou",
+        "fifth",
+        "fifths",
+        "quarter",
+        "quarters",
+        "quad",
+        "decade",
+        "dot",
+        "count",
+        "section",
+    ]
 )
 _COUNTED = r"(?:sq(?:uare)?|cu(?:bic)?)?\.? ?units?"  # 188 square units: no unit in particular
 _NAME = re.compile(
@@ -26,7 +76,7 @@ _DEGREE = re.compile(r"\^?\s*\{?\s*\\(?:circ|degree)\s*\}?\s*")  # 90^{\circ}
 _START = re.compile(
     r"""(?<=[\d})\]])(?:\s|~|\\[,;:\s])*
         (?=[^\W\d_] | \\(?:text|textrm|mathrm|mbox|circ|degree)(?![a-z]) | \^\s*\{?\s*\\circ | °
-          | /\s*[A-Za-z]{2})                                    # 5 km  5\,\text{km}  90^\circ  18/hour
+          | /\s*[A-Za-z]{2})                                    # 5 km  90^\circ  18/hour
     | (?:\s|~|\\[,;:\s])*(?=\\(?:text|textrm|mathrm|mbox)\s*\{)  # 2\pi \text{ cm}
     """,
     re.VERBOSE,
@@ -36,10 +86,11 @@ _START = re.compile(
 @cache
 def registry() -> "pint.UnitRegistry[float]":
     """Pint's registry with the currencies that `reading` names."""
-    units = pint.UnitRegistry(cache_folder=None)
-    for line in ("dollar = [money]", "cent = dollar / 100", "euro = [euro]", "sterling = [sterling]",
-                 "yen = [yen]", "rupee = [rupee]", "yuan = [yuan]"):  # fmt: skip
-        units.define(line)
+    units: pint.UnitRegistry[float] = pint.UnitRegistry(cache_folder=None)
+    units.define("dollar = [dollar]")
+    units.define("cent = dollar / 100")
+    for currency in ("euro", "sterling", "yen", "rupee", "yuan"):
+        units.define(f"{currency} = [{currency}]")
     return units
 
 
@@ -56,7 +107,7 @@ def without_unit(text: str) -> tuple[str, "pint.Unit | None"]:
 
 
 def factor(unit: "pint.Unit", other: "pint.Unit") -> Fraction | None:
-    """What a number of `unit` is multiplied with to count in `other`; None if they are not alike."""
+    """Factor from a number in `unit` to one in `other`; None if they measure different things."""
     if unit == other:
         return Fraction(1)
     try:
