@@ -1,7 +1,9 @@
-"""What the self-teacher sees beside the question: a registry, one small function a context.
+"""Contexts: what the self-teacher sees in addition to the question, one small function each.
 
 All contexts of an experiment are built from the same record of one rollout, so that they can be
 compared on identical traces (arXiv 2606.11173). Texts go into the teacher prompt as they are.
+
+To add one, write a function and decorate it with `@context(...)`; see sdcore/README.md.
 """
 
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Literal
 
 from sdcore.errors import ConfigError, DataError
 from sdcore.jinja_sandbox import render, variables
+from sdcore.registry import Entry, Registry, about
 from sdcore.traces import Trace, parse_trace, render_rest
 
 Case = Literal["A", "B", "C", "D"]
@@ -35,7 +38,7 @@ class Critique:
 
 @dataclass(frozen=True)
 class ContextInputs:
-    """All that is known about one rollout; what a source does not have is None."""
+    """Everything known about one rollout; None where the source has no such thing."""
 
     question: str
     solution: str | None  # worked reference solution
@@ -47,30 +50,47 @@ class ContextInputs:
     sibling: str | None = None  # a correct rollout of the same question
 
 
+def _require_fields(names: set[str], where: str) -> None:
+    known = [each.name for each in fields(ContextInputs)]
+    if others := names - {*known}:
+        raise ConfigError(
+            "a rollout has no such field",
+            got=", ".join(sorted(others)),
+            expected=f"any of {', '.join(known)}",
+            where=where,
+        )
+
+
 NULL = "none"  # the context under which the teacher must be the student
 SOURCES = frozenset({"solution", "critique", "other_critique", "sibling"})
-"""The fields of `ContextInputs` that not every rollout has."""
+"""The fields of `ContextInputs` that some rollouts lack."""
+
+Write = Callable[[ContextInputs], str | None]
 
 
 @dataclass(frozen=True)
-class Context:
-    """One way of building the context, and the inputs that it cannot do without."""
+class Context(Entry):
+    """One way to build the context of the teacher's prompt.
 
-    name: str
+    Attributes:
+        needs: fields of `ContextInputs` without which it cannot be built.
+        write: the text for one rollout; None or an empty text is no context.
+        predicted: what is expected of it, with the source.
+    """
+
     needs: frozenset[str]
-    write: Callable[[ContextInputs], str | None]
-    tests: str  # what it is for
-    predicted: str = ""  # what the paper predicts, where it does
+    write: Write
+    predicted: str = ""
 
     def available(self, inputs: ContextInputs) -> bool:
         """Whether the rollout has all that this context needs."""
         return not self._missing(inputs)
 
     def build(self, inputs: ContextInputs) -> str | None:
-        """The context as text; None is no context, where teacher and student prompt are equal.
+        """Return the context as text; None is no context: teacher and student prompt are equal.
 
         Raises:
-            DataError: a need is missing, or is an invalid critique.
+            DataError: a need is missing or is an invalid critique, or what was written is no text.
         """
         if missing := self._missing(inputs):
             raise DataError(
@@ -80,52 +100,60 @@ class Context:
                 where=inputs.question,
                 fix="leave the rollout out where available() is false",
             )
-        return self.write(inputs)
+        text = self.write(inputs)
+        if not isinstance(text, str | None):
+            raise DataError(
+                f"context {self.name!r} is no text",
+                got=repr(text),
+                expected="a string, or None for no context",
+                where=inputs.question,
+            )
+        return text
 
     def _missing(self, inputs: ContextInputs) -> list[str]:
         return [need for need in sorted(self.needs) if not _usable(getattr(inputs, need))]
 
 
-CONTEXTS: dict[str, Context] = {}
+def context(*needs: str) -> Callable[[Write], Context]:
+    """Make a function a context, with the fields of `ContextInputs` that it cannot do without.
 
+    The first paragraph of its docstring says what the context tests, the others what is expected.
+    An experiment file refers to it as `context = "my_module:my_context"`.
 
-def context(*needs: str) -> Callable[[Callable[[ContextInputs], str | None]], Context]:
-    """Register a function as the context of its name, with the `ContextInputs` that it needs.
-
-    Its docstring says in two paragraphs what the context tests and what is predicted.
+    Raises:
+        ConfigError: a need is not a field of `ContextInputs`.
     """
+    _require_fields(set(needs), f"@context({', '.join(map(repr, needs))})")
 
-    def register(write: Callable[[ContextInputs], str | None]) -> Context:
-        tests, _, predicted = cleandoc(write.__doc__ or "").partition("\n\n")
-        about = " ".join(tests.split()), " ".join(predicted.split())
-        CONTEXTS[write.__name__] = Context(write.__name__, frozenset(needs), write, *about)
-        return CONTEXTS[write.__name__]
+    def register(write: Write) -> Context:
+        _, _, predicted = cleandoc(write.__doc__ or "").partition("\n\n")
+        return Context(
+            write.__name__,
+            frozenset(needs),
+            write,
+            " ".join(predicted.split()),
+            about=about(write),
+        )
 
     return register
 
 
 def template_context(name: str, template: str) -> Context:
-    """A context of the user's own: a Jinja template that sees the fields of `ContextInputs`.
+    """Return a context written as a Jinja template over the fields of `ContextInputs`.
 
-    It needs those that it names and that not every rollout has. Where it renders to nothing, the
+    It needs those fields in the template that some rollouts lack. Where it renders to nothing, the
     teacher sees no context.
 
     Raises:
         ConfigError: the template is malformed, or names something else.
     """
     named = variables(template)
-    if unknown := named - {field.name for field in fields(ContextInputs)}:
-        raise ConfigError(
-            "the template names what no rollout has",
-            got=", ".join(sorted(unknown)),
-            expected="any of " + ", ".join(field.name for field in fields(ContextInputs)),
-            where=f"contexts.{name}",
-        )
+    _require_fields(named, f"contexts.{name}")
 
     def write(inputs: ContextInputs) -> str | None:
         return render(template, **vars(inputs)) or None
 
-    return Context(name, frozenset(named & SOURCES), write, tests=template)
+    return Context(name, frozenset(named & SOURCES), write, about=template)
 
 
 @context()
@@ -215,6 +243,17 @@ def shuffled(inputs: ContextInputs) -> str | None:
     `step_aligned`.
     """
     return _corrected(inputs.other_critique)
+
+
+CONTEXTS = Registry(
+    "context",
+    Context,
+    (
+        none, reference, step_aligned, answer_only, outcome, full_quote, omission, sibling,
+        shuffled,
+    ),
+)  # fmt: skip
+"""The contexts that experiment files can name."""
 
 
 def _usable(value: object) -> bool:

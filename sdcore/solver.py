@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdcore.config import Experiment
-from sdcore.engines import Request
+from sdcore.engines import Request, Served
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.errors import ModelError
 from sdcore.models import hub, policies
@@ -14,24 +14,32 @@ from sdcore.models.prompts import student_prompt
 
 
 def save_solver(
-    folder: Path, experiment: Experiment, checkpoint: Path, warmed_up: Path | None = None
+    folder: Path,
+    experiment: Experiment,
+    checkpoint: Path,
+    warmed_up: Path | None = None,
 ) -> None:
-    """Write what `Solver` loads: the weights of a checkpoint and, by name, all else they need.
+    """Write what `Solver` loads: the weights of a checkpoint, settings, and the base's name.
 
-    A base that was warmed up has no name that stands for it: it is copied.
+    Args:
+        folder: to be created.
+        experiment: whose prompts and sampling the solver uses.
+        checkpoint: folder of the trained weights.
+        warmed_up: folder of a warmed-up base, which is copied because no name stands for it.
     """
     adapted = experiment.training.lora is not None
     file = policies.ADAPTER_FILE if adapted else policies.FULL_FILE
-    folder.mkdir(parents=True)
-    shutil.copyfile(checkpoint / file, folder / file)
-    if warmed_up:
-        shutil.copytree(warmed_up, folder / "base")
     base = warmed_up or hub.resolve(experiment.model.name)
     about = {
         "experiment": experiment.model_dump(mode="json"),
         "base_sha256": policies.weights_digest(base),
     }
-    (folder / "solver.json").write_text(json.dumps(about, indent=2), "utf-8")
+    policies.require_intact(checkpoint, file)
+    with policies.replacing(folder) as fresh:
+        shutil.copyfile(checkpoint / file, fresh / file)
+        if warmed_up:
+            shutil.copytree(warmed_up, fresh / "base")
+        (fresh / "solver.json").write_text(json.dumps(about, indent=2), "utf-8")
 
 
 class Solver:
@@ -41,8 +49,10 @@ class Solver:
         """Load the base model and put the saved weights on it.
 
         Raises:
-            ModelError: the name now stands for other weights than those trained from.
+            ModelError: a file is damaged, or the name now stands for other weights than those that
+                training started from.
         """
+        policies.require_intact(folder)
         about = json.loads((folder / "solver.json").read_text("utf-8"))
         self.experiment = Experiment.model_validate(about["experiment"])
         warmed_up = self.experiment.warmup is not None
@@ -64,7 +74,7 @@ class Solver:
         if self.experiment.training.lora:
             trained = policies.attach_lora(trained, self.experiment.training.lora, seed=0)
         policies.load_weights(trained, folder)
-        self._engine.load(trained)
+        self._engine.load(Served("solver", folder, base, live=trained))
 
     def predict(self, questions: Sequence[str]) -> list[str]:
         """One sampled trace for each question; the same call gives the same traces."""

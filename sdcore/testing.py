@@ -1,24 +1,35 @@
-"""A scripted engine: a public fake that answers from a table or a function, for unit tests."""
+"""Public fakes for unit tests: an engine that answers from a table or a function."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 from sdcore.config import SamplingConfig
-from sdcore.engines import Completion, OnProgress, Request, silent
+from sdcore.engines import Completion, OnProgress, Request, Served, silent
 from sdcore.errors import EngineError
 
 Script = Mapping[Request, Completion] | Callable[[Request], Completion]
 
 
 class ScriptedEngine:
-    """Answers each request as the script says, and remembers what it was asked.
+    """Answer each request as the script says, and record what was asked.
 
     Attributes:
         requests: every request so far, in order.
+        loaded: every policy that was loaded so far, in order.
     """
+
+    reads_folders = False
 
     def __init__(self, script: Script) -> None:
         self._script = script
         self.requests: list[Request] = []
+        self.loaded: list[Served] = []
+
+    def load(self, policy: Served) -> None:
+        """Record the policy; the script answers for all alike."""
+        self.loaded.append(policy)
+
+    def close(self) -> None:
+        """Hold nothing that must be freed."""
 
     def generate(
         self,
@@ -26,7 +37,7 @@ class ScriptedEngine:
         sampling: SamplingConfig,
         on_progress: OnProgress = silent,
     ) -> list[Completion]:
-        """The scripted completions, in the order of the requests.
+        """Return the scripted completions, in the order of the requests.
 
         Raises:
             EngineError: the script has no answer, or one longer than `sampling.max_new_tokens`.

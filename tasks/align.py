@@ -7,8 +7,8 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.config import DistillConfig, LlmCriticConfig
-from sdcore.contexts import Context, ContextInputs, Critique
+from sdcore.config import LlmCriticConfig
+from sdcore.contexts import NULL, Context, ContextInputs, Critique
 from sdcore.critics.llm import Critic
 from sdcore.models.prompts import teacher_prompt
 from sdcore.schedule import signal_rounds
@@ -42,7 +42,7 @@ def align(lineage: Lineage, round_: int) -> Reference:
         critiques = criticise(lineage, critic, rollouts) if wanted else {}
         judged = [row for row in rollouts if row["rollout_id"] in critiques]
         frames = {"critiques": critique_rows(lineage, critic, judged, critiques)}
-        if isinstance(lineage.settings, DistillConfig):
+        if lineage.settings.teacher_context is not None:
             frames["contexts"] = context_rows(
                 lineage, critic, _wanted(lineage), rollouts, critiques
             )
@@ -56,12 +56,12 @@ def align(lineage: Lineage, round_: int) -> Reference:
 
 def has_work(lineage: Lineage, round_: int) -> bool:
     """Whether the round has this stage: GRPO needs it only where signals are stored."""
-    return isinstance(lineage.settings, DistillConfig) or _wants_critiques(lineage, round_)
+    return lineage.settings.teacher_context is not None or _wants_critiques(lineage, round_)
 
 
 def _wants_critiques(lineage: Lineage, round_: int) -> bool:
-    settings, known = lineage.settings, lineage.experiment.known_contexts
-    needed = isinstance(settings, DistillConfig) and "critique" in known[settings.context].needs
+    context, known = lineage.settings.teacher_context, lineage.experiment.known_contexts
+    needed = context is not None and "critique" in known[context].needs
     judged = round_ in signal_rounds(lineage.experiment) and lineage.experiment.judge is not None
     return needed or judged
 
@@ -111,7 +111,7 @@ def context_rows(
 def _wanted(lineage: Lineage) -> list[Context]:
     """The condition's context, and the one that stands in where a language model fails."""
     known, critic = lineage.experiment.known_contexts, lineage.experiment.judge
-    context = known[lineage.settings.context]
+    context = known[lineage.settings.teacher_context or NULL]
     falls_back = isinstance(critic, LlmCriticConfig) and "critique" in context.needs
     return [context, known[critic.fallback]] if falls_back and critic.fallback else [context]
 

@@ -8,12 +8,11 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.config import GrpoConfig
 from sdcore.models.policies import weights_digest
 from sdcore.schedule import Stage, checkpoint_rounds, signal_rounds
 from sdcore.store.schema import TABLES
 from sdcore.system.stopwatch import STOPWATCH
-from sdcore.training.losses import group_advantages
+from sdcore.training.objectives import group_signals, objective_of
 from sdcore.training.results import require_agreement
 from sdcore.training.token_signals import signal_frame
 from sdcore.training.trainer import Example, Trainer, Update
@@ -91,8 +90,8 @@ def finished_rounds(lineage: Lineage) -> int:
 def _trained(lineage: Lineage, trainer: Trainer, examples: list[Example]) -> list[Update]:
     """The round's steps, each on its share of the rollouts; fewer where those are fewer."""
     steps = min(lineage.experiment.training.steps_per_round, len(examples))
-    off_temperature = lineage.experiment.sampling.temperature != 1
-    if steps > 1 and off_temperature and isinstance(lineage.settings, GrpoConfig):
+    objective = objective_of(lineage.settings, lineage.experiment.sampling.temperature)
+    if steps > 1 and objective.remembers:
         examples = trainer.remember(examples)
     return [trainer.step(examples[start::steps]) for start in range(steps)]
 
@@ -100,16 +99,14 @@ def _trained(lineage: Lineage, trainer: Trainer, examples: list[Example]) -> lis
 def _with_contexts(lineage: Lineage, round_: int) -> pl.DataFrame:
     """The round's rollouts that train: with their context for distillation, all for GRPO."""
     rollouts = round_rollouts(lineage, round_)
-    if isinstance(lineage.settings, GrpoConfig):
+    if not objective_of(lineage.settings).prompted:
         return rollouts.with_columns(context=pl.lit(None), teacher_prompt_ids=pl.lit(None))
     contexts = round_contexts(lineage, round_).select("rollout_id", "context", "teacher_prompt_ids")
     return rollouts.join(contexts, on="rollout_id", maintain_order="left")
 
 
 def _examples(lineage: Lineage, rollouts: pl.DataFrame) -> list[Example]:
-    advantages = [None] * len(rollouts)
-    if isinstance(lineage.settings, GrpoConfig):
-        advantages, _ = _group_advantages(lineage.settings, rollouts)
+    advantages, _ = _group_signals(lineage, rollouts)
     return [
         Example(
             rollout_id=row["rollout_id"],
@@ -123,11 +120,9 @@ def _examples(lineage: Lineage, rollouts: pl.DataFrame) -> list[Example]:
     ]
 
 
-def _group_advantages(settings: GrpoConfig, rollouts: pl.DataFrame) -> tuple[list[float], int]:
-    """Advantages in row order; the rows are sorted so that a group's rollouts are neighbours."""
-    rewards_PG = torch.tensor(rollouts["correct"].to_list(), dtype=torch.float32)
-    advantages_PG, zero_variance = group_advantages(rewards_PG.view(-1, settings.group_size))
-    return advantages_PG.flatten().tolist(), int(zero_variance)
+def _group_signals(lineage: Lineage, rollouts: pl.DataFrame) -> tuple[list[float | None], int]:
+    """Advantages in row order, and groups without a signal; a group's rows are neighbours."""
+    return group_signals(objective_of(lineage.settings), rollouts["correct"].to_list())
 
 
 def _saves(lineage: Lineage, round_: int) -> bool:
@@ -172,9 +167,7 @@ def _make_way(lineage: Lineage, round_: int, policy_id: str) -> None:
 def _updates(
     lineage: Lineage, round_: int, policy_id: str, rollouts: pl.DataFrame, updates: list[Update]
 ) -> pl.DataFrame:
-    silent = 0
-    if isinstance(lineage.settings, GrpoConfig):
-        _, silent = _group_advantages(lineage.settings, rollouts)
+    _, silent = _group_signals(lineage, rollouts)
     first = round_ * lineage.experiment.training.steps_per_round + 1
     rows = [
         lineage.columns

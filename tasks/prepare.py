@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 import sdcore
-from sdcore.config import DistillConfig, Experiment
+from sdcore.config import Experiment
 from sdcore.errors import ConfigError
 from sdcore.models import policies
 from sdcore.problems.splits import Loaded, load_problems
@@ -38,9 +38,11 @@ def prepare(base: Lineage) -> Reference:
     """Store the experiment, its problems and the named model's policy, unless they are there.
 
     Raises:
-        ConfigError: a condition shows the teacher solutions, and the source has none.
+        ConfigError: a condition shows the teacher solutions, and the source has none; or the code
+            of a plugin has changed.
         DataError: the source does not have the problems that are asked for.
     """
+    base.experiment.require_same_plugins()
     experiment_id = pl.lit(base.experiment.experiment_id)
     if not len(base.store.rows("experiments", experiment_id=base.experiment.experiment_id)):
         with STOPWATCH.measure("compute"):
@@ -67,7 +69,8 @@ def _require_solutions(experiment: Experiment, problems: pl.DataFrame) -> None:
     missing = problems.filter(pl.col("solution").is_null(), split="train")
     known = experiment.known_contexts
     for name, condition in experiment.conditions.items():
-        needs = known[condition.context].needs if isinstance(condition, DistillConfig) else ()
+        context = condition.teacher_context
+        needs = known[context].needs if context is not None else frozenset[str]()
         if "solution" in needs and len(missing):
             raise ConfigError(
                 f"condition {name!r} shows the teacher reference solutions, and problems lack one",

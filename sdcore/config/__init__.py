@@ -9,8 +9,17 @@ from sdcore.config.critic import (
     OracleConfig,
 )
 from sdcore.config.experiment import RESERVED, Experiment
-from sdcore.config.objectives import Condition, DistillConfig, GrpoConfig, TeacherConfig
-from sdcore.config.overrides import drift, load_experiment
+from sdcore.config.objectives import (
+    OBJECTIVES,
+    Condition,
+    ConditionSettings,
+    DistillConfig,
+    GrpoConfig,
+    ObjectiveEntry,
+    TeacherConfig,
+    objective,
+)
+from sdcore.config.overrides import drift, load_experiment, read_settings
 from sdcore.config.problems import (
     ArithmeticConfig,
     BandConfig,
@@ -27,9 +36,11 @@ from sdcore.config.training import (
 )
 
 __all__ = [
-    "CADENCE", "OPERATIONAL", "RESERVED", "ArithmeticConfig", "BandConfig", "ChecksConfig",
-    "Condition", "Count", "CriticConfig", "DiagnoseConfig", "DistillConfig", "EngineConfig",
-    "EvaluationConfig", "Experiment", "GrpoConfig", "LlmCriticConfig", "LoraConfig", "ModelConfig",
-    "Name", "OracleConfig", "ProblemsConfig", "PromptsConfig", "SamplingConfig", "Settings",
-    "Share", "TeacherConfig", "TrainingConfig", "WarmupConfig", "drift", "load_experiment",
+    "CADENCE", "OBJECTIVES", "OPERATIONAL", "RESERVED", "ArithmeticConfig", "BandConfig",
+    "ChecksConfig", "Condition", "ConditionSettings", "Count", "CriticConfig", "DiagnoseConfig",
+    "DistillConfig", "EngineConfig", "EvaluationConfig", "Experiment", "GrpoConfig",
+    "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name", "ObjectiveEntry", "OracleConfig",
+    "ProblemsConfig", "PromptsConfig", "SamplingConfig", "Settings", "Share", "TeacherConfig",
+    "TrainingConfig", "WarmupConfig", "drift", "load_experiment", "objective",
+    "read_settings",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """What all sections share: frozen, and an unknown key is an error."""
 
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,10 +21,22 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _unset(value: object) -> bool:
-    return value is None
+def by_name(
+    base: type[Settings], key: str, models: Callable[[str], type[Settings]]
+) -> Callable[[object], object]:
+    """Return a validator that reads a section with the settings model of what it names.
 
+    Args:
+        base: class of all such sections.
+        key: the setting that holds the name, such as `objective`.
+        models: the settings model of a name.
+    """
 
-def _later(default: Any, **about: Any) -> Any:
-    """A setting that came later: unused, it is no part of the fingerprint."""
-    return Field(default, exclude_if=lambda value: value == default, **about)
+    def read(section: object) -> object:
+        if isinstance(section, base) or not isinstance(section, Mapping):
+            return section
+        if not isinstance(section.get(key), str):
+            raise ValueError(f"a setting {key!r} is needed here")
+        return models(section[key]).model_validate(section)
+
+    return read

@@ -5,7 +5,6 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sdcore.config.base import Settings
-from sdcore.contexts import CONTEXTS
 
 
 class OracleConfig(Settings):
@@ -56,9 +55,6 @@ class LlmCriticConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        context = CONTEXTS.get(self.fallback or "none")
-        if context is None or "critique" in context.needs:
-            raise ValueError(f"critic.fallback: {self.fallback!r} is no context without critiques")
         if self.api_key_env and self.api_key_block:
             raise ValueError("critic.api_key_env and critic.api_key_block: only one of them")
         return self

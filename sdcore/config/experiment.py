@@ -1,16 +1,19 @@
-"""The experiment file: typed, frozen, bounded; unknown keys are refused.
+"""The experiment: one TOML file plus dotted overrides (``training.rounds=3``).
 
-An experiment is one TOML file plus dotted overrides (``training.rounds=3``). Its fingerprint is the
-hash of the fully resolved settings and names every row that the experiment writes.
+Its fingerprint is the hash of all settings that can change a result, and of the source code of
+everything that it names and that is not built in. It names every row that the experiment writes.
+Stored settings are complete: a default that changes later changes no stored experiment.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
+from pydantic_core.core_schema import ValidationInfo
 
-from sdcore.config.base import Name, Settings, _unset
+from sdcore.config.base import Name, Settings
 from sdcore.config.critic import (
     OPERATIONAL,
     CriticConfig,
@@ -18,21 +21,17 @@ from sdcore.config.critic import (
     LlmCriticConfig,
     OracleConfig,
 )
-from sdcore.config.objectives import Condition, DistillConfig, GrpoConfig
+from sdcore.config.objectives import OBJECTIVES, Condition
 from sdcore.config.problems import ProblemsConfig
-from sdcore.config.sampling import (
-    EngineConfig,
-    ModelConfig,
-    PromptsConfig,
-    SamplingConfig,
-    _in_process,
-)
+from sdcore.config.sampling import EngineConfig, ModelConfig, PromptsConfig, SamplingConfig
 from sdcore.config.training import CADENCE, EvaluationConfig, TrainingConfig, WarmupConfig
 from sdcore.contexts import CONTEXTS, Context, template_context
+from sdcore.errors import ConfigError
+from sdcore.registry import Registry, importable
 from sdcore.store.schema import content_key
 
 RESERVED = {"base", "diagnose"}
-"""What tables call the untrained policy, and the rows of the preflight."""
+"""Condition names with a meaning in the tables: the untrained policy, and the preflight."""
 
 
 class Experiment(Settings):
@@ -40,43 +39,65 @@ class Experiment(Settings):
 
     name: Name
     description: str = ""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="one training run per seed")
     model: ModelConfig
     problems: ProblemsConfig
     prompts: PromptsConfig = PromptsConfig()
     sampling: SamplingConfig = SamplingConfig()
-    engine: EngineConfig = Field(EngineConfig(), exclude_if=_in_process)
+    engine: EngineConfig = EngineConfig()
     warmup: WarmupConfig | None = Field(
-        None, exclude_if=_unset, description="absent: the named model is the base as it is"
+        None, description="absent: training starts from the named model itself"
     )
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     critic: CriticConfig | None = Field(
         None,
-        exclude_if=lambda critic: critic is None,
-        description="absent: the oracle where the problems are arithmetic, else none",
+        validate_default=True,
+        description="absent: the oracle if problems.source is arithmetic, otherwise no critic",
     )
-    diagnose: DiagnoseConfig = DiagnoseConfig()
     contexts: dict[Name, str] = Field(
         {},
-        exclude_if=lambda contexts: not contexts,
-        description="contexts of the user's own, by name: Jinja templates that see question, "
-        "solution, reference, trace, correct, critique, other_critique and sibling",
+        description="your own contexts by name: Jinja templates over question, solution, "
+        "reference, trace, correct, critique, other_critique and sibling",
     )
+    diagnose: DiagnoseConfig = DiagnoseConfig()
     conditions: dict[Name, Condition] = Field(min_length=1)
+    modules: Path | None = Field(
+        None,
+        description="folder of the Python modules that the settings name as module:attribute; "
+        "absent: the folder of the experiment file",
+    )
+    plugins: dict[str, str] = Field(
+        {},
+        description="digests of the source code of everything named that is not built in; filled "
+        "in by sdcore",
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _find_modules(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        folder = data.get("modules") if isinstance(data, Mapping) else None
+        with importable(folder if isinstance(folder, str | Path) else None):
+            return handler(data)
+
+    @field_validator("critic")
+    @classmethod
+    def _exact_critic(cls, critic: Any, info: ValidationInfo) -> Any:
+        problems = info.data.get("problems")
+        if critic is None and problems is not None and problems.source == "arithmetic":
+            return OracleConfig(kind="oracle")
+        return critic
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds repeat: {self.seeds}")
         if taken := self.conditions.keys() & RESERVED:
-            raise ValueError(f"condition names that are taken: {', '.join(sorted(taken))}")
-        if taken := self.contexts.keys() & CONTEXTS:
-            raise ValueError(f"contexts: names that are taken: {', '.join(sorted(taken))}")
-        for name in (*self.diagnose.contexts, *self.distilled):
-            if name not in self.known_contexts:
-                known = ", ".join(sorted(self.known_contexts))
-                raise ValueError(f"context {name!r} is not one of {known}")
+            raise ValueError(f"conditions: reserved names: {', '.join(sorted(taken))}")
+        if taken := self.contexts.keys() & {*CONTEXTS}:
+            raise ValueError(f"contexts: names of built-in contexts: {', '.join(sorted(taken))}")
+        if not self.plugins:  # else they are stored ones
+            object.__setattr__(self, "plugins", self._digests())
         if self.training.questions_per_round > self.problems.train:
             raise ValueError("training.questions_per_round exceeds problems.train")
         if self.training.sharded and self.warmup:
@@ -84,7 +105,7 @@ class Experiment(Settings):
         if self.engine.urls and (self.training.lora is None or self.warmup is not None):
             raise ValueError(
                 "engine.urls: running servers take adapters of the named model only: "
-                "set training.lora and no warmup, or let a server be started"
+                "set training.lora and no warmup, or let sdcore start a server"
             )
         self._check_rollouts()
         self._check_critic()
@@ -95,24 +116,29 @@ class Experiment(Settings):
             rollouts = self.training.questions_per_round * condition.group_size
             if self.training.steps_per_round > rollouts:
                 raise ValueError(
-                    f"training.steps_per_round exceeds the {rollouts} rollouts of a round of "
+                    f"training.steps_per_round exceeds the {rollouts} rollouts per round of "
                     f"conditions.{name}"
                 )
-            if self.sampling.temperature == 0 and isinstance(condition, GrpoConfig):
+            if self.sampling.temperature == 0 and condition.compares_rollouts:
                 raise ValueError(
-                    f"sampling.temperature = 0 gives each group of conditions.{name} one and the "
-                    "same rollout: GRPO learns from their differences"
+                    f"sampling.temperature = 0 makes all rollouts of a group of conditions.{name} "
+                    f"equal, and {condition.objective} learns from their differences"
                 )
 
     def _check_critic(self) -> None:
         if isinstance(self.critic, OracleConfig) and self.problems.source != "arithmetic":
             raise ValueError("critic.kind: the oracle judges arithmetic problems only")
+        fallback = getattr(self.critic, "fallback", None)
+        if fallback and "critique" in self.known_contexts[fallback].needs:
+            raise ValueError(f"critic.fallback: {fallback} needs a critique itself")
+        if self.critic is not None:
+            return
         for name, condition in self.conditions.items():
-            context = self.known_contexts[getattr(condition, "context", "none")]
-            if self.judge is None and "critique" in context.needs:
+            context = condition.teacher_context
+            if context and "critique" in self.known_contexts[context].needs:
                 raise ValueError(f"conditions.{name} needs a critic: add a section [critic]")
         for name in self.diagnose.contexts:
-            if self.judge is None and "critique" in self.known_contexts[name].needs:
+            if "critique" in self.known_contexts[name].needs:
                 raise ValueError(
                     f"diagnose.contexts: {name} needs a critic: add a section [critic]"
                 )
@@ -120,41 +146,80 @@ class Experiment(Settings):
     @property
     def judge(self) -> OracleConfig | LlmCriticConfig | None:
         """The critic in use; None where there is none."""
-        if self.critic is None and self.problems.source == "arithmetic":
-            return OracleConfig(kind="oracle")
         return self.critic
 
     @cached_property
     def known_contexts(self) -> Mapping[str, Context]:
-        """The registered contexts and the file's own, by name.
+        """The built-in contexts, the file's own, and those from elsewhere that it names.
 
         Raises:
-            ConfigError: a template is malformed, or names something that rollouts do not have.
+            ConfigError: a name is unknown, or a template is malformed or names something that
+                rollouts do not have.
         """
-        own = {name: template_context(name, text) for name, text in self.contexts.items()}
-        return CONTEXTS | own
+        known = {each.name: each for each in CONTEXTS.builtin}
+        known |= {name: template_context(name, text) for name, text in self.contexts.items()}
+        for where, name in self._named_contexts():
+            if name not in known:
+                known[name] = CONTEXTS.get(name, others=self.contexts, where=where)
+        return known
 
     @property
     def distilled(self) -> tuple[str, ...]:
         """The contexts that conditions train on, each once."""
-        conditions = self.conditions.values()
-        return tuple(dict.fromkeys(c.context for c in conditions if isinstance(c, DistillConfig)))
+        shown = (condition.teacher_context for condition in self.conditions.values())
+        return tuple(dict.fromkeys(context for context in shown if context))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of every resolved setting that can change a result.
+        """Hash of every setting that can change a result.
 
-        Left out are the description, the preflight, where servers are and what they cost.
-
-        A setting that came later is in it only where it is used (`exclude_if`), so that runs from
-        before keep their names.
+        Left out are the description, the preflight, where servers and modules are, and what
+        critics cost.
         """
         where = set(EngineConfig.model_fields) - {"kind"}
         left_out: dict[str, Any] = {"engine": where, "critic": OPERATIONAL, "training": CADENCE}
-        left_out |= {"description": True, "diagnose": True}
+        left_out |= {"description": True, "diagnose": True, "modules": True}
         return content_key(self.model_dump(mode="json", exclude=left_out))
 
     @property
     def experiment_id(self) -> str:
         """Name and start of the fingerprint: the same file again is the same run."""
         return f"{self.name}-{self.fingerprint[:8]}"
+
+    def require_same_plugins(self) -> None:
+        """Refuse to go on with an experiment whose own code has changed.
+
+        Raises:
+            ConfigError: the source code of a plugin is not the one that the experiment has stored.
+        """
+        with importable(self.modules):
+            now = self._digests()
+        names = sorted({*now, *self.plugins})
+        changed = [name for name in names if now.get(name) != self.plugins.get(name)]
+        if changed:
+            raise ConfigError(
+                "the code of a plugin is not the one that this experiment was started with",
+                got=", ".join(f"{name} {now.get(name, 'gone')[:8]}" for name in changed),
+                expected=", ".join(self.plugins.get(name, "none")[:8] for name in changed),
+                where=self.experiment_id,
+                fix="bring the old code back, or start a new run from the experiment file",
+            )
+
+    def _digests(self) -> dict[str, str]:
+        """Digests of the source code of everything named that is not built in."""
+        named: list[tuple[Registry[Any], str]] = [
+            *((CONTEXTS, name) for name in self.known_contexts.keys() - self.contexts.keys()),
+            *((OBJECTIVES, condition.objective) for condition in self.conditions.values()),
+        ]
+        digests = {f"{registry.kind} {name}": registry.digest(name) for registry, name in named}
+        return {name: digest for name, digest in sorted(digests.items()) if digest}
+
+    def _named_contexts(self) -> Iterator[tuple[str, str]]:
+        """Each setting that names a context, and the name."""
+        for name, condition in self.conditions.items():
+            if condition.teacher_context:
+                yield f"conditions.{name}.context", condition.teacher_context
+        for name in self.diagnose.contexts:
+            yield "diagnose.contexts", name
+        if isinstance(self.critic, LlmCriticConfig) and self.critic.fallback:
+            yield "critic.fallback", self.critic.fallback

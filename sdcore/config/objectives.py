@@ -1,43 +1,82 @@
-"""What a condition is trained by."""
+"""The objectives of conditions: their settings, and the registry that finds them by name.
 
-from typing import Annotated, Literal, Self
+The implementations are in `sdcore.training.objectives` and are imported when training starts, so
+that reading settings loads no torch.
+"""
 
-from pydantic import Field, model_validator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from sdcore.config.base import Settings
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
+from sdcore.config.base import Settings, by_name
+from sdcore.errors import ConfigError
+from sdcore.registry import Entry, Registry, about
 
 
 class TeacherConfig(Settings):
-    """Which weights score the context-conditioned prompt."""
+    """The weights of the self-teacher, which scores the responses after the teacher's prompt."""
 
-    kind: Literal["frozen", "live", "ema", "trust_region"] = "frozen"
+    kind: Literal["frozen", "live", "ema", "trust_region"] = Field(
+        "frozen",
+        description="frozen: the initial weights; live: the student's; ema: their moving average; "
+        "trust_region: a mixture of the initial and the live logits",
+    )
     decay: float = Field(
-        0.99, ge=0, lt=1, description="of the EMA: teacher = decay teacher + (1 - decay) student"
+        0.99, ge=0, lt=1, description="of ema: average = decay * average + (1 - decay) * student"
     )
     mix: float = Field(
-        0.5, gt=0, le=1, description="trust region: logits = (1 - mix) initial + mix live"
+        0.5, gt=0, le=1, description="of trust_region: logits = (1 - mix) * initial + mix * live"
     )
 
 
-class DistillConfig(Settings):
-    """Self-distillation of the context-conditioned teacher into the student."""
+class ConditionSettings(Settings):
+    """Settings that every objective has. The settings of an objective derive from this class.
+
+    An objective with a setting `context` trains against a teacher whose prompt shows that context.
+
+    Attributes:
+        compares_rollouts: the objective learns from differences within a group, so that greedy
+            sampling, which makes all of them equal, is refused.
+    """
+
+    compares_rollouts: ClassVar[bool] = False
+
+    objective: str
+    learning_rate: float = Field(gt=0, le=1, description="peak learning rate of AdamW")
+    group_size: int = Field(1, ge=1, description="rollouts per question")
+
+    @property
+    def teacher_context(self) -> str | None:
+        """Name of the context in the teacher's prompt; None if the teacher needs no prompt."""
+        return getattr(self, "context", None)
+
+
+class DistillConfig(ConditionSettings):
+    """Distil the self-teacher, which is shown the context, into the student."""
 
     objective: Literal["distill"]
-    context: str = Field(description="a registered context, or one of the file's own")
-    learning_rate: float = Field(gt=0, le=1)
-    group_size: int = Field(1, ge=1, description="rollouts a question")
+    context: str = Field(
+        description="a built-in context, one of the section [contexts], or module:attribute"
+    )
     teacher: TeacherConfig = TeacherConfig()
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "policy_gradient"] = "forward_kl"
-    beta: float = Field(0.5, gt=0, lt=1, description="of the generalised Jensen-Shannon divergence")
+    beta: float = Field(
+        0.5, gt=0, lt=1, description="of divergence = jsd, the weight of the teacher in the mixture"
+    )
     support: Literal["vocabulary", "teacher", "student"] = Field(
-        "vocabulary", description="whole vocabulary, or one side's top_k tokens and a tail bucket"
+        "vocabulary",
+        description="the whole vocabulary, or the top_k tokens of one side and the rest as one",
     )
     top_k: int = Field(100, ge=1, description="tokens of a teacher or student support")
     temperature: float = Field(
-        1.0, gt=0, description="of both softmaxes; not the sampling temperature"
+        1.0, gt=0, description="of student and teacher in the loss; not the sampling temperature"
     )
-    clip: Literal["none", "token", "entry"] = "none"
-    clip_value: float = Field(10.0, gt=0)
+    clip: Literal["none", "token"] = Field(
+        "none", description="token: the loss and the gradient of a token are scaled to clip_value"
+    )
+    clip_value: float = Field(10.0, gt=0, description="largest loss of a token, nats")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -48,18 +87,80 @@ class DistillConfig(Settings):
         return self
 
 
-class GrpoConfig(Settings):
-    """Group-relative policy optimisation on the binary reward (arXiv 2402.03300)."""
+class GrpoConfig(ConditionSettings):
+    """Optimise the policy on the rewards of groups of rollouts (GRPO, arXiv 2402.03300)."""
+
+    compares_rollouts: ClassVar[bool] = True
 
     objective: Literal["grpo"]
-    learning_rate: float = Field(gt=0, le=1)
-    group_size: int = Field(8, ge=2)
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    clip_high: float = Field(0.2, gt=0)
+    group_size: int = Field(8, ge=2, description="rollouts per question")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped at 1 - clip_low")
+    clip_high: float = Field(0.2, gt=0, description="the ratio is clipped at 1 + clip_high")
     kl_coefficient: float = Field(0.0, ge=0, description="weight of the KL to the initial policy")
     normalise: Literal["token", "sequence"] = Field(
-        "token", description="average over tokens or sequences"
+        "token", description="average over tokens, or over sequences of their means over tokens"
     )
 
 
-Condition = Annotated[DistillConfig | GrpoConfig, Field(discriminator="objective")]
+@dataclass(frozen=True)
+class ObjectiveEntry(Entry):
+    """A registered objective.
+
+    Attributes:
+        settings: model of its section `conditions.<name>`.
+        implementation: subclass of `sdcore.training.objectives.Objective`, or its import path.
+    """
+
+    settings: type[ConditionSettings]
+    implementation: type[Any] | str
+
+
+OBJECTIVES = Registry(
+    "objective",
+    ObjectiveEntry,
+    (
+        ObjectiveEntry(
+            "distill",
+            DistillConfig,
+            "sdcore.training.objectives:Distillation",
+            about=about(DistillConfig),
+        ),
+        ObjectiveEntry(
+            "grpo", GrpoConfig, "sdcore.training.objectives:Grpo", about=about(GrpoConfig)
+        ),
+    ),
+)
+"""The objectives that conditions can name."""
+
+
+def objective(settings: type[ConditionSettings]) -> Callable[[type[Any]], ObjectiveEntry]:
+    """Make a subclass of `sdcore.training.objectives.Objective` an objective with these settings.
+
+    An experiment file refers to it as `objective = "my_module:MyObjective"`.
+
+    Raises:
+        ConfigError: the settings do not derive from `ConditionSettings`.
+    """
+    if not (isinstance(settings, type) and issubclass(settings, ConditionSettings)):
+        raise ConfigError(
+            "an objective needs a settings model",
+            got=settings,
+            expected="@objective(MySettings), a subclass of ConditionSettings",
+        )
+
+    def register(implementation: type[Any]) -> ObjectiveEntry:
+        name = implementation.__name__
+        return ObjectiveEntry(name, settings, implementation, about=about(implementation))
+
+    return register
+
+
+Condition = Annotated[
+    SerializeAsAny[ConditionSettings],
+    BeforeValidator(
+        by_name(ConditionSettings, "objective", lambda name: OBJECTIVES[name].settings),
+        json_schema_input_type=Annotated[
+            DistillConfig | GrpoConfig, Field(discriminator="objective")
+        ],
+    ),
+]

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdcore.config.base import Count, Settings, Share, _later
+from sdcore.config.base import Count, Settings, Share
 
 NEEDED = {  # settings of problems, and the sources that cannot do without
     "path": ("jsonl", "csv", "parquet", "duckdb"),
@@ -61,14 +61,14 @@ class ProblemsConfig(Settings):
 
     source: Literal["arithmetic", "jsonl", "csv", "parquet", "duckdb", "dataset", "reasoning_gym"]
     path: Path | None = Field(None, description="the file of jsonl, csv, parquet or duckdb")
-    query: str | None = _later(None, description="SQL, for source = duckdb")
-    name: str | None = _later(
+    query: str | None = Field(None, description="SQL, for source = duckdb")
+    name: str | None = Field(
         None, description="dataset: hub id or local folder; reasoning_gym: the generator"
     )
-    subset: str | None = _later(None, description="configuration of the dataset")
-    part: str = _later("train", description="the dataset's own split that is read")
-    options: dict[str, Any] = _later({}, description="of the reasoning_gym generator")
-    limit: Count | None = _later(None, description="rows that are read, at most")
+    subset: str | None = Field(None, description="configuration of the dataset")
+    part: str = Field("train", description="the dataset's own split that is read")
+    options: dict[str, Any] = Field({}, description="of the reasoning_gym generator")
+    limit: Count | None = Field(None, description="rows that are read, at most")
     question: str = Field("question", description="column of the question")
     solution: str = Field("solution", description="column of the reference solution")
     answer: str = Field("answer", description="column of the final answer")
@@ -76,15 +76,20 @@ class ProblemsConfig(Settings):
         None,
         description="regular expression whose one group is the final answer in the answer text",
     )
-    arithmetic: ArithmeticConfig = _later(ArithmeticConfig())
+    arithmetic: ArithmeticConfig = ArithmeticConfig()
     train: Count = 256
     validation: Count = 64
     test: Count = 200
-    test_share: Share = _later(0.2, description="of a source's questions, by hash")
-    validation_share: Share = _later(0.1, description="of a source's questions, by hash")
-    seed: int = Field(0, description="of the generator, or of the hash that splits and orders")
-    checks: ChecksConfig = _later(ChecksConfig())
-    band: BandConfig | None = _later(None)
+    test_share: Share = Field(0.2, description="of a source's questions, by hash")
+    validation_share: Share = Field(0.1, description="of a source's questions, by hash")
+    order: Literal["file", "hash"] = Field(
+        "file",
+        description="of choice within a split: file takes the first usable rows, which stay chosen "
+        "when rows are appended; hash samples from all rows, for a file that is sorted by topic",
+    )
+    seed: int = Field(0, description="of the generator, or of the hash that splits")
+    checks: ChecksConfig = ChecksConfig()
+    band: BandConfig | None = Field(None, description="absent: every usable problem may be chosen")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 Item = TypeVar("Item")
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """This process's rank, and how many there are."""
     if not distributed.is_initialized():
         return 0, 1
@@ -28,22 +28,22 @@ def place() -> tuple[int, int]:
 
 def gather(items: list[Item]) -> list[Item]:
     """The items of all ranks, on every rank."""
-    if place()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return items
-    parts: list[list[Item]] = [[] for _ in range(place()[1])]
+    parts: list[list[Item]] = [[] for _ in range(rank_and_world_size()[1])]
     distributed.all_gather_object(parts, items)
     return [item for part in parts for item in part]
 
 
 def wait() -> None:
     """Until all ranks are here."""
-    if place()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         distributed.barrier()
 
 
 def sum_gradients(weights: Iterable[nn.Parameter]) -> None:
     """Sum gradients over ranks in one exchange; those of sharded weights were summed already."""
-    if place()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return
     mine = [weight for weight in weights if not isinstance(weight, DTensor)]
     if mine:

@@ -1,13 +1,14 @@
 """A run under torchrun: rank 0 runs the pipeline, the other ranks train with it.
 
-There is one object that all ranks have, the trainer. Rank 0 makes it and calls its methods; each
-of these orders goes to the other ranks first, which then do the same, in the same order.
+All ranks hold one common object, the trainer. Rank 0 creates it and calls its methods; each call is
+broadcast first, so that the other ranks make the same calls in the same order.
 """
 
 import inspect
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -19,19 +20,31 @@ from sdcore.errors import SdcoreError
 
 Made = TypeVar("Made")
 
-PATIENCE = timedelta(days=7)  # that ranks wait while rank 0 samples
+PATIENCE = timedelta(days=7)  # how long the other ranks wait while rank 0 samples
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One order to the other ranks: call a method of the shared object.
+
+    `method` is None for the order to create the object with `arguments[0]`.
+    """
+
+    method: str | None
+    arguments: tuple[Any, ...] = ()
+    keywords: dict[str, Any] = field(default_factory=dict)
 
 
 def lead(command: Callable[[], None]) -> None:
-    """Run a command on rank 0; on the others, do their part until it ends.
+    """Run a command on rank 0; on the other ranks, follow its calls until it ends.
 
-    An error that is not one of sdcore's may leave the ranks at different places: then rank 0 ends
-    with it, and torchrun ends the others.
+    An error that is not an `SdcoreError` may leave the ranks at different points of the program:
+    rank 0 then exits with it, and torchrun ends the others.
     """
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group(timeout=PATIENCE)
-    if collectives.place()[0] > 0:
+    if collectives.rank_and_world_size()[0] > 0:
         _follow()
         return
     try:
@@ -43,43 +56,43 @@ def lead(command: Callable[[], None]) -> None:
 
 
 def shared(make: Callable[[], Made]) -> Made:
-    """What `make` gives; under torchrun on every rank, and called on rank 0 it is called on all.
+    """Create an object on every rank; calling a method on rank 0 calls it on all ranks.
 
-    There is one at a time: where a second is made, the first has had its day. What goes to the
-    other ranks, `make` and the arguments of methods, must survive pickling.
+    Only one may exist; creating another invalidates the first. `make` and the arguments of methods
+    must survive pickling. In a single process, return the object itself.
     """
-    return make() if collectives.place()[1] == 1 else cast(Made, _Shared(make))
+    alone = collectives.rank_and_world_size()[1] == 1
+    return make() if alone else cast(Made, _Shared(make))
 
 
 class _Shared:
     """Rank 0's side of a shared object."""
 
     def __init__(self, make: Callable[[], object]) -> None:
-        _send((None, (make,)))
+        _send(_Call(None, (make,)))
         self._own = make()
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._own, name)
-        if not inspect.ismethod(found):
-            return found
+        attribute = getattr(self._own, name)
+        if not inspect.ismethod(attribute):
+            return attribute
 
-        def everywhere(*arguments: object) -> Any:
-            _send((name, arguments))
-            return found(*arguments)
+        def everywhere(*arguments: object, **keywords: object) -> Any:
+            _send(_Call(name, arguments, keywords))
+            return attribute(*arguments, **keywords)
 
         return everywhere
 
 
 def _follow() -> None:
     own: Any = None
-    while (order := _received()) is not None:
-        name, arguments = order
-        with suppress(SdcoreError):  # rank 0 raises it too, and says so
-            if name is None:
-                own = None  # first, to free its memory
-                own = arguments[0]()
+    while (call := _received()) is not None:
+        with suppress(SdcoreError):  # rank 0 raises the same error and reports it
+            if call.method is None:
+                own = None  # free its memory before the next one is made
+                own = call.arguments[0]()
             else:
-                getattr(own, name)(*arguments)
+                getattr(own, call.method)(*call.arguments, **call.keywords)
     distributed.destroy_process_group()
 
 
@@ -88,11 +101,11 @@ def _dismiss() -> None:
     distributed.destroy_process_group()
 
 
-def _send(order: object) -> None:
-    distributed.broadcast_object_list([order], src=0)
+def _send(call: _Call | None) -> None:
+    distributed.broadcast_object_list([call], src=0)
 
 
-def _received() -> Any:
-    orders = [None]
-    distributed.broadcast_object_list(orders, src=0)
-    return orders[0]
+def _received() -> _Call | None:
+    calls: list[_Call | None] = [None]
+    distributed.broadcast_object_list(calls, src=0)
+    return calls[0]

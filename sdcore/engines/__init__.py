@@ -1,18 +1,22 @@
 """Sampling engines: token ids in, token ids and log-probs out; text never passes through here."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from sdcore.config import SamplingConfig
 
+if TYPE_CHECKING:  # whoever only names a request needs no torch
+    from sdcore.models.policies import Policy
+
 FinishReason = Literal["stop", "length"]
 OnProgress = Callable[[int, int], None]
-"""Told while samples are drawn how many have finished, and how many tokens were drawn, since."""
+"""Called while samples are drawn with two counts since the last call: samples finished, tokens."""
 
 
 def silent(finished: int, tokens: int) -> None:
-    """Nobody is told."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Completion:
     """One drawn sample.
 
     Attributes:
-        token_ids: the response, end token included where one was drawn.
+        token_ids: the response, end token included if one was drawn.
         logprobs: log-prob in nats of each response token under the model itself, that is at
             temperature 1 and without top-p, whatever the sampling settings were.
         finish_reason: `stop` for an end token, `length` for `max_new_tokens`.
@@ -39,8 +43,41 @@ class Completion:
     finish_reason: FinishReason
 
 
+@dataclass(frozen=True)
+class Served:
+    """A policy to sample from.
+
+    Attributes:
+        policy_id: its name.
+        folder: folder of its weights: an adapter, or all weights; None if only `live` holds them.
+        base: folder of the model that it was trained from; for the base itself equal to `folder`.
+        live: the weights, if the trainer is in this process. An engine may use them instead of the
+            folder; they do not count when two records are compared.
+    """
+
+    policy_id: str
+    folder: Path | None
+    base: Path
+    live: "Policy | None" = field(default=None, compare=False, repr=False)
+
+
 class Engine(Protocol):
-    """Whatever draws samples."""
+    """Draw samples from one policy at a time.
+
+    Attributes:
+        reads_folders: the engine reads each policy from its folder, so every round must save one.
+    """
+
+    reads_folders: bool
+
+    def load(self, policy: Served) -> None:
+        """Sample from this policy from now on.
+
+        Raises:
+            EngineError: the engine needs the policy's folder, and there is none.
+            ModelError: the weights do not fit the engine's model.
+        """
+        ...
 
     def generate(
         self,
@@ -48,9 +85,13 @@ class Engine(Protocol):
         sampling: SamplingConfig,
         on_progress: OnProgress = silent,
     ) -> list[Completion]:
-        """Draw one sample a request, in the order of the requests.
+        """Draw one sample per request, in the order of the requests.
 
         Raises:
             EngineError: a request cannot be served as asked.
         """
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds: servers of its own, connections."""
         ...

@@ -1,12 +1,12 @@
 """One vLLM server as its client sees it: the OpenAI-compatible API, and which policy is loaded."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import httpx
 
+from sdcore.engines import Served
 from sdcore.engines.server import VllmServer
 from sdcore.errors import EngineError
 from sdcore.models.policies import ADAPTER_FILE, FULL_FILE
@@ -16,23 +16,6 @@ LONGEST = 3600.0  # seconds that one answer may take
 
 class Unavailable(EngineError):
     """The server did not answer, or not with what was asked for; another try may help."""
-
-
-@dataclass(frozen=True)
-class Served:
-    """What is to be sampled from: a policy and the folder of its weights.
-
-    `folder` holds an adapter for the base model, or all weights. `base` is the base model's.
-    """
-
-    policy_id: str
-    folder: Path
-    base: Path
-
-    @property
-    def adapter(self) -> bool:
-        """Whether the folder holds an adapter."""
-        return (self.folder / ADAPTER_FILE).exists()
 
 
 class Endpoint:
@@ -92,29 +75,30 @@ class Endpoint:
             return self._ready[1]
 
     def _loaded(self, served: Served) -> str:
+        folder = _folder_of(served)
+        adapter = (folder / ADAPTER_FILE).exists()
         if self._server is not None:
-            self._server.ensure(served.base if served.adapter else served.folder)
-        elif not served.adapter and served.folder != served.base:
+            self._server.ensure(served.base if adapter else folder)
+        elif not adapter and folder != served.base:
             raise EngineError(
                 "a running vLLM server cannot be given all weights anew",
-                got=f"policy {served.policy_id} of {served.folder / FULL_FILE}",
+                got=f"policy {served.policy_id} of {folder / FULL_FILE}",
                 where=self.url,
                 fix="set training.lora, or leave out engine.urls: our own server is restarted",
             )
         models = self._request("GET", "/v1/models")["data"]
         names = [model["id"] for model in models]
         self._unload(self._adapters & set(names) - {served.policy_id})
-        if not served.adapter:
+        if not adapter:
             return str(next(model["id"] for model in models if model["parent"] is None))
         if served.policy_id not in names:
-            self._load(served)
+            self._load(served.policy_id, folder)
         self._adapters = {served.policy_id}
         return served.policy_id
 
-    def _load(self, served: Served) -> None:
+    def _load(self, policy_id: str, folder: Path) -> None:
         try:
-            path = str(served.folder.absolute())
-            body = {"lora_name": served.policy_id, "lora_path": path}
+            body = {"lora_name": policy_id, "lora_path": str(folder.absolute())}
             self._post("/v1/load_lora_adapter", body)
         except Unavailable:
             raise
@@ -122,7 +106,7 @@ class Endpoint:
             raise EngineError(
                 "the vLLM server does not load the adapter",
                 got=error.got,
-                where=f"{self.url}, {served.folder}",
+                where=f"{self.url}, {folder}",
                 fix="start it with --enable-lora, --max-lora-rank and "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where it can read this folder",
             ) from error
@@ -154,3 +138,13 @@ class Endpoint:
             where=f"{self.url}{path}",
             fix=self._fix if passing else "",
         )
+
+
+def _folder_of(served: Served) -> Path:
+    if served.folder is None:
+        raise EngineError(
+            "vLLM reads weights from a folder, and this policy has none",
+            got=f"policy {served.policy_id}",
+            fix="save a checkpoint before sampling from it",
+        )
+    return served.folder

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sdcore.config import SamplingConfig
-from sdcore.engines import Completion, OnProgress, Request, silent
+from sdcore.engines import Completion, OnProgress, Request, Served, silent
 from sdcore.engines.decoding import PLAIN, SHARED, Rows
 from sdcore.errors import EngineError, ModelError
+from sdcore.models import policies
 
 SHRINK = 0.8  # share of unfinished rows below which the finished ones are dropped
 
@@ -35,6 +36,8 @@ class TransformersEngine:
             than `SamplingConfig.batch_size`, never larger.
     """
 
+    reads_folders = False
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -43,21 +46,34 @@ class TransformersEngine:
         memory_bytes: int = 4 << 30,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        if model.config.model_type in PLAIN:
+        if model.config.model_type in PLAIN and model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(SHARED)
         self._device = next(model.parameters()).device
         self._end_ids = torch.tensor(sorted(end_ids), device=self._device)
         self._memory_bytes = memory_bytes
 
     @torch.no_grad()
-    def load(self, policy: PreTrainedModel | PeftModel) -> None:
+    def load(self, policy: Served) -> None:
         """Copy a policy's weights in, LoRA adapters merged: W + scale B A.
 
+        Without live weights the folder must hold all weights.
+
         Raises:
-            ModelError: the policy's weights are not those of this engine's model.
+            EngineError: there are neither live weights nor a folder.
+            ModelError: the policy's weights do not fit this engine's model.
         """
+        if policy.live is not None:
+            self._copy(merged_weights(policy.live))
+        elif policy.folder is not None:
+            policies.load_weights(self.model, policy.folder)
+        else:
+            raise EngineError("the policy has no weights", got=f"policy {policy.policy_id}")
+
+    def close(self) -> None:
+        """Hold nothing that must be freed."""
+
+    def _copy(self, theirs: dict[str, Tensor]) -> None:
         own = dict(self.model.named_parameters())
-        theirs = merged_weights(policy)
         has, needs = _shapes(theirs), _shapes(own)
         if has != needs:
             raise ModelError(

@@ -8,16 +8,17 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from sdcore.config import SamplingConfig
-from sdcore.engines import Completion, OnProgress, Request, silent
-from sdcore.engines.endpoint import Endpoint, Served, Unavailable
+from sdcore.engines import Completion, OnProgress, Request, Served, silent
+from sdcore.engines.endpoint import Endpoint, Unavailable
 from sdcore.errors import EngineError
+from sdcore.models import policies
 
 ATTEMPTS = 6  # for one request; with the waits between them about half a minute
 
@@ -36,6 +37,8 @@ class VllmEngine:
         concurrency: requests in flight at one server.
     """
 
+    reads_folders = True
+
     def __init__(
         self, endpoints: Sequence[Endpoint], *, end_ids: Collection[int], concurrency: int
     ) -> None:
@@ -44,16 +47,18 @@ class VllmEngine:
         self._lock = Lock()
         self._served: Served | None = None
 
-    def load(self, policy_id: str, folder: Path, base: Path) -> None:
-        """Sample from this policy from now on.
+    def load(self, policy: Served) -> None:
+        """Sample from this policy from now on; each server loads it before its next request.
 
-        Args:
-            policy_id: its name on the servers.
-            folder: its weights: an adapter (hot-loaded), or all weights (a server of our own is
-                started on them; others refuse them).
-            base: folder of the base model.
+        An adapter is hot-loaded under the policy's id. For all weights a server of our own is
+        restarted; a running one refuses them.
+
+        Raises:
+            ModelError: a file of the policy's folder differs from its digest.
         """
-        self._served = Served(policy_id, folder, base)
+        if policy.folder is not None and policies.was_written_here(policy.folder):
+            policies.require_intact(policy.folder)
+        self._served = replace(policy, live=None)  # the trainer's weights are not ours to keep
 
     def close(self) -> None:
         """End the connections, and the servers that are ours."""

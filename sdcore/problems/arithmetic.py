@@ -1,9 +1,9 @@
-"""A procedural family of problems whose every step can be checked.
+"""A procedural family of arithmetic problems in which every step can be checked.
 
-Four two-digit numbers are added and subtracted in three steps; an experiment may ask for three
-numbers, two steps, and another range. A trace may combine them in any order and in several
-phrasings; the reference solution uses an order and a phrasing of its own. No intermediate result is
-larger than the largest operand may be, whichever order is taken.
+By default four two-digit numbers are added and subtracted in three steps; an experiment may ask for
+three numbers (two steps) and for another range. A trace may combine the numbers in any order and in
+several phrasings; the reference solution has an order and a phrasing of its own. Whatever the
+order, no intermediate result exceeds the largest operand allowed.
 """
 
 import hashlib
@@ -19,8 +19,9 @@ from sdcore.config import ArithmeticConfig
 from sdcore.errors import DataError
 from sdcore.traces import render_trace
 
-# An order names, for each step, the two terms that it combines: 0-3 are the operands with their
-# signs, 4 and 5 the results of the first and the second step; with three operands, 0-2 and 3.
+# An order lists the two terms that each step combines: 0-3 are the operands with their signs, 4 and
+# 5 the results of the first and second step. For a+b-c+d, "pairs" computes a+b, -c+d, then their
+# sum. With three operands the terms are 0-2, and the result of the first step is 3.
 ORDERS = {
     "left": ((0, 1), (4, 2), (5, 3)),
     "pairs": ((0, 1), (2, 3), (4, 5)),
@@ -29,7 +30,7 @@ ORDERS = {
 SHORT_ORDERS = {"left": ((0, 1), (3, 2)), "tail": ((1, 2), (0, 3))}
 REFERENCE_ORDER, SHORT_REFERENCE_ORDER = ((2, 3), (0, 1), (4, 5)), ((1, 2), (3, 0))
 
-# A style words an addition and a subtraction.
+# A style has one wording for additions and one for subtractions.
 STYLES = {
     "symbols": ("{x}+{y}={r}", "{x}-{y}={r}"),
     "words": ("{x} plus {y} is {r}", "{x} minus {y} is {r}"),
@@ -44,8 +45,8 @@ REFERENCE_STYLE = (
 QUESTIONS = ("Compute {}.", "What is {}?", "Find the value of {}.", "Work out {}.")
 USUAL = ArithmeticConfig()
 LIMIT = USUAL.largest
-DRAWS = 20  # for each problem wanted, after which a small family counts as exhausted
-HOLDOUT_BUCKETS = 16  # one in so many problems is never shown in pre-training
+DRAWS = 20  # per problem wanted, after which a small family counts as exhausted
+HOLDOUT_BUCKETS = 16  # one problem in 16 is never shown in pre-training
 
 Order = Sequence[tuple[int, int]]
 Style = tuple[str, str]
@@ -60,13 +61,13 @@ class Move:
 
     @property
     def result(self) -> int:
-        """What the step should come to."""
+        """The correct result of the step."""
         return self.left + self.right
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Four operands or three, joined by operators; the first operand counts as added."""
+    """Three or four operands joined by operators; the first operand has the sign +."""
 
     operands: tuple[int, ...]
     operators: tuple[str, ...]
@@ -85,7 +86,7 @@ class Problem:
 
     @cached_property
     def key(self) -> str:
-        """Hash of the content, the same in every process."""
+        """Hash of the expression, the same in every process."""
         return hashlib.sha256(self.expression.encode()).hexdigest()[:16]
 
     @property
@@ -95,17 +96,17 @@ class Problem:
 
     @property
     def orders(self) -> dict[str, Order]:
-        """The orders that a trace may take, by name."""
+        """Orders that a trace may follow, by name."""
         return dict(ORDERS if len(self.operands) == 4 else SHORT_ORDERS)
 
     @property
     def reference_order(self) -> Order:
-        """The order of the reference solution, which no trace takes."""
+        """Order of the reference solution, which no trace follows."""
         return REFERENCE_ORDER if len(self.operands) == 4 else SHORT_REFERENCE_ORDER
 
     @property
     def phrasing(self) -> int:
-        """Which of the phrasings the question has; it follows from the content."""
+        """Index into `QUESTIONS`, derived from the content."""
         return int(self.key, 16) // HOLDOUT_BUCKETS % len(QUESTIONS)
 
     @property
@@ -115,7 +116,7 @@ class Problem:
 
     @property
     def held_out(self) -> bool:
-        """Whether pre-training may never see it."""
+        """True if pre-training must never see this problem."""
         return int(self.key, 16) % HOLDOUT_BUCKETS == 0
 
 
@@ -124,7 +125,7 @@ def generate_problems(
 ) -> list[Problem]:
     """Draw distinct problems, the same for the same seed, from one side of the hold-out cut.
 
-    A family that has fewer of them gives fewer.
+    A small family may give fewer than `count`.
     """
     problems: dict[str, Problem] = {}
     for problem in islice(draw_problems(seed, holdout=holdout, family=family), DRAWS * count):
@@ -137,7 +138,7 @@ def generate_problems(
 def draw_problems(
     seed: int, *, holdout: bool, family: ArithmeticConfig = USUAL
 ) -> Iterator[Problem]:
-    """Draw problems without end, repeats included, from one side of the hold-out cut."""
+    """Draw problems endlessly, repeats included, from one side of the hold-out cut."""
     rng = random.Random(seed)  # noqa: S311
     while True:
         values = tuple(rng.randint(family.smallest, family.largest) for _ in range(family.operands))
@@ -147,7 +148,7 @@ def draw_problems(
 
 
 def parse_question(text: str) -> Problem:
-    """Rebuild a problem from its question.
+    """Parse a question of this family.
 
     Raises:
         DataError: the text is not a question of this family.
@@ -161,7 +162,7 @@ def parse_question(text: str) -> Problem:
 
 
 def moves(problem: Problem, order: Order) -> list[Move]:
-    """The steps of an order, with the numbers of this problem."""
+    """Return the steps of an order, with the numbers of this problem."""
     terms, steps = list(problem.terms), []
     for left, right in order:
         steps.append(Move(terms[left], terms[right]))
@@ -170,28 +171,28 @@ def moves(problem: Problem, order: Order) -> list[Move]:
 
 
 def phrase(move: Move, style: Style, result: int | None = None) -> str:
-    """Word one step; a given ``result`` replaces the right one."""
+    """Render one step as text; a given `result` replaces the correct one."""
     template = style[0] if move.right >= 0 else style[1]
     value = move.result if result is None else result
     return template.format(x=move.left, y=abs(move.right), r=value)
 
 
 def solve(problem: Problem, order: str, style: str) -> list[str]:
-    """The steps of a correct trace in a named order and style."""
+    """Return the steps of a correct trace in a named order and style."""
     return [phrase(move, STYLES[style]) for move in moves(problem, problem.orders[order])]
 
 
 def reference_solution(problem: Problem) -> str:
-    """A correct trace in an order and a phrasing that no trace of the solver uses."""
+    """Return a correct trace in an order and a phrasing that no trace of the solver uses."""
     steps = [phrase(move, REFERENCE_STYLE) for move in moves(problem, problem.reference_order)]
     return render_trace(steps, str(problem.answer))
 
 
 def verify_steps(problem: Problem, steps: Sequence[str]) -> int | None:
-    """Index (from 0) of the earliest wrong step, or None where all are right.
+    """Return the index (from 0) of the first wrong step, or None if all are right.
 
-    A step is wrong that cannot be read, that uses a number which is not available (an operand
-    with its sign, or an earlier result, each once), or whose result is not the sum.
+    A step is wrong if it cannot be read, if it uses a number that is not available (the operands
+    with their signs and the earlier results, once each), or if its result is not the sum.
     """
     available = Counter(problem.terms)
     for index, step in enumerate(steps):
@@ -202,10 +203,10 @@ def verify_steps(problem: Problem, steps: Sequence[str]) -> int | None:
 
 
 def continue_trace(problem: Problem, correct_steps: Sequence[str], hint: str = "") -> list[str]:
-    """The steps that remain after a correct prefix, in its style and order.
+    """Return the steps that remain after a correct prefix, in its style and order.
 
-    ``hint`` is the wrong step that comes next: it decides the order where the prefix leaves it
-    open, and the style where the prefix is empty.
+    `hint` is the wrong step that comes next: it decides the order if the prefix leaves it open,
+    and the style if the prefix is empty.
 
     Raises:
         DataError: the prefix is not correct.
@@ -224,7 +225,7 @@ def continue_trace(problem: Problem, correct_steps: Sequence[str], hint: str = "
 
 @dataclass(frozen=True)
 class Reading:
-    """A step as it was read: what it combines, the result that it claims, and its style."""
+    """A parsed step: the terms that it combines, the result that it claims, and its style."""
 
     move: Move
     result: int
@@ -232,7 +233,7 @@ class Reading:
 
 
 def read_step(text: str) -> Reading | None:
-    """Read a step in any style; None where it fits none."""
+    """Parse a step in any style; None if it fits no style."""
     for pattern, sign, style in _PATTERNS:
         if match := pattern.fullmatch(text.strip()):
             move = Move(int(match["x"]), sign * int(match["y"]))
@@ -241,13 +242,13 @@ def read_step(text: str) -> Reading | None:
 
 
 def _fits(problem: Problem, limit: int) -> bool:
-    """Whether every run of neighbours stays in range, and with it every order."""
+    """True if every sum of neighbouring terms, and so every order, stays within the limit."""
     ends = combinations(range(len(problem.terms) + 1), 2)
     return all(abs(sum(problem.terms[start:end])) <= limit for start, end in ends)
 
 
 def _take(available: Counter[int], move: Move, result: int) -> bool:
-    """Replace the two terms of a right step by its result; False where the step is wrong."""
+    """Replace the two terms of a right step by its result; False if the step is wrong."""
     needed = Counter((move.left, move.right))
     if needed - available or result != move.result:
         return False
@@ -257,7 +258,7 @@ def _take(available: Counter[int], move: Move, result: int) -> bool:
 
 
 def _remaining(problem: Problem, taken: list[Move], wish: Move | None) -> list[Move]:
-    """The moves of the order that begins with those taken, and best with the wished next one."""
+    """Return the moves left in an order that begins with those taken, preferably with `wish`."""
     orders = [*problem.orders.values(), problem.reference_order]
     plans = [moves(problem, order) for order in orders]
     fitting = [plan[len(taken) :] for plan in plans if plan[: len(taken)] == taken]
@@ -266,7 +267,7 @@ def _remaining(problem: Problem, taken: list[Move], wish: Move | None) -> list[M
 
 
 def _leftovers(problem: Problem, taken: list[Move]) -> Iterator[Move]:
-    """Combine what a prefix in no known order left over, from left to right."""
+    """Combine, from left to right, the terms that a prefix in no known order left over."""
     terms = list(problem.terms)
     for move in taken:
         terms.remove(move.left)

@@ -1,9 +1,9 @@
-"""Tells rows that can be used from rows that cannot, and says why not."""
+"""Screen the rows of a source: each becomes a problem, or a rejection with its reason."""
 
 import json
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sdcore.config import ProblemsConfig
 from sdcore.errors import DataError
-from sdcore.grading.answers import MAX_LENGTH, readable_many
+from sdcore.grading.answers import MAX_LENGTH, grade_many, readable_many
 from sdcore.problems.duplicates import near_duplicates, normalised
 from sdcore.problems.sources import Record, origin
 from sdcore.store.schema import content_key
@@ -29,9 +29,9 @@ _THINKING = re.compile(r"^.*</think>", re.DOTALL)  # OpenMathReasoning's solutio
 
 @dataclass(frozen=True)
 class Problem:
-    """A usable row."""
+    """A usable row of a source."""
 
-    number: int  # of the row
+    number: int  # of the row, from 1
     question: str
     solution: str | None
     reference: str
@@ -39,12 +39,12 @@ class Problem:
 
     @property
     def problem_id(self) -> str:
-        """Key derived from content."""
+        """Key derived from question and reference answer."""
         return content_key(self.question, self.reference)
 
     @property
     def columns(self) -> dict[str, object]:
-        """What the table `problems` holds of it."""
+        """Columns of the table `problems` that follow from the row alone."""
         return {
             "problem_id": self.problem_id,
             "question": self.question,
@@ -56,16 +56,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A row that became no problem."""
+    """A row that cannot be used, and why."""
 
     number: int
-    kind: Literal["bad", "duplicate", "overlap"]
+    kind: Literal["bad", "conflict", "duplicate", "overlap"]
     reason: str
     content: str
 
     @property
     def columns(self) -> dict[str, object]:
-        """What the table `rejected_problems` holds of it."""
+        """Columns of the table `rejected_problems`, without experiment and source."""
         reason, excerpt = _storable(self.reason), _storable(self.content[:EXCERPT])
         return {"row": self.number, "kind": self.kind, "reason": reason, "excerpt": excerpt}
 
@@ -73,7 +73,13 @@ class Rejection:
 def screen(
     records: Iterable[tuple[int, Record]], config: ProblemsConfig
 ) -> tuple[list[Problem], list[Rejection]]:
-    """Problems and rejections, together one for each record.
+    """Turn every record into a problem or a rejection.
+
+    Rows that ask the same question with answers that are not equal are all rejected as conflicts:
+    which of them is right cannot be known. With equal answers, the first row is kept.
+
+    Returns:
+        Problems in the order of their rows, and rejections in the same order.
 
     Raises:
         DataError: more than `config.checks.bad_share` of the records are bad.
@@ -85,9 +91,11 @@ def screen(
     if len(bad) > config.checks.bad_share * len(rows):
         raise _too_many(bad, len(rows), config)
     problems = [row for row in rows if isinstance(row, Problem)]
-    repeated = _repeated(problems, config.checks.near_duplicate)
-    kept = [problem for problem in problems if problem.number not in repeated]
-    return kept, sorted([*bad, *repeated.values()], key=lambda each: each.number)
+    distinct, repeated = _first_of_each(problems)
+    similar = _near_repeats(distinct, config.checks.near_duplicate)
+    kept = [problem for problem in distinct if problem.number not in similar]
+    rejections = [*bad, *repeated, *similar.values()]
+    return kept, sorted(rejections, key=lambda rejection: rejection.number)
 
 
 def _examined(number: int, record: Record, config: ProblemsConfig) -> Problem | Rejection:
@@ -99,10 +107,10 @@ def _examined(number: int, record: Record, config: ProblemsConfig) -> Problem | 
 
 
 def _problem(number: int, record: Record, config: ProblemsConfig) -> Problem:
-    """A usable row.
+    """Read a record as a problem.
 
     Raises:
-        DataError: it is not; the message's first part says why.
+        DataError: the record cannot be used; `what` is the reason.
     """
     if isinstance(record, str):
         raise DataError(record[:EXCERPT])
@@ -118,7 +126,11 @@ def _problem(number: int, record: Record, config: ProblemsConfig) -> Problem:
 
 
 def _text(record: Any, name: str, key: str) -> str:
-    """The value of a key as text, without white space around it."""
+    """Return the value of a key as text, stripped.
+
+    Raises:
+        DataError: there is none, or it is neither text nor a finite number.
+    """
     value = record.get(key)
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         if not math.isfinite(value):
@@ -136,7 +148,7 @@ def _text(record: Any, name: str, key: str) -> str:
 
 
 def _storable(text: str) -> str:
-    """With a question mark for each half of a character, which JSON can have and UTF-8 cannot."""
+    """Replace lone surrogates, which JSON can express and UTF-8 cannot, by question marks."""
     return text.encode("utf-8", errors="replace").decode()
 
 
@@ -150,12 +162,12 @@ def _final(answer: str, pattern: str | None) -> str:
 
 
 def _clean(solution: str) -> str:
-    """A worked solution as it is shown: without thinking, calculator notes, bare answer line."""
+    """Remove thinking, calculator notes and the bare answer line from a worked solution."""
     return _FINAL.sub("", _CALCULATOR.sub("", _THINKING.sub("", solution))).strip()
 
 
 def _readable(rows: list[Problem | Rejection]) -> list[Problem | Rejection]:
-    """Problems whose answer cannot be read as mathematics are bad rows."""
+    """Reject problems whose answer cannot be read as mathematics."""
     answers = [row.reference for row in rows if isinstance(row, Problem)]
     known = dict(zip(answers, readable_many(answers), strict=True))
     return [
@@ -166,21 +178,46 @@ def _readable(rows: list[Problem | Rejection]) -> list[Problem | Rejection]:
     ]
 
 
-def _repeated(problems: list[Problem], bound: float) -> dict[int, Rejection]:
-    """Problems that repeat an earlier one, exactly or nearly, by row number."""
-    first: dict[str, Problem] = {}
-    found: dict[int, Rejection] = {}
-    for each in problems:
-        earlier = first.setdefault(normalised(each.question), each)
-        if earlier is not each:
-            found[each.number] = _duplicate(each, f"repeats row {earlier.number}")
-    distinct = list(first.values())
-    for index, other in near_duplicates(
-        [(e.question, e.reference) for e in distinct], bound
-    ).items():
-        reason = f"says nearly the same as row {distinct[other].number}"
-        found[distinct[index].number] = _duplicate(distinct[index], reason)
-    return found
+def _first_of_each(problems: list[Problem]) -> tuple[list[Problem], list[Rejection]]:
+    """Keep the first row of each question; reject its repetitions, or all rows in conflict."""
+    groups: dict[str, list[Problem]] = defaultdict(list)
+    for problem in problems:
+        groups[normalised(problem.question)].append(problem)
+    pairs = [(other, first) for first, *others in groups.values() for other in others]
+    grades = grade_many([o.reference for o, _ in pairs], [f.reference for _, f in pairs])
+    deviating: dict[int, list[Problem]] = defaultdict(list)  # by the number of the first row
+    for (other, first), grade in zip(pairs, grades, strict=True):
+        if not grade.correct:
+            deviating[first.number].append(other)
+    kept, rejections = [], []
+    for first, *others in groups.values():
+        if first.number in deviating:
+            rejections += [_conflict(p, first, deviating[first.number]) for p in (first, *others)]
+        else:
+            kept.append(first)
+            rejections += [_duplicate(other, f"repeats row {first.number}") for other in others]
+    return kept, rejections
+
+
+def _conflict(problem: Problem, first: Problem, deviating: list[Problem]) -> Rejection:
+    """Name the two rows that disagree: the first one, and this one where it deviates from it."""
+    other = problem if problem in deviating else deviating[0]
+    reason = (
+        f"rows {first.number} and {other.number} ask the same question, with the answers "
+        f"{first.reference} and {other.reference}"
+    )
+    return Rejection(problem.number, "conflict", reason, problem.question)
+
+
+def _near_repeats(problems: list[Problem], bound: float) -> dict[int, Rejection]:
+    """Reject problems that say nearly the same as an earlier one, by row number."""
+    texts = [(problem.question, problem.reference) for problem in problems]
+    return {
+        problems[index].number: _duplicate(
+            problems[index], f"says nearly the same as row {problems[earlier].number}"
+        )
+        for index, earlier in near_duplicates(texts, bound).items()
+    }
 
 
 def _duplicate(problem: Problem, reason: str) -> Rejection:
@@ -188,9 +225,11 @@ def _duplicate(problem: Problem, reason: str) -> Rejection:
 
 
 def _too_many(bad: list[Rejection], total: int, config: ProblemsConfig) -> DataError:
-    reasons = Counter(each.reason for each in bad)
-    shown = [next(each for each in bad if each.reason == reason) for reason in reasons]
-    examples = [f"row {e.number}: {e.reason} [{e.content[:EXCERPT]}]" for e in shown[:EXAMPLES]]
+    first_of_each = list({row.reason: row for row in reversed(bad)}.values())[::-1]
+    examples = [
+        f"row {row.number}: {row.reason} [{row.content[:EXCERPT]}]"
+        for row in first_of_each[:EXAMPLES]
+    ]
     return DataError(
         "too many rows are bad",
         got=f"{len(bad)} of {total}\n    " + "\n    ".join(examples),

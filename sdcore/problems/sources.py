@@ -1,7 +1,7 @@
-"""Reads the rows of a source of problems: a file, a data set, a query, or a generator.
+"""Read the rows of a source of problems: a file, a data set, a query, or a generator.
 
-What a row means, and whether it is any good, is `problems.py`'s affair: here a row is a mapping, or
-the reason why it cannot be read.
+A row is a mapping, or text that says why it cannot be read. What its columns mean and whether it
+can be used is decided in `screening`.
 """
 
 import csv
@@ -18,14 +18,14 @@ from sdcore.config import ProblemsConfig
 from sdcore.errors import ConfigError, DataError
 from sdcore.store.database import query_file
 
-Record = Mapping[str, Any] | str  # a row, or why it is none
-SURPLUS = 4  # questions drawn from a generator for each one wanted, since some repeat
+Record = Mapping[str, Any] | str  # a row, or why it cannot be read
+SURPLUS = 4  # questions drawn from a generator per question wanted, since some repeat
 
 
 def read_records(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
-    """Numbered rows of a source, counted from 1; at most `config.limit` of them.
+    """Yield the rows of a source with their numbers, from 1; at most `config.limit` of them.
 
-    Bytes that are no UTF-8 come as U+FFFD.
+    Bytes that are not UTF-8 become U+FFFD.
 
     Raises:
         ConfigError: a library that the source needs is not installed, or a generator is unknown.
@@ -40,7 +40,7 @@ def read_records(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
 
 
 def origin(config: ProblemsConfig) -> str:
-    """Short name of a source, for error messages and the column `source`."""
+    """Return a short name of the source, for error messages and the column `source`."""
     if config.path is not None:
         return config.path.name
     if config.source == "dataset":
@@ -49,7 +49,7 @@ def origin(config: ProblemsConfig) -> str:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where it is, and the object, for each line of a JSONL file that is not blank.
+    """Yield place ("file, row n") and object of each line of a JSONL file that is not blank.
 
     Raises:
         DataError: the file cannot be read, or a line is not a JSON object.
@@ -68,7 +68,7 @@ def _jsonl(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Record]]:
-    """Every line of a JSONL file that is not blank; numbers count lines."""
+    """Yield every line of a JSONL file that is not blank; numbers count lines."""
     with path.open("rb") as lines:  # text mode would cut at more than line feeds
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -84,7 +84,7 @@ def _parsed(line: str) -> Record:
 
 
 def _csv(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
-    """All cells are text, so that no answer is rounded; numbers count rows, not lines."""
+    """Yield rows whose cells are text, so that no answer is rounded; numbers count rows."""
     with _path(config).open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])
@@ -93,7 +93,7 @@ def _csv(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
 
 
 def _cells(reader: Any, header: list[str]) -> Record | None:
-    """The next row, empty for a blank line; None at the end of the file."""
+    """Read the next row, empty for a blank line; None at the end of the file."""
     start = reader.line_num + 1
     try:
         cells = next(reader)
@@ -128,7 +128,7 @@ def _dataset(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
 
 
 def _opened(datasets: Any, config: ProblemsConfig) -> Iterable[Record]:
-    """A data set of the hub, or a local folder of data files or of `save_to_disk`."""
+    """Open a data set of the hub, or a local folder of data files or of `save_to_disk`."""
     name = config.name or ""
     if (Path(name) / "state.json").exists():
         return datasets.load_from_disk(name)  # type: ignore[no-any-return]
@@ -140,7 +140,7 @@ def _opened(datasets: Any, config: ProblemsConfig) -> Iterable[Record]:
 
 
 def _reasoning_gym(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
-    """Questions of a procedural generator; each is drawn from the seed and its number."""
+    """Draw questions of a procedural generator; each follows from the seed and its number."""
     wanted = sum(config.counts.values())
     try:
         drawn = _extra("reasoning_gym").create_dataset(
@@ -161,7 +161,7 @@ def _path(config: ProblemsConfig) -> Path:
 
 
 def _extra(library: str) -> Any:
-    """A library that only some sources need."""
+    """Import a library that only some sources need."""
     try:
         return importlib.import_module(library)
     except ImportError as error:

@@ -1,9 +1,10 @@
-"""Which rows of a source become problems, and in which split.
+"""Choose the problems of each split.
 
-Rows that cannot be used are kept apart with the reason; a question's split is decided by its hash,
-so that it keeps it when the source grows.
+The split of a question follows from its hash, and within a split the first usable rows are chosen.
+So both stay the same when rows are appended to the source.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -18,21 +19,23 @@ from sdcore.problems.screening import Problem, Rejection, screen
 from sdcore.problems.sources import origin, read_records
 from sdcore.store.schema import TABLES, content_key
 
-GENERATED = ("arithmetic", "reasoning_gym")  # sources without end, whose problems share a template
+GENERATED = ("arithmetic", "reasoning_gym")  # endless, and all questions share a template
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Frames with the columns of the tables of the same names, without experiment_id."""
+    """Rows of the tables of the same names, without experiment_id."""
 
     problems: pl.DataFrame
     rejected_problems: pl.DataFrame
 
 
 def load_problems(config: ProblemsConfig) -> Loaded:
-    """The problems of all splits, and the rows that became none.
+    """Load the problems of all splits, and the rejected rows.
 
-    The same settings give the same rows, and no question is in two splits.
+    The same source and settings give the same problems, and no question is in two splits. A
+    problem that is chosen stays chosen when rows are appended to the source (unless one of them
+    contradicts its answer, or `config.order` is `hash`).
 
     Raises:
         ConfigError: a generator or a library is missing.
@@ -42,17 +45,21 @@ def load_problems(config: ProblemsConfig) -> Loaded:
         splits, rejections = _dealt(_arithmetic(config), config), list[Rejection]()
     else:
         splits, rejections = sort_out(config)
+    _require_enough(splits, rejections, config)
     rows = [
         problem.columns | {"split": split, "position": position}
-        for split in config.counts
-        for position, problem in enumerate(_wanted(split, splits, config))
+        for split, count in config.counts.items()
+        for position, problem in enumerate(splits[split][:count])
     ]
     rejected = [rejection.columns | {"source": origin(config)} for rejection in rejections]
     return Loaded(_frame("problems", rows), _frame("rejected_problems", rejected))
 
 
 def sort_out(config: ProblemsConfig) -> tuple[dict[str, list[Problem]], list[Rejection]]:
-    """Every usable problem of a source by split, in order, and a rejection for every other row.
+    """Sort every row of a source into a split, in order of choice, or reject it.
+
+    Train problems that overlap with a chosen problem of another split are rejected. Those that are
+    not chosen do not count: nothing is scored on them, and more of them come as the source grows.
 
     Raises:
         ConfigError: a generator or a library is missing.
@@ -61,13 +68,14 @@ def sort_out(config: ProblemsConfig) -> tuple[dict[str, list[Problem]], list[Rej
     problems, rejections = screen(read_records(config), config)
     if config.source in GENERATED:
         return _dealt(problems, config), rejections
-    ordered = sorted(problems, key=lambda each: content_key(config.seed, each.problem_id))
+    if config.order == "hash":
+        problems = sorted(problems, key=lambda p: content_key(config.seed, p.problem_id))
     splits: dict[str, list[Problem]] = {split: [] for split in config.counts}
-    for problem in ordered:
+    for problem in problems:
         splits[_split(problem, config)].append(problem)
-    leaked = _leaked(splits, config.checks.overlap)
-    splits["train"] = [each for each in splits["train"] if each.number not in leaked]
-    return splits, sorted([*rejections, *leaked.values()], key=lambda each: each.number)
+    overlaps = _overlaps(splits, config)
+    splits["train"] = [problem for problem in splits["train"] if problem.number not in overlaps]
+    return splits, sorted([*rejections, *overlaps.values()], key=lambda row: row.number)
 
 
 def _arithmetic(config: ProblemsConfig) -> list[Problem]:
@@ -86,13 +94,13 @@ def _arithmetic(config: ProblemsConfig) -> list[Problem]:
 
 
 def _dealt(problems: Iterable[Problem], config: ProblemsConfig) -> dict[str, list[Problem]]:
-    """Problems of a generator, split by split in the order in which they are drawn."""
+    """Deal the problems of a generator to the splits, in the order in which they are drawn."""
     drawn = iter(problems)
     return {split: list(islice(drawn, count)) for split, count in config.counts.items()}
 
 
 def _split(problem: Problem, config: ProblemsConfig) -> str:
-    """The split of a question, whatever else is in the source."""
+    """Return the split of a question, which depends on nothing else in the source."""
     key = content_key("split", config.seed, normalised(problem.question))
     place = int(key[:13], 16) / 16**13
     if place < config.test_share:
@@ -100,10 +108,11 @@ def _split(problem: Problem, config: ProblemsConfig) -> str:
     return "validation" if place < config.test_share + config.validation_share else "train"
 
 
-def _leaked(splits: dict[str, list[Problem]], bound: float) -> dict[int, Rejection]:
-    """Train problems that a problem of another split repeats in large part, by row number."""
-    train, scored = splits["train"], splits["test"] + splits["validation"]
-    pairs = overlapping([e.question for e in train], [e.question for e in scored], bound)
+def _overlaps(splits: dict[str, list[Problem]], config: ProblemsConfig) -> dict[int, Rejection]:
+    """Reject train problems that share most of their words with a scored one, by row number."""
+    bound, train = config.checks.overlap, splits["train"]
+    scored = [p for split in ("test", "validation") for p in splits[split][: config.counts[split]]]
+    pairs = overlapping([p.question for p in train], [p.question for p in scored], bound)
     return {
         train[index].number: Rejection(
             train[index].number,
@@ -116,19 +125,24 @@ def _leaked(splits: dict[str, list[Problem]], bound: float) -> dict[int, Rejecti
     }
 
 
-def _wanted(split: str, splits: dict[str, list[Problem]], config: ProblemsConfig) -> list[Problem]:
-    wanted: int = getattr(config, split)
-    if len(splits[split]) < wanted:
-        held = ", ".join(f"{len(splits[name])} {name}" for name in splits)
-        raise DataError(
-            "too few problems",
-            got=f"{sum(map(len, splits.values()))} usable ones, of which {held}",
-            expected=f"{wanted} {split}",
-            where=origin(config),
-            fix=f"make problems.{split} smaller, or change problems.test_share or "
-            "problems.validation_share; the table rejected_problems tells what was left out",
-        )
-    return splits[split][: config.counts[split]]
+def _require_enough(
+    splits: dict[str, list[Problem]], rejections: list[Rejection], config: ProblemsConfig
+) -> None:
+    for split, problems in splits.items():
+        wanted: int = getattr(config, split)
+        if len(problems) < wanted:
+            usable = ", ".join(f"{len(splits[name])} {name}" for name in splits)
+            kinds = Counter(rejection.kind for rejection in rejections).items()
+            left_out = ", ".join(f"{count} {kind}" for kind, count in kinds) or "none"
+            raise DataError(
+                "too few problems",
+                got=f"{sum(map(len, splits.values()))} usable rows, of which {usable}; "
+                f"left out: {left_out}",
+                expected=f"{wanted} {split}",
+                where=origin(config),
+                fix=f"make problems.{split} smaller, or change problems.test_share or "
+                "problems.validation_share",
+            )
 
 
 def _frame(table: str, rows: list[dict[str, object]]) -> pl.DataFrame:

@@ -139,11 +139,12 @@ _TABLES = (
         Column("position", INT, "order within the split, from 0"),
         Column("source", TEXT, "generator or file that it comes from, with the row"),
     )),
-    Table("rejected_problems", "a row of a source that became no problem", ("experiment_id", "row"), (
+    Table("rejected_problems", "a row of a source that was left out", ("experiment_id", "row"), (
         Column("experiment_id", TEXT, "the experiment run"),
         Column("source", TEXT, "generator or file that it comes from"),
         Column("row", INT, "number of the row, from 1"),
-        Column("kind", TEXT, "bad, duplicate, or overlap with a problem that is kept for scoring"),
+        Column("kind", TEXT, "bad, duplicate, conflict (same question, another answer), or overlap (of a "
+               "train problem with a scored one)"),
         Column("reason", TEXT, "why it was left out"),
         Column("excerpt", TEXT, "how it begins"),
     )),
@@ -262,6 +263,8 @@ _TABLES = (
         Column("entropy", REAL, "mean entropy of the student, nats a token"),
         Column("accuracy", REAL, "share of the batch's rollouts that are correct"),
         Column("zero_variance_groups", INT, "GRPO groups without a signal; 0 for distillation"),
+        Column("first_token_kl", REAL, "mean KL of the first token of each response, nats; empty "
+               "without a teacher", True),
         Column("logprob_drift", REAL, "mean |engine - trainer| log-prob of the sampled tokens; "
                "empty in a warm-up, where none are sampled", True),
         Column("logprob_drift_max", REAL, "largest |engine - trainer| log-prob; empty in a warm-up", True),

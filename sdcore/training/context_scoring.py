@@ -1,7 +1,7 @@
 """Frozen rollouts under several contexts: the student is scored once, the teacher once a context.
 
 Before any training student and teacher are the same weights; only their prompts differ. The
-scores are those of the trainer's first step, from the same batches, views and projection.
+scores are those of the trainer's first step, from the same batches, head inputs and projection.
 
 Axes: N rollouts of a batch, T their response tokens, S signals.
 """
@@ -13,11 +13,11 @@ import torch
 
 from sdcore.contexts import NULL
 from sdcore.models.policies import Policy
-from sdcore.training import batches, results
+from sdcore.training import batches
 from sdcore.training.batches import Example, Padded
-from sdcore.training.head import plain, require_exact_head, view
-from sdcore.training.projection import View, token_scores
-from sdcore.training.results import KL, TokenSignals
+from sdcore.training.head import head_input, require_exact_head, unwrap_peft
+from sdcore.training.projection import HeadInput, token_scores
+from sdcore.training.results import TokenSignals
 from sdcore.training.trainer import require_identity
 
 Prompt = Sequence[int]
@@ -43,12 +43,12 @@ def context_signals(
             null context does not give the student's own distribution.
     """
     require_exact_head(policy)
-    limit = getattr(plain(policy).config.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(unwrap_peft(policy).config.get_text_config(), "max_position_embeddings", None)
     longest = [replace(r, teacher_prompt_ids=_longest(i, prompts)) for i, r in enumerate(rollouts)]
     batches.require_whole(longest, limit)
     for group in batches.microbatches(longest, tokens_per_batch):
         student = batches.student_side([rollouts[index] for index in group]).to(policy.device)
-        seen = view(policy, student)
+        seen = head_input(policy, student)
         for context, prompts_N in prompts.items():
             chosen = [
                 replace(rollouts[index], teacher_prompt_ids=prompts_N[index]) for index in group
@@ -64,7 +64,7 @@ def _longest(index: int, prompts: Mapping[str, Sequence[Prompt | None]]) -> Prom
 
 
 def _scored(
-    policy: Policy, student: Padded, seen: View, batch: Sequence[Example], *, null: bool
+    policy: Policy, student: Padded, seen: HeadInput, batch: Sequence[Example], *, null: bool
 ) -> list[TokenSignals]:
     """Signals of those of a batch that have a teacher prompt, in order."""
     having = [each for each in batch if each.teacher_prompt_ids is not None]
@@ -77,10 +77,10 @@ def _scored(
     teacher = batches.teacher_side(having).to(policy.device)
     batches.require_same_response(own, teacher)
     mine = replace(seen, hidden_TD=seen.hidden_TD[rows_T])
-    scores = token_scores(mine, [view(policy, teacher)], own.tokens_T)
+    scores = token_scores(mine, [head_input(policy, teacher)], own.tokens_T)
     assert scores.teacher_logprob_T is not None
-    signals_ST = results.rows_of(scores, scores.teacher_logprob_T - scores.student_logprob_T)
+    signals = TokenSignals.of(scores, scores.teacher_logprob_T - scores.student_logprob_T)
+    assert signals.kl is not None
     if null:
-        require_identity(signals_ST[KL], policy.dtype)
-    parts = torch.split(signals_ST, length_N[having_N].tolist(), 1)
-    return [TokenSignals(*part_ST) for part_ST in parts]
+        require_identity(signals.kl, policy.dtype)
+    return signals.split(length_N[having_N].tolist())

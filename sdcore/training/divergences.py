@@ -1,9 +1,10 @@
 """Divergences between a student and a teacher distribution, each with its analytic gradient.
 
-A divergence is a sum of terms over the vocabulary. It returns the terms and their slopes
-k_v = ∂ term_v / ∂ log q_v; through the softmax the gradient by logit u is then k_u − q_u Σ_v k_v.
+A divergence is a sum of terms over the vocabulary, in nats. Each function returns the terms [N, V]
+and their slopes k_v = ∂ term_v / ∂ log q_v [N, V]; through the softmax, the gradient by logit u is
+k_u − q_u Σ_v k_v.
 
-Axes: N tokens, V vocabulary, K tokens of a support, B = K + 1 buckets, the last being the tail.
+Axes: N tokens, V vocabulary, K tokens of a support, B = K + 1 buckets, the last one being the tail.
 The student is q, the teacher t.
 """
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pair:
-    """Student and teacher distribution of each token; `log_ratio` is log t − log q."""
+    """Student and teacher distribution of each token; `log_ratio_NV` is log t − log q."""
 
     log_q_NV: Tensor
     q_NV: Tensor
@@ -27,12 +28,12 @@ class Pair:
 
     @classmethod
     def of(cls, log_q_NV: Tensor, log_t_NV: Tensor) -> Self:
-        """From log-probabilities; the teacher's buffer is reused for the log-ratio."""
+        """Build from log-probabilities; the teacher's buffer is overwritten by the log-ratio."""
         t_NV = log_t_NV.exp()
         return cls(log_q_NV, log_q_NV.exp(), t_NV, log_t_NV.sub_(log_q_NV))
 
     def tempered(self, temperature: float) -> Self:
-        """Both distributions with their logits divided by the temperature."""
+        """Return both distributions with their logits divided by the temperature."""
         log_t_NV = self.log_q_NV + self.log_ratio_NV
         tempered = (
             torch.log_softmax(log_p_NV / temperature, -1) for log_p_NV in (self.log_q_NV, log_t_NV)
@@ -40,21 +41,21 @@ class Pair:
         return self.of(*tempered)
 
     def support(self, side: Literal["student", "teacher"], size: int) -> Tensor:
-        """Ids [N, K] of the most likely tokens by one side."""
+        """Return the ids [N, K] of the tokens that one side finds most likely."""
         return (self.q_NV if side == "student" else self.t_NV).topk(size).indices
 
     def bucketed(self, support_NK: Tensor) -> Self:
-        """The support's tokens as they are, and the rest of the vocabulary as one tail bucket.
+        """Keep the tokens of the support, and merge the rest of the vocabulary into a tail bucket.
 
-        Coarse-graining keeps both sums at 1, so every divergence stays one, and it only shrinks.
+        Both distributions still sum to 1, so a divergence remains one, and it can only shrink.
         """
         log_t_NV = self.log_q_NV + self.log_ratio_NV
         return self.of(*(_bucketed(log_p, support_NK) for log_p in (self.log_q_NV, log_t_NV)))
 
     def spread(self, gradient_NB: Tensor, support_NK: Tensor) -> Tensor:
-        """Gradient by the logits of the vocabulary [N, V], from that by the logits of the buckets.
+        """Turn a gradient by bucket logits [N, B] into one by vocabulary logits [N, V].
 
-        The tail's gradient is shared out by the student's probabilities.
+        The tail's gradient is distributed in proportion to the student's probabilities.
         """
         share_NV = (self.log_q_NV - _tail(self.log_q_NV, support_NK)).exp_()
         return (share_NV * gradient_NB[:, -1:]).scatter_(1, support_NK, gradient_NB[:, :-1])
@@ -95,5 +96,5 @@ def _bucketed(log_p_NV: Tensor, support_NK: Tensor) -> Tensor:
 
 
 def _tail(log_p_NV: Tensor, support_NK: Tensor) -> Tensor:
-    """Log-probability [N, 1] of all tokens outside the support."""
+    """Return the log-probability [N, 1] of all tokens outside the support."""
     return log_p_NV.scatter(1, support_NK, -math.inf).logsumexp(1, keepdim=True)

@@ -12,22 +12,22 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from sdcore.errors import ModelError
 from sdcore.models.policies import Policy
 from sdcore.training.batches import Padded
-from sdcore.training.projection import Head, View
+from sdcore.training.projection import Head, HeadInput
 
 _PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
-def view(policy: Policy, padded: Padded, share: float = 1.0) -> View:
+def head_input(policy: Policy, padded: Padded, share: float = 1.0) -> HeadInput:
     """Hidden states [T, D] that predict the response tokens, and the head that reads them."""
     body = body_of(policy)
     hidden_NLD: Tensor = body(input_ids=padded.ids_NL, use_cache=False).last_hidden_state
     hidden_TD = hidden_NLD.flatten(0, 1).index_select(0, padded.positions_T)
-    return View(hidden_TD, head_of(policy), share)
+    return HeadInput(hidden_TD, head_of(policy), share)
 
 
 def body_of(policy: Policy) -> nn.Module:
     """The policy without its head."""
-    model = plain(policy)
+    model = unwrap_peft(policy)
     body: nn.Module = getattr(model, model.base_model_prefix)
     return body
 
@@ -38,7 +38,7 @@ def head_of(policy: Policy) -> Head:
     Raises:
         ModelError: the head is not a plain linear layer, such as one with an adapter on it.
     """
-    model = plain(policy)
+    model = unwrap_peft(policy)
     linear, config = model.get_output_embeddings(), model.config.get_text_config()
     if not isinstance(linear, nn.Linear):
         raise ModelError(
@@ -61,7 +61,7 @@ def require_exact_head(policy: Policy) -> None:
     Raises:
         ModelError: they differ, so the model does more to its logits than `Head` knows.
     """
-    model, head = plain(policy), head_of(policy)
+    model, head = unwrap_peft(policy), head_of(policy)
     ids_NL = torch.arange(min(8, len(head.weight_VD)), device=model.device)[None]
     own = model(input_ids=ids_NL, use_cache=False).logits.float()
     ours = head.logits(body_of(policy)(input_ids=ids_NL, use_cache=False).last_hidden_state)
@@ -75,7 +75,7 @@ def require_exact_head(policy: Policy) -> None:
         )
 
 
-def plain(policy: Policy) -> PreTrainedModel:
+def unwrap_peft(policy: Policy) -> PreTrainedModel:
     """The transformers model, without the PEFT wrapper; adapters stay in its layers."""
     return policy.get_base_model() if isinstance(policy, PeftModel) else policy
 
@@ -86,7 +86,7 @@ def checkpointed(policy: Policy, *, enabled: bool) -> Iterator[None]:
 
     Only the layers themselves go to training mode, not what is in them: dropout stays off.
     """
-    model = plain(policy)
+    model = unwrap_peft(policy)
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if enabled and not model.is_activation_checkpointing:
         model.activation_checkpointing_enable()

@@ -1,4 +1,4 @@
-"""Training objectives as pure functions from a chunk of tokens to losses and logit gradients.
+"""Training objectives: pure functions from a chunk of tokens to losses and logit gradients.
 
 `chunked_loss` in `sdcore.training.projection` takes them with their settings bound by
 `functools.partial`.
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from sdcore.config import DistillConfig, GrpoConfig
 from sdcore.training.divergences import DIVERGENCES, Pair
-from sdcore.training.projection import KL, Chunk
+from sdcore.training.projection import Chunk
 
 
 def distillation(chunk: Chunk, settings: DistillConfig) -> tuple[Tensor, Tensor]:
-    """Divergence between student and teacher, at the distillation temperature.
+    """Divergence between student and teacher at the distillation temperature, in nats per token.
 
     Args:
         chunk: tokens with a teacher.
@@ -26,8 +26,9 @@ def distillation(chunk: Chunk, settings: DistillConfig) -> tuple[Tensor, Tensor]
     """
     assert chunk.pair is not None, "distillation needs a teacher"
     if _is_plain_forward_kl(settings):
-        # The general way below gives the same, but in more memory and passes.
-        return chunk.scores_SN[KL], chunk.q_NV.sub_(chunk.pair.t_NV)
+        # The general code below gives the same, with more memory and more passes.
+        assert chunk.scores.kl_T is not None
+        return chunk.scores.kl_T, chunk.q_NV.sub_(chunk.pair.t_NV)
     pair = chunk.tempered(settings.temperature).pair
     assert pair is not None
     if settings.divergence == "policy_gradient":
@@ -50,11 +51,12 @@ def grpo(
 ) -> tuple[Tensor, Tensor]:
     """Clipped surrogate −min(r A, clip(r) A), plus the KL to the reference (arXiv 2402.03300).
 
-    p is the distribution that was sampled from, the logits over the sampling `temperature`: of no
-    other one is this the policy gradient. (Top-p is not in it.) r = p / p_old comes from stored
-    log-probs, at that temperature too, so several steps may reuse a batch; without them p_old = p,
-    the strictly on-policy case. The KL is the paper's estimator on the sampled token,
-    e^d − d − 1 with d = log p_reference − log p; the chunk's teacher is the reference.
+    p is the distribution that was sampled from, softmax(logits / `temperature`) with the sampling
+    temperature: only for it is this the policy gradient. (Top-p is ignored.) r = p / p_old, where
+    p_old comes from stored log-probs at the same temperature, so that several steps may reuse a
+    batch; without them p_old = p, the strictly on-policy case. The KL is the paper's estimator on
+    the sampled token, e^d − d − 1 with d = log p_reference − log p; the chunk's teacher is the
+    reference.
 
     Returns:
         Losses [N] and their gradients by the student's logits [N, V].
@@ -66,7 +68,8 @@ def grpo(
     clipped_N = ratio_N.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     plain_N, bound_N = ratio_N * advantage_N, clipped_N * advantage_N
     loss_N = -torch.minimum(plain_N, bound_N)
-    slope_N = torch.where(plain_N <= bound_N, -plain_N, 0.0)  # a clipped token has no gradient
+    # As in PPO: a ratio beyond its bound has no gradient.
+    slope_N = torch.where(plain_N <= bound_N, -plain_N, 0.0)
     if settings.kl_coefficient:
         assert chunk.pair is not None, "the KL needs a reference"
         gap_N = _at(chunk.pair.log_ratio_NV, chunk.tokens_N)
@@ -77,7 +80,7 @@ def grpo(
 
 
 def cross_entropy(chunk: Chunk, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """−log q(y) of the response tokens: supervised learning, for a warm-up.
+    """−log q(y) of the response tokens: supervised learning, used by the warm-up.
 
     Returns:
         Losses [N] and their gradients q − onehot(y) by the student's logits [N, V].
@@ -90,12 +93,12 @@ def cross_entropy(chunk: Chunk, temperature: float = 1.0) -> tuple[Tensor, Tenso
 
 
 def group_advantages(rewards_PG: Tensor) -> tuple[Tensor, int]:
-    """Rewards less the mean of their group, over its standard deviation (arXiv 2402.03300).
+    """Return (reward − group mean) / group standard deviation (arXiv 2402.03300).
 
-    The deviation is the unbiased one. A group whose rewards are all equal has advantages 0.
+    The standard deviation is the unbiased one. A group of equal rewards has advantages 0.
 
     Returns:
-        Advantages [P, G], and how many groups have equal rewards and so give no signal.
+        Advantages [P, G], and the number of groups of equal rewards, which give no signal.
     """
     silent_P1 = (rewards_PG == rewards_PG[:, :1]).all(1, keepdim=True)
     centred_PG = (rewards_PG - rewards_PG.mean(1, keepdim=True)).masked_fill(silent_P1, 0.0)
@@ -109,28 +112,27 @@ def _is_plain_forward_kl(settings: DistillConfig) -> bool:
 
 
 def _divergence(pair: Pair, settings: DistillConfig) -> tuple[Tensor, Tensor]:
-    """Loss and gradient by the logits of the pair's support, clipped.
+    """Loss [N] and gradient by the logits of the pair's support, clipped.
 
-    Token clip: min(Σ_v term_v, c). Entry clip: Σ_v min(term_v, c), which can be negative; OPSD's
-    (arXiv 2601.18734). What is clipped has no gradient.
+    A token whose loss L exceeds the clip value c is scaled by c / L: its loss becomes c, and its
+    gradient keeps its direction. (OPSD, arXiv 2601.18734, clips the terms of the sum instead. Then
+    the largest term loses its slope, and the rest can point the opposite way.)
     """
     terms_NV, slopes_NV = DIVERGENCES[settings.divergence](pair, settings.beta)
-    if settings.clip == "entry":
-        slopes_NV = slopes_NV.masked_fill(terms_NV > settings.clip_value, 0.0)
-        terms_NV = terms_NV.clamp(max=settings.clip_value)
     loss_N = terms_NV.sum(1)
     gradient_NV = slopes_NV.addcmul_(pair.q_NV, slopes_NV.sum(1, keepdim=True), value=-1)
     if settings.clip == "token":
-        gradient_NV.masked_fill_((loss_N > settings.clip_value)[:, None], 0.0)
-        loss_N = loss_N.clamp(max=settings.clip_value)
+        bound = settings.clip_value
+        scale_N = torch.where(loss_N > bound, bound / loss_N, 1.0)
+        loss_N, gradient_NV = loss_N * scale_N, gradient_NV.mul_(scale_N[:, None])
     return loss_N, gradient_NV
 
 
 def _policy_gradient(pair: Pair, tokens_N: Tensor) -> tuple[Tensor, Tensor]:
     """−A log q(y) with the advantage A = log t(y) − log q(y) held constant (arXiv 2601.20802).
 
-    On tokens sampled at the distillation temperature its expected gradient is the reverse KL's;
-    its value is not.
+    On tokens sampled at the distillation temperature, the expected gradient is that of the reverse
+    KL; the value is not.
     """
     advantage_N = _at(pair.log_ratio_NV, tokens_N)
     loss_N = -advantage_N * _at(pair.log_q_NV, tokens_N)
@@ -144,7 +146,7 @@ def _logprob_gradient(slope_N: Tensor, q_NV: Tensor, tokens_N: Tensor) -> Tensor
 
 
 def _by_logits(gradient_NV: Tensor, temperature: float) -> Tensor:
-    """The gradient by the logits, from that by the logits over the temperature."""
+    """Turn the gradient by logits / temperature into the gradient by the logits."""
     return gradient_NV if temperature == 1.0 else gradient_NV.div_(temperature)
 
 

@@ -10,7 +10,7 @@ Axes: T response tokens, N tokens of a chunk, V vocabulary, D hidden, S scores. 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from torch import Tensor
 from sdcore.training.divergences import Pair
 
 MIN_ROWS = 128  # fewer, and a chunk's matrix product is bound by reading the head
-KL = 3  # row of the KL in a chunk's scores
 ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}  # of a [N, V] buffer: near the cache, or enough work
 
 
@@ -58,19 +57,22 @@ class Head:
 
 
 @dataclass(frozen=True)
-class View:
-    """One set of weights looking on; a teacher's logits are the sum of views times shares."""
+class HeadInput:
+    """Hidden states [T, D] and head of one model; a teacher's logits are a weighted sum of these.
+
+    `share` is the weight of this model's logits in that sum.
+    """
 
     hidden_TD: Tensor
     head: Head
     share: float = 1.0
 
 
-@dataclass(frozen=True)
-class TokenScores:
-    """What a pass tells of each response token, detached, at temperature 1.
+class TokenScores(NamedTuple):
+    """Diagnostics of each response token [T], in nats, detached, at temperature 1.
 
-    `kl` is the forward KL, teacher to student, over the whole vocabulary.
+    `kl_T` is the forward KL, teacher to student, over the whole vocabulary. Without a teacher
+    `teacher_logprob_T` and `kl_T` are None.
     """
 
     student_logprob_T: Tensor
@@ -78,12 +80,22 @@ class TokenScores:
     teacher_logprob_T: Tensor | None = None
     kl_T: Tensor | None = None
 
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate the scores of consecutive tokens."""
+        return cls(
+            torch.cat([part.student_logprob_T for part in parts]),
+            torch.cat([part.entropy_T for part in parts]),
+            cat_or_none([part.teacher_logprob_T for part in parts]),
+            cat_or_none([part.kl_T for part in parts]),
+        )
+
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some consecutive response tokens; the objective that gets it may overwrite its buffers.
+    """Some consecutive response tokens; the loss that gets it may overwrite its buffers.
 
-    Without a teacher there is no `pair`, and `scores_SN` lacks the last two fields of TokenScores.
+    Without a teacher there is no `pair`.
     """
 
     log_q_NV: Tensor
@@ -91,7 +103,7 @@ class Chunk:
     pair: Pair | None
     tokens_N: Tensor
     rows: slice
-    scores_SN: Tensor
+    scores: TokenScores  # [N] each
 
     def tempered(self, temperature: float) -> "Chunk":
         """The distributions with their logits divided by the temperature; the scores stay."""
@@ -104,50 +116,51 @@ class Chunk:
         return replace(self, log_q_NV=pair.log_q_NV, q_NV=pair.q_NV, pair=pair)
 
 
-Objective = Callable[[Chunk], tuple[Tensor, Tensor]]
-"""From a chunk to the losses [N] and their gradients by the student's logits [N, V]."""
+ChunkLoss = Callable[[Chunk], tuple[Tensor, Tensor]]
+"""Map a chunk to the losses [N] and their gradients by the student's logits [N, V]."""
 
 
 def chunked_loss(
-    student: View,
-    teacher: Sequence[View],
+    student: HeadInput,
+    teacher: Sequence[HeadInput],
     tokens_T: Tensor,
     weights_T: Tensor,
-    objective: Objective,
+    chunk_loss: ChunkLoss,
     *,
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor, TokenScores]:
     """Σ_t weight_t · loss_t, differentiable by the student's hidden states and head.
 
     Args:
-        student: hidden states [T, D] that predict the tokens, and the head.
-        teacher: views whose logits add up to the teacher's; empty where there is no teacher.
+        student: hidden states that predict the tokens, and the head.
+        teacher: head inputs whose logits add up to the teacher's; empty without a teacher.
         tokens_T: the response tokens.
         weights_T: weights of the tokens; the normalisation of the loss is in them.
-        objective: see `sdcore.training.losses`.
+        chunk_loss: see `sdcore.training.losses`.
         chunk_rows: rows a chunk; by default so that its buffers stay small and its products busy.
 
     Returns:
         The weighted sum, each token's unweighted loss [T] (detached), and the diagnostics.
     """
-    student, teacher = _autocast(student), [_autocast(view) for view in teacher]
+    student, teacher = _autocast(student), [_autocast(each) for each in teacher]
     with torch.autocast(student.hidden_TD.device.type, enabled=False):
         loss, loss_T, *scores = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
             student.hidden_TD, student.head.weight_VD, student.head.bias_V,
-            student.head, teacher, tokens_T, weights_T, objective, chunk_rows,
+            student.head, teacher, tokens_T, weights_T, chunk_loss, chunk_rows,
         )  # fmt: skip
     return loss, loss_T, TokenScores(*scores)
 
 
 @torch.no_grad()
-def token_scores(student: View, teacher: Sequence[View], tokens_T: Tensor) -> TokenScores:
+def token_scores(student: HeadInput, teacher: Sequence[HeadInput], tokens_T: Tensor) -> TokenScores:
     """The diagnostics alone."""
-    student, teacher = _autocast(student), [_autocast(view) for view in teacher]
+    student, teacher = _autocast(student), [_autocast(each) for each in teacher]
     with torch.autocast(student.hidden_TD.device.type, enabled=False):
         spans = _spans(tokens_T, len(student.head.weight_VD))
         pool = _Pool(student, spans)
-        scores = [_chunk(student, teacher, tokens_T, rows, pool).scores_SN for rows in spans]
-    return TokenScores(*torch.cat(scores, 1))
+        return TokenScores.cat(
+            [_chunk(student, teacher, tokens_T, rows, pool).scores for rows in spans]
+        )
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -160,10 +173,10 @@ class _ChunkedLoss(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         head: Head,
-        teacher: Sequence[View],
+        teacher: Sequence[HeadInput],
         tokens_T: Tensor,
         weights_T: Tensor,
-        objective: Objective,
+        chunk_loss: ChunkLoss,
         chunk_rows: int | None,
     ) -> tuple[Tensor, ...]:
         ctx.dtype = hidden_TD.dtype
@@ -171,21 +184,23 @@ class _ChunkedLoss(torch.autograd.Function):
             None if tensor is None or not needed else torch.zeros_like(tensor, dtype=_wide(tensor))
             for tensor, needed in zip((hidden_TD, weight_VD, bias_V), ctx.needs_input_grad)
         ]
-        student = View(hidden_TD, head)
+        student = HeadInput(hidden_TD, head)
 
-        def scored(rows: slice) -> Tensor:
+        def scored(rows: slice) -> tuple[Tensor, TokenScores]:
             """A chunk's loss and diagnostics; a function, so that its buffers die with it."""
             chunk = _chunk(student, teacher, tokens_T, rows, pool)
-            loss_N, gradient_NV = objective(chunk)
+            loss_N, gradient_NV = chunk_loss(chunk)
             gradient_NV = head.pull_back(gradient_NV, hidden_TD[rows])
             _accumulate(ctx.gradients, gradient_NV, student, weights_T[rows, None], rows)
-            return torch.cat([loss_N[None], chunk.scores_SN])
+            return loss_N, chunk.scores
 
         spans = _spans(tokens_T, len(weight_VD), chunk_rows)
         pool = _Pool(student, spans)
-        scores_ST = torch.cat([scored(rows) for rows in spans], 1)
-        ctx.mark_non_differentiable(*(outputs := scores_ST.unbind()))
-        return (scores_ST[0] @ weights_T.to(scores_ST.dtype), *outputs)
+        losses, scores = zip(*(scored(rows) for rows in spans), strict=True)
+        loss_T = torch.cat(losses)
+        outputs = (loss_T, *(each for each in TokenScores.cat(scores) if each is not None))
+        ctx.mark_non_differentiable(*outputs)
+        return (loss_T @ weights_T.to(loss_T.dtype), *outputs)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -205,7 +220,7 @@ class _Pool:
     the allocator does as well, and there are none.
     """
 
-    def __init__(self, student: View, spans: Sequence[slice]) -> None:
+    def __init__(self, student: HeadInput, spans: Sequence[slice]) -> None:
         hidden_TD, self._vocabulary = student.hidden_TD, len(student.head.weight_VD)
         self._enabled = hidden_TD.device.type == "cpu" and bool(spans)
         rows = min(len(hidden_TD), spans[0].stop) if spans else 0
@@ -235,7 +250,7 @@ def _spans(tokens_T: Tensor, vocabulary: int, chunk_rows: int | None = None) -> 
 
 
 def _chunk(
-    student: View, teacher: Sequence[View], tokens_T: Tensor, rows: slice, pool: _Pool
+    student: HeadInput, teacher: Sequence[HeadInput], tokens_T: Tensor, rows: slice, pool: _Pool
 ) -> Chunk:
     tokens_N = tokens_T[rows]
     pool.start(len(tokens_N))
@@ -244,13 +259,13 @@ def _chunk(
     spare = pool.take()
     entropy_N = -torch.mul(q_NV, log_q_NV, out=spare).sum(1)
     if not teacher:
-        return Chunk(log_q_NV, q_NV, None, tokens_N, rows, torch.stack([logprob_N, entropy_N]))
+        return Chunk(log_q_NV, q_NV, None, tokens_N, rows, TokenScores(logprob_N, entropy_N))
     log_t_NV, t_NV = _distribution(_teacher_logits(teacher, rows, pool), pool)
     pair = Pair(log_q_NV, q_NV, t_NV, log_t_NV.sub_(log_q_NV))
     advantage_N = pair.log_ratio_NV.gather(1, tokens_N[:, None])[:, 0]
     kl_N = torch.mul(t_NV, pair.log_ratio_NV, out=spare).sum(1)
-    scores = [logprob_N, entropy_N, logprob_N + advantage_N, kl_N]
-    return Chunk(log_q_NV, q_NV, pair, tokens_N, rows, torch.stack(scores))
+    scores = TokenScores(logprob_N, entropy_N, logprob_N + advantage_N, kl_N)
+    return Chunk(log_q_NV, q_NV, pair, tokens_N, rows, scores)
 
 
 def _distribution(logits_NV: Tensor, pool: _Pool) -> tuple[Tensor, Tensor]:
@@ -264,20 +279,20 @@ def _distribution(logits_NV: Tensor, pool: _Pool) -> tuple[Tensor, Tensor]:
     return logits_NV.sub_(total_N1.log()), p_NV.div_(total_N1)
 
 
-def _teacher_logits(views: Sequence[View], rows: slice, pool: _Pool) -> Tensor:
-    first, *rest = views
+def _teacher_logits(inputs: Sequence[HeadInput], rows: slice, pool: _Pool) -> Tensor:
+    first, *rest = inputs
     logits_NV = first.head.logits(first.hidden_TD[rows], pool.take())
     if first.share != 1.0:
         logits_NV.mul_(first.share)
-    for view in rest:
-        logits_NV.add_(view.head.logits(view.hidden_TD[rows]), alpha=view.share)
+    for each in rest:
+        logits_NV.add_(each.head.logits(each.hidden_TD[rows]), alpha=each.share)
     return logits_NV
 
 
 def _accumulate(
     gradients: Sequence[Tensor | None],
     gradient_NV: Tensor,
-    student: View,
+    student: HeadInput,
     weight_N1: Tensor,
     rows: slice,
 ) -> None:
@@ -294,20 +309,26 @@ def _accumulate(
         bias += (gradient_NV * weight_N1).sum(0)
 
 
-def _autocast(view: View) -> View:
-    """The view in the type that autocast asks for; gradients come back in the weights' own type."""
-    device = view.hidden_TD.device.type
+def cat_or_none(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """Concatenate tensors; None where one is missing."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(present) if len(present) == len(tensors) else None
+
+
+def _autocast(given: HeadInput) -> HeadInput:
+    """Return it in the type that autocast asks for; gradients keep the type of the weights."""
+    device = given.hidden_TD.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     else:
-        dtype = view.head.weight_VD.dtype
-    head, bias_V = view.head, view.head.bias_V
+        dtype = given.head.weight_VD.dtype
+    head, bias_V = given.head, given.head.bias_V
     head = replace(
         head,
         weight_VD=head.weight_VD.to(dtype),
         bias_V=None if bias_V is None else bias_V.to(dtype),
     )
-    return replace(view, hidden_TD=view.hidden_TD.to(dtype), head=head)
+    return replace(given, hidden_TD=given.hidden_TD.to(dtype), head=head)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -4,9 +4,9 @@ Axes: T response tokens of a micro-batch, S signals.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -14,19 +14,18 @@ from torch import Tensor
 from sdcore.errors import TrainingError
 from sdcore.training import batches
 from sdcore.training.batches import Example
-from sdcore.training.projection import TokenScores
+from sdcore.training.projection import TokenScores, cat_or_none
 
 _COLUMNS = (
     "loss", "grad_norm", "learning_rate", "rollouts", "tokens", "mean_length", "entropy",
-    "logprob_drift", "logprob_drift_max", "padding_share", "seconds",
+    "first_token_kl", "logprob_drift", "logprob_drift_max", "padding_share", "seconds",
 )  # fmt: skip
-KL = 4  # row of the KL in an [S, T] of signals
+FIRST_TOKEN_KL, FIRST_TOKEN_RATIO = 2.0, 10.0  # nats, times; see `require_paired_start`
 MISMATCH = {torch.float32: 0.01, torch.bfloat16: 0.2}  # nats; see `require_agreement`
 
 
-@dataclass(frozen=True)
-class TokenSignals:
-    """Signals of one example, each [response tokens], in nats, by the weights before the step.
+class TokenSignals(NamedTuple):
+    """Signals of response tokens, each [T] on the CPU, in nats, by the weights before the step.
 
     `advantage` is teacher minus student log-prob or, for GRPO, the rollout's advantage, and 1 in a
     warm-up; `kl` is the forward KL over the vocabulary. Without a teacher `teacher_logprob` and
@@ -39,12 +38,44 @@ class TokenSignals:
     teacher_logprob: Tensor | None = None
     kl: Tensor | None = None
 
+    @classmethod
+    def of(cls, scores: TokenScores, advantage_T: Tensor) -> Self:
+        """Signals from the diagnostics of a pass, as float32 on the CPU."""
+        teacher_T, kl_T = scores.teacher_logprob_T, scores.kl_T
+        return cls(
+            scores.student_logprob_T.float().cpu(),
+            scores.entropy_T.float().cpu(),
+            advantage_T.float().cpu(),
+            None if teacher_T is None else teacher_T.float().cpu(),
+            None if kl_T is None else kl_T.float().cpu(),
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate the signals of consecutive tokens."""
+        return cls(
+            torch.cat([part.student_logprob for part in parts]),
+            torch.cat([part.entropy for part in parts]),
+            torch.cat([part.advantage for part in parts]),
+            cat_or_none([part.teacher_logprob for part in parts]),
+            cat_or_none([part.kl for part in parts]),
+        )
+
+    def split(self, lengths: Sequence[int]) -> list[Self]:
+        """Cut the signals of a batch into those of its examples, `lengths` tokens each."""
+        columns = [
+            [None] * len(lengths) if row_T is None else torch.split(row_T, list(lengths))
+            for row_T in self
+        ]
+        return [type(self)(*rows) for rows in zip(*columns, strict=True)]
+
 
 @dataclass(frozen=True)
 class Update:
     """What one optimizer step did; `loss`, `entropy` and `kl` are means over response tokens.
 
-    `grad_norm` is before clipping, `logprob_drift` the mean |sampler − trainer| log-prob and
+    `grad_norm` is before clipping, `first_token_kl` the mean KL of the first token of each response
+    (None without a teacher), `logprob_drift` the mean |sampler − trainer| log-prob and
     `logprob_drift_max` the largest (None without stored log-probs), `padding_share` that of padded
     positions, both sides counted.
     """
@@ -57,6 +88,7 @@ class Update:
     mean_length: float
     entropy: float
     kl: float | None
+    first_token_kl: float | None
     logprob_drift: float | None
     logprob_drift_max: float | None
     padding_share: float
@@ -71,20 +103,15 @@ class Update:
 
 @dataclass(frozen=True)
 class Pass:
-    """One micro-batch: which examples, its share of the loss, and what it tells of their tokens."""
+    """One micro-batch: its examples, its share of the loss, its tokens' losses and signals.
+
+    `loss_T` is empty where no loss was computed.
+    """
 
     group: list[int]
     loss: float
     loss_T: Tensor
-    signals_ST: Tensor
-
-
-def rows_of(scores: TokenScores, advantage_T: Tensor) -> Tensor:
-    """The fields of TokenSignals as rows [S, T], on the CPU."""
-    rows = [scores.student_logprob_T, scores.entropy_T, advantage_T]
-    if scores.teacher_logprob_T is not None and scores.kl_T is not None:
-        rows += [scores.teacher_logprob_T, scores.kl_T]
-    return torch.stack(rows).float().cpu()
+    signals: TokenSignals
 
 
 def update_of(
@@ -96,35 +123,45 @@ def update_of(
     seconds: float,
 ) -> Update:
     """Put the passes over all examples together."""
-    signals_ST = torch.cat([each.signals_ST for each in passes], 1)
+    signals = TokenSignals.cat([each.signals for each in passes])
+    tokens = len(signals.student_logprob)
     order = [examples[index] for each in passes for index in each.group]
     sampled_T = batches.sampled_logprobs(order)
-    drift_T = None if sampled_T is None else (signals_ST[0] - sampled_T).abs()
+    drift_T = None if sampled_T is None else (signals.student_logprob - sampled_T).abs()
+    by_example = signals_of(examples, passes)
     return Update(
         loss=sum(each.loss for each in passes),
         grad_norm=grad_norm,
         learning_rate=learning_rate,
         rollouts=len(examples),
-        tokens=signals_ST.shape[1],
-        mean_length=signals_ST.shape[1] / len(examples),
-        entropy=float(signals_ST[1].mean()),
-        kl=float(signals_ST[KL].mean()) if len(signals_ST) > KL else None,
+        tokens=tokens,
+        mean_length=tokens / len(examples),
+        entropy=float(signals.entropy.mean()),
+        kl=None if signals.kl is None else float(signals.kl.mean()),
+        first_token_kl=_first_token_kl(by_example),
         logprob_drift=None if drift_T is None else float(drift_T.mean()),
         logprob_drift_max=None if drift_T is None else float(drift_T.max()),
         padding_share=batches.padding_share(examples, [each.group for each in passes]),
         seconds=seconds,
-        signals=signals_of(examples, passes),
+        signals=by_example,
     )
 
 
 def signals_of(examples: Sequence[Example], passes: Sequence[Pass]) -> list[TokenSignals]:
     """Signals in the order of the examples."""
-    return [TokenSignals(*ST) for ST in _in_order(examples, passes, lambda each: each.signals_ST)]
+    found: dict[int, TokenSignals] = {}
+    for each in passes:
+        found |= zip(each.group, each.signals.split(_lengths(examples, each)), strict=True)
+    return [found[index] for index in range(len(examples))]
 
 
 def losses_of(examples: Sequence[Example], passes: Sequence[Pass]) -> list[Tensor]:
     """Loss [response tokens] of each example, in the order of the examples."""
-    return _in_order(examples, passes, lambda each: each.loss_T)
+    found: dict[int, Tensor] = {}
+    for each in passes:
+        parts = torch.split(each.loss_T, _lengths(examples, each))
+        found |= zip(each.group, parts, strict=True)
+    return [found[index] for index in range(len(examples))]
 
 
 def require_finite(examples: Sequence[Example], passes: Sequence[Pass], grad_norm: float) -> None:
@@ -150,6 +187,41 @@ def require_finite(examples: Sequence[Example], passes: Sequence[Pass], grad_nor
     )
 
 
+def require_paired_start(signals: Sequence[TokenSignals]) -> None:
+    """Refuse a teacher that expects another beginning of the response than the student writes.
+
+    The first token is an outlier if its mean KL is above `FIRST_TOKEN_KL` nats and above
+    `FIRST_TOKEN_RATIO` times the median KL of all later tokens. Seen before any training: 1e-5
+    nats (tiny-solver), 0.2 to 0.5 (SmolLM2-135M as it is, GSM8K, four contexts), but 4.4 for a
+    teacher that expects a thought where the student has none. Trained on, such a student soon opens
+    its answers with the token of the thought.
+
+    Raises:
+        TrainingError: the first token is an outlier.
+    """
+    first = _first_token_kl(signals)
+    if first is None or not signals:
+        return
+    later_T = torch.cat([each.kl[1:] for each in signals if each.kl is not None])
+    usual = float(later_T.median()) if len(later_T) else 0.0
+    if first > max(FIRST_TOKEN_KL, FIRST_TOKEN_RATIO * usual):
+        raise TrainingError(
+            "the teacher expects another beginning of the response than the student",
+            got=f"a mean KL of {first:.3g} nats at the first token; the median of the later tokens "
+            f"is {usual:.2g}",
+            expected=f"at most {FIRST_TOKEN_KL:g} nats, or {FIRST_TOKEN_RATIO:g} times the median",
+            fix="let the teacher prompt end as the student prompt does: compare "
+            "contexts.teacher_prompt_ids with rollouts.prompt_ids. If the context itself asks for "
+            "another beginning, word prompts.teacher so that it asks for the student's form. "
+            "Nothing was trained",
+        )
+
+
+def _first_token_kl(signals: Sequence[TokenSignals]) -> float | None:
+    first = [float(each.kl[0]) for each in signals if each.kl is not None]
+    return sum(first) / len(first) if first else None
+
+
 def require_agreement(update: Update, dtype: torch.dtype) -> None:
     """Refuse rollouts whose log-probs are not those of the policy that is trained.
 
@@ -172,12 +244,5 @@ def require_agreement(update: Update, dtype: torch.dtype) -> None:
         )
 
 
-def _in_order(
-    examples: Sequence[Example], passes: Sequence[Pass], values: Callable[[Pass], Tensor]
-) -> list[Tensor]:
-    """Each example's part of what the passes tell of their tokens (the last axis)."""
-    found: dict[int, Tensor] = {}
-    for each in passes:
-        lengths = [len(examples[index].response_ids) for index in each.group]
-        found |= zip(each.group, torch.split(values(each), lengths, -1), strict=True)
-    return [found[index] for index in range(len(examples))]
+def _lengths(examples: Sequence[Example], micro_batch: Pass) -> list[int]:
+    return [len(examples[index].response_ids) for index in micro_batch.group]

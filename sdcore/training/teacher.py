@@ -16,8 +16,8 @@ from sdcore.config import TeacherConfig
 from sdcore.distributed import collectives
 from sdcore.models.policies import Policy
 from sdcore.training.batches import Padded
-from sdcore.training.head import view
-from sdcore.training.projection import View
+from sdcore.training.head import head_input
+from sdcore.training.projection import HeadInput
 
 
 class Teacher:
@@ -43,8 +43,8 @@ class Teacher:
             self._average = self._averaged_weights() if self._average else {}
 
     @torch.no_grad()
-    def views(self, padded: Padded) -> list[View]:
-        """The views whose logits add up to the teacher's, without gradient."""
+    def head_inputs(self, padded: Padded) -> list[HeadInput]:
+        """Return the head inputs whose logits add up to the teacher's, without gradient."""
         match self._settings.kind:
             case "frozen":
                 return [self._initial(padded)]
@@ -78,17 +78,17 @@ class Teacher:
         for name, value in self._average.items():
             value.copy_(collectives.alike(state[f"average/{name}"], value))
 
-    def _initial(self, padded: Padded, share: float = 1.0) -> View:
+    def _initial(self, padded: Padded, share: float = 1.0) -> HeadInput:
         if self._copy is not None:
             return _seen(self._copy, padded, share)
         with self._policy.disable_adapter():
-            return view(self._policy, padded, share)
+            return head_input(self._policy, padded, share)
 
-    def _averaged(self, padded: Padded) -> View:
+    def _averaged(self, padded: Padded) -> HeadInput:
         if self._copy is not None:
             return _seen(self._copy, padded)
         with _swapped(trained(self._policy).values(), self._average.values()):
-            return view(self._policy, padded)
+            return head_input(self._policy, padded)
 
     def _averaged_weights(self) -> dict[str, Tensor]:
         if self._copy is not None:
@@ -101,8 +101,8 @@ def trained(policy: Policy) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
 
 
-def _seen(policy: Policy, padded: Padded, share: float = 1.0) -> View:
-    return collectives.inside(policy, lambda: view(policy, padded, share))
+def _seen(policy: Policy, padded: Padded, share: float = 1.0) -> HeadInput:
+    return collectives.inside(policy, lambda: head_input(policy, padded, share))
 
 
 @contextmanager

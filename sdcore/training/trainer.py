@@ -13,37 +13,27 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
-from sdcore.config import (
-    CADENCE,
-    Condition,
-    DistillConfig,
-    GrpoConfig,
-    TeacherConfig,
-    TrainingConfig,
-    WarmupConfig,
-)
+from sdcore.config import CADENCE, ConditionSettings, TrainingConfig, WarmupConfig
 from sdcore.distributed import collectives
 from sdcore.errors import TrainingError
 from sdcore.models import policies
 from sdcore.models.policies import Policy
 from sdcore.training import batches, checkpoints, losses, results
 from sdcore.training.batches import Example, Padded
-from sdcore.training.head import checkpointed, plain, require_exact_head, view
+from sdcore.training.head import checkpointed, head_input, require_exact_head, unwrap_peft
+from sdcore.training.objectives import objective_of
 from sdcore.training.optimizer import Optimizer
-from sdcore.training.projection import Objective as ChunkObjective
-from sdcore.training.projection import TokenScores, View, chunked_loss, token_scores
-from sdcore.training.results import KL, Pass, TokenSignals, Update
+from sdcore.training.projection import HeadInput, TokenScores, chunked_loss, token_scores
+from sdcore.training.results import Pass, TokenSignals, Update
 from sdcore.training.teacher import Teacher, trained
 
 __all__ = ["Example", "TokenSignals", "Trainer", "Update", "require_identity"]
-
-Objective: TypeAlias = Condition | WarmupConfig
 
 IDENTITY = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # largest KL (nats) that is rounding
 
@@ -66,31 +56,32 @@ class Trainer:
     def __init__(
         self,
         model: Policy,
-        condition: Objective,
+        condition: ConditionSettings | WarmupConfig,
         training: TrainingConfig,
         *,
         total_steps: int,
         seed: int,
         temperature: float = 1.0,
     ) -> None:
-        self.model, self._condition, self._training = model.eval(), condition, training
-        self._temperature = temperature
+        self.model, self._training = model.eval(), training
+        self._objective = objective_of(condition, temperature)
         self._settings: dict[str, Any] = {
             "condition": condition.model_dump(mode="json"),
             "training": training.model_dump(mode="json", exclude=CADENCE),
             "total_steps": total_steps,
             "seed": seed,
         }
-        bare = plain(model)
+        bare = unwrap_peft(model)
         self._dtype, self._device = bare.dtype, bare.device
         self._limit = getattr(bare.config.get_text_config(), "max_position_embeddings", None)
         require_exact_head(model)
         if not isinstance(model, PeftModel):
             model.requires_grad_(True)
-        self._teacher = _teacher(model, condition)
+        weights = self._objective.teacher
+        self._teacher = None if weights is None else Teacher(model, weights)
         for weight in trained(model).values():
             weight.data = weight.data.float()
-        if training.sharded and collectives.place()[1] > 1:
+        if training.sharded and collectives.rank_and_world_size()[1] > 1:
             self._shard()
         self._weights = trained(self.model)
         self._optimizer = Optimizer(self._weights, condition.learning_rate, training, total_steps)
@@ -99,18 +90,21 @@ class Trainer:
         """Take one optimizer step on the loss of all examples, micro-batch by micro-batch.
 
         Raises:
-            TrainingError: an example does not fit, or the loss or the gradient is not finite; the
-                weights and the optimizer are then as they were.
+            TrainingError: an example does not fit, the loss or the gradient is not finite, or, at
+                the first step, the teacher expects another beginning of the response; the weights
+                and the optimizer are then as they were.
         """
         started = time.perf_counter()
         self._require_fit(examples)
-        weights_N = batches.loss_weights(examples, self._by_sequence)
+        weights_N = batches.loss_weights(examples, self._objective.by_sequence)
         mine = [self._backward(group, examples, weights_N) for group in self._groups(examples)]
         collectives.sum_gradients(self._weights.values())
         passes = _gathered(mine)
         norm = self._optimizer.clip()
         try:
             results.require_finite(examples, passes, norm)
+            if self._optimizer.step == 0:
+                results.require_paired_start(results.signals_of(examples, passes))
         except TrainingError:
             self._optimizer.discard()
             raise
@@ -163,22 +157,20 @@ class Trainer:
         if self._teacher is not None:
             self._teacher.restore(state)
 
-    @property
-    def _by_sequence(self) -> bool:
-        return isinstance(self._condition, GrpoConfig) and self._condition.normalise == "sequence"
-
     def _require_fit(self, examples: Sequence[Example]) -> None:
         batches.require_whole(examples, self._limit)
         if self._teacher is not None and self._optimizer.step == 0:
             same = replace(examples[0], teacher_prompt_ids=examples[0].prompt_ids)
-            require_identity(self._scored([0], [same]).signals_ST[KL], self._dtype)
+            kl_T = self._scored([0], [same]).signals.kl
+            assert kl_T is not None, "a teacher gives a KL"
+            require_identity(kl_T, self._dtype)
 
     def _groups(self, examples: Sequence[Example]) -> list[list[int]]:
         """This rank's share of each micro-batch; empty where there are fewer examples than ranks.
 
         Every rank has as many, since sharded weights make each forward pass a joint act.
         """
-        rank, size = collectives.place()
+        rank, size = collectives.rank_and_world_size()
         budget = self._training.tokens_per_microbatch * size
         return [group[rank::size] for group in batches.microbatches(examples, budget)]
 
@@ -189,9 +181,9 @@ class Trainer:
 
         def forward() -> tuple[Tensor, Tensor, TokenScores]:
             with checkpointed(self.model, enabled=self._training.activation_checkpointing):
-                looked = view(self.model, student)
-            weights = weights_T.to(self._device)
-            return chunked_loss(looked, teacher, student.tokens_T, weights, self._objective(chosen))
+                looked = head_input(self.model, student)
+            weights, loss = weights_T.to(self._device), self._objective.loss(chosen, self._device)
+            return chunked_loss(looked, teacher, student.tokens_T, weights, loss)
 
         with self._autocast():
             student, teacher = self._sides(chosen)
@@ -207,7 +199,7 @@ class Trainer:
             student, teacher = self._sides(chosen)
             scores = collectives.inside(
                 self.model,
-                lambda: token_scores(view(self.model, student), teacher, student.tokens_T),
+                lambda: token_scores(head_input(self.model, student), teacher, student.tokens_T),
             )
         return Pass(group, 0.0, torch.zeros(0), self._signals(chosen, scores))
 
@@ -215,52 +207,30 @@ class Trainer:
         """−log p of a micro-batch's response tokens at the sampling temperature, as its loss."""
         student = batches.student_side([examples[index] for index in group] or examples[:1])
         student = student.to(self._device)
-        objective = partial(losses.cross_entropy, temperature=self._temperature)
+        objective = partial(losses.cross_entropy, temperature=self._objective.temperature)
         weights = torch.zeros(len(student.tokens_T), device=self._device)
         with self._autocast():
-            _, loss_T, _ = collectives.inside(
+            _, loss_T, scores = collectives.inside(
                 self.model,
                 lambda: chunked_loss(
-                    view(self.model, student), [], student.tokens_T, weights, objective
+                    head_input(self.model, student), [], student.tokens_T, weights, objective
                 ),
             )
-        return Pass(group, 0.0, loss_T.cpu(), torch.zeros(0))
+        return Pass(group, 0.0, loss_T.cpu(), TokenSignals.of(scores, torch.zeros_like(loss_T)))
 
-    def _sides(self, examples: Sequence[Example]) -> tuple[Padded, list[View]]:
-        """The student's sequences, and the teacher's views of the same responses."""
+    def _sides(self, examples: Sequence[Example]) -> tuple[Padded, list[HeadInput]]:
+        """Return the student's sequences, and the teacher's head inputs for the same responses."""
         student = batches.student_side(examples).to(self._device)
         if self._teacher is None:
             return student, []
-        distils = isinstance(self._condition, DistillConfig)
-        other = batches.teacher_side(examples).to(self._device) if distils else student
+        prompted = self._objective.prompted
+        other = batches.teacher_side(examples).to(self._device) if prompted else student
         batches.require_same_response(student, other)
-        return student, self._teacher.views(other)
+        return student, self._teacher.head_inputs(other)
 
-    def _objective(self, examples: Sequence[Example]) -> ChunkObjective:
-        if isinstance(self._condition, DistillConfig):
-            return partial(losses.distillation, settings=self._condition)
-        if isinstance(self._condition, WarmupConfig):
-            return losses.cross_entropy
-        stored = batches.sampled_logprobs if self._temperature == 1 else batches.old_logprobs
-        old_T = stored(examples)
-        return partial(
-            losses.grpo,
-            settings=self._condition,
-            advantages_T=batches.advantages(examples).to(self._device),
-            old_logprobs_T=None if old_T is None else old_T.to(self._device),
-            temperature=self._temperature,
-        )
-
-    def _signals(self, examples: Sequence[Example], scores: TokenScores) -> Tensor:
-        """The fields of TokenSignals as rows [S, T]."""
-        if isinstance(self._condition, GrpoConfig):
-            advantage_T = batches.advantages(examples).to(self._device)
-        elif isinstance(self._condition, WarmupConfig):
-            advantage_T = torch.ones_like(scores.student_logprob_T)
-        else:
-            assert scores.teacher_logprob_T is not None
-            advantage_T = scores.teacher_logprob_T - scores.student_logprob_T
-        return results.rows_of(scores, advantage_T)
+    def _signals(self, examples: Sequence[Example], scores: TokenScores) -> TokenSignals:
+        """Signals of the examples' tokens, with the objective's advantage."""
+        return TokenSignals.of(scores, self._objective.advantage(examples, scores))
 
     def _shard(self) -> None:
         collectives.shard(self.model)
@@ -271,13 +241,6 @@ class Trainer:
         if self._dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self._device.type, self._dtype)
-
-
-def _teacher(model: Policy, condition: Objective) -> Teacher | None:
-    if isinstance(condition, DistillConfig):
-        return Teacher(model, condition.teacher)
-    needed = isinstance(condition, GrpoConfig) and condition.kl_coefficient
-    return Teacher(model, TeacherConfig()) if needed else None
 
 
 def _gathered(passes: Sequence[Pass]) -> list[Pass]:

@@ -16,7 +16,7 @@ from sdcore.models.prompts import neutralise, student_prompt
 from sdcore.problems.arithmetic import STYLES, draw_problems, solve
 from sdcore.traces import parse_trace, render_trace
 from sdcore.training.batches import Example
-from sdcore.training.head import plain
+from sdcore.training.head import unwrap_peft
 
 Trace = tuple[str, str]  # question, and a right and well-formed answer to it
 SETTINGS = {".json", ".jinja", ".txt", ".model"}  # files of a model folder beside its weights
@@ -70,7 +70,7 @@ def save_base(policy: Policy, named: Path, folder: Path) -> None:
         for path in named.iterdir():
             if path.suffix in SETTINGS and not path.name.endswith(".index.json"):
                 shutil.copyfile(path, fresh / path.name)
-        policies.write_weights(plain(policy), fresh, merged_weights(policy))
+        policies.write_weights(unwrap_peft(policy), fresh, merged_weights(policy))
 
 
 def _arithmetic(family: ArithmeticConfig) -> Iterator[Trace]:

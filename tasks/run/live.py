@@ -13,16 +13,23 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from sdcore.config import EngineConfig, LoraConfig, ModelConfig, TrainingConfig
+from sdcore.config import (
+    ConditionSettings,
+    EngineConfig,
+    LoraConfig,
+    ModelConfig,
+    TrainingConfig,
+    WarmupConfig,
+)
 from sdcore.distributed import controller
-from sdcore.engines import Engine
+from sdcore.engines import Engine, Served
 from sdcore.engines.endpoint import Endpoint
 from sdcore.engines.server import VllmServer
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.engines.vllm import VllmEngine
 from sdcore.models import hub, policies
 from sdcore.system.stopwatch import STOPWATCH
-from sdcore.training.trainer import Objective, Trainer
+from sdcore.training.trainer import Trainer
 from tasks.run.lineage import BASE, Lineage
 
 disable_progress_bar()  # of loading weights: the run has its own
@@ -85,16 +92,17 @@ def engine(lineage: Lineage, round_: int, policy_id: str) -> Engine:
     base = base_folder(lineage)
     if settings.kind == "vllm":
         servers = _vllm(lineage.root, model, settings, lineage.experiment.training.lora)
-        servers.load(policy_id, base if is_base else lineage.checkpoint(round_), base)
+        folder = base if is_base else lineage.checkpoint(round_)
+        servers.load(Served(policy_id, folder, base))
         return servers
     sampler = _transformers(model)
     if _sampled.get(model) != policy_id:
         if is_base:
-            sampler.load(_base(base, model))
+            sampler.load(Served(policy_id, base, base, live=_base(base, model)))
         elif lineage.experiment.training.sharded:  # no rank has the live weights whole
-            policies.load_weights(sampler.model, lineage.checkpoint(round_))
+            sampler.load(Served(policy_id, lineage.checkpoint(round_), base))
         else:
-            sampler.load(trainer(lineage, round_).model)
+            sampler.load(Served(policy_id, None, base, live=trainer(lineage, round_).model))
         _sampled[model] = policy_id
     return sampler
 
@@ -104,7 +112,9 @@ def base_policy(lineage: Lineage) -> policies.PreTrainedModel:
     return _base(base_folder(lineage), lineage.experiment.model)
 
 
-def new_trainer(lineage: Lineage, objective: Objective, folder: Path, total_steps: int) -> Trainer:
+def new_trainer(
+    lineage: Lineage, objective: ConditionSettings | WarmupConfig, folder: Path, total_steps: int
+) -> Trainer:
     """A trainer that starts from the weights of a model folder, on every rank there is."""
     experiment = lineage.experiment
     return controller.shared(
@@ -124,7 +134,7 @@ def new_trainer(lineage: Lineage, objective: Objective, folder: Path, total_step
 def _made_trainer(
     folder: Path,
     model: ModelConfig,
-    objective: Objective,
+    objective: ConditionSettings | WarmupConfig,
     training: TrainingConfig,
     *,
     seed: int,

@@ -50,7 +50,7 @@ with warnings.catch_warnings():
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 _UPDATE_METRICS = (
     "loss", "grad_norm", "learning_rate", "entropy", "mean_length", "accuracy", "rollouts",
-    "tokens", "zero_variance_groups", "logprob_drift", "logprob_drift_max",
+    "tokens", "zero_variance_groups", "first_token_kl", "logprob_drift", "logprob_drift_max",
     "padding_share", "seconds",
 )  # fmt: skip
 _HEADLINE = ("avg_at_k", "maj_at_k", "pass_at_k")

@@ -9,7 +9,7 @@ import torch
 
 from sdcore.config import DistillConfig
 from sdcore.training.losses import distillation
-from sdcore.training.projection import Head, View, chunked_loss
+from sdcore.training.projection import Head, HeadInput, chunked_loss
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
@@ -40,7 +40,7 @@ def ours(given: Inputs) -> Callable[[], float]:
 
     def work() -> float:
         student.grad = head.grad = None
-        views = View(student, Head(head)), [View(teacher, Head(head.detach()))]
+        views = HeadInput(student, Head(head)), [HeadInput(teacher, Head(head.detach()))]
         loss, *_ = chunked_loss(*views, token_ids, weights_T, objective)
         loss.backward()
         return loss.item()

@@ -22,7 +22,7 @@ import torch
 from _measure import report
 
 from sdcore.config import EngineConfig, ModelConfig, PromptsConfig, SamplingConfig
-from sdcore.engines import Request
+from sdcore.engines import Request, Served
 from sdcore.engines.endpoint import Endpoint
 from sdcore.engines.server import VllmServer
 from sdcore.engines.transformers import TransformersEngine
@@ -125,7 +125,7 @@ def through_vllm(folder: Path, dtype: str) -> Iterator[VllmEngine]:
             end_ids=policies.end_ids(folder),
             concurrency=SETTINGS.concurrency,
         )
-        engine.load("base", folder, folder)
+        engine.load(Served("base", folder, folder))
         try:
             yield engine
         finally:

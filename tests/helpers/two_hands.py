@@ -1,4 +1,4 @@
-"""What tests/test_crew.py runs under torchrun: rank 0 counts, and the other one counts with it."""
+"""The command of test_crew.py under torchrun: rank 0 counts, and rank 1 counts with it."""
 
 import faulthandler
 from functools import partial
@@ -11,15 +11,15 @@ from sdcore.errors import TrainingError
 
 
 class Counter:
-    """Adds a number, and rank 1's double of it."""
+    """Add a number times a weight, plus rank 1's double of it."""
 
     def __init__(self, start: int) -> None:
         self.total = start
 
-    def add(self, number: int) -> int:
+    def add(self, number: int, *, weight: int = 1) -> int:
         if number < 0:
             raise TrainingError("less than nothing")
-        part = torch.tensor(number * (1 + distributed.get_rank()))
+        part = torch.tensor(number * weight * (1 + distributed.get_rank()))
         distributed.all_reduce(part)
         self.total += int(part)
         return self.total
@@ -34,6 +34,7 @@ def count() -> None:
     except TrainingError as error:
         print(error)
     print(counter.add(1), counter.total)  # + 1 + 2
+    print(counter.add(number=1, weight=5))  # + 5 + 10
     print(controller.shared(partial(Counter, 100)).add(1))
     raise TrainingError("the end")
 

@@ -65,7 +65,7 @@ def lineage(root, url: str, condition: str = "step_aligned", answers=tuple(BEHAV
     made = Lineage(experiment(url, **critic), root, condition, 0)
     problem = {
         "experiment_id": made.experiment.experiment_id, "problem_id": "p", "split": "train",
-        "question": "Compute 47+23-31-12.", "solution": "47 and 23 are 70 ...", "answer": "27",
+        "question": "Compute 47+23-31-12.", "solution": "47 and 23 are 70 ...", "reference": "27",
         "position": 0, "source": "test",
     }  # fmt: skip
     rows = [_rollout(made, index, answer) for index, answer in enumerate(answers)]

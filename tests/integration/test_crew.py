@@ -9,7 +9,7 @@ from tests.helpers.two_hands import Counter
 
 
 @pytest.mark.slow
-def test_what_rank_0_calls_all_ranks_do_and_an_error_leaves_them_together():
+def test_all_ranks_follow_the_calls_of_rank_0_and_stay_together_after_an_error():
     run = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
@@ -18,8 +18,8 @@ def test_what_rank_0_calls_all_ranks_do_and_an_error_leaves_them_together():
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines() == ["7", "less than nothing", "10 10", "103", "the end"]
+    assert run.stdout.splitlines() == ["7", "less than nothing", "10 10", "25", "103", "the end"]
 
 
-def test_alone_there_is_nothing_to_share():
+def test_a_single_process_gets_the_object_itself():
     assert isinstance(controller.shared(lambda: Counter(3)), Counter)

@@ -99,7 +99,7 @@ def test_a_language_model_tries_what_the_solver_finds_hard(tmp_path):
     assert sorted(asked) == sorted(tried["question"]) and len(set(asked)) == len(asked) > 0
     for row in rows.iter_rows(named=True):
         hard = row["avg_at_k"] < 0.6 and row["format_rate"] >= 0.5
-        even = int(row["answer"]) % 2 == 0  # it adds one to what is odd
+        even = int(row["reference"]) % 2 == 0  # it adds one to what is odd
         assert row["critic_solves"] == (even if hard else None)
         assert row["in_band"] == (hard and even)
         assert row["critic_cost"] == (50.0 if hard else 0.0)  # 50 tokens, at 1 each

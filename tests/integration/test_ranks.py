@@ -50,6 +50,6 @@ def test_alone_nothing_is_exchanged():
     weight.grad = torch.tensor([1.0, 2.0])
     collectives.sum_gradients([weight])
     assert weight.grad.tolist() == [1, 2]
-    assert collectives.place() == (0, 1)
+    assert collectives.rank_and_world_size() == (0, 1)
     assert collectives.gather(["a"]) == ["a"]
     assert collectives.whole(weight) is weight

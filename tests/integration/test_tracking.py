@@ -12,13 +12,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdcore.config import Experiment
-from sdcore.engines import Request
+from sdcore.engines import Request, Served
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.models import policies
 from sdcore.models.prompts import prompt_ids, student_messages
 from sdcore.store.schema import TABLES
 from sdcore.tiny_solver.build import build_tokenizer
 from tasks.tracking.client import MlflowClient, Tracking
+from tests.helpers.tiny import save
 
 QUESTIONS = ["12 + 30 - 5 + 11 = ?", "40 - 12 + 33 - 20 = ?"]
 
@@ -210,7 +211,7 @@ def checkpoint(tmp_path_factory):
         if "lora_B" in name:
             parameter.data.fill_(0.5)
     folder = tmp_path_factory.mktemp("checkpoint") / "round-0020"
-    policies.save_weights(adapted, folder)
+    save(adapted, folder)
     return settings, adapted, folder
 
 
@@ -225,7 +226,7 @@ def expected_answers(settings, adapted):
         policies.load_policy(base, settings.model),
         end_ids=policies.end_ids(base),
     )
-    engine.load(adapted)
+    engine.load(Served("adapted", None, base, live=adapted))
     prompts = [prompt_ids(tokenizer, student_messages(settings.prompts, q)) for q in QUESTIONS]
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
     completions = engine.generate(requests, settings.sampling)

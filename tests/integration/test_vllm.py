@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sdcore.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig
-from sdcore.engines import Request
+from sdcore.engines import Request, Served
 from sdcore.engines.endpoint import Endpoint
 from sdcore.engines.server import VllmServer, cause, kernel_rank
 from sdcore.engines.transformers import TransformersEngine
@@ -24,6 +24,7 @@ from sdcore.models import hub, policies
 from sdcore.store.database import Store
 from sdcore.system import supervise
 from tests.helpers.paths import QUICKSTART, ROOT
+from tests.helpers.tiny import save
 
 PYTHON = Path(os.environ.get("SDCORE_VLLM_PYTHON", ROOT / ".venv-vllm/bin/python"))
 SETTINGS = EngineConfig(kind="vllm", python=PYTHON, cache_gib=0.25, concurrency=16)
@@ -55,8 +56,8 @@ def adapted():
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("policies")
-    policies.save_weights(adapted(), root / "adapter")
-    policies.save_weights(changed(model(), 0.02), root / "full")
+    save(adapted(), root / "adapter")
+    save(changed(model(), 0.02), root / "full")
     return root
 
 
@@ -111,7 +112,7 @@ def tokens(completions):
 @pytest.mark.slow
 def test_samples_have_seeds_and_log_probs_of_the_model_itself(running):
     _, engine, _ = running
-    engine.load("base", BASE, BASE)
+    engine.load(Served("base", BASE, BASE))
     drawn = engine.generate(REQUESTS, DRAWN)
     assert tokens(engine.generate(REQUESTS, DRAWN)) == tokens(drawn)
     assert len(set(tokens(drawn))) > len(REQUESTS) / 2
@@ -126,7 +127,7 @@ def test_samples_have_seeds_and_log_probs_of_the_model_itself(running):
 @pytest.mark.slow
 def test_greedy_tokens_are_those_of_the_transformers_engine(running):
     _, engine, _ = running
-    engine.load("base", BASE, BASE)
+    engine.load(Served("base", BASE, BASE))
     ours = TransformersEngine(model(), end_ids=ENDS).generate(REQUESTS, GREEDY)
     assert tokens(engine.generate(REQUESTS, GREEDY)) == tokens(ours)
 
@@ -136,13 +137,13 @@ def test_greedy_tokens_are_those_of_the_transformers_engine(running):
 def test_an_adapter_is_hot_loaded_under_its_policys_name_and_changes_the_output(running, folders):
     _, engine, log = running
     starts = log.read_text().count("Started server process")
-    engine.load("base", BASE, BASE)
+    engine.load(Served("base", BASE, BASE))
     before = engine.generate(REQUESTS, GREEDY)
-    engine.load("policy-1", folders / "adapter", BASE)
+    engine.load(Served("policy-1", folders / "adapter", BASE))
     after = engine.generate(REQUESTS, GREEDY)
     assert tokens(after) != tokens(before)
     assert largest_difference(adapted(), after) < 1e-3
-    engine.load("base", BASE, BASE)
+    engine.load(Served("base", BASE, BASE))
     assert tokens(engine.generate(REQUESTS, GREEDY)) == tokens(before)
     assert "'policy-1'" in log.read_text() and "Removed LoRA adapter" in log.read_text()
     assert log.read_text().count("Started server process") == starts
@@ -152,7 +153,7 @@ def test_an_adapter_is_hot_loaded_under_its_policys_name_and_changes_the_output(
 @pytest.mark.slow
 def test_too_long_a_request_is_refused_in_vllms_words(running):
     _, engine, _ = running
-    engine.load("base", BASE, BASE)
+    engine.load(Served("base", BASE, BASE))
     with pytest.raises(EngineError, match="max_model_len=512"):
         engine.generate(REQUESTS[:1], SamplingConfig(max_new_tokens=600))
 
@@ -161,7 +162,7 @@ def test_too_long_a_request_is_refused_in_vllms_words(running):
 @pytest.mark.slow
 def test_a_server_killed_in_the_middle_costs_the_unfinished_requests_only(running, folders):
     _, engine, log = running
-    engine.load("policy-1", folders / "adapter", BASE)
+    engine.load(Served("policy-1", folders / "adapter", BASE))
     expected = engine.generate(REQUESTS, GREEDY)
     starts = log.read_text().count("Started server process")
     old, killed = family(), []
@@ -181,7 +182,7 @@ def test_a_server_killed_in_the_middle_costs_the_unfinished_requests_only(runnin
 @pytest.mark.slow
 def test_all_weights_anew_start_the_server_anew(running, folders):
     _, engine, _ = running
-    engine.load("policy-2", folders / "full", BASE)
+    engine.load(Served("policy-2", folders / "full", BASE))
     after = engine.generate(REQUESTS, GREEDY)
     assert largest_difference(changed(model(), 0.02), after) < 1e-3
     old = family()
@@ -222,7 +223,7 @@ def test_no_process_is_left_when_the_parent_is_killed(tmp_path):
 @pytest.mark.slow
 def test_a_server_that_does_not_start_says_why(tmp_path):
     with own_server(tmp_path) as (_, engine):
-        engine.load("empty", tmp_path, tmp_path)
+        engine.load(Served("empty", tmp_path, tmp_path))
         with pytest.raises(EngineError, match="did not start") as caught:
             engine.generate(REQUESTS[:1], GREEDY)
     assert "Invalid repository ID or local directory" in caught.value.got

@@ -1,6 +1,11 @@
-import pytest
+import json
+from typing import get_args
 
-from sdcore.config import Experiment, load_experiment
+import pytest
+from pydantic import BaseModel
+
+from sdcore.config import Experiment, drift, load_experiment
+from sdcore.config.shipped import shipped_names
 from sdcore.errors import ConfigError
 from tests.helpers.paths import EXPERIMENTS, QUICKSTART
 
@@ -29,23 +34,36 @@ def test_overrides_are_dotted_toml_or_bare_words():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.round=3", r"training.round: Extra inputs"),
+        ("training.round=3", r"training.round: no such setting, did you mean rounds\? \(got 3\)"),
+        ("trainig.rounds=3", r"trainig: no such setting, did you mean training\?"),
+        ("rounds=3", r"^[^;]*rounds: no such setting, did you mean training.rounds\?"),
+        ("conditions.grp.learning_rate=1", r"conditions.grp: .* did you mean grpo\?"),
+        ("conditions.grpo.learning_rate=2", r"got: conditions.grpo.learning_rate: "),
+        ("conditions.reference.teacher.kin=ema", r"reference.teacher.kin: .* did you mean kind\?"),
+        ("conditions.grpo.teacher.kind=ema", r"conditions.grpo.teacher: no such setting \(got"),
         ("training.rounds=0", r"training.rounds: .*greater than or equal to 1 \(got 0\)"),
-        ("conditions.reference.context=refrence", r"'refrence' is not one of .*reference"),
-        ("conditions.reference.objective=ppo", r"conditions.reference: .*'distill', 'grpo'"),
+        (
+            "conditions.reference.context=refrence",
+            r"no context of this name\s+got: refrence[\s\S]*where: conditions.reference.context"
+            r"\s+fix: did you mean reference",
+        ),
+        (
+            "conditions.reference.objective=ppo",
+            r"conditions.reference: .*no objective[\s\S]*distill, grpo",
+        ),
         ("conditions.base.objective=grpo", r"base"),
         ("conditions.diagnose.objective=grpo", r"diagnose"),
-        ("contexts.none=text", r"names that are taken: none"),
-        ("contexts.own='{{ reward }}'", r"names what no rollout has"),
-        ("diagnose.contexts=['nonesuch']", r"'nonesuch' is not one of"),
+        ("contexts.none=text", r"names of built-in contexts: none"),
+        ("contexts.own='{{ reward }}'", r"no such field\s+got: reward"),
+        ("diagnose.contexts=['nonesuch']", r"no context of this name\s+got: nonesuch"),
         ("problems.source=jsonl", r"problems.path is needed"),
         ("problems.source=reasoning_gym", r"problems.name is needed"),
         ("problems.query='FROM t'", r"problems.query is needed for source = duckdb, and only"),
         ("problems.test_share=0.9", r"leave nothing to train on"),
         ("seeds=[1, 1]", r"seeds repeat"),
         ("training.questions_per_round=513", r"exceeds problems.train"),
-        ("training.steps_per_round=65", r"exceeds the 64 rollouts of a round of conditions.ref"),
-        ("sampling.temperature=0", r"GRPO learns from their differences"),
+        ("training.steps_per_round=65", r"exceeds the 64 rollouts per round of conditions.ref"),
+        ("sampling.temperature=0", r"grpo learns from their differences"),
         ("name=a b", r"name: .*pattern"),
         ("engine.urls=['http://127.0.0.1:1']", r"engine.urls is for engine.kind = 'vllm'"),
         ("problems.arithmetic.operands=5", r"arithmetic.operands: .*less than or equal to 4"),
@@ -59,12 +77,12 @@ def test_overrides_are_dotted_toml_or_bare_words():
         ("critic.kind=human", r"critic: .*'oracle', 'llm'"),
         (
             "critic={kind='llm', model='m', fallback='step_aligned'}",
-            r"no context without critiques",
+            r"critic.fallback: step_aligned needs a critique",
         ),
-        ("critic={kind='llm', model='m', api_key_env='sk-123'}", r"critic.llm.api_key_env"),
+        ("critic={kind='llm', model='m', api_key_env='sk-123'}", r"got: critic.api_key_env"),
         ("critic={kind='llm', model='m', api_key_env='K', api_key_block='k'}", r"only one of them"),
-        ("critic={kind='llm', model='m', base_url='http://me:pw@host'}", r"critic.llm.base_url"),
-        ("critic={kind='llm', model='m', base_url='http://host:port'}", r"critic.llm.base_url"),
+        ("critic={kind='llm', model='m', base_url='http://me:pw@host'}", r"got: critic.base_url"),
+        ("critic={kind='llm', model='m', base_url='http://host:port'}", r"got: critic.base_url"),
         ("rounds", r"not an override"),
         ("training..rounds=3", r"not an override"),
         ("#=3", r"not an override"),
@@ -118,20 +136,88 @@ def test_running_servers_take_adapters_of_the_named_model_only(more):
         load_experiment(QUICKSTART, [*there, *more])
 
 
-def test_settings_that_came_later_leave_the_names_of_older_runs():
-    experiment = load_experiment(QUICKSTART)
-    assert not {"engine", "warmup"} & experiment.model_dump().keys()
-    problems = experiment.problems.model_dump().keys()
-    assert not {"arithmetic", "checks", "band", "name", "part"} & problems
-    assert not {"student_thinking", "teacher_thinking"} & experiment.prompts.model_dump().keys()
-    for used in (
-        "prompts.teacher_thinking=true",
-        "problems.arithmetic.operands=3",
-        "warmup={steps=3, learning_rate=1e-3}",
-    ):
-        assert experiment.fingerprint != load_experiment(QUICKSTART, [used]).fingerprint
-    usual = load_experiment(QUICKSTART, ["problems.arithmetic.operands=4"])
-    assert experiment.fingerprint == usual.fingerprint
+def _models(settings: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Every settings model that an experiment is made of, by name, the innermost first."""
+    found: dict[str, type[BaseModel]] = {}
+
+    def visit(kind: object) -> None:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            for field in kind.model_fields.values():
+                visit(field.annotation)
+            found.setdefault(kind.__name__, kind)
+            for derived in kind.__subclasses__():
+                visit(derived)
+        for part in get_args(kind):
+            visit(part)
+
+    visit(settings)
+    return found
+
+
+MODELS = _models(Experiment)
+DEFAULTS = [
+    (model, name)
+    for model, settings in MODELS.items()
+    for name, field in settings.model_fields.items()
+    if not field.is_required()
+]
+LONG = [
+    "warmup={steps=3, learning_rate=1e-3}", "training.lora.rank=8", "problems.band.samples=4",
+    "critic={kind='llm', model='m'}", "contexts.own='{{ question }}'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "name"), DEFAULTS)
+def test_a_default_that_changes_later_changes_no_stored_experiment(model, name):
+    stored = [load_experiment(QUICKSTART, changes) for changes in ([], LONG)]
+    texts = [each.model_dump_json() for each in stored]
+    field = MODELS[model].model_fields[name]
+    before, field.default = field.default, "another default"
+    try:
+        for settings in MODELS.values():
+            settings.model_rebuild(force=True)
+        for experiment, text in zip(stored, texts, strict=True):
+            again = Experiment.model_validate_json(text)
+            assert again.model_dump() == experiment.model_dump()
+            assert again.model_dump_json() == text
+            assert again.fingerprint == experiment.fingerprint
+            assert drift(json.loads(text), again.model_dump(mode="json")) == []
+    finally:
+        field.default = before
+        for settings in MODELS.values():
+            settings.model_rebuild(force=True)
+
+
+def test_the_walk_over_the_defaults_finds_all_of_them():
+    assert {"Experiment", "TeacherConfig", "BandConfig", "LoraConfig", "LlmCriticConfig"} <= {
+        *MODELS
+    }
+    assert len(DEFAULTS) > 80
+
+
+def test_the_walk_over_the_defaults_would_notice_a_setting_that_is_not_stored(monkeypatch):
+    text = load_experiment(QUICKSTART).model_dump(mode="json")
+    del text["training"]["weight_decay"]  # as `exclude_if` did
+    field = MODELS["TrainingConfig"].model_fields["weight_decay"]
+    monkeypatch.setattr(field, "default", 0.5)
+    try:
+        for settings in MODELS.values():
+            settings.model_rebuild(force=True)
+        assert Experiment.model_validate(text).training.weight_decay == 0.5
+    finally:
+        monkeypatch.undo()
+        for settings in MODELS.values():
+            settings.model_rebuild(force=True)
+
+
+def test_drift_names_what_differs_and_nothing_else():
+    before, now = (
+        load_experiment(QUICKSTART, changes).model_dump(mode="json")
+        for changes in ([], ["training.rounds=3", "training.lora.rank=8", "prompts.system='Hi'"])
+    )
+    changes = [line.partition(" ")[0] for line in drift(before, now)]
+    targets = ["training.lora.alpha", "training.lora.rank", "training.lora.targets"]
+    assert changes == ["prompts.system", *targets, "training.rounds"]
 
 
 def test_a_critic_is_needed_where_a_context_is_made_of_critiques():
@@ -173,3 +259,37 @@ def test_a_file_may_bring_its_own_contexts_and_train_on_them():
 def test_the_preflight_is_part_of_no_key():
     other = load_experiment(QUICKSTART, ["diagnose.problems=3"])
     assert other.experiment_id == load_experiment(QUICKSTART).experiment_id
+
+
+def test_an_unknown_key_of_a_condition_named_like_its_objective_is_located_in_the_file(tmp_path):
+    # pydantic's own location is conditions.grpo.grpo.learning_rat: condition, then objective
+    text = QUICKSTART.read_text().replace("learning_rate = 4e-4", "learning_rat = 4e-4", 1)
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_experiment(tmp_path / "mine.toml")
+    assert "conditions.grpo.learning_rate: Field required" in str(error.value.got)
+    assert "conditions.grpo.learning_rat: no such setting, did you mean learning_rate?" in str(
+        error.value.got
+    )
+
+
+def test_a_shipped_experiment_has_a_name_and_any_other_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").write_text(QUICKSTART.read_text().replace("[0, 1, 2]", "[7]"))
+    assert load_experiment("quickstart") == load_experiment(QUICKSTART)
+    assert load_experiment("./quickstart").seeds == (7,)
+    assert shipped_names() == sorted(path.stem for path in FILES)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "message"),
+    [
+        ("quickstat", "no such experiment\n  got: quickstat(.|\n)*fix: did you mean quickstart?"),
+        ("unheard-of", "expected: a path, or one of gsm8k, gsm8k-critic, laptop"),
+        ("quickstrt.toml", "not found(.|\n)*fix: did you mean quickstart?"),
+        ("folder/mine.toml", "not found(.|\n)*name of a shipped experiment: gsm8k"),
+    ],
+)
+def test_an_unknown_experiment_is_refused_with_the_closest_name(experiment, message):
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(experiment)

@@ -45,8 +45,8 @@ def test_the_list_above_is_complete_and_every_context_says_what_it_tests():
         "none", "reference", "step_aligned", "answer_only", "outcome", "full_quote", "omission",
         "sibling", "shuffled",
     }  # fmt: skip
-    for name, context in CONTEXTS.items():
-        assert context.name == name and context.tests and context.predicted
+    for name, context in CONTEXTS.entries().items():
+        assert context.name == name and context.about and context.predicted
         assert context.needs <= ContextInputs.__dataclass_fields__.keys()
 
 
@@ -71,9 +71,7 @@ def test_a_truncated_trace_is_quoted_as_far_as_it_goes():
     assert CONTEXTS["omission"].build(unclosed) == CONTEXTS["omission"].build(cut)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, context in CONTEXTS.items() for need in context.needs]
-)
+@pytest.mark.parametrize("name", [name for name in CONTEXTS for need in CONTEXTS[name].needs])
 def test_a_missing_need_is_an_error_that_names_it(name):
     for need in CONTEXTS[name].needs:
         lacking = replace(INPUTS, **{need: None})
@@ -115,7 +113,7 @@ def test_what_a_rollout_says_is_never_read_as_a_template():
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ reward }}", "names what no rollout has[\\s\\S]*reward[\\s\\S]*contexts.own"),
+        ("{{ reward }}", "no such field[\\s\\S]*reward[\\s\\S]*contexts.own"),
         ("{% if %}", "malformed"),
     ],
 )

@@ -9,10 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from sdcore.config import SamplingConfig
-from sdcore.engines import Completion, Request
-from sdcore.engines.endpoint import Endpoint, Served, Unavailable
+from sdcore.engines import Completion, Request, Served
+from sdcore.engines.endpoint import Endpoint, Unavailable
 from sdcore.engines.vllm import VllmEngine, completion
-from sdcore.errors import EngineError
+from sdcore.errors import EngineError, ModelError
+from tests.helpers.tiny import adapted, flip, save
 
 BASE = "served-base"
 SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9, max_new_tokens=4)
@@ -141,7 +142,7 @@ def adapter(base, name):
 def test_a_request_says_all_and_leaves_nothing_to_defaults(base):
     told = []
     with speaking() as server, engine_on(server) as engine:
-        engine.load("base", base, base)
+        engine.load(Served("base", base, base))
         asked = [Request((3, 4, 10), 2**62 + 1)]
         drawn = engine.generate(asked, SAMPLING, lambda *news: told.append(news))
     assert drawn == expected(1) and told == [(1, 2)] and server.keys == {"Bearer secret"}
@@ -156,7 +157,7 @@ def test_a_request_says_all_and_leaves_nothing_to_defaults(base):
 
 def test_completions_come_in_the_order_of_the_requests_and_load_is_spread_and_bounded(base):
     with speaking() as one, speaking() as other, engine_on(one, other, concurrency=3) as engine:
-        engine.load("base", base, base)
+        engine.load(Served("base", base, base))
         assert engine.generate(requests(40), SAMPLING) == expected(40)
         assert engine.generate([], SAMPLING) == []
     shares = [len(one.bodies), len(other.bodies)]
@@ -167,7 +168,7 @@ def test_completions_come_in_the_order_of_the_requests_and_load_is_spread_and_bo
 @pytest.mark.parametrize("failure", ["reset", 500, 503, 429])
 def test_what_may_pass_is_tried_again_and_nothing_else_is_repeated(base, failure):
     with speaking(failures=[failure]) as server, engine_on(server) as engine:
-        engine.load("base", base, base)
+        engine.load(Served("base", base, base))
         assert engine.generate(requests(6), SAMPLING) == expected(6)
     prompts = Counter(tuple(body["prompt"]) for body in server.bodies)
     assert set(prompts.values()) == {1}  # the failed one was not answered before
@@ -179,14 +180,14 @@ def test_a_dead_server_costs_nothing_but_time(base):
         dead.shutdown()
         dead.server_close()
         with engine_on(dead, alive) as engine:
-            engine.load("base", base, base)
+            engine.load(Served("base", base, base))
             assert engine.generate(requests(12), SAMPLING) == expected(12)
     assert len(alive.bodies) == 12
 
 
 def test_a_refusal_is_an_error_with_the_servers_words_and_no_retry(base):
     with speaking(failures=[400]) as server, engine_on(server) as engine:
-        engine.load("base", base, base)
+        engine.load(Served("base", base, base))
         with pytest.raises(EngineError, match=r"400 .*as scripted") as caught:
             engine.generate(requests(1), SAMPLING)
     assert not isinstance(caught.value, Unavailable)
@@ -195,7 +196,7 @@ def test_a_refusal_is_an_error_with_the_servers_words_and_no_retry(base):
 
 def test_an_error_leaves_no_request_behind(base):
     with speaking(failures=[400]) as server, engine_on(server, concurrency=1) as engine:
-        engine.load("base", base, base)
+        engine.load(Served("base", base, base))
         with pytest.raises(EngineError):
             engine.generate(requests(50), SAMPLING)
     assert len(server.posts) <= 3
@@ -204,21 +205,21 @@ def test_an_error_leaves_no_request_behind(base):
 def test_adapters_are_loaded_by_policy_and_only_ours_unloaded(base):
     with speaking(others=["somebody-elses"]) as server, engine_on(server) as engine:
         for name in ("p1", "p2"):
-            engine.load(name, adapter(base, name), base)
+            engine.load(Served(name, adapter(base, name), base))
             engine.generate(requests(5), SAMPLING)
             engine.generate(requests(5), SAMPLING)
         assert server.adapters == ["somebody-elses", "p2"]
         assert [body["model"] for body in server.bodies] == ["p1"] * 10 + ["p2"] * 10
         loads = [body for path, body in server.posts if path == "/v1/load_lora_adapter"]
         assert [body["lora_path"] for body in loads] == [str(base.parent / p) for p in ("p1", "p2")]
-        engine.load("base", base, base)
+        engine.load(Served("base", base, base))
         engine.generate(requests(1), SAMPLING)
         assert server.adapters == ["somebody-elses"] and server.bodies[-1]["model"] == BASE
 
 
 def test_a_server_that_was_restarted_gets_its_adapter_again(base):
     with speaking() as server, engine_on(server) as engine:
-        engine.load("p1", adapter(base, "p1"), base)
+        engine.load(Served("p1", adapter(base, "p1"), base))
         engine.generate(requests(1), SAMPLING)
         server.adapters.clear()
         server.failures.append("reset")
@@ -228,7 +229,7 @@ def test_a_server_that_was_restarted_gets_its_adapter_again(base):
 
 def test_an_adapter_that_is_refused_says_what_the_server_needs(base):
     with speaking(failures=[404]) as server, engine_on(server) as engine:
-        engine.load("p1", adapter(base, "p1"), base)
+        engine.load(Served("p1", adapter(base, "p1"), base))
         with pytest.raises(EngineError, match="does not load the adapter") as caught:
             engine.generate(requests(1), SAMPLING)
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in caught.value.fix
@@ -239,7 +240,7 @@ def test_all_weights_cannot_go_to_a_running_server(base):
     trained.mkdir()
     (trained / "model.safetensors").touch()
     with speaking() as server, engine_on(server) as engine:
-        engine.load("p1", trained, base)
+        engine.load(Served("p1", trained, base))
         with pytest.raises(EngineError, match="cannot be given all weights"):
             engine.generate(requests(1), SAMPLING)
     assert not server.bodies
@@ -249,14 +250,17 @@ def test_an_engine_without_a_policy_or_a_prompt_says_so(base):
     with speaking() as server, engine_on(server) as engine:
         with pytest.raises(EngineError, match="no policy"):
             engine.generate(requests(1), SAMPLING)
-        engine.load("base", base, base)
+        engine.load(Served("base", base, base))
         with pytest.raises(EngineError, match="empty"):
             engine.generate([Request((), 0)], SAMPLING)
 
 
-def test_a_policy_is_an_adapter_where_its_folder_holds_one(base):
-    assert Served("p", adapter(base, "p"), base).adapter
-    assert not Served("b", base, base).adapter
+def test_a_policy_without_a_folder_cannot_be_served_by_vllm(base):
+    with speaking() as server, engine_on(server) as engine:
+        engine.load(Served("p1", None, base))
+        with pytest.raises(EngineError, match="has none"):
+            engine.generate(requests(1), SAMPLING)
+    assert not server.bodies
 
 
 @pytest.mark.parametrize(
@@ -280,3 +284,11 @@ def test_answers_that_break_the_promise_are_refused(change, message):
     assert completion(request, {"choices": [choice]}) == good
     with pytest.raises(EngineError, match=message):
         completion(request, {"choices": [choice | change]})
+
+
+def test_a_damaged_checkpoint_is_not_served(tmp_path):
+    save(adapted(), tmp_path / "p1")
+    flip(tmp_path / "p1" / "adapter_model.safetensors")
+    engine = VllmEngine([], end_ids=[2], concurrency=1)
+    with pytest.raises(ModelError, match="changed: adapter_model"):
+        engine.load(Served("p1", tmp_path / "p1", tmp_path))

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -5,10 +7,11 @@ from scipy.stats import chisquare
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from sdcore.config import SamplingConfig
-from sdcore.engines import Completion, Request
+from sdcore.engines import Completion, Engine, Request, Served
 from sdcore.engines.transformers import TransformersEngine, draw
 from sdcore.errors import EngineError, ModelError
 from sdcore.testing import ScriptedEngine
+from tests.helpers.tiny import save
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
@@ -33,6 +36,10 @@ def llama(seed: int = 0, **shape: object) -> LlamaForCausalLM:
 
 def engine(model=None, end_ids=(END,), **settings) -> TransformersEngine:
     return TransformersEngine(model or llama(), end_ids=end_ids, **settings)
+
+
+def live(policy) -> Served:
+    return Served("live", None, Path("base"), live=policy)
 
 
 def requests(samples: int = 3) -> list[Request]:
@@ -215,20 +222,20 @@ def adapted(seed: int):
 def test_load_merges_the_adapter():
     policy, sampler = adapted(1), engine()
     before = sampler.generate(requests(), SamplingConfig(max_new_tokens=20))
-    sampler.load(policy)
+    sampler.load(live(policy))
     after = sampler.generate(requests(), SamplingConfig(max_new_tokens=20))
     assert [c.token_ids for c in after] != [c.token_ids for c in before]
     for request, completion in zip(requests(), after, strict=True):
         expected = reference_logprobs(policy, request.prompt_ids, completion.token_ids)
         assert torch.tensor(completion.logprobs).sub(expected).abs().max() < 1e-4
     with policy.disable_adapter():
-        sampler.load(policy)
+        sampler.load(live(policy))
     assert sampler.generate(requests(), SamplingConfig(max_new_tokens=20)) == before
 
 
 def test_load_copies_and_leaves_the_policy_alone():
     policy, sampler = llama(seed=2), engine()
-    sampler.load(policy)
+    sampler.load(live(policy))
     before = sampler.generate(requests(), SamplingConfig(max_new_tokens=20))
     with torch.no_grad():
         for weight in policy.parameters():
@@ -238,9 +245,9 @@ def test_load_copies_and_leaves_the_policy_alone():
 
 def test_load_refuses_another_architecture():
     with pytest.raises(ModelError, match="does not fit"):
-        engine().load(llama(num_hidden_layers=1))
+        engine().load(live(llama(num_hidden_layers=1)))
     with pytest.raises(ModelError, match="does not fit"):
-        engine().load(llama(intermediate_size=64))
+        engine().load(live(llama(intermediate_size=64)))
 
 
 def test_scripted_engine_answers_from_a_table_or_a_function():
@@ -255,3 +262,21 @@ def test_scripted_engine_answers_from_a_table_or_a_function():
     assert function.generate([request], SamplingConfig())[0].token_ids == (1, 2)
     with pytest.raises(EngineError, match="too long"):
         function.generate([request], SamplingConfig(max_new_tokens=1))
+
+
+def test_a_folder_of_all_weights_is_loaded_and_no_weights_are_refused(tmp_path):
+    save(llama(seed=2), tmp_path / "trained")
+    from_folder, from_memory = engine(), engine()
+    from_folder.load(Served("p", tmp_path / "trained", tmp_path))
+    from_memory.load(live(llama(seed=2)))
+    sampling = SamplingConfig(max_new_tokens=20)
+    assert from_folder.generate(requests(), sampling) == from_memory.generate(requests(), sampling)
+    with pytest.raises(EngineError, match="no weights"):
+        engine().load(Served("p", None, tmp_path))
+
+
+def test_the_scripted_engine_records_what_was_loaded():
+    scripted: Engine = ScriptedEngine({})
+    scripted.load(live(None))
+    assert scripted.loaded == [live(None)]
+    scripted.close()

@@ -101,7 +101,7 @@ def test_repeated_questions_are_duplicates_of_the_first():
     text = "Tom has 12 red apples and buys 5 green ones at the market. How many has he now?"
     rows = [
         {"question": text, "answer": 17},
-        {"question": "  " + text.upper() + "\n", "answer": 18},
+        {"question": "  " + text.upper() + "\n", "answer": "$17.00"},
         {"question": text.replace("now", "today"), "answer": 17},
         {"question": text.replace("12", "13"), "answer": 18},
     ]
@@ -112,6 +112,37 @@ def test_repeated_questions_are_duplicates_of_the_first():
         (3, "duplicate", "says nearly the same as row 1"),
     ]
     assert len(screened(rows, checks={"near_duplicate": 2})[0]) == 3
+
+
+def test_the_same_question_with_another_answer_is_a_conflict_and_no_row_of_it_is_used():
+    rows = [
+        {"question": "What is 5 + 5?", "answer": 10},
+        {"question": "Wie groß ist 1 + 1?", "answer": "2"},
+        {"question": "what  is 5 + 5?", "answer": "10.0"},
+        {"question": "What is 5 + 5?", "answer": 12},
+        {"question": "wie groSS ist 1 + 1?", "answer": r"\frac{4}{2}"},
+        {"question": "What is 5 +\u00a05?", "answer": 11},
+    ]
+    problems, rejections = screened(rows)
+    assert [problem.number for problem in problems] == [2]
+    assert [(r.number, r.kind, r.reason) for r in rejections] == [
+        (1, "conflict", "rows 1 and 4 ask the same question, with the answers 10 and 12"),
+        (3, "conflict", "rows 1 and 4 ask the same question, with the answers 10 and 12"),
+        (4, "conflict", "rows 1 and 4 ask the same question, with the answers 10 and 12"),
+        (5, "duplicate", "repeats row 2"),
+        (6, "conflict", "rows 1 and 6 ask the same question, with the answers 10 and 11"),
+    ]
+
+
+def test_text_answers_conflict_too():
+    rows = [{"question": "Where?", "answer": "Rome"}, {"question": "Where?", "answer": "Paris"}]
+    problems, rejections = screened(rows, checks={"text_answers": True})
+    assert not problems and [r.kind for r in rejections] == ["conflict"] * 2
+
+
+def test_composed_and_decomposed_characters_are_the_same_question():
+    rows = [{"question": "Caf\u00e9?", "answer": 1}, {"question": "Cafe\u0301?", "answer": 1}]
+    assert [r.kind for r in screened(rows)[1]] == ["duplicate"]
 
 
 def test_too_many_bad_rows_stop_the_run_with_an_example_of_each_kind():
@@ -127,5 +158,7 @@ def test_too_many_bad_rows_stop_the_run_with_an_example_of_each_kind():
     assert len(screened(rows, checks={"bad_share": 0.5})[0]) == 3
 
 
-def test_duplicates_are_not_bad():
+def test_duplicates_and_conflicts_are_not_bad():
+    rows = [*GOOD, GOOD[0] | {"answer": 7}]
+    assert len(screened(rows, checks={"bad_share": 0.0})[0]) == 2
     assert len(screened(GOOD * 9, checks={"bad_share": 0.0})[0]) == 3

@@ -73,10 +73,43 @@ def test_a_question_keeps_its_split_when_the_file_grows(tmp_path):
     assert 39 < len(large["validation"]) < 81
 
 
-def test_the_order_depends_on_content_and_seed_not_on_the_file(tmp_path):
-    config = jsonl(tmp_path / "a.jsonl", numbered(60), test=5)
-    turned = jsonl(tmp_path / "b.jsonl", numbered(60)[::-1], test=5)
+@pytest.mark.parametrize("count", [61, 70, 150, 600])
+def test_chosen_problems_stay_chosen_when_rows_are_appended(tmp_path, count):
+    # Of the first 60 questions 14 fall into test, 2 into validation, 44 into train.
+    sizes = {"train": 20, "validation": 2, "test": 8}
+    small = jsonl(tmp_path / "a.jsonl", numbered(60), **sizes)
+    large = jsonl(tmp_path / "b.jsonl", numbered(count), **sizes)
+    for split, size in sizes.items():
+        assert len(questions(small, split)) == size
+        assert questions(small, split) == questions(large, split)
+
+
+def test_appended_rows_that_are_not_chosen_remove_no_train_problem(tmp_path):
+    # Stories share all their words with one another. Those appended fall into every split, but
+    # test and validation are full by then: nothing is scored on them.
+    telling = [{"question": story(7, "well"), "answer": 1}]
+    appended = [{"question": story(7, f"word{n}"), "answer": n} for n in range(40)]
+    ahead = numbered(60)
+    before = jsonl(tmp_path / "a.jsonl", ahead + telling, train=40)
+    after = jsonl(tmp_path / "b.jsonl", ahead + telling + appended, train=40)
+    chosen = [*questions(before, "train"), *questions(before, "test")]
+    assert chosen == [*questions(after, "train"), *questions(after, "test")]
+    assert any("tale" in p.question for p in sort_out(after)[0]["test"])
+    assert any("tale" in p.question for p in sort_out(after)[0]["train"])
+
+
+def test_hash_order_samples_from_all_rows_whatever_their_order(tmp_path):
+    rows = numbered(60)
+    config = jsonl(tmp_path / "a.jsonl", rows, test=5, order="hash")
+    turned = jsonl(tmp_path / "b.jsonl", rows[::-1], test=5, order="hash")
+    in_file_order = config.model_copy(update={"order": "file"})
     assert questions(config, "test") == questions(turned, "test")
+    assert questions(config, "test") != questions(in_file_order, "test")
+    assert questions(config, "test") != questions(config.model_copy(update={"seed": 1}), "test")
+
+
+def test_the_seed_decides_the_splits(tmp_path):
+    config = jsonl(tmp_path / "a.jsonl", numbered(60), test=5)
     assert questions(config, "test") != questions(config.model_copy(update={"seed": 1}), "test")
 
 
@@ -87,7 +120,7 @@ def test_shares_are_settings(tmp_path):
 
 
 def test_every_row_is_a_problem_or_rejected(tmp_path):
-    rows = [*numbered(90), "{nonsense", {"question": " 0  + 1? ", "answer": 9}, *numbered(2)]
+    rows = [*numbered(90), "{nonsense", {"question": " 0  + 1? ", "answer": 1}, *numbered(2)]
     config = jsonl(tmp_path / "p.jsonl", rows)
     splits, rejections = sort_out(config)
     assert sum(map(len, splits.values())) + len(rejections) == len(rows)
@@ -145,6 +178,7 @@ def test_a_band_gets_more_candidates_than_are_wanted(tmp_path):
 
 
 def test_too_few_problems_are_counted(tmp_path):
-    config = jsonl(tmp_path / "p.jsonl", numbered(40), test=30)
-    with pytest.raises(DataError, match=r"40 usable ones[\s\S]*30 test[\s\S]*p\.jsonl"):
+    config = jsonl(tmp_path / "p.jsonl", [*numbered(40), *numbered(3)], test=30)
+    usable = r"40 usable rows, of which .*; left out: 3 duplicate"
+    with pytest.raises(DataError, match=rf"{usable}[\s\S]*30 test[\s\S]*p\.jsonl"):
         load_problems(config)

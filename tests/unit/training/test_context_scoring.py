@@ -33,7 +33,7 @@ def test_each_context_is_scored_as_the_trainer_scores_its_first_step():
     for context, prompts in (("hinted", HINTED), ("other", OTHER)):
         asked = [replace(r, teacher_prompt_ids=p) for r, p in zip(ROLLOUTS, prompts)]
         for index, expected in enumerate(trainer_signals(asked)):
-            for name, values in vars(expected).items():
+            for name, values in expected._asdict().items():
                 assert torch.allclose(getattr(found[context, index], name), values, atol=1e-5)
 
 

@@ -21,7 +21,7 @@ def full_logits(model, prompt, response):
 def test_padded_batch_sees_what_each_sequence_sees_alone(make):
     model = make()
     prompts, responses = [[3, 4, 5], [6], [7, 8]], [[9, 10], [11, 12, 13, 14, 15], [16]]
-    looked = head.view(model, pad(prompts, responses))
+    looked = head.head_input(model, pad(prompts, responses))
     alone = [full_logits(model, *pair) for pair in zip(prompts, responses)]
     logits_TV = looked.head.logits(looked.hidden_TD)
     torch.testing.assert_close(logits_TV, torch.cat(alone), rtol=1e-4, atol=1e-5)
@@ -32,7 +32,7 @@ def test_padded_batch_sees_what_each_sequence_sees_alone(make):
 def test_heads_that_scale_or_cap_are_exact(name):
     model = MODELS[name]()
     head.require_exact_head(model)
-    looked = head.view(model, pad([[3, 4]], [[5, 6]]))
+    looked = head.head_input(model, pad([[3, 4]], [[5, 6]]))
     if looked.head.bias_V is not None:
         looked.head.bias_V.copy_(torch.linspace(-1, 1, VOCABULARY))  # it starts as zeros
     expected = full_logits(model, [3, 4], [5, 6])
@@ -63,7 +63,7 @@ def test_checkpointed_layers_recompute_and_dropout_stays_off():
     for enabled in (False, True):
         calls.clear()
         with head.checkpointed(model, enabled=enabled):
-            looked = head.view(model, padded)
+            looked = head.head_input(model, padded)
         looked.hidden_TD.sum().backward()
         gradients.append(model.model.embed_tokens.weight.grad.clone())
         model.zero_grad()
@@ -74,6 +74,6 @@ def test_checkpointed_layers_recompute_and_dropout_stays_off():
 
 def test_head_of_an_adapted_policy_is_the_base_models():
     model = adapted()
-    assert isinstance(head.plain(model).get_output_embeddings(), nn.Linear)
-    assert head.head_of(model).weight_VD is head.plain(model).get_output_embeddings().weight
+    assert isinstance(head.unwrap_peft(model).get_output_embeddings(), nn.Linear)
+    assert head.head_of(model).weight_VD is head.unwrap_peft(model).get_output_embeddings().weight
     assert LORA.targets

@@ -7,7 +7,7 @@ import torch
 
 from sdcore.config import DistillConfig, GrpoConfig
 from sdcore.training.losses import cross_entropy, distillation, group_advantages, grpo
-from sdcore.training.projection import Head, View, chunked_loss
+from sdcore.training.projection import Head, HeadInput, chunked_loss
 
 T, D, V = 12, 6, 40
 
@@ -19,8 +19,8 @@ def distill(**changes):
 def one_token(q, t, objective, token=0):
     """Loss and logit gradient of one token: the hidden state is the log of q, the head identity."""
     logits = torch.tensor([q]).log().requires_grad_()
-    teacher = [View(torch.tensor([t]).log(), Head(torch.eye(len(t))))] if t else []
-    student = View(logits, Head(torch.eye(len(q))))
+    teacher = [HeadInput(torch.tensor([t]).log(), Head(torch.eye(len(t))))] if t else []
+    student = HeadInput(logits, Head(torch.eye(len(q))))
     loss, *_ = chunked_loss(student, teacher, torch.tensor([token]), torch.ones(1), objective)
     loss.backward()
     return loss.item(), logits.grad[0].tolist()
@@ -32,20 +32,48 @@ def test_forward_kl_has_gradient_student_minus_teacher():
     assert gradient == pytest.approx([-0.25, 0.25])
 
 
-def test_token_clip_bounds_the_loss_and_stops_its_gradient():
+def test_token_clip_scales_loss_and_gradient():
+    # L = 3/4 ln 3/2 + 1/4 ln 1/2 = 0.130812, so c / L = 0.764456, and 0.764456 * 0.25 = 0.191114
     objective = partial(distillation, settings=distill(clip="token", clip_value=0.1))
     loss, gradient = one_token([0.5, 0.5], [0.75, 0.25], objective)
     assert loss == pytest.approx(0.1)
-    assert gradient == [0, 0]
+    assert gradient == pytest.approx([-0.191114, 0.191114], abs=1e-6)
+    below = partial(distillation, settings=distill(clip="token", clip_value=0.14))
+    assert one_token([0.5, 0.5], [0.75, 0.25], below) == (
+        pytest.approx(0.130812, abs=2e-6),
+        pytest.approx([-0.25, 0.25]),
+    )
 
 
-def test_entry_clip_bounds_each_term_and_can_go_below_zero():
-    # terms: 3/4 ln 3/2 = 0.304, clipped at 0.1, and 1/4 ln 1/2 = -0.173
-    # only the second has a slope, -t = -1/4: gradient (0, -1/4) + 1/4 (1/2, 1/2)
-    objective = partial(distillation, settings=distill(clip="entry", clip_value=0.1))
-    loss, gradient = one_token([0.5, 0.5], [0.75, 0.25], objective)
-    assert loss == pytest.approx(0.1 - 0.173287, abs=2e-6)
-    assert gradient == pytest.approx([0.125, -0.125])
+@pytest.mark.parametrize("support", ["vocabulary", "teacher", "student"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_clipping_keeps_the_direction_of_every_gradient(divergence, support):
+    """Clipped is L · min(1, c / L) with the factor held constant, in value and gradient."""
+    drawn = torch.Generator().manual_seed(0)
+    logits, teacher = torch.randn(2, 200, V, generator=drawn, dtype=torch.float64) * 1.5
+    logits.requires_grad_()
+    eye = Head(torch.eye(V, dtype=torch.float64))
+
+    def gradient_of(**clip):
+        settings = distill(divergence=divergence, support=support, top_k=5, **clip)
+        loss, loss_N, _ = chunked_loss(
+            HeadInput(logits, eye), [HeadInput(teacher, eye)], torch.zeros(200, dtype=torch.long),
+            torch.ones(200), partial(distillation, settings=settings),
+        )  # fmt: skip
+        return loss_N, torch.autograd.grad(loss, logits)[0]
+
+    loss_N, gradient_NV = gradient_of()
+    bound = loss_N.median().item()
+    clipped_N, clipped_NV = gradient_of(clip="token", clip_value=bound)
+    torch.testing.assert_close(clipped_N, loss_N.clamp(max=bound))
+    scale_N = (bound / loss_N).clamp(max=1)
+    torch.testing.assert_close(clipped_NV, gradient_NV * scale_N[:, None])
+
+
+def test_clipping_leaves_tokens_without_divergence_alone():
+    objective = partial(distillation, settings=distill(clip="token", clip_value=0.1))
+    loss, gradient = one_token([0.5, 0.5], [0.5, 0.5], objective)
+    assert (loss, gradient) == (0.0, [0.0, 0.0])
 
 
 def test_policy_gradient_pushes_the_sampled_token_by_its_advantage():
@@ -169,10 +197,10 @@ def test_gradients_on_sampled_tokens_are_those_of_finite_differences(objective):
         for shape in ((5, 3), (7, 3), (5, 3))
     )
     tokens_T, weights_T = torch.tensor([6, 0, 3, 3, 1]), torch.linspace(0.1, 0.5, 5).double()
-    teacher = [View(other.detach(), Head(weight.detach().clone()))]
+    teacher = [HeadInput(other.detach(), Head(weight.detach().clone()))]
 
     def loss(hidden_TD, weight_VD):
-        student = View(hidden_TD, Head(weight_VD))
+        student = HeadInput(hidden_TD, Head(weight_VD))
         total, *_ = chunked_loss(student, teacher, tokens_T, weights_T, objective, chunk_rows=2)
         return 2 * total  # a slope of 1 is for one backward pass only, and gradcheck makes two
 
@@ -221,7 +249,7 @@ def both(objective, theirs, weights_T=None):
     weights_T = torch.full((T,), 1 / T) if weights_T is None else weights_T
     head = Head(weight.requires_grad_())
     ours, *_ = chunked_loss(
-        View(hidden.requires_grad_(), head), [View(other, Head(weight.detach()))],
+        HeadInput(hidden.requires_grad_(), head), [HeadInput(other, Head(weight.detach()))],
         tokens_T, weights_T, objective, chunk_rows=5,
     )  # fmt: skip
     expected = theirs(hidden @ weight.T, (other @ weight.T).detach(), tokens_T)

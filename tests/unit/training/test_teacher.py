@@ -22,7 +22,7 @@ def move(policy, by=0.1):
 
 
 def logits(teacher):
-    total = sum(v.share * v.head.logits(v.hidden_TD) for v in teacher.views(PADDED))
+    total = sum(v.share * v.head.logits(v.hidden_TD) for v in teacher.head_inputs(PADDED))
     return total.detach().clone()
 
 
@@ -117,5 +117,5 @@ def test_other_kinds_have_no_state(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_teacher_takes_no_gradient(kind):
-    for looked in Teacher(full(), TeacherConfig(kind=kind)).views(PADDED):
+    for looked in Teacher(full(), TeacherConfig(kind=kind)).head_inputs(PADDED):
         assert not looked.hidden_TD.requires_grad

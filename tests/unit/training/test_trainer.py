@@ -353,3 +353,17 @@ def test_bfloat16_policy_trains_float32_weights_and_learns(name):
     assert {weight.dtype for weight in policies.weights(made.model).values()} == {torch.float32}
     assert first == pytest.approx(single.step(some).kl, rel=0.1)
     assert last < 0.6 * first
+
+
+def test_a_teacher_that_expects_another_first_token_stops_the_first_step():
+    sharp = llama(tied=False)
+    sharp.lm_head.weight.data *= 40  # each prompt makes one next token nearly certain
+    some = [replace(each, response_ids=each.response_ids[:1]) for each in examples()]
+    some = [replace(each, sampled_logprobs=None) for each in some]
+    made = trainer(lora=FULL, model=sharp)
+    before = bits(made)
+    with pytest.raises(TrainingError, match="another beginning of the response"):
+        made.step(some)
+    assert all(torch.equal(weight, before[name]) for name, weight in bits(made).items())
+    own = [replace(each, teacher_prompt_ids=each.prompt_ids) for each in some]
+    assert made.step(own).first_token_kl == pytest.approx(0, abs=1e-4)
