@@ -22,6 +22,8 @@ _NUMBER = re.compile(  # 42, -$1,080.50, 7.; not 0,080
     r"\s*(-?)(?:\\?[$€£¥₹])?(\d{1,9}|[1-9]\d{0,2}(?:,\d{3}){1,2})(\.\d{1,6})?\.?\s*", re.ASCII
 )
 
+_NAME = re.compile(r"^[A-Za-z] ?= ?(?=[^=]*$)")  # x = 5
+
 
 @dataclass(frozen=True)
 class Grade:
@@ -138,7 +140,10 @@ def _by_value(answer: str, reference: str) -> Grade | None:
         return None
     if (mine.listed and "," in theirs.text) or (theirs.listed and "," in mine.text):
         return None  # perhaps lists
-    value, wanted = reading.value(mine.text), reading.value(theirs.text)
+    texts = (mine.text, theirs.text)
+    if not all(map(_NAME.match, texts)):  # x = 5 is 5, but not y = 5
+        texts = (_NAME.sub("", mine.text), _NAME.sub("", theirs.text))
+    value, wanted = map(reading.value, texts)
     if value is None or wanted is None:
         return None
     return _verdict(reading.same_value(value, wanted))
