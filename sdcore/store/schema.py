@@ -268,6 +268,9 @@ _TABLES = (
         Column("logprob_drift", REAL, "mean |engine - trainer| log-prob of the sampled tokens; "
                "empty in a warm-up, where none are sampled", True),
         Column("logprob_drift_max", REAL, "largest |engine - trainer| log-prob; empty in a warm-up", True),
+        Column("sampled_update_share", REAL, "share of the LoRA update so far that the sampler of "
+               "this round's rollouts held, 1 for all; empty without one, for vLLM, or in a warm-up",
+               True),
         Column("padding_share", REAL, "share of padded positions in the micro-batches"),
         Column("seconds", REAL, "wall time of the step"),
     )),
