@@ -143,8 +143,8 @@ _TABLES = (
         Column("experiment_id", TEXT, "the experiment run"),
         Column("source", TEXT, "generator or file that it comes from"),
         Column("row", INT, "number of the row, from 1"),
-        Column("kind", TEXT, "bad, duplicate, conflict (same question, another answer), or overlap (of a "
-               "train problem with a scored one)"),
+        Column("kind", TEXT, "bad, duplicate, conflict (same question, another answer), overlap (of a "
+               "train problem with a scored one), or too long (for the model's context)"),
         Column("reason", TEXT, "why it was left out"),
         Column("excerpt", TEXT, "how it begins"),
     )),
