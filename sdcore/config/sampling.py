@@ -37,7 +37,10 @@ class PromptsConfig(Settings):
         description="`enable_thinking` of the chat template; unset leaves it to the template",
     )
     teacher_thinking: bool | None = Field(
-        None, description="the same, for a teacher that is shown a context"
+        None,
+        description="the same for the teacher, with or without a context; unset: the student's. "
+        "The prompt ends as the student's does in any case, so that both expect the same response "
+        "(for a Qwen3 that does not think, with an empty thought)",
     )
     student: str = Field(
         "Solve the problem step by step. Write each step as <step_1>...</step_1>, "

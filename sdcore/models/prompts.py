@@ -82,15 +82,30 @@ def student_prompt(tokenizer: Tokenizer, prompts: PromptsConfig, question: str) 
 def teacher_prompt(
     tokenizer: Tokenizer, prompts: PromptsConfig, question: str, context: str | None
 ) -> tuple[int, ...]:
-    """Token ids that show the teacher the context; without one, exactly the student's.
+    """Token ids that show the teacher the context; without one, the student's messages.
+
+    The response must be as likely a continuation here as after the student's prompt. So the prompt
+    ends as the student's does, whatever the teacher's thinking mode: for a student of Qwen3 that
+    does not think, with a closed, empty thought.
 
     Raises:
         ConfigError: a template does not render, or has no thinking mode where one is set.
     """
-    if not context:
-        return student_prompt(tokenizer, prompts, question)
     messages = teacher_messages(prompts, question, context)
-    return prompt_ids(tokenizer, messages, thinking=prompts.teacher_thinking)
+    student, teacher = prompts.student_thinking, prompts.teacher_thinking
+    if teacher is None or teacher == student:
+        return prompt_ids(tokenizer, messages, thinking=student)
+    asked = student_messages(prompts, question)
+    before = _rendered(tokenizer, asked, thinking=student, continues=False)
+    whole = _rendered(tokenizer, asked, thinking=student)
+    if not whole.startswith(before):
+        raise ConfigError(
+            "the model's chat template does not allow a thinking mode of the teacher's own",
+            got="a prompt that does not end with what the template adds for the response",
+            fix="leave out prompts.teacher_thinking",
+        )
+    shown = _rendered(tokenizer, messages, thinking=teacher, continues=False)
+    return _ids(tokenizer, shown + whole.removeprefix(before))
 
 
 def student_messages(prompts: PromptsConfig, question: str) -> list[Message]:
@@ -133,7 +148,10 @@ def prompt_ids(
         ConfigError: the chat template refuses the messages, has no thinking mode, or reads a clock
             that is not frozen.
     """
-    text = _rendered(tokenizer, messages, thinking=thinking)
+    return _ids(tokenizer, _rendered(tokenizer, messages, thinking=thinking))
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

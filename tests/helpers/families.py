@@ -1,6 +1,7 @@
 """Small tokenizers of the families that models bring, each with a chat template of its kind."""
 
 from tokenizers import (
+    AddedToken,
     Tokenizer,
     decoders,
     models,
@@ -24,10 +25,43 @@ QWEN = (
     "{%- if enable_thinking is defined and enable_thinking is false %}"
     "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
 )
+# A thought is switched off by `enable_thinking`; the tokens are those of `characters`.
+CHATML = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n"
+    "{% if not (enable_thinking | default(true)) %}<think></think>{% endif %}{% endif %}"
+)
+# As SmolLM2's: a system message where none is given, and no thinking.
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and message.role != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# As SmolLM3's: the switch is in the system message too.
+SMOLLM3 = (
+    "{{- '<|im_start|>system\\n' + ('/no_think' if enable_thinking is defined "
+    "and not enable_thinking else '/think') + '<|im_end|>\\n' }}" + QWEN
+)
 # As Llama 2's: the tokenizer would add its own begin token, and the template has one too.
 LLAMA = (
     "{{ bos_token }}{% for message in messages %}[INST] {{ message.content }} [/INST]{% endfor %}"
 )
+
+
+def characters(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """One token a character; <|end|> has a role, <|start|> is only marked special."""
+    characters = {chr(code): code - 32 for code in range(32, 127)} | {"\n": 95, "<unk>": 96}
+    tokenizer = Tokenizer(models.WordLevel(characters, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken("<|start|>", special=True)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        eos_token="<|end|>",
+        chat_template=chat_template,
+    )
 
 
 def byte_bpe(template: str | None = QWEN) -> PreTrainedTokenizerFast:
