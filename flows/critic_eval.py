@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow
 
 from sdcore.config import Experiment
-from sdcore.critics.benchmark import make_trials, read_processbench
+from sdcore.critics.benchmark import balanced, make_trials, read_processbench
 from tasks.critic_eval import CONDITION, criticise_trials, score_critic
 from tasks.run.lineage import Lineage
 from tasks.run.lock import turn
@@ -24,6 +24,6 @@ def critic_eval(
     if processbench is None:
         trials = make_trials(experiment.problems, solutions, experiment.seeds[0])
     else:
-        trials = read_processbench(processbench)[:solutions]
+        trials = balanced(read_processbench(processbench), solutions, experiment.seeds[0])
     with turn(lineage):
         return score_critic(lineage, criticise_trials(lineage, trials))

@@ -26,7 +26,9 @@ def criticise_trials(lineage: Lineage, trials: list[Trial]) -> list[str]:
     rows = [_trial_row(lineage, trial) for trial in trials]
     lineage.store.append_missing(critic_trials=TABLES["critic_trials"].frame(rows))
     rollouts = [
-        row | {"rollout_id": row["trial_id"], "solution": trial.solution}
+        row
+        | {"rollout_id": row["trial_id"], "solution": trial.solution}
+        | ({"correct": None, "reference": None} if trial.blind else {})
         for row, trial in zip(rows, trials, strict=True)
     ]
     critic = open_critic(lineage)
@@ -53,4 +55,8 @@ def score_critic(lineage: Lineage, trial_ids: list[str]) -> dict[str, Any]:
 def _trial_row(lineage: Lineage, trial: Trial) -> dict[str, Any]:
     truth = asdict(trial)
     key = lineage.key("trial", truth)
-    return lineage.columns | {"trial_id": key} | {k: v for k, v in truth.items() if k != "solution"}
+    return (
+        lineage.columns
+        | {"trial_id": key}
+        | {name: value for name, value in truth.items() if name not in ("solution", "blind")}
+    )

@@ -44,14 +44,14 @@ _LEAK = re.compile(
     | \b(?:answer|solution)\ (?:key|sheet|manual|book)\b        # as in the answer key
     | \bground[- ]truth\b | \bmark(?:ing)?\ scheme\b | \bback\ of\ the\ book\b
     | \b(?:according\ to|based\ on|as\ in|from|see|per|like|with|match(?:es|ing)?)\ the
-        \ (?:worked\ )?(?:reference|solution|answer)\b                         # according to the solution
+        \ (?:worked\ )?(?:reference|solution|answer)\b            # according to the solution
     | \b(?:solution|answer|key|reference)\ (?:says|shows|states|gives|tells|requires|has\ it|has|
         goes|claims|wants|expects|lists|provides|reports|above|below)\b      # the solution shows
     | \b(?:solution|answer|result)\ (?:must|should|has\ to|needs\ to|ought\ to|is\ supposed\ to|
         is\ meant\ to|is\ said\ to|is\ known\ to|is\ expected\ to)\ \w+\b     # the answer must be
     | \b(?:told|given|known?|knowing)\ (?:that\ )?the\ (?:final\ )?{_SOURCE}\b  # knowing the answer
     | \b(?:must|should|has\ to|have\ to|needs?\ to|ought\ to|supposed\ to|meant\ to|want\ to)\ (?:
-        end\ up|come\ out|work\ out|arrive|land|match|lead\ to|result\ in)\b  # needs to end up with 34
+        end\ up|come\ out|work\ out|arrive|land|match|lead\ to|result\ in)\b  # has to end up with 3
     | \bwork(?:ing)?\ backwards?\b                               # working backwards from 34
     | \bto\ (?:get|arrive|come|end\ up)\ (?:to|at|with)\ the\ (?:final\ )?{_SOURCE}\b
     """,
@@ -93,7 +93,7 @@ _REMARK = re.compile(
 _EVERYDAY = re.compile(
     rf"""
     (?:\b\d+%?|\b(?:many|few|fewer|more|less|no|all|each|per|every|two|three|four|five|six)
-        |\bnumber\ of)\ (?:(?!is\b|was\b|are\b|were\b)[\w-]+\ ){{0,3}}{_FAULT}\b  # 6 questions wrong
+        |\bnumber\ of)\ (?:(?!is\b|was\b|are\b|were\b)[\w-]+\ ){{0,3}}{_FAULT}\b  # 6 items wrong
     | \b(?:gets?|got|getting|answer\w*|spell\w*|does|did|guess\w*)\ (?:\S+\ ){{0,3}}
         (?:wrong|incorrectly)\b                                   # got half of them wrong
     | \bwrong\ (?:questions?|answers?|way|train|bus|turn|direction|size|address|number|order|road)\b
@@ -123,8 +123,8 @@ class Submission:
 
     question: str
     trace: str
-    correct: bool  # its final answer is right
-    reference: str | None  # the final answer; None where unknown
+    correct: bool | None  # its final answer is right; None where that is withheld
+    reference: str | None  # the final answer; None where unknown or withheld
     solution: str | None = None  # worked reference solution
 
 
@@ -136,7 +136,9 @@ def misalignment(critique: Critique, submission: Submission) -> str | None:
         return f"the corrected trace is not well-formed: {corrected.flaw}"
     if reference is not None and not grade(corrected.answer, reference).correct:
         return f"the corrected trace ends in {corrected.answer}, the reference in {reference}"
-    if critique.case is None or (critique.case in "AB") != submission.correct:
+    if critique.case is None:
+        return "no case is named"
+    if submission.correct is not None and (critique.case in "AB") != submission.correct:
         verdict = "right" if submission.correct else "wrong"
         return f"case {critique.case}, but the trace's answer is {verdict}"
     if critique.case == "A":

@@ -27,7 +27,7 @@ MENDED = Critique("D", 2, GOOD)
         ({"corrected": GOOD.replace("<answer>27", "<answer>26")}, "ends in 26, the reference"),
         ({"case": "A"}, "case A, but the trace's answer is wrong"),
         ({"case": "B"}, "case B, but the trace's answer is wrong"),
-        ({"case": None}, "case None"),
+        ({"case": None}, "no case is named"),
         ({"first_wrong_step": 4}, "step 4 is called wrong, but the trace has 3 steps"),
         ({"first_wrong_step": 0}, "step 0 is called wrong"),
         ({"corrected": GOOD.replace("47+23", "47 + 23")}, "step 2 are not repeated verbatim"),
