@@ -178,6 +178,7 @@ def _updates(
             "step": step,
             "accuracy": rollouts["correct"].mean(),
             "zero_variance_groups": silent,
+            "sampled_update_share": live.update_share(lineage),
         }
         | update.columns
         for step, update in enumerate(updates, first)

@@ -41,11 +41,14 @@ def prepare(base: Lineage) -> Reference:
         ConfigError: a condition shows the teacher solutions, and the source has none; or the code
             of a plugin has changed.
         DataError: the source does not have the problems that are asked for.
+        ModelError: the model cannot be adapted as `training.lora` says.
     """
     base.experiment.require_same_plugins()
     experiment_id = pl.lit(base.experiment.experiment_id)
     if not len(base.store.rows("experiments", experiment_id=base.experiment.experiment_id)):
         with STOPWATCH.measure("compute"):
+            if lora := base.experiment.training.lora:
+                policies.check_targets(live.model_folder(base.experiment.model.name), lora)
             loaded = load_problems(base.experiment.problems)
         _require_solutions(base.experiment, loaded.problems)
         base.store.append_missing(

@@ -12,7 +12,7 @@ from sdcore.models.prompts import student_prompt
 from sdcore.schedule import round_questions, sampling_seed
 from sdcore.store.schema import TABLES
 from sdcore.system.stopwatch import STOPWATCH
-from sdcore.traces import parse_trace
+from sdcore.traces import parse_trace, response_text
 from tasks.run import live, progress
 from tasks.run.interrupts import stop_if_asked
 from tasks.run.lineage import Lineage, Reference, in_groups, policy_row, remember, split_problems
@@ -124,8 +124,7 @@ def _sample_batch(
 
 def _graded(lineage: Lineage, completions: list[Completion], references: list[str]) -> list[Row]:
     tokenizer = live.tokenizer(lineage.experiment.model.name)
-    texts = tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
-    traces = [parse_trace(text) for text in texts]
+    traces = [parse_trace(response_text(tokenizer, c.token_ids)) for c in completions]
     grades = grade_many([trace.answer for trace in traces], references)
     return [
         {

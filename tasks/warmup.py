@@ -84,6 +84,7 @@ def _updates(base: Lineage, policy_id: str, updates: list[Update]) -> pl.DataFra
             "step": step,
             "accuracy": 1.0,  # the traces are right ones
             "zero_variance_groups": 0,
+            "sampled_update_share": None,
         }
         | update.columns
         for step, update in enumerate(updates, 1 - len(updates))

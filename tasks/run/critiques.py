@@ -16,7 +16,7 @@ from sdcore.critics.llm import Client, Critic, LlmCritic, OracleCritic, judge
 from sdcore.critics.validation import Submission, verbatim_prefix
 from sdcore.errors import ConfigError
 from sdcore.store.schema import TABLES
-from sdcore.traces import parse_trace
+from sdcore.traces import parse_trace, response_text
 from tasks.run import live, progress
 from tasks.run.lineage import Lineage
 
@@ -209,6 +209,6 @@ def _prefix_tokens(lineage: Lineage, rollout: Row, critique: Critique) -> int | 
     kept = len(verbatim_prefix(critique, parse_trace(rollout["text"])))
 
     def length(count: int) -> int:
-        return len(tokenizer.decode(ids[:count], skip_special_tokens=True))
+        return len(response_text(tokenizer, ids[:count]))
 
     return bisect_right(range(len(ids) + 1), kept, key=length) - 1

@@ -107,6 +107,13 @@ def engine(lineage: Lineage, round_: int, policy_id: str) -> Engine:
     return sampler
 
 
+def update_share(lineage: Lineage) -> float | None:
+    """Share of the sampled policy's LoRA update that the engine of this process holds."""
+    experiment = lineage.experiment
+    unseen = experiment.engine.kind == "vllm"
+    return None if unseen else _transformers(experiment.model).update_share
+
+
 def base_policy(lineage: Lineage) -> policies.PreTrainedModel:
     """The weights that all conditions start from; nobody may change them."""
     return _base(base_folder(lineage), lineage.experiment.model)
