@@ -101,8 +101,8 @@ def tables(
     if as_json:
         print(json.dumps(described if name is None else described[name]))
     elif name is None:
-        rows = [{"name": each, "kind": about["kind"], "one row is": about["meaning"]}
-                for each, about in described.items()]  # fmt: skip
+        rows = [{"name": table, "kind": about["kind"], "one row is": about["meaning"]}
+                for table, about in described.items()]  # fmt: skip
         print_table(pl.DataFrame(rows))
     else:
         about = described[name]
@@ -127,8 +127,9 @@ def why(
     from sdcore.reports.provenance import against, lineage, since
 
     root = enter(workspace)
-    from tasks.prepare import base_row, experiment_row
-    from tasks.run.lineage import base_lineage
+    from tasks.prepare import base_policy, experiment_row
+    from tasks.run.condition_run import base_run
+    from tasks.run.session import Session
 
     store = open_store(workspace)
     rows = lineage(store, table, key)
@@ -138,16 +139,17 @@ def why(
         )
     else:
         settings = load_experiment(other) if other else stored_experiment(store, rows[-1].key)
-        base = base_lineage(settings, root)
-        changes = since(rows, experiment_row(base), str(base_row(base)["sha256"]))
+        with Session(root) as session:
+            base = base_run(session, settings)
+            changes = since(rows, experiment_row(base), base_policy(base).sha256)
     if as_json:
-        inputs = [{"table": each.table, "key": each.key} | each.inputs for each in rows]
-        print(json.dumps({"lineage": inputs, "changes": [asdict(each) for each in changes]}))
+        inputs = [{"table": row.table, "key": row.key} | row.inputs for row in rows]
+        print(json.dumps({"lineage": inputs, "changes": [asdict(change) for change in changes]}))
         return
-    lines = [(each.table, each.key, *item) for each in rows for item in each.inputs.items()]
+    lines = [(row.table, row.key, *item) for row in rows for item in row.inputs.items()]
     print_table(pl.DataFrame(lines, ["table", "key", "input", "value"], orient="row"), "made from")
     title = "changed since" if other is None else f"different in {other}"
-    differences = [(each.where, each.what) for each in changes] or [("", "nothing")]
+    differences = [(change.where, change.what) for change in changes] or [("", "nothing")]
     print_table(pl.DataFrame(differences, ["where", "what"], orient="row"), title)
 
 
@@ -163,13 +165,14 @@ def rescore(
     """
     root = enter(workspace)
     from tasks.maintenance.rescore import rescore as regrade
-    from tasks.run.lineage import base_lineage
+    from tasks.run.condition_run import base_run
+    from tasks.run.session import Session
 
-    base = base_lineage(stored_experiment(open_store(root), run), root)
-    with notes.status("grading, scoring and comparing"):
-        counts = regrade(base)
+    settings = stored_experiment(open_store(root), run)
+    with notes.status("grading, scoring and comparing"), Session(root) as session:
+        counts = regrade(base_run(session, settings))
     print(json.dumps(counts)) if as_json else print_table(pl.DataFrame([counts]))
-    report = root / "reports" / f"{base.experiment.experiment_id}.html"
+    report = root / "reports" / f"{settings.experiment_id}.html"
     if counts["changed"] and report.exists():
         notes.print(f"Report: {report}", soft_wrap=True)
 

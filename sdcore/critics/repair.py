@@ -63,8 +63,8 @@ def _claimed(critique: Critique, submission: Submission) -> Critique:
         return critique
     own = [step.text for step in trace.steps[: trace.sound]]
     shared = [*map(_same, own, (step.text for step in corrected.steps)), False].index(False)
-    if submission.correct:
-        unchanged = trace.well_formed and len(corrected.steps) == shared == len(own)
+    unchanged = trace.well_formed and len(corrected.steps) == shared == len(own)
+    if submission.correct or (submission.correct is None and unchanged):
         case: Case = "A" if unchanged else "B"
         return replace(critique, case=case, first_wrong_step=None)
     if shared == len(trace.steps) or (shared == trace.sound and trace.answer is None):
