@@ -217,9 +217,10 @@ _TAIL = re.compile(
 def _unwrapped(text: str) -> str:
     """Without markup and without the words around an answer."""
     text = _MARKUP.sub(" ", text.replace(r"\left\{", r"\{").replace(r"\right\}", r"\}"))
-    text = _boxed(text)
+    text = _boxed(" ".join(text.split()))  # runs of spaces make the patterns below slow
     if len(_DOLLARS.findall(text)) % 2 == 0:
         text = _DOLLARS.sub(" ", text)  # $42$ is mathematics, $42 is money
+    text = " ".join(text.split())
     for _ in range(8):  # wrappings within wrappings
         before = text
         text = _EDGES.sub("", text)

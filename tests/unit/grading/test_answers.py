@@ -1,10 +1,12 @@
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdcore.grading import reading
 from sdcore.grading.algebra import difference
 from sdcore.grading.answers import (
     MAX_LENGTH,
@@ -242,6 +244,32 @@ def test_costly_answers_are_wrong_with_a_reason_and_cost_the_others_nothing():
     assert all(not got.correct and got.reason for got in grades[::3])
     assert grades[1::3] == [Grade(True)] * len(COSTLY)
     assert grades[2::3] == [Grade(False, "differs from the reference")] * len(COSTLY)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "*",
+        r"(\(",
+        "a ",
+        "1,",
+        "1 ",
+        "$.",
+        "`.",
+        r"\left",
+        "x'",
+        "five ",
+        "-",
+        "is ",
+        "~",
+        r"\boxed{",
+    ],
+)
+def test_reading_takes_no_time_however_odd_the_text(part):
+    start = time.process_time()
+    for text in ("1" + part * (998 // len(part)) + "?", part * (990 // len(part)) + " 5 !"):
+        reading.value(reading.read(text).text)
+    assert time.process_time() - start < 2  # 0.02 s on an idle machine; 8 s when it was cubic
 
 
 def test_a_megabyte_is_not_looked_at():
