@@ -19,6 +19,7 @@ from sdcore.models import policies
 from sdcore.models.prompts import prompt_ids, student_messages
 from sdcore.store.schema import TABLES
 from sdcore.tiny_solver.build import build_tokenizer
+from tasks.run.condition_run import StoredPolicy
 from tasks.tracking.client import MlflowClient, Tracking
 from tests.helpers.tiny import save
 
@@ -220,7 +221,8 @@ DAY = date(2031, 3, 9)
 
 
 def policy_row(condition="grpo", policy_id="p1"):
-    return fill("policies", {"condition": condition, "seed": 0, "policy_id": policy_id}, 20.0)
+    known = {"condition": condition, "seed": 0, "policy_id": policy_id}
+    return StoredPolicy(**fill("policies", known, 20.0))
 
 
 def expected_answers(settings, adapted):
