@@ -227,6 +227,15 @@ class Tracking:
         found = self._client.search_registered_models(f"name = '{experiment.name}'")
         return any(model.tags.get(_PROMOTED) == experiment.experiment_id for model in found)
 
+    def champion(self, experiment: Experiment) -> str | None:
+        """Id of the policy of this run that is called champion; None where it is of another run."""
+        name = experiment.name
+        found = self._client.search_registered_models(f"name = '{name}'")
+        if not any("champion" in model.aliases for model in found):
+            return None
+        tags = self._client.get_model_version_by_alias(name, "champion").tags
+        return str(tags["policy_id"])
+
     def page(self, experiment: Experiment) -> str:
         """Where the parent run is in MLflow's UI."""
         return f"experiments/{self._folder(experiment)}/runs/{self._run(experiment)}"
