@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from sdcore.config import DistillConfig, load_experiment
-from sdcore.critics.llm import TRIFLE
+from sdcore.critics.llm import LIVENESS_PROMPT
 from sdcore.problems.arithmetic import generate_problems, parse_question, reference_solution
 from tests.helpers import critic_server, models
 from tests.helpers.paths import EXPERIMENTS
@@ -64,7 +64,7 @@ def written(experiment, folder):
 def answered(body):
     """As the oracle where the critic is asked for a critique, else with a correct solution."""
     text = body["messages"][0]["content"]
-    if text == TRIFLE:
+    if text == LIVENESS_PROMPT:
         return critic_server.say("A")
     if "\n=== " in text:
         return critic_server.exact(body)
