@@ -186,7 +186,7 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfig) -> tup
 
     Args:
         logits_BV: next-token logits of the model.
-        uniforms_B: float64 numbers in [0, 1), one per row; a row's token depends on its own number only.
+        uniforms_B: float64 numbers in [0, 1), one per row, each for the token of its row only.
         sampling: temperature (0 takes the most likely token) and top-p: the smallest set of the
             most likely tokens whose probability reaches p (arXiv 1904.09751).
 

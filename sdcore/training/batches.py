@@ -126,7 +126,7 @@ def require_whole(examples: Sequence[Example], limit: int | None) -> None:
 
 
 def lengths(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens [N] of each example for the student, and for the teacher (0 without one)."""
+    """Return the tokens [N] of each example for the student and the teacher (0 without one)."""
     response_N = _lengths([e.response_ids for e in examples])
     teacher_N = _lengths([e.teacher_prompt_ids or () for e in examples])
     student_N = response_N + _lengths([e.prompt_ids for e in examples])

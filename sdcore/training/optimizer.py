@@ -13,7 +13,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def learning_rate(step: int, total_steps: int, peak: float, training: TrainingConfig) -> float:
-    """Return the rate of a step, from 0: linear warm-up to the peak, then the schedule down to 0."""
+    """Return the rate of a step, from 0: linear warm-up to the peak, then the schedule to 0."""
     if step < training.warmup_steps:
         return peak * (step + 1) / training.warmup_steps
     progress = (step - training.warmup_steps) / max(1, total_steps - training.warmup_steps)

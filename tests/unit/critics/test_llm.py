@@ -112,7 +112,7 @@ def test_one_that_gets_no_answer_does_not_hold_up_the_others():
 
 def test_a_critic_that_answers_nothing_is_an_error():
     with server.serve(lambda body: server.BAD_GATEWAY) as (url, _):
-        with pytest.raises(EngineError, match=r"answers nothing[\s\S]*HTTP 502"):
+        with pytest.raises(EngineError, match=r"does not answer[\s\S]*HTTP 502"):
             list(critic(url).criticise([HANDED] * 3))
         assert list(critic(url).criticise([])) == []
 
