@@ -11,7 +11,8 @@ effect of `paired` over the simulated one.
 
 The headline is the worst distance from 95 % in a cell with 3 seeds or more; with one seed the
 interval is within this seed only, and its cells show what that leaves out.
-Usage: coverage.py [data sets per cell, 500]
+The default of 2000 data sets per cell takes about a minute; its standard error is 0.5 points.
+Usage: coverage.py [data sets per cell]
 """
 
 import json
@@ -42,7 +43,7 @@ class Grids:
     true_gain: np.ndarray
 
 
-def main(datasets: int = 500) -> None:
+def main(datasets: int = 2000) -> None:
     rng = np.random.default_rng(0)
     truths = {deviation: truth(rng, deviation) for deviation in DEVIATIONS}
     cells = [
