@@ -1,7 +1,7 @@
 """Share of the quickstart's wall time that is not compute: orchestration, storage, tracking.
 
-The command itself in a new workspace, from the start of its process to its table. Start-up (imports,
-Prefect's server) is shown apart: it does not grow with the run.
+The command itself in a new workspace, from the start of its process to its table. Start-up (imports
+and Prefect's server) is shown apart: it does not grow with the run.
 Usage: overhead.py [dotted settings ...]
 """
 
