@@ -7,7 +7,6 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.config import LlmCriticConfig
 from sdcore.contexts import NULL, Context, ContextInputs, Critique
 from sdcore.critics.llm import Critic
 from sdcore.models.prompts import teacher_prompt
@@ -112,8 +111,8 @@ def _wanted(lineage: Lineage) -> list[Context]:
     """The condition's context, and the one that stands in where a language model fails."""
     known, critic = lineage.experiment.known_contexts, lineage.experiment.judge
     context = known[lineage.settings.teacher_context or NULL]
-    falls_back = isinstance(critic, LlmCriticConfig) and "critique" in context.needs
-    return [context, known[critic.fallback]] if falls_back and critic.fallback else [context]
+    fallback = critic.fallback_context if critic and "critique" in context.needs else None
+    return [context, known[fallback]] if fallback else [context]
 
 
 def _inputs(
@@ -148,7 +147,7 @@ def _siblings(rollout: Row, others: list[Row]) -> Iterator[str]:
 
 def _note(lineage: Lineage, round_: int, frames: Mapping[str, pl.DataFrame]) -> None:
     """Say how many critiques by a language model were refused, and what became of the rollouts."""
-    if not isinstance(lineage.experiment.judge, LlmCriticConfig):
+    if lineage.experiment.has_exact_critic or lineage.experiment.judge is None:
         return
     made = frames["critiques"]
     refused = made.filter(~pl.col("valid"))

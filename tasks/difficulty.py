@@ -4,7 +4,7 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.config import BandConfig, LlmCriticConfig, OracleConfig
+from sdcore.config import BandConfig, LlmCriticConfig
 from sdcore.critics.difficulty import measure, try_to_solve
 from sdcore.errors import DataError
 from sdcore.store.schema import TABLES
@@ -52,7 +52,7 @@ def _measured(base: Lineage, problems: pl.DataFrame, band: BandConfig) -> int:
     rollouts = base.store.rows("rollouts", policy_id=policy, purpose="filter", **base.columns)
     with STOPWATCH.measure("compute"):
         rows = measure(rollouts.join(problems, on="problem_id", how="semi"), band)
-        solver = isinstance(base.experiment.judge, OracleConfig)
+        solver = base.experiment.has_exact_critic
         rows = rows.with_columns(
             experiment_id=pl.lit(base.experiment.experiment_id),
             critic_solves=pl.lit(True if solver else None, pl.Boolean),

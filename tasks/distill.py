@@ -122,7 +122,7 @@ def _examples(lineage: Lineage, rollouts: pl.DataFrame) -> list[Example]:
 
 def _group_signals(lineage: Lineage, rollouts: pl.DataFrame) -> tuple[list[float | None], int]:
     """Advantages in row order, and groups without a signal; a group's rows are neighbours."""
-    return group_signals(objective_of(lineage.settings), rollouts["correct"].to_list())
+    return group_signals(objective_of(lineage.settings), rollouts["reward"].to_list())
 
 
 def _saves(lineage: Lineage, round_: int) -> bool:
@@ -177,6 +177,7 @@ def _updates(
             "round": round_,
             "step": step,
             "accuracy": rollouts["correct"].mean(),
+            "mean_reward": rollouts["reward"].mean(),
             "zero_variance_groups": silent,
         }
         | update.columns

@@ -7,7 +7,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sdcore.engines import Completion, Request
-from sdcore.grading.answers import grade_many
+from sdcore.grading.graders import Response, grade_responses
 from sdcore.models.prompts import student_prompt
 from sdcore.schedule import round_questions, sampling_seed
 from sdcore.store.schema import TABLES
@@ -116,17 +116,26 @@ def _sample_batch(
             lineage.experiment.sampling,
             lambda finished, tokens: advance(finished, tokens=tokens),
         )
-        references = dict(problems.select("problem_id", "reference").iter_rows())
-        results = _graded(lineage, completions, [references[row["problem_id"]] for row in batch])
+        results = _graded(lineage, completions, batch, problems)
         rows = [row | result for row, result in zip(batch, results, strict=True)]
         return TABLES["rollouts"].frame(rows)
 
 
-def _graded(lineage: Lineage, completions: list[Completion], references: list[str]) -> list[Row]:
+def _graded(
+    lineage: Lineage, completions: list[Completion], batch: list[Row], problems: pl.DataFrame
+) -> list[Row]:
     tokenizer = live.tokenizer(lineage.experiment.model.name)
     texts = tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
     traces = [parse_trace(text) for text in texts]
-    grades = grade_many([trace.answer for trace in traces], references)
+    known = {row["problem_id"]: row for row in problems.to_dicts()}
+    asked = [known[row["problem_id"]] for row in batch]
+    responses = [
+        Response(
+            row["rollout_id"], problem["question"], problem["reference"], trace.text, trace.answer
+        )
+        for row, problem, trace in zip(batch, asked, traces, strict=True)
+    ]
+    rewards = grade_responses(lineage.experiment.grader, responses)
     return [
         {
             "response_ids": completion.token_ids,
@@ -134,9 +143,11 @@ def _graded(lineage: Lineage, completions: list[Completion], references: list[st
             "logprobs": completion.logprobs,
             "finish_reason": completion.finish_reason,
             "answer": trace.answer,
-            "correct": grade.correct,
-            "grade_reason": grade.reason,
+            "reward": reward.value,
+            "correct": reward.correct,
+            "grade_details": reward.details,
+            "grade_reason": reward.reason,
             "well_formed": trace.well_formed,
         }
-        for completion, trace, grade in zip(completions, traces, grades, strict=True)
+        for completion, trace, reward in zip(completions, traces, rewards, strict=True)
     ]

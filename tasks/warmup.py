@@ -81,6 +81,7 @@ def _updates(base: Lineage, policy_id: str, updates: list[Update]) -> pl.DataFra
             "round": RAW,
             "step": step,
             "accuracy": 1.0,  # the traces are right ones
+            "mean_reward": 1.0,
             "zero_variance_groups": 0,
         }
         | update.columns

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from sdcore.config import SamplingConfig
+from sdcore.config import LoraConfig, ModelConfig, SamplingConfig
 
 if TYPE_CHECKING:  # whoever only names a request needs no torch
     from sdcore.models.policies import Policy
@@ -59,6 +59,23 @@ class Served:
     folder: Path | None
     base: Path
     live: "Policy | None" = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What an engine is opened with besides its settings.
+
+    Attributes:
+        model: the named model.
+        folder: local folder with its weights and tokenizer.
+        lora: the adapters that are trained; None if all weights are.
+        root: the workspace, for logs.
+    """
+
+    model: ModelConfig
+    folder: Path
+    lora: LoraConfig | None
+    root: Path
 
 
 class Engine(Protocol):

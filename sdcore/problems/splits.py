@@ -5,21 +5,18 @@ So both stay the same when rows are appended to the source.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
 import polars as pl
 
-from sdcore.config import ProblemsConfig
+from sdcore.config import SOURCES, ProblemsConfig
 from sdcore.errors import DataError
-from sdcore.problems.arithmetic import generate_problems, reference_solution
 from sdcore.problems.duplicates import normalised, overlapping
 from sdcore.problems.screening import Problem, Rejection, screen
-from sdcore.problems.sources import origin, read_records
+from sdcore.problems.sources import Record, origin, read_records
 from sdcore.store.schema import TABLES, content_key
-
-GENERATED = ("arithmetic", "reasoning_gym")  # endless, and all questions share a template
 
 
 @dataclass(frozen=True)
@@ -41,10 +38,7 @@ def load_problems(config: ProblemsConfig) -> Loaded:
         ConfigError: a generator or a library is missing.
         DataError: the source cannot be read, too many rows are bad, or there are too few problems.
     """
-    if config.source == "arithmetic":
-        splits, rejections = _dealt(_arithmetic(config), config), list[Rejection]()
-    else:
-        splits, rejections = sort_out(config)
+    splits, rejections = sort_out(config)
     _require_enough(splits, rejections, config)
     rows = [
         problem.columns | {"split": split, "position": position}
@@ -65,8 +59,9 @@ def sort_out(config: ProblemsConfig) -> tuple[dict[str, list[Problem]], list[Rej
         ConfigError: a generator or a library is missing.
         DataError: the source cannot be read, or too many of its rows are bad.
     """
-    problems, rejections = screen(read_records(config), config)
-    if config.source in GENERATED:
+    source, records = SOURCES[config.source], read_records(config)
+    problems, rejections = screen(records, config) if source.screened else _trusted(records, config)
+    if source.endless:
         return _dealt(problems, config), rejections
     if config.order == "hash":
         problems = sorted(problems, key=lambda p: content_key(config.seed, p.problem_id))
@@ -78,19 +73,17 @@ def sort_out(config: ProblemsConfig) -> tuple[dict[str, list[Problem]], list[Rej
     return splits, sorted([*rejections, *overlaps.values()], key=lambda row: row.number)
 
 
-def _arithmetic(config: ProblemsConfig) -> list[Problem]:
-    total = sum(config.counts.values())
-    drawn = generate_problems(total, config.seed, holdout=True, family=config.arithmetic)
-    return [
-        Problem(
-            number,
-            each.question,
-            reference_solution(each),
-            str(each.answer),
-            f"{origin(config)}, row {number}",
-        )
-        for number, each in enumerate(drawn, 1)
+def _trusted(
+    records: Iterable[tuple[int, Record]], config: ProblemsConfig
+) -> tuple[list[Problem], list[Rejection]]:
+    """Take every row of a source that makes only usable problems, each once."""
+    place = origin(config)
+    problems = [
+        Problem(number, row["question"], row["solution"], row["answer"], f"{place}, row {number}")
+        for number, row in records
+        if isinstance(row, Mapping)
     ]
+    return problems, []
 
 
 def _dealt(problems: Iterable[Problem], config: ProblemsConfig) -> dict[str, list[Problem]]:

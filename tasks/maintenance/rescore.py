@@ -13,7 +13,8 @@ from tasks.run.lineage import Lineage
 from tasks.track import open_tracking, track
 
 _GRADED = """
-    SELECT rollout_id, text, r.answer, correct, grade_reason, well_formed, p.reference
+    SELECT rollout_id, text, r.answer, reward, correct, grade_details, grade_reason, well_formed,
+        p.question, p.reference
     FROM rollouts r JOIN problems p USING (experiment_id, problem_id)
     WHERE r.experiment_id = $experiment_id
 """
@@ -31,7 +32,7 @@ def rescore(base: Lineage) -> dict[str, int]:
     """
     run = {"experiment_id": base.experiment.experiment_id}
     graded = base.store.query(_GRADED, run)
-    changed = regraded(graded)
+    changed = regraded(graded, base.experiment.grader)
     rollouts = base.store.query(
         "SELECT * FROM rollouts WHERE rollout_id IN (SELECT unnest(?))",
         [changed["rollout_id"].to_list()],

@@ -4,15 +4,17 @@ import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import polars as pl
 from prefect.blocks.system import Secret
 
-from sdcore.config import LlmCriticConfig
+from sdcore.config import LlmCriticConfig, OracleConfig
 from sdcore.contexts import Critique
 from sdcore.critics.client import ChatEndpoint, EngineClient
-from sdcore.critics.llm import Client, Critic, LlmCritic, OracleCritic, judge
+from sdcore.critics.llm import Client, Critic
+from sdcore.critics.llm import open_critic as open_named
 from sdcore.critics.validation import Submission, verbatim_prefix
 from sdcore.errors import ConfigError
 from sdcore.store.schema import TABLES
@@ -30,10 +32,8 @@ _COPIED = (
 
 def open_critic(lineage: Lineage) -> Critic:
     """The experiment's critic."""
-    config = lineage.experiment.judge
-    if not isinstance(config, LlmCriticConfig):
-        return OracleCritic()
-    return LlmCritic(config, open_client(lineage, config))
+    settings = lineage.experiment.judge or OracleConfig(kind="oracle")
+    return open_named(settings, partial(open_client, lineage))
 
 
 def open_client(lineage: Lineage, config: LlmCriticConfig) -> Client:
@@ -158,8 +158,8 @@ def _spent(lineage: Lineage) -> float:
 
 def _settled(lineage: Lineage, critic: Critic, rollouts: Sequence[Row]) -> dict[str, Critique]:
     """Critiques that these very rollouts have: a round that is repeated keeps to them."""
-    if not isinstance(critic, LlmCritic):
-        return {}
+    if all(critic.content_id(_submission(row)) is None for row in rollouts):
+        return {}  # they cost nothing
     rows = lineage.store.query(
         "SELECT * FROM critiques WHERE critique_id IN (SELECT unnest(?))",
         [[critique_id(lineage, critic, row["rollout_id"]) for row in rollouts]],
@@ -176,8 +176,6 @@ def _known(lineage: Lineage, critic: Critic, rollouts: Mapping[str, Row]) -> dic
     An answer is judged anew, by the rules of today; a refused one counts as final if the critic
     had been asked as often as now.
     """
-    if not isinstance(critic, LlmCritic):
-        return {}
     rows = lineage.store.with_superseded("critiques")
     answers = lineage.store.query(
         f"SELECT content_id, raw, attempts FROM {rows} WHERE raw IS NOT NULL AND attempts > 0 "  # noqa: S608
@@ -185,7 +183,7 @@ def _known(lineage: Lineage, critic: Critic, rollouts: Mapping[str, Row]) -> dic
         [list(rollouts)],
     )
     judged = {
-        content: (judge(raw, _submission(rollouts[content])), attempts)
+        content: (critic.reread(raw, _submission(rollouts[content])), attempts)
         for content, raw, attempts in answers.iter_rows()
     }
     return {

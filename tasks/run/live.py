@@ -4,7 +4,6 @@ They are caches: whatever is here can be rebuilt from the tables and checkpoints
 """
 
 import atexit
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -16,17 +15,13 @@ from transformers.utils.logging import disable_progress_bar
 from sdcore.config import (
     ConditionSettings,
     EngineConfig,
-    LoraConfig,
     ModelConfig,
     TrainingConfig,
     WarmupConfig,
 )
 from sdcore.distributed import controller
-from sdcore.engines import Engine, Served
-from sdcore.engines.endpoint import Endpoint
-from sdcore.engines.server import VllmServer
-from sdcore.engines.transformers import TransformersEngine
-from sdcore.engines.vllm import VllmEngine
+from sdcore.engines import Engine, Resources, Served
+from sdcore.engines.opening import open_engine
 from sdcore.models import hub, policies
 from sdcore.system.stopwatch import STOPWATCH
 from sdcore.training.trainer import Trainer
@@ -35,7 +30,7 @@ from tasks.run.lineage import BASE, Lineage
 disable_progress_bar()  # of loading weights: the run has its own
 
 _live: dict[str, tuple[int, Trainer]] = {}
-_sampled: dict[ModelConfig, str] = {}
+_sampled: dict[Engine, str] = {}
 
 
 @cache
@@ -81,30 +76,37 @@ def training(lineage: Lineage, round_: int) -> Iterator[Trainer]:
 
 def samples_from_disk(lineage: Lineage) -> bool:
     """Whether the sampling engine reads a policy from its checkpoint: it needs one each round."""
-    experiment = lineage.experiment
-    return experiment.engine.kind == "vllm" or experiment.training.sharded
+    return _sampler(lineage).reads_folders or lineage.experiment.training.sharded
 
 
 def engine(lineage: Lineage, round_: int, policy_id: str) -> Engine:
     """The sampling engine with the weights of a policy loaded."""
-    is_base = lineage.condition == BASE or round_ == 0
-    model, settings = lineage.experiment.model, lineage.experiment.engine
-    base = base_folder(lineage)
-    if settings.kind == "vllm":
-        servers = _vllm(lineage.root, model, settings, lineage.experiment.training.lora)
-        folder = base if is_base else lineage.checkpoint(round_)
-        servers.load(Served(policy_id, folder, base))
-        return servers
-    sampler = _transformers(model)
-    if _sampled.get(model) != policy_id:
-        if is_base:
-            sampler.load(Served(policy_id, base, base, live=_base(base, model)))
-        elif lineage.experiment.training.sharded:  # no rank has the live weights whole
-            sampler.load(Served(policy_id, lineage.checkpoint(round_), base))
-        else:
-            sampler.load(Served(policy_id, None, base, live=trainer(lineage, round_).model))
-        _sampled[model] = policy_id
+    base, sampler = base_folder(lineage), _sampler(lineage)
+    if _sampled.get(sampler) == policy_id:
+        return sampler
+    if lineage.condition == BASE or round_ == 0:
+        live = None if sampler.reads_folders else _base(base, lineage.experiment.model)
+        served = Served(policy_id, base, base, live=live)
+    elif samples_from_disk(lineage):  # sharded: no rank has the live weights whole
+        served = Served(policy_id, lineage.checkpoint(round_), base)
+    else:
+        served = Served(policy_id, None, base, live=trainer(lineage, round_).model)
+    sampler.load(served)
+    _sampled[sampler] = policy_id
     return sampler
+
+
+def _sampler(lineage: Lineage) -> Engine:
+    experiment = lineage.experiment
+    return _opened(
+        experiment.engine,
+        Resources(
+            experiment.model,
+            model_folder(experiment.model.name),
+            experiment.training.lora,
+            lineage.root,
+        ),
+    )
 
 
 def base_policy(lineage: Lineage) -> policies.PreTrainedModel:
@@ -161,39 +163,15 @@ def _base(folder: Path, model: ModelConfig) -> policies.PreTrainedModel:
 
 
 @cache
-def critic_engine(name: str) -> TransformersEngine:
+def critic_engine(name: str) -> Engine:
     """An engine of its own for a critic that runs in this process."""
-    return _new_engine(ModelConfig(name=name))
+    resources = Resources(ModelConfig(name=name), model_folder(name), None, Path())
+    return open_engine(EngineConfig(), resources)
 
 
 @cache
-def _transformers(model: ModelConfig) -> TransformersEngine:
-    return _new_engine(model)
-
-
-def _new_engine(model: ModelConfig) -> TransformersEngine:
-    return TransformersEngine(
-        policies.load_policy(model_folder(model.name), model),
-        end_ids=policies.end_ids(model_folder(model.name)),
-    )
-
-
-@cache
-def _vllm(
-    root: Path, model: ModelConfig, settings: EngineConfig, lora: LoraConfig | None
-) -> VllmEngine:
-    """Servers that run already, with the key in `$VLLM_API_KEY`, or one of our own."""
-    endpoints = [Endpoint(url, os.environ.get("VLLM_API_KEY")) for url in settings.urls]
-    if not endpoints:
-        server = VllmServer(
-            settings,
-            dtype=model.dtype,
-            lora_rank=lora.rank if lora else None,
-            log_path=root / "vllm-server.log",
-        )
-        endpoints = [Endpoint(server.url, server.key, server)]
-    ends = policies.end_ids(model_folder(model.name))
-    engine = VllmEngine(endpoints, end_ids=ends, concurrency=settings.concurrency)
+def _opened(settings: EngineConfig, resources: Resources) -> Engine:
+    engine = open_engine(settings, resources)
     atexit.register(engine.close)
     return engine
 
