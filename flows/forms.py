@@ -1,38 +1,42 @@
-"""The flows as the Prefect UI starts them: their parameters are the form that a person fills in.
+"""The flows as the Prefect UI starts them: their parameters are the fields of a form.
 
-Everything heavy is imported when a flow runs, so that serving the deployments stays light.
+Heavy libraries are imported when a flow runs, so that serving the deployments stays light.
+The flows name no runs: the name that a person gives a run in the form stays.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from prefect import flow
-from prefect.runtime import flow_run
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_serializer
 from pydantic.fields import FieldInfo
 
 from sdcore import config
 from sdcore.errors import ConfigError
 
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_SWITCHES = {"as in the file": None, "yes": True, "no": False}
+# A choice rather than a check box: Prefect's classic form sends an untouched check box as "no".
+Switch = Annotated[Literal["as in the file", "yes", "no"], AfterValidator(_SWITCHES.get)]
 
 
 class Changed(BaseModel):
-    """What a run has otherwise than its file; what stays empty is as in the file."""
+    """Settings of a run that differ from its file; an empty field is as in the file."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     @model_serializer
     def filled(self) -> dict[str, Any]:
-        """The fields that were filled in; the empty ones have no value."""
-        filled = (name for name in type(self).model_fields if name in self.model_fields_set)
-        return {name: getattr(self, name) for name in filled}
+        """Return the fields that were filled in, in the order of the form."""
+        names = (name for name in type(self).model_fields if name in self.model_fields_set)
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
 
     def overrides(self) -> list[str]:
-        """What was filled in, as dotted ``key=value`` settings."""
+        """Return the fields that were filled in as dotted ``key=value`` settings."""
         return list(_dotted(self.model_dump(mode="json")))
 
 
@@ -41,8 +45,8 @@ def _left_open() -> None:
 
 
 def _section(title: str, settings: type[BaseModel], *left_out: str) -> type[Changed]:
-    """A section of the experiment with all settings left open, under a readable title."""
-    fields = {name: each for name, each in _opened(settings).items() if name not in left_out}
+    """A section of the experiment with every setting left open, under a readable title."""
+    fields = {name: field for name, field in _opened(settings).items() if name not in left_out}
     return create_model(title, __base__=Changed, __doc__=settings.__doc__, **fields)
 
 
@@ -51,11 +55,13 @@ def _opened(settings: type[BaseModel]) -> dict[str, Any]:
 
 
 def _open(name: str, field: FieldInfo) -> Any:
-    """A setting left open: its type without None, which an empty field cannot mean, and bounds."""
+    """A setting left open: its type and bounds, without None, for which a form has no value."""
     kind: Any = _without_none(field.annotation)
     about = [field.description] if field.description else []
     if _is_section(kind):
         kind = _section(_title(name), kind)
+    if kind is bool:
+        kind = Switch
     for bound in field.metadata:
         kind = Annotated[kind, bound]
         about += [
@@ -70,7 +76,7 @@ def _open(name: str, field: FieldInfo) -> Any:
 
 
 def _without_none(kind: Any) -> Any:
-    kinds = [each for each in get_args(kind) if each is not type(None)]
+    kinds = [option for option in get_args(kind) if option is not type(None)]
     return kinds[0] if type(None) in get_args(kind) and len(kinds) == 1 else kind
 
 
@@ -83,15 +89,15 @@ def _title(name: str) -> str:
 
 
 def _shown(kind: Any, description: str) -> Any:
-    """A field that is no setting of one section: its type, shown empty."""
+    """A field that belongs to no section, shown empty."""
     return kind, Field(default_factory=_left_open, description=description)
 
 
 def _condition() -> type[Changed]:
-    """A condition of either objective: the form cannot offer one of two sections in a list."""
+    """A condition of either objective: a list in the form cannot offer a choice of two sections."""
     distill, grpo = _opened(config.DistillConfig), _opened(config.GrpoConfig)
-    objective = _shown(Literal["distill", "grpo"], "what a new condition is trained by")
-    about = "of a condition in the file, or of a new one"
+    objective = _shown(Literal["distill", "grpo"], "how a new condition is trained")
+    about = "a condition of the file, or a new one"
     name = {"name": (config.Name, Field(title="Name", description=about))}
     return create_model(
         "Condition", __base__=Changed, **name | grpo | distill | {"objective": objective}
@@ -99,19 +105,19 @@ def _condition() -> type[Changed]:
 
 
 class _Changes(Changed):
-    """Where the form is not built like the file: a list of conditions, one kind of critic."""
+    """The parts of the form that differ from the file: a list of conditions, one kind of critic."""
 
     def overrides(self) -> list[str]:
         tree = self.model_dump(mode="json")
         changed = tree.pop("conditions", [])
-        tree["conditions"] = {each.pop("name"): each for each in changed}
+        tree["conditions"] = {condition.pop("name"): condition for condition in changed}
         if len(tree["conditions"]) < len(changed):
             raise ConfigError(
                 "a condition is listed twice",
                 got=len(changed),
-                expected=f"each once: {', '.join(tree['conditions'])}",
+                expected=f"each condition once: {', '.join(tree['conditions'])}",
                 where="conditions",
-                fix="put what differs into one item of the list",
+                fix="put all changes of a condition into one item of the list",
             )
         if tree.get("critic"):
             tree["critic"]["kind"] = "llm"
@@ -122,34 +128,32 @@ Changes = create_model(
     "Changes",
     __base__=_Changes,
     __doc__=Changed.__doc__,
-    seeds=_shown(list[int], "every condition is trained once a seed"),
-    conditions=_shown(list[_condition()], "only those that differ, or come new"),  # type: ignore[misc]
+    seeds=_shown(list[int], "every condition is trained once per seed"),
+    conditions=_shown(list[_condition()], "only conditions that differ from the file or are new"),  # type: ignore[misc]
     **{
         name: _open(name, field)
         for name, field in config.Experiment.model_fields.items()
         if _is_section(_without_none(field.annotation))
     },
-    critic=_shown(_section("Critic", config.LlmCriticConfig, "kind"), "a language model"),
-    contexts=_shown(dict[config.Name, str], "more contexts: Jinja templates by name, as JSON"),
+    critic=_shown(
+        _section("Critic", config.LlmCriticConfig, "kind"),
+        "a language model as critic",
+    ),
+    contexts=_shown(dict[config.Name, str], "further contexts: Jinja templates by name, as JSON"),
 )
 _NOTHING = Changes()
 
 
-def _named_for(purpose: str = "") -> Callable[[], str]:
-    """Names a run after the file of its experiment, as the flows name theirs after its name."""
-    return lambda: Path(flow_run.parameters["experiment"]).stem + purpose
-
-
-@flow(flow_run_name=_named_for())
+@flow
 def compare_contexts(
-    experiment: Path,
+    experiment: str,
     changes: Changes = _NOTHING,
     overrides: list[str] = [],  # noqa: B006
 ) -> str:
     """Train the solver under every condition and seed of an experiment and compare the results.
 
     Args:
-        experiment: the experiment file, such as deployments/experiments/quickstart.toml
+        experiment: a shipped experiment such as quickstart, or the path of an experiment file
         changes: settings of this run that differ from the file
         overrides: any other setting as section.key=value, such as conditions.grpo.group_size=4
     """
@@ -159,28 +163,29 @@ def compare_contexts(
     return run.fn(settings, _workspace())
 
 
-@flow(flow_run_name=_named_for("/diagnose"))
+@flow
 def diagnose(
-    experiment: Path,
+    experiment: str,
     changes: Changes = _NOTHING,
     overrides: list[str] = [],  # noqa: B006
 ) -> dict[str, str]:
-    """Before any training: does a context give this model a signal that points at its errors?
+    """Check before any training whether a context's signal points at the model's errors.
 
     Args:
-        experiment: the experiment file, such as deployments/experiments/quickstart.toml
+        experiment: a shipped experiment such as quickstart, or the path of an experiment file
         changes: settings of this run that differ from the file, such as diagnose, problems
         overrides: any other setting as section.key=value, such as critic.model=my-critic
     """
     from flows.diagnose import diagnose as run
 
     settings = config.load_experiment(experiment, [*changes.overrides(), *overrides])
-    return {each.context: each.word for each in run.fn(settings, _workspace()).verdicts}
+    diagnosis = run.fn(settings, _workspace())
+    return {verdict.context: verdict.word for verdict in diagnosis.verdicts}
 
 
-@flow(flow_run_name=_named_for("/critic"))
+@flow
 def critic_eval(
-    experiment: Path,
+    experiment: str,
     solutions: Annotated[int, Field(ge=2)] = 200,
     processbench: Path | None = None,
     overrides: list[str] = [],  # noqa: B006
@@ -188,9 +193,9 @@ def critic_eval(
     """Measure a critic on solutions whose first wrong step is known.
 
     Args:
-        experiment: TOML file with the critic and the problems
-        solutions: at most so many are judged
-        processbench: a file of judged solutions; without one, wrong ones are made from the problems
+        experiment: a shipped experiment such as gsm8k-critic, or the path of an experiment file
+        solutions: largest number of solutions to judge
+        processbench: a file of judged solutions; without one, solutions are made from the problems
         overrides: other settings as section.key=value, such as critic.model=my-critic
     """
     from flows.critic_eval import critic_eval as run
@@ -199,12 +204,12 @@ def critic_eval(
     return run.fn(settings, _workspace(), solutions, processbench)
 
 
-@flow(flow_run_name="build tiny-solver in {folder}")
+@flow
 def build_tiny_solver(folder: Path) -> dict[str, float]:
     """Pre-train builtin:tiny-solver from scratch.
 
     Args:
-        folder: where the model is written; a relative one is below the workspace
+        folder: folder for the model; a relative one is below the workspace
     """
     from flows.build_tiny_solver import build_tiny_solver as run
 
@@ -216,7 +221,7 @@ def _workspace() -> Path:
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The leaves as settings in TOML, of which JSON's strings, numbers and lists are a part."""
+    """The leaves as settings in TOML, which reads JSON's strings, numbers and lists."""
     for name, value in tree.items():
         key = prefix + (name if name.replace("-", "_").isidentifier() else _json(name))
         if isinstance(value, dict):

@@ -1,5 +1,8 @@
 """Every error that sdcore raises on purpose: what, got, expected, where, and the fix."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class SdcoreError(Exception):
     """Base of all sdcore errors; the parts are attributes, the message is made of them."""
@@ -53,6 +56,12 @@ class BudgetError(SdcoreError, RuntimeError):
 
 class TrainingError(SdcoreError, ArithmeticError):
     """A loss or gradient is not finite, or student and teacher do not match."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question that names the closest known word, or nothing if none is close."""
+    close = get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def _short(value: object, limit: int = 600) -> str:

@@ -14,24 +14,32 @@ from sdcore.models.prompts import student_prompt
 
 
 def save_solver(
-    folder: Path, experiment: Experiment, checkpoint: Path, warmed_up: Path | None = None
+    folder: Path,
+    experiment: Experiment,
+    checkpoint: Path,
+    warmed_up: Path | None = None,
 ) -> None:
-    """Write what `Solver` loads: the weights of a checkpoint and, by name, all else they need.
+    """Write what `Solver` loads: the weights of a checkpoint, settings, and the base's name.
 
-    A base that was warmed up has no name that stands for it: it is copied.
+    Args:
+        folder: to be created.
+        experiment: whose prompts and sampling the solver uses.
+        checkpoint: folder of the trained weights.
+        warmed_up: folder of a warmed-up base, which is copied because no name stands for it.
     """
     adapted = experiment.training.lora is not None
     file = policies.ADAPTER_FILE if adapted else policies.FULL_FILE
-    folder.mkdir(parents=True)
-    shutil.copyfile(checkpoint / file, folder / file)
-    if warmed_up:
-        shutil.copytree(warmed_up, folder / "base")
     base = warmed_up or hub.resolve(experiment.model.name)
     about = {
         "experiment": experiment.model_dump(mode="json"),
         "base_sha256": policies.weights_digest(base),
     }
-    (folder / "solver.json").write_text(json.dumps(about, indent=2), "utf-8")
+    policies.require_intact(checkpoint, file)
+    with policies.replacing(folder) as fresh:
+        shutil.copyfile(checkpoint / file, fresh / file)
+        if warmed_up:
+            shutil.copytree(warmed_up, fresh / "base")
+        (fresh / "solver.json").write_text(json.dumps(about, indent=2), "utf-8")
 
 
 class Solver:
@@ -41,8 +49,10 @@ class Solver:
         """Load the base model and put the saved weights on it.
 
         Raises:
-            ModelError: the name now stands for other weights than those trained from.
+            ModelError: a file is damaged, or the name now stands for other weights than those that
+                training started from.
         """
+        policies.require_intact(folder)
         about = json.loads((folder / "solver.json").read_text("utf-8"))
         self.experiment = Experiment.model_validate(about["experiment"])
         warmed_up = self.experiment.warmup is not None

@@ -6,6 +6,7 @@ from prefect.cache_policies import NO_CACHE
 
 from sdcore.config import WarmupConfig
 from sdcore.models import policies
+from sdcore.models.prompts import end_of_turn
 from sdcore.schedule import round_questions
 from sdcore.store.schema import TABLES
 from sdcore.system.stopwatch import STOPWATCH
@@ -53,8 +54,9 @@ def _examples(base: Lineage, settings: WarmupConfig) -> dict[str, Example]:
     """What is learnt from, by name."""
     name = base.experiment.model.name
     found = warmup.traces(base.experiment.problems, candidates(base, "train"), settings.traces)
-    end_id = policies.end_ids(live.model_folder(name))[0]
-    made = warmup.examples(base.experiment.prompts, live.tokenizer(name), end_id, found)
+    tokenizer = live.tokenizer(name)
+    end_id = end_of_turn(tokenizer, policies.end_ids(live.model_folder(name)))
+    made = warmup.examples(base.experiment.prompts, tokenizer, end_id, found)
     return {example.rollout_id: example for example in made}
 
 

@@ -1,4 +1,4 @@
-"""The command `sdcore`: run an experiment, query its tables, report on it, list what there is."""
+"""The command `sdcore`: its entry point, and the commands that make and run experiments."""
 
 import gc
 import json
@@ -14,9 +14,11 @@ import polars as pl
 import typer
 from rich.markup import escape
 
-from flows.commands import operate, preflight, tables
+from flows.commands import files, operate, preflight, tables
 from flows.commands.terminal import (
+    ExperimentArgument,
     JsonOption,
+    OverridesArgument,
     RunArgument,
     WorkspaceOption,
     console,
@@ -26,26 +28,37 @@ from flows.commands.terminal import (
     print_table,
     stored_experiment,
 )
-from sdcore.config import Experiment, drift, load_experiment
-from sdcore.errors import ConfigError, SdcoreError
+from sdcore import __version__
+from sdcore.config import Experiment, load_experiment, read_settings
+from sdcore.config.shipped import experiment_file
+from sdcore.errors import SdcoreError
 from sdcore.schedule import Stage
-from sdcore.store.database import Store
 from sdcore.system.stopwatch import STOPWATCH
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app.add_typer(files.app)
 app.add_typer(preflight.app)
 app.add_typer(tables.app)
 app.add_typer(operate.app)
-_UNEXPECTED = "fix: `--debug` shows where it came from"
+_UNEXPECTED = "fix: `--debug` shows the traceback"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"sdcore {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks and warnings")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
-    """Feedback design for self-distillation: run experiments, query them, operate them.
+    """Compare kinds of feedback for the self-distillation of language models.
 
-    Start with: sdcore run deployments/experiments/quickstart.toml
+    Start with: sdcore run quickstart
     """
     if debug:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "WARNING"
@@ -53,38 +66,42 @@ def options(
 
 @app.command()
 def run(
-    experiment: Annotated[Path, typer.Argument(help="TOML file, see deployments/experiments/")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="dotted settings, such as training.rounds=3")
-    ] = None,
+    experiment: ExperimentArgument,
+    overrides: OverridesArgument = None,
     workspace: WorkspaceOption = Path("runs"),
-    quick: Annotated[bool, typer.Option(help="only the experiment's first seed")] = False,
-    dry_run: Annotated[bool, typer.Option(help="print the resolved settings and stop")] = False,
-    new: Annotated[bool, typer.Option(help="a changed experiment is a run of its own")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="only the first seed")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the resolved settings and stop")
+    ] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="start a new run from a file that has changed")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run an experiment to its table; run again, it goes on where it stopped.
+    """Run an experiment to its table; the same command again continues where it stopped.
 
-    Settings that differ from an earlier run of that name are refused, unless --new is given.
+    Other settings on the command line make another run. A file that has changed since its last
+    run is refused, unless --new is given.
 
-    Example: sdcore run deployments/experiments/quickstart.toml training.rounds=3 --quick
+    Example: sdcore run quickstart training.rounds=3 --quick
     """
-    settings = load_experiment(experiment, overrides or [])
+    changed = list(overrides or [])
+    settings = load_experiment(experiment, changed)
     if quick:
-        settings = load_experiment(experiment, [*(overrides or []), f"seeds=[{settings.seeds[0]}]"])
+        settings = load_experiment(experiment, [*changed, f"seeds=[{settings.seeds[0]}]"])
     if dry_run:
         console.print_json(settings.model_dump_json())
         return
-    if not new:
-        _refuse_drift(settings, workspace)
-    _run(settings, workspace.absolute(), as_json=as_json)
+    root = workspace.absolute()
+    files.note(read_settings(experiment_file(experiment)), settings, root, new=new)
+    _run(settings, root, as_json=as_json)
 
 
 @app.command()
 def resume(
     run: RunArgument, workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False
 ) -> None:
-    """Go on with a run, under the settings that it was started with.
+    """Continue a run under the settings that it was started with.
 
     Example: sdcore resume quickstart
     """
@@ -94,17 +111,17 @@ def resume(
 @app.command()
 def rerun(
     run: RunArgument,
-    stage: Annotated[Stage, typer.Option("--from", help="the first stage to redo")],
-    condition: Annotated[str, typer.Option(help="of the experiment, or base")],
+    stage: Annotated[Stage, typer.Option("--from", help="first stage to redo")],
+    condition: Annotated[str, typer.Option(help="a condition of the experiment, or base")],
     round_: Annotated[int, typer.Option("--round", min=0, help="training round, from 0; for "
-                      "evaluate: rounds behind the scored policy")],
-    seed: Annotated[int | None, typer.Option(help="one seed only; all if left out")] = None,
+                      "evaluate: number of rounds that the scored policy was trained")],
+    seed: Annotated[int | None, typer.Option(help="only this seed; all seeds if left out")] = None,
     workspace: WorkspaceOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Redo a stage of a round and all that depends on it, and nothing else.
+    """Redo a stage of a round and everything that depends on it, and nothing else.
 
-    The rows that were there move to tables of the same names in the schema `superseded`.
+    The old rows move to tables of the same names in the schema `superseded`.
 
     Example: sdcore rerun quickstart --from align --condition step_aligned --round 3
     """
@@ -113,7 +130,7 @@ def rerun(
     settings, root = stored_experiment(open_store(workspace), run), workspace.absolute()
     chosen = lineages(settings, root, condition, seed)
 
-    def set_aside() -> None:
+    def move_rows() -> None:
         from tasks.maintenance.rerun import supersede
         from tasks.run.lock import turn
 
@@ -121,25 +138,9 @@ def rerun(
             with turn(lineage):
                 moved = supersede(lineage, stage, round_)
             counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)
-            notes.print(f"{lineage.label}: set aside {counts or 'nothing'}")
+            notes.print(f"{lineage.label}: moved {counts or 'nothing'} to superseded")
 
-    _run(settings, root, as_json=as_json, first=set_aside)
-
-
-def _refuse_drift(settings: Experiment, workspace: Path) -> None:
-    """Raise if the newest run of this name had other settings, and none had these."""
-    path = workspace / "sdcore.duckdb"
-    runs = Store(path).rows("experiments", name=settings.name) if path.exists() else pl.DataFrame()
-    if not len(runs) or settings.experiment_id in runs["experiment_id"]:
-        return
-    last = runs.sort("created_at").row(-1, named=True)
-    changes = drift(json.loads(last["config"]), settings.model_dump(mode="json"))
-    raise ConfigError(
-        f"the experiment differs from its last run, {last['experiment_id']}",
-        got="; ".join(changes),
-        where=str(workspace),
-        fix="`--new` starts a run of its own, `sdcore resume` goes on with the last one",
-    )
+    _run(settings, root, as_json=as_json, first=move_rows)
 
 
 def _run(
@@ -185,7 +186,7 @@ def report(
     workspace: WorkspaceOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Print an experiment's table and write its HTML page.
+    """Print the table of a run and write its HTML page.
 
     Example: sdcore report quickstart
     """
@@ -196,61 +197,12 @@ def report(
     notes.print(f"Report: {page}", soft_wrap=True)
 
 
-@app.command("list")
-def list_(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False) -> None:
-    """List the experiments of a workspace and how far each has come.
-
-    Example: sdcore list --workspace runs
-    """
-    frame = open_store(workspace).query(
-        """
-        SELECT experiment_id, created_at AS started,
-            (SELECT count(*) FROM rollouts r WHERE r.experiment_id = e.experiment_id) AS rollouts,
-            (SELECT max(step) FROM updates u WHERE u.experiment_id = e.experiment_id) AS steps,
-            EXISTS (FROM comparisons c WHERE c.experiment_id = e.experiment_id) AS compared
-        FROM experiments e ORDER BY started DESC
-        """
-    )
-    print(frame.write_json()) if as_json else print_table(frame)
-
-
-@app.command("critic-eval")
-def critic_eval(
-    experiment: Annotated[Path, typer.Argument(help="TOML file with the critic and the problems")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="dotted settings")] = None,
-    solutions: Annotated[int, typer.Option(min=2, help="at most so many are judged")] = 200,
-    processbench: Annotated[
-        Path | None, typer.Option(help="JSONL in ProcessBench's format, for problems of your own")
-    ] = None,
-    workspace: WorkspaceOption = Path("runs"),
-    as_json: JsonOption = False,
-) -> None:
-    """Measure a critic on solutions whose first wrong step is known.
-
-    Example: sdcore critic-eval deployments/experiments/gsm8k-critic.toml --solutions 50
-    """
-    settings = load_experiment(experiment, overrides or [])
-    from flows.servers.own import prefect_server
-
-    with prefect_server(workspace.absolute()) as server_address:
-        with notes.status("starting Prefect"):
-            from flows.critic_eval import critic_eval as flow
-
-            server_address()
-        scores = flow(settings, workspace.absolute(), solutions, processbench)
-    print(json.dumps(scores)) if as_json else print_table(
-        pl.DataFrame([scores]).transpose(
-            include_header=True, header_name="score", column_names=["value"]
-        )
-    )
-
-
 @app.command("build-tiny-solver")
 def build_tiny_solver(
-    folder: Annotated[Path, typer.Argument(help="where the model is written")],
+    folder: Annotated[Path, typer.Argument(help="folder for the model")],
     workspace: WorkspaceOption = Path("runs"),
 ) -> None:
-    """Pre-train builtin:tiny-solver from scratch (minutes on two cores).
+    """Pre-train builtin:tiny-solver from scratch, which takes minutes on two cores.
 
     Example: sdcore build-tiny-solver my-solver
     """
@@ -271,7 +223,7 @@ def _report(root: Path, experiment_id: str) -> Path:
 
 
 def _summary(root: Path, experiment_id: str) -> dict[str, pl.DataFrame]:
-    """The table and what belongs to it."""
+    """Frames of the printed summary, by name."""
     from sdcore.analysis import comparison
 
     store = open_store(root)
@@ -285,11 +237,11 @@ def _summary(root: Path, experiment_id: str) -> dict[str, pl.DataFrame]:
 def _print_summary(
     tables: Mapping[str, pl.DataFrame], more: Mapping[str, object], *, as_json: bool
 ) -> None:
-    """Print the tables; as JSON with what else there is to say of them."""
+    """Print the tables; as JSON together with `more`."""
     from sdcore.reports import printing
 
     if as_json:
-        print(json.dumps({name: frame.to_dicts() for name, frame in tables.items()} | more))
+        print(json.dumps({name: frame.to_dicts() for name, frame in tables.items()} | dict(more)))
         return
     for title, frame in printing.printable(**tables):
         print_table(frame, title=title)
@@ -314,7 +266,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        expected = isinstance(error, SdcoreError)
-        text = str(error) if expected else f"{type(error).__name__}: {error}\n  {_UNEXPECTED}"
+        code = error.exit_code if isinstance(error, SdcoreError) else None
+        text = str(error) if code else f"{type(error).__name__}: {error}\n  {_UNEXPECTED}"
         notes.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
-        raise SystemExit(error.exit_code if expected else 1) from None
+        raise SystemExit(code or 1) from None

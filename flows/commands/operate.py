@@ -1,4 +1,4 @@
-"""The commands that operate a workspace: its services, its health, its champion."""
+"""The commands that operate a workspace: up, down, status, doctor, promote."""
 
 import json
 from dataclasses import asdict
@@ -14,12 +14,12 @@ from flows.commands.terminal import (
     RunArgument,
     WorkspaceOption,
     console,
+    enter,
     notes,
     open_store,
     stored_experiment,
 )
-from flows.servers import standing
-from sdcore.errors import SdcoreError
+from sdcore.errors import SdcoreError, did_you_mean
 
 app = typer.Typer()
 PrefectPort = Annotated[int, typer.Option(min=1, max=65535, help="port of the Prefect server")]
@@ -37,6 +37,8 @@ def up(
 
     Example: sdcore up --prefect-port 4300, then open the printed address and start "quickstart".
     """
+    from flows.servers import standing
+
     root = workspace.absolute()
     standing.require_workspace(root)
     if set(standing.addresses(root)) == {"prefect", "mlflow"} and standing.processes(
@@ -44,7 +46,7 @@ def up(
     ):
         notes.print("already up")
     else:
-        standing.stop(root)  # what is left of an earlier start
+        standing.stop(root)  # remains of an earlier start
         with notes.status("starting Prefect, MLflow and the deployments"):
             standing.start(root, {"prefect": prefect_port, "mlflow": mlflow_port})
     for name, address in standing.addresses(root).items():
@@ -53,38 +55,40 @@ def up(
 
 @app.command()
 def down(workspace: WorkspaceOption = Path("runs")) -> None:
-    """End all that `sdcore up` started, runs of deployments included.
+    """Stop everything that `sdcore up` started, runs of deployments included.
 
-    Such a run goes on where it stopped when it is started again.
+    A run that is stopped continues where it was when it is started again.
 
     Example: sdcore down
     """
+    from flows.servers import standing
+
     count = standing.stop(workspace.absolute())
-    notes.print(f"{count} processes ended" if count else "nothing was up")
+    notes.print(f"{count} processes stopped" if count else "no services were running")
 
 
 @app.command()
 def status(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False) -> None:
-    """Say which services of the workspace run, and where.
+    """Show which services of the workspace are running, and their addresses.
 
     Example: sdcore status --json
     """
+    from flows.servers import standing
+
     root = workspace.absolute()
-    found, known = standing.addresses(root), {name: [] for name in standing.NAMES}
-    rows = {
-        name: {
-            "address": found.get(name, ""),
-            "processes": [process.pid for process in standing.processes(root, name)],
-        }
-        for name in known
-    }
+    addresses = standing.addresses(root)
+    processes = {name: [p.pid for p in standing.processes(root, name)] for name in standing.NAMES}
     if as_json:
-        print(json.dumps(rows))
+        services = {
+            name: {"address": addresses.get(name, ""), "processes": running}
+            for name, running in processes.items()
+        }
+        print(json.dumps(services))
         return
     table = Table("service", "state", "address", "processes", header_style="bold")
-    for name, row in rows.items():
-        state = "[green]up[/]" if row["processes"] else "down"
-        table.add_row(name, state, str(row["address"]), str(len(row["processes"])))
+    for name, running in processes.items():
+        state = "[green]up[/]" if running else "down"
+        table.add_row(name, state, addresses.get(name, ""), str(len(running)))
     console.print(table)
 
 
@@ -95,9 +99,9 @@ def doctor(
     mlflow_port: MlflowPort = 5000,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this machine and the workspace, and say the fix for what is wrong.
+    """Check this machine and the workspace, and give a fix for each problem.
 
-    Ends with exit code 1 if something will not work.
+    The exit code is 1 if something will not work.
 
     Example: sdcore doctor --workspace /data/runs
     """
@@ -107,10 +111,10 @@ def doctor(
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))
     else:
-        table = Table("", "found", "fix", header_style="bold")
-        for each in findings:
-            name = f"[{COLOURS[each.state]}]{each.name}[/]"
-            table.add_row(name, escape(each.found), escape(each.fix))
+        table = Table("check", "result", "fix", header_style="bold")
+        for finding in findings:
+            name = f"[{COLOURS[finding.state]}]{finding.name}[/]"
+            table.add_row(name, escape(finding.found), escape(finding.fix))
         console.print(table)
     if any(finding.state == "fail" for finding in findings):
         raise typer.Exit(1)
@@ -122,9 +126,9 @@ def promote(
     lineage: Annotated[str, typer.Argument(help="condition/seed, such as step_aligned/0")],
     workspace: WorkspaceOption = Path("runs"),
 ) -> None:
-    """Make a condition's policy the champion in MLflow, whatever validation says.
+    """Make the policy of a condition and seed the champion in MLflow, whatever its score.
 
-    Its checkpoint is the one chosen on validation; runs of this experiment leave it champion.
+    The checkpoint is the one chosen on validation. Later runs of the experiment keep this champion.
 
     Example: sdcore promote quickstart step_aligned/0
     """
@@ -132,9 +136,15 @@ def promote(
     experiment = stored_experiment(open_store(workspace), run)
     if condition not in experiment.conditions or seed not in map(str, experiment.seeds):
         known = [f"{name}/{seed}" for name in experiment.conditions for seed in experiment.seeds]
-        raise SdcoreError("no such condition and seed", got=lineage, expected=", ".join(known))
+        raise SdcoreError(
+            "the experiment has no such condition and seed",
+            got=lineage,
+            expected=", ".join(known),
+            fix=did_you_mean(lineage, known),
+        )
+    root = enter(workspace)
     with notes.status("opening MLflow"):
         from tasks.tracking.champions import promote as promote_lineage
 
-        version = promote_lineage(experiment, workspace.absolute(), condition, int(seed))
+        version = promote_lineage(experiment, root, condition, int(seed))
     console.print(f"{experiment.name} version {version} is the champion")

@@ -1,4 +1,4 @@
-"""The commands of the preflight: what contexts there are, and what each would tell a model."""
+"""The commands that examine feedback before any training: contexts, diagnose, critic-eval."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,14 @@ from typing import Annotated
 import polars as pl
 import typer
 
-from flows.commands.terminal import JsonOption, WorkspaceOption, notes, print_table
+from flows.commands.terminal import (
+    ExperimentArgument,
+    JsonOption,
+    OverridesArgument,
+    WorkspaceOption,
+    notes,
+    print_table,
+)
 from sdcore.config import load_experiment
 from sdcore.contexts import CONTEXTS
 
@@ -16,34 +23,32 @@ app = typer.Typer()
 
 @app.command()
 def contexts(as_json: JsonOption = False) -> None:
-    """List the registered contexts: what each tests, and what is predicted of it.
+    """List the registered contexts, the question that each one tests, and the prediction for it.
 
     Example: sdcore contexts
     """
     rows = [
         {
-            "context": each.name,
-            "needs": ", ".join(sorted(each.needs)),
-            "tests": each.about,
-            "predicted": each.predicted,
+            "context": context.name,
+            "needs": ", ".join(sorted(context.needs)),
+            "tests": context.about,
+            "predicted": context.predicted,
         }
-        for each in CONTEXTS.entries().values()
+        for context in CONTEXTS.entries().values()
     ]
     print(json.dumps(rows)) if as_json else print_table(pl.DataFrame(rows))
 
 
 @app.command()
 def diagnose(
-    experiment: Annotated[Path, typer.Argument(help="TOML file, see deployments/experiments/")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="dotted settings, such as diagnose.problems=64")
-    ] = None,
+    experiment: ExperimentArgument,
+    overrides: OverridesArgument = None,
     workspace: WorkspaceOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Before any training: does a context give this model a signal that points at its errors?
+    """Check before any training whether a context's signal points at the model's errors.
 
-    Example: sdcore diagnose deployments/experiments/quickstart.toml
+    Example: sdcore diagnose quickstart diagnose.problems=64
     """
     settings, root = load_experiment(experiment, overrides or []), workspace.absolute()
     from flows.servers.own import prefect_server
@@ -55,13 +60,51 @@ def diagnose(
 
             server_address()
         with draining():
-            found = flow(settings, root)
+            diagnosis = flow(settings, root)
     from sdcore.reports.preflight import as_dict, printable
 
     if as_json:
-        print(json.dumps(as_dict(found)))
+        print(json.dumps(as_dict(diagnosis)))
     else:
-        for title, frame in printable(settings, found):
+        for title, frame in printable(settings, diagnosis):
             print_table(frame, title=title)
     page = root / "reports" / f"{settings.experiment_id}-diagnosis.html"
     notes.print(f"Report: {page}", soft_wrap=True)
+
+
+@app.command("critic-eval")
+def critic_eval(
+    experiment: ExperimentArgument,
+    overrides: OverridesArgument = None,
+    solutions: Annotated[
+        int, typer.Option(min=2, help="number of solutions to judge, at most")
+    ] = 200,
+    processbench: Annotated[
+        Path | None, typer.Option(help="JSONL file of judged solutions in ProcessBench's format")
+    ] = None,
+    workspace: WorkspaceOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a critic on solutions whose first wrong step is known.
+
+    Without --processbench the solutions are made from the experiment's problems.
+
+    Example: sdcore critic-eval gsm8k-critic problems.path=train.jsonl --solutions 50
+    """
+    settings, root = load_experiment(experiment, overrides or []), workspace.absolute()
+    from flows.servers.own import prefect_server
+
+    with prefect_server(root) as server_address:
+        with notes.status("starting Prefect"):
+            from flows.critic_eval import critic_eval as flow
+
+            server_address()
+        scores = flow(settings, root, solutions, processbench)
+    if as_json:
+        print(json.dumps(scores))
+        return
+    print_table(
+        pl.DataFrame([scores]).transpose(
+            include_header=True, header_name="score", column_names=["value"]
+        )
+    )

@@ -1,4 +1,4 @@
-"""The commands that look at a workspace's tables: query, tables, why, rescore, export, view."""
+"""The commands for a workspace's tables: list, query, tables, why, rescore, export, view."""
 
 import json
 import sys
@@ -15,18 +15,22 @@ from flows.commands.terminal import (
     RunArgument,
     WorkspaceOption,
     console,
+    enter,
     find_run,
+    newest_run,
     notes,
     open_store,
     print_table,
     stored_experiment,
 )
 from sdcore.config import load_experiment
-from sdcore.errors import StoreError
+from sdcore.errors import StoreError, did_you_mean
+from sdcore.store.box import box
 from sdcore.store.schema import TABLES
 from sdcore.store.sql_views import VIEWS
 
 app = typer.Typer()
+SHOWN_ROWS = 40  # of a query, on the terminal
 
 
 class Format(StrEnum):
@@ -41,7 +45,10 @@ def query(
     workspace: WorkspaceOption = Path("runs"),
     output: Annotated[Format, typer.Option("--format", help="how to print")] = Format.table,
 ) -> None:
-    """Query the tables and views in SQL; `parquet` writes bytes to standard output.
+    """Query the tables and views in SQL.
+
+    A table shows as many rows and columns as fit; the other formats print all of them (`parquet`
+    as bytes on standard output).
 
     Example: sdcore query "SELECT condition, avg(correct::int) FROM rollouts GROUP BY ALL"
     """
@@ -53,7 +60,25 @@ def query(
     elif output is Format.parquet:
         frame.write_parquet(sys.stdout.buffer)
     else:
-        print_table(frame)
+        _print_box(frame)
+
+
+@app.command("list")
+def list_(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False) -> None:
+    """List the runs of a workspace and the progress of each.
+
+    Example: sdcore list --workspace runs
+    """
+    frame = open_store(workspace).query(
+        """
+        SELECT experiment_id, created_at AS started,
+            (SELECT count(*) FROM rollouts r WHERE r.experiment_id = e.experiment_id) AS rollouts,
+            (SELECT max(step) FROM updates u WHERE u.experiment_id = e.experiment_id) AS steps,
+            EXISTS (FROM comparisons c WHERE c.experiment_id = e.experiment_id) AS compared
+        FROM experiments e ORDER BY started DESC
+        """
+    )
+    print(frame.write_json()) if as_json else print_table(frame)
 
 
 @app.command()
@@ -61,13 +86,18 @@ def tables(
     name: Annotated[str | None, typer.Argument(help="a table or view; all if left out")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what each table and view means; with a name, its columns too.
+    """Describe each table and view, or one of them with its columns.
 
     Example: sdcore tables rollouts
     """
     described = _described()
     if name is not None and name not in described:
-        raise StoreError("no such table", got=name, expected=", ".join(described))
+        raise StoreError(
+            "no such table or view",
+            got=name,
+            expected=", ".join(described),
+            fix=did_you_mean(name, described),
+        )
     if as_json:
         print(json.dumps(described if name is None else described[name]))
     elif name is None:
@@ -85,28 +115,31 @@ def why(
     table: Annotated[str, typer.Argument(help="table of the row, such as rollouts")],
     key: Annotated[str, typer.Argument(help="start of the row's key")],
     other: Annotated[
-        str | None, typer.Option("--against", help="another run, or an experiment file")
+        str | None, typer.Option("--against", help="another run, an experiment's name, or its file")
     ] = None,
     workspace: WorkspaceOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a row was made from, and which of it has changed since or differs elsewhere.
+    """Trace a row to its inputs, and show which of them have changed or differ elsewhere.
 
     Example: sdcore why rollouts 3f2a --against my-experiment.toml
     """
     from sdcore.reports.provenance import against, lineage, since
+
+    root = enter(workspace)
     from tasks.prepare import base_row, experiment_row
     from tasks.run.lineage import base_lineage
 
     store = open_store(workspace)
     rows = lineage(store, table, key)
-    if other is None or other.endswith(".toml"):
-        settings = load_experiment(Path(other)) if other else stored_experiment(store, rows[-1].key)
-        base = base_lineage(settings, workspace.absolute())
-        changes = since(rows, experiment_row(base), str(base_row(base)["sha256"]))
+    if other is not None and (run := newest_run(store, other)):
+        changes = against(
+            store, rows, store.rows("experiments", experiment_id=run).row(0, named=True)
+        )
     else:
-        run = store.rows("experiments", experiment_id=find_run(store, other)).row(0, named=True)
-        changes = against(store, rows, run)
+        settings = load_experiment(other) if other else stored_experiment(store, rows[-1].key)
+        base = base_lineage(settings, root)
+        changes = since(rows, experiment_row(base), str(base_row(base)["sha256"]))
     if as_json:
         inputs = [{"table": each.table, "key": each.key} | each.inputs for each in rows]
         print(json.dumps({"lineage": inputs, "changes": [asdict(each) for each in changes]}))
@@ -122,16 +155,16 @@ def why(
 def rescore(
     run: RunArgument, workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False
 ) -> None:
-    """Grade the stored rollouts of a run anew, then score and compare; nothing is sampled.
+    """Grade the stored rollouts of a run again, then score and compare; nothing is sampled.
 
-    Rows that change are kept in the schema `superseded`.
+    The old versions of rows that change move to the schema `superseded`.
 
     Example: sdcore rescore quickstart
     """
+    root = enter(workspace)
     from tasks.maintenance.rescore import rescore as regrade
     from tasks.run.lineage import base_lineage
 
-    root = workspace.absolute()
     base = base_lineage(stored_experiment(open_store(root), run), root)
     with notes.status("grading, scoring and comparing"):
         counts = regrade(base)
@@ -144,11 +177,13 @@ def rescore(
 @app.command()
 def export(
     run: RunArgument,
-    target: Annotated[str, typer.Argument(help="a new folder, or an address: s3://bucket/prefix")],
+    target: Annotated[
+        str, typer.Argument(help="a new folder, or an address such as s3://bucket/prefix")
+    ],
     workspace: WorkspaceOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run's tables as Parquet files, which is also a folder for Hugging Face `datasets`.
+    """Write a run's tables as Parquet files, which Hugging Face `datasets` can load.
 
     Example: sdcore export quickstart quickstart-tables
     """
@@ -166,11 +201,13 @@ def export(
 def view(
     run: RunArgument,
     workspace: WorkspaceOption = Path("runs"),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 0,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="port of the page; 0: a free one")
+    ] = 0,
 ) -> None:
-    """Browse a run's problems, rollouts, critiques and tokens in a local page, until Ctrl-C.
+    """Browse a run's problems, rollouts, critiques and tokens on a local page, until Ctrl-C.
 
-    Nothing is uploaded, and the page answers this machine only.
+    Nothing is uploaded, and only this machine can open the page.
 
     Example: sdcore view quickstart
     """
@@ -183,6 +220,14 @@ def view(
     require_free("the page", port, f"sdcore view {run} --port N")
     console.print(f"http://127.0.0.1:{port}/{experiment_id}", soft_wrap=True)
     serve(store, port)
+
+
+def _print_box(frame: pl.DataFrame) -> None:
+    """Print the rows and columns that fit the terminal, and how to get the others."""
+    text = box(frame, width=console.width, rows=SHOWN_ROWS)
+    print(text)
+    if " shown)" in text.rpartition("\n")[2]:
+        print("all of them: --format csv (or json, parquet)")
 
 
 def _described() -> dict[str, dict[str, Any]]:

@@ -1,5 +1,6 @@
-"""What the commands of `sdcore` share: options, tables on the terminal, and finding a run."""
+"""What all commands share: options, output on the terminal, and the choice of a run."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,17 +12,26 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdcore.config import Experiment
-from sdcore.errors import SdcoreError
+from sdcore.errors import SdcoreError, did_you_mean
 from sdcore.store.database import Store
 
 console = Console(width=None if sys.stdout.isatty() else 160)  # files and pipes have no width
 notes = Console(stderr=True)
 
 WorkspaceOption = Annotated[
-    Path, typer.Option(envvar="SDCORE_WORKSPACE", help="folder of tables, checkpoints and reports")
+    Path,
+    typer.Option(envvar="SDCORE_WORKSPACE", help="folder of the tables, checkpoints and reports"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-RunArgument = Annotated[str, typer.Argument(help="experiment id, or a name for its newest run")]
+RunArgument = Annotated[
+    str, typer.Argument(help="id of a run, or name of an experiment for its newest run")
+]
+ExperimentArgument = Annotated[
+    str, typer.Argument(help="name of a shipped experiment, or path of a TOML file")
+]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(help="dotted settings, such as training.rounds=3")
+]
 
 
 def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
@@ -34,37 +44,65 @@ def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
     console.print(table)
 
 
+def enter(workspace: Path) -> Path:
+    """Return the workspace's absolute path, after pointing Prefect and MLflow at it.
+
+    Call this before anything that imports Prefect: it reads its settings then, and without them
+    makes a folder in the user's home.
+    """
+    from flows.servers.standing import environment
+
+    root = workspace.absolute()
+    os.environ.update(environment(root))
+    return root
+
+
 def open_store(workspace: Path) -> Store:
-    """The tables of a workspace.
+    """Open the tables of a workspace.
 
     Raises:
-        SdcoreError: there are none.
+        SdcoreError: the workspace has none.
     """
     path = workspace / "sdcore.duckdb"
     if not path.exists():
-        raise SdcoreError("no tables here", got=str(path), fix="`sdcore run` makes them, or name "
-                          "another folder with --workspace")  # fmt: skip
+        raise SdcoreError(
+            "the workspace has no tables",
+            got=str(path),
+            fix="make them with `sdcore run quickstart`, or name another folder with --workspace",
+        )
     return Store(path)
 
 
-def find_run(store: Store, run: str) -> str:
-    """The id of an experiment's run: the given one, or the newest of that name.
-
-    Raises:
-        SdcoreError: there is none.
-    """
-    found = store.query(
+def newest_run(store: Store, run: str) -> str | None:
+    """Return the id of a run, or of an experiment's newest run; None if there is none."""
+    runs = store.query(
         "SELECT experiment_id FROM experiments WHERE experiment_id = $run OR name = $run "
-        "ORDER BY created_at DESC",
+        "ORDER BY created_at DESC LIMIT 1",
         {"run": run},
     )
-    if not len(found):
-        raise SdcoreError("no such experiment", got=run, fix="`sdcore list` names them")
-    return str(found["experiment_id"][0])
+    return str(runs["experiment_id"][0]) if len(runs) else None
+
+
+def find_run(store: Store, run: str) -> str:
+    """Return the id of a run, or of an experiment's newest run.
+
+    Raises:
+        SdcoreError: the workspace has no such run.
+    """
+    run_id = newest_run(store, run)
+    if run_id is None:
+        known = store.query("SELECT unnest([name, experiment_id]) AS known FROM experiments")
+        raise SdcoreError(
+            "the workspace has no such run",
+            got=run,
+            where=str(store.path),
+            fix=did_you_mean(run, known["known"]) or "`sdcore list` shows the runs of a workspace",
+        )
+    return run_id
 
 
 def stored_experiment(store: Store, run: str) -> Experiment:
-    """The settings under which a run was started."""
+    """Return the settings under which a run was started."""
     row = store.rows("experiments", experiment_id=find_run(store, run))
     return Experiment.model_validate_json(row["config"][0])
 

@@ -23,8 +23,10 @@ def regraded(rollouts: pl.DataFrame, grader: str = "math") -> pl.DataFrame:
         DataError: the grader fails at a rollout.
     """
     traces = [parse_trace(text) for text in rollouts["text"]]
-    named = rollouts.select("rollout_id", "question", "reference", "text").iter_rows()
-    responses = [Response(*row, trace.answer) for row, trace in zip(named, traces, strict=True)]
+    rows = rollouts.select("rollout_id", "question", "reference", "text").iter_rows(named=True)
+    responses = [
+        Response(**row, answer=trace.answer) for row, trace in zip(rows, traces, strict=True)
+    ]
     rewards = grade_responses(grader, responses)
     now = pl.DataFrame(
         {

@@ -23,7 +23,7 @@ from sdcore.config.objectives import (
     TeacherConfig,
     objective,
 )
-from sdcore.config.overrides import drift, load_experiment
+from sdcore.config.overrides import drift, load_experiment, read_settings
 from sdcore.config.problems import (
     SOURCES,
     ArithmeticConfig,
@@ -58,5 +58,5 @@ __all__ = [
     "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name", "ObjectiveEntry", "OracleConfig",
     "ProblemsConfig", "PromptsConfig", "SamplingConfig", "Settings", "Share", "SourceEntry",
     "TeacherConfig", "TrainingConfig", "WarmupConfig", "critic", "drift", "engine",
-    "load_experiment", "objective", "source",
+    "load_experiment", "objective", "read_settings", "source",
 ]  # fmt: skip

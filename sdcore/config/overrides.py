@@ -1,4 +1,4 @@
-"""Experiment files, dotted overrides, and what differs between two runs."""
+"""Experiment files, dotted overrides, and the differences between two runs."""
 
 import tomllib
 from collections.abc import Sequence
@@ -7,40 +7,53 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from sdcore.config.experiment import Experiment
-from sdcore.errors import ConfigError
+from sdcore.config.sections import suggestion
+from sdcore.config.shipped import experiment_file
+from sdcore.errors import ConfigError, did_you_mean
 from sdcore.registry import importable
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment file and apply dotted ``key=value`` overrides (values are TOML).
+def load_experiment(experiment: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file and apply dotted ``key=value`` overrides, whose values are TOML.
+
+    Args:
+        experiment: path of a file, or the name of a shipped experiment.
+        overrides: such as ``training.rounds=3``.
 
     Raises:
-        ConfigError: file missing, not TOML, or a setting that does not validate.
+        ConfigError: the file is missing or not TOML, or a setting does not validate.
     """
-    try:
-        tree = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            "experiment file not found", got=path, fix="see deployments/experiments/"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("experiment file is not TOML", got=error, where=str(path)) from error
+    path = experiment_file(experiment)
+    tree = read_settings(path)
     for override in overrides:
         _apply(tree, override)
     try:
         with importable(path.parent.absolute()):
-            experiment = Experiment.model_validate(tree)
+            settings = Experiment.model_validate(tree)
     except ValidationError as error:
-        raise _explained(error, path) from error
-    if experiment.plugins and experiment.modules is None:
-        return experiment.model_copy(update={"modules": path.parent.absolute()})
-    return experiment
+        raise _explained(error, tree, path) from error
+    if settings.plugins and settings.modules is None:
+        return settings.model_copy(update={"modules": path.parent.absolute()})
+    return settings
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings of an experiment file as they are written, without validating them.
+
+    Raises:
+        ConfigError: the file is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("experiment file is not TOML", got=error, where=str(path)) from error
 
 
 def drift(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two trees of settings, each as `section.key was X, is Y`."""
+    """Return the differences of two trees of settings, each as `section.key was X, is Y`."""
     old, new = _flat(before), _flat(now)
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     return [f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed]
@@ -90,15 +103,42 @@ def _path(key: str, override: str) -> list[str]:
     return names
 
 
-def _explained(error: ValidationError, path: Path) -> ConfigError:
-    lines = [
-        f"{'.'.join(map(str, item['loc'])) or 'experiment'}: {item['msg']} "
-        f"(got {item['input']!r:.80})"
-        for item in error.errors()
-    ]
+def _explained(error: ValidationError, tree: dict[str, Any], path: Path) -> ConfigError:
     return ConfigError(
-        "experiment file has settings that do not validate",
-        got="; ".join(lines),
+        "the experiment has settings that do not validate",
+        got="; ".join(_complaint(item, tree) for item in error.errors()),
         where=str(path),
-        fix="`sdcore run FILE --dry-run` prints the resolved settings of a valid file",
+        fix="`sdcore run quickstart --dry-run` shows every setting with a value",
     )
+
+
+def _complaint(item: ErrorDetails, tree: dict[str, Any]) -> str:
+    names, said, hint = _names(item["loc"], tree), item["msg"], ""
+    if item["type"] == "extra_forbidden":
+        said, hint = "no such setting", suggestion(Experiment.model_json_schema(), names)
+    elif names[:-1] == ["conditions"] and "objective" not in item["input"]:
+        hint = did_you_mean(names[-1], _node(tree, names[:-1]).keys() - {names[-1]})
+    said = ", ".join(filter(None, [said, hint]))
+    return f"{'.'.join(names) or 'experiment'}: {said} (got {item['input']!r:.80})"
+
+
+def _names(location: Sequence[int | str], tree: Any) -> list[str]:
+    """Names of a setting's path, from where pydantic locates an error.
+
+    pydantic also names the form of a union that it chose, which the file does not have:
+    ``conditions.step.distill.context`` is ``conditions.step.context`` in the file.
+    """
+    names = list[str]()
+    for place, name in enumerate(location, start=1):
+        inside = isinstance(tree, dict) and name in tree
+        if place == len(location) or inside or isinstance(name, int):
+            names.append(str(name))
+        if inside:
+            tree = tree[name]
+    return names
+
+
+def _node(tree: Any, names: Sequence[str]) -> dict[str, Any]:
+    for name in names:
+        tree = tree[name]
+    return dict(tree)

@@ -19,22 +19,31 @@ class ModelConfig(Settings):
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    attention: Literal["auto", "sdpa", "eager"] = Field(
+        "auto",
+        description="implementation of attention in this process; auto: PyTorch's fused one "
+        "(sdpa), or the architecture's own where it does not support that, as Gemma-2",
+    )
 
 
 class PromptsConfig(Settings):
-    """Jinja templates of the user messages; the model's own chat template is put around them."""
+    """Jinja templates of the user messages, which go into the model's own chat template."""
 
     system: str | None = Field(None, description="system message")
     teacher_system: str | None = Field(
         None,
-        description="the teacher's where it is shown a context; unset: the same, empty: none",
+        description="system message of a teacher that is shown a context; unset: the same as the "
+        "student's, empty: none",
     )
     student_thinking: bool | None = Field(
         None,
         description="`enable_thinking` of the chat template; unset leaves it to the template",
     )
     teacher_thinking: bool | None = Field(
-        None, description="the same, where the teacher is shown a context"
+        None,
+        description="the same for the teacher, with or without a context; unset: the student's. "
+        "The prompt ends as the student's does in any case, so that both expect the same response "
+        "(for a Qwen3 that does not think, with an empty thought)",
     )
     student: str = Field(
         "Solve the problem step by step. Write each step as <step_1>...</step_1>, "
@@ -50,7 +59,7 @@ class PromptsConfig(Settings):
 
 
 class SamplingConfig(Settings):
-    """How rollouts are sampled, in training and in evaluation alike."""
+    """How rollouts are sampled, in training and in evaluation."""
 
     temperature: float = Field(1.0, ge=0, le=5, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
@@ -58,15 +67,15 @@ class SamplingConfig(Settings):
     batch_size: int = Field(
         1024,
         ge=1,
-        description="sequences decoded together; part of the result "
-        "only through floating-point rounding",
+        description="sequences decoded together; changes results through floating-point rounding "
+        "only",
     )
 
 
 class EngineConfig(Settings):
-    """What samples: this process, or vLLM servers. Only `kind` is part of an experiment's identity.
+    """The sampler: this process, or vLLM servers. Only `kind` is part of the fingerprint.
 
-    Without `urls` a server of our own is started for the run, in vLLM's own environment.
+    Without `urls`, a server is started for the run, in the environment that `python` belongs to.
     """
 
     kind: str = Field("transformers", description="transformers, vllm, or module:attribute")
@@ -75,19 +84,20 @@ class EngineConfig(Settings):
     )
     urls: tuple[str, ...] = Field(
         (),
-        description="vLLM servers that already run, e.g. http://127.0.0.1:8000; load is spread; "
-        "their key, if they have one, in $VLLM_API_KEY",
+        description="vLLM servers that are running, e.g. http://127.0.0.1:8000, which share the "
+        "requests; their API key, if any, is read from $VLLM_API_KEY",
     )
     python: Path = Field(
-        Path(".venv-vllm/bin/python"), description="of the environment that `make vllm` makes"
+        Path(".venv-vllm/bin/python"),
+        description="interpreter that `make vllm` installs",
     )
     context_length: int | None = Field(
-        None, ge=1, description="tokens of prompt and response; unset takes the model's own"
+        None, ge=1, description="tokens of prompt and response; unset: the model's own limit"
     )
-    cache_gib: float = Field(4.0, gt=0, description="memory for keys and values, GiB")
-    concurrency: int = Field(128, ge=1, description="requests in flight at one server")
+    cache_gib: float = Field(4.0, gt=0, description="memory for keys and values, in GiB")
+    concurrency: int = Field(128, ge=1, description="requests in flight per server")
     arguments: tuple[str, ...] = Field(
-        (), description="further arguments of our own server, e.g. --tensor-parallel-size=4"
+        (), description="further arguments of the server, e.g. --tensor-parallel-size=4"
     )
 
     def __hash__(self) -> int:

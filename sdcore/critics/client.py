@@ -118,6 +118,9 @@ class ChatEndpoint:
         try:
             reply: Reply = tries(self._post, http, body)
             cost = reply.cost
+        except EngineError:
+            self._cancelled.set()  # here, so that no queued request starts in between
+            raise
         finally:
             self._budget.settle(worst, cost)
         return reply

@@ -54,7 +54,7 @@ class TransformersEngine:
         memory_bytes: int = 4 << 30,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        if model.config.model_type in PLAIN:
+        if model.config.model_type in PLAIN and model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(SHARED)
         self._device = next(model.parameters()).device
         self._end_ids = torch.tensor(sorted(end_ids), device=self._device)

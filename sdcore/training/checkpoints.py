@@ -34,17 +34,18 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]
     """Step and state of a checkpoint; its weights are read by `policies.load_weights`.
 
     Raises:
-        ModelError: there is none, it is damaged, or it was written under other settings.
+        ModelError: there is none, a file differs from its digest, or it was written under other
+            settings.
     """
-    try:
-        about = json.loads((folder / ABOUT).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError("not a checkpoint to resume", got=error, where=str(folder)) from error
+    if not (folder / ABOUT).is_file():
+        raise ModelError("not a checkpoint to resume", got=f"no {ABOUT}", where=str(folder))
+    policies.require_intact(folder, ABOUT.as_posix(), STATE.as_posix())
+    about = json.loads((folder / ABOUT).read_text("utf-8"))
     if drifted := drift(about["settings"], settings):
         raise ModelError(
             "the checkpoint was written under other settings",
             got="; ".join(drifted),
             where=str(folder),
-            fix="resume with the checkpoint's settings, or start anew",
+            fix="resume with the checkpoint's settings, or start a new run",
         )
     return about["step"], policies.load_tensors(folder / STATE)

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import torch
 
-from sdcore.contexts import NULL
 from sdcore.models.policies import Policy
 from sdcore.training import batches
 from sdcore.training.batches import Example, Padded
@@ -39,8 +38,8 @@ def context_signals(
         tokens_per_batch: bound on the padded positions of a batch.
 
     Raises:
-        TrainingError: a prompt and its response do not fit into the model's positions, or the
-            null context does not give the student's own distribution.
+        TrainingError: a prompt and its response do not fit into the model's positions, or a
+            teacher with the student's own prompt does not give the student's distribution.
     """
     require_exact_head(policy)
     limit = getattr(unwrap_peft(policy).config.get_text_config(), "max_position_embeddings", None)
@@ -54,7 +53,7 @@ def context_signals(
                 replace(rollouts[index], teacher_prompt_ids=prompts_N[index]) for index in group
             ]
             having = [index for index in group if prompts_N[index] is not None]
-            found = _scored(policy, student, seen, chosen, null=context == NULL)
+            found = _scored(policy, student, seen, chosen)
             for index, signals in zip(having, found, strict=True):
                 yield context, index, signals
 
@@ -64,7 +63,7 @@ def _longest(index: int, prompts: Mapping[str, Sequence[Prompt | None]]) -> Prom
 
 
 def _scored(
-    policy: Policy, student: Padded, seen: HeadInput, batch: Sequence[Example], *, null: bool
+    policy: Policy, student: Padded, seen: HeadInput, batch: Sequence[Example]
 ) -> list[TokenSignals]:
     """Signals of those of a batch that have a teacher prompt, in order."""
     having = [each for each in batch if each.teacher_prompt_ids is not None]
@@ -81,6 +80,8 @@ def _scored(
     assert scores.teacher_logprob_T is not None
     signals = TokenSignals.of(scores, scores.teacher_logprob_T - scores.student_logprob_T)
     assert signals.kl is not None
-    if null:
-        require_identity(signals.kl, policy.dtype)
-    return signals.split(length_N[having_N].tolist())
+    by_example = signals.split(length_N[having_N].tolist())
+    for example, own_signals in zip(having, by_example, strict=True):
+        if example.teacher_prompt_ids == example.prompt_ids and own_signals.kl is not None:
+            require_identity(own_signals.kl, policy.dtype)  # the null check
+    return by_example

@@ -24,6 +24,18 @@ QWEN = (
     "{%- if enable_thinking is defined and enable_thinking is false %}"
     "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
 )
+# As SmolLM2's: a system message where none is given, and no thinking.
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and message.role != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# As SmolLM3's: the switch is in the system message too.
+SMOLLM3 = (
+    "{{- '<|im_start|>system\\n' + ('/no_think' if enable_thinking is defined "
+    "and not enable_thinking else '/think') + '<|im_end|>\\n' }}" + QWEN
+)
 # As Llama 2's: the tokenizer would add its own begin token, and the template has one too.
 LLAMA = (
     "{{ bos_token }}{% for message in messages %}[INST] {{ message.content }} [/INST]{% endfor %}"

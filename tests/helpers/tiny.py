@@ -1,11 +1,15 @@
 """Real models small enough for unit tests: random weights, a layer or two, 32 tokens."""
 
+from pathlib import Path
+
 import torch
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -38,6 +42,19 @@ def llama(seed: int = 0, *, tied: bool = True, **settings: object) -> LlamaForCa
     return _seeded(LlamaForCausalLM, config, seed)
 
 
+def save(policy: policies.Policy, folder: Path) -> None:
+    """Write a policy's weights as a checkpoint has them."""
+    with policies.replacing(folder) as fresh:
+        policies.write_weights(policy, fresh, policies.weights(policy))
+
+
+def flip(path: Path, at: int = -1) -> None:
+    """Flip the lowest bit of one byte of a file."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
 def _seeded(kind, config, seed: int = 0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -59,6 +76,17 @@ MODELS = {
     "untied": lambda: llama(tied=False),
     "soft-capped": lambda: _seeded(
         Gemma2ForCausalLM, Gemma2Config(**_SMALL, head_dim=8, final_logit_softcapping=1.5)
+    ),
+    "with sinks": lambda: _seeded(
+        GptOssForCausalLM,
+        GptOssConfig(
+            **_SMALL,
+            head_dim=8,
+            num_local_experts=2,
+            num_experts_per_tok=1,
+            sliding_window=8,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        ),
     ),
     "multiplied": lambda: _seeded(CohereForCausalLM, CohereConfig(**_SMALL, logit_scale=0.25)),
     "divided": lambda: _seeded(GraniteForCausalLM, GraniteConfig(**_SMALL, logits_scaling=3.0)),

@@ -10,6 +10,7 @@ from flows import forms
 from flows.servers import deployments
 from flows.servers.standing import PROJECT
 from sdcore.config import load_experiment
+from sdcore.config.shipped import experiment_file
 from sdcore.errors import ConfigError
 
 EXPERIMENTS = PROJECT / "deployments" / "experiments"
@@ -41,7 +42,7 @@ def test_every_flow_has_a_deployment(deployed):
 def test_deployed_experiments_are_the_shipped_files(deployed):
     for name, deployment in deployed.items():
         if deployment.flow_name == "compare-contexts":
-            assert (PROJECT / deployment.parameters["experiment"]).stem == name
+            assert experiment_file(deployment.parameters["experiment"]).stem == name
 
 
 def test_the_form_has_descriptions_choices_and_bounds():
@@ -75,6 +76,40 @@ def test_changes_become_overrides_of_what_was_filled_in_only():
     settings = load_experiment(EXPERIMENTS / "quickstart.toml", changes.overrides())
     assert settings.seeds == (1, 2) and settings.model.name == 'a "b"'
     assert settings.training.rounds == 3 and settings.training.schedule == "linear"
+
+
+def test_a_switch_has_three_choices_and_none_is_made_unasked():
+    # Prefect's classic form sends an untouched check box as false; it sends no untouched choice
+    definitions = parameter_schema(forms.compare_contexts).definitions.values()
+    fields = {name: f for each in definitions for name, f in each["properties"].items()}
+    assert not [name for name, field in fields.items() if field.get("type") == "boolean"]
+    switches = [name for name, f in fields.items() if "as in the file" in f.get("enum", ())]
+    assert {"structured", "text_answers", "student_thinking", "sharded"} <= set(switches)
+    assert all(fields[name]["enum"] == ["as in the file", "yes", "no"] for name in switches)
+
+
+@pytest.mark.parametrize(
+    ("choice", "overrides"),
+    [
+        ("yes", ["training.activation_checkpointing=true"]),
+        ("no", ["training.activation_checkpointing=false"]),
+        ("as in the file", []),
+    ],
+)
+def test_a_switch_becomes_a_setting_only_where_it_was_set(choice, overrides):
+    filled = {"training": {"activation_checkpointing": choice}}
+    assert forms.Changes.model_validate(filled).overrides() == overrides
+
+
+def test_a_critic_whose_switch_stays_as_in_the_file_is_no_critic():
+    assert (
+        forms.Changes.model_validate({"critic": {"structured": "as in the file"}}).overrides() == []
+    )
+
+
+def test_no_flow_of_a_form_renames_its_run():
+    flows = [forms.compare_contexts, forms.diagnose, forms.critic_eval, forms.build_tiny_solver]
+    assert [flow.flow_run_name for flow in flows] == [None] * 4
 
 
 def test_conditions_a_critic_and_contexts_are_filled_in_too():

@@ -292,7 +292,7 @@ def test_a_stage_is_redone_with_what_depends_on_it_and_nothing_else(finished, tm
         *("rerun", "quickstart", "--from", "align", "--condition", "step_aligned"),
         *("--round", 1, "--workspace", workspace),
     )
-    assert "step_aligned/seed-3: set aside" in redone.stderr
+    assert "step_aligned/seed-3: moved" in redone.stderr
     assert_same(workspace, finished[0])
 
     def seconds(of: pl.DataFrame) -> dict[tuple[str, int], float]:
@@ -386,9 +386,10 @@ def test_the_viewer_does_not_fight_over_a_port(finished):
     assert f"(process {os.getpid()})" in result.stderr and "--port N" in result.stderr
 
 
-def test_a_changed_experiment_is_refused_and_the_change_named(finished):
-    changed = ["conditions.grpo.learning_rate=1e-5", "--workspace", finished[0]]
-    result = sdcore("run", QUICKSTART, *SMALL, *changed, check=False)
+def test_a_changed_file_is_refused_and_the_change_named(finished, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(QUICKSTART.read_text().replace("rate = 4e-4", "rate = 1e-5", 1))
+    result = sdcore("run", file, *SMALL, "--workspace", finished[0], check=False)
     assert result.returncode == 1
     assert "conditions.grpo.learning_rate was 0.0004, is 1e-05" in result.stderr
     assert "--new" in result.stderr
@@ -587,8 +588,8 @@ def test_a_file_of_ones_own_is_cleaned_and_filtered_before_training(tmp_path):
     [
         (["run", "none.toml"], "experiment file not found"),
         (["run", QUICKSTART, "training.round=1"], "training.round"),
-        (["query", "SELECT 1"], "no tables here"),
-        (["report", "quickstart"], "no tables here"),
+        (["query", "SELECT 1"], "the workspace has no tables"),
+        (["report", "quickstart"], "the workspace has no tables"),
     ],
 )
 def test_a_mistake_is_a_message_not_a_traceback(arguments, message, tmp_path):

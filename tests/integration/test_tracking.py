@@ -19,6 +19,7 @@ from sdcore.models.prompts import prompt_ids, student_messages
 from sdcore.store.schema import TABLES
 from sdcore.tiny_solver.build import build_tokenizer
 from tasks.tracking.client import MlflowClient, Tracking
+from tests.helpers.tiny import save
 
 QUESTIONS = ["12 + 30 - 5 + 11 = ?", "40 - 12 + 33 - 20 = ?"]
 
@@ -210,7 +211,7 @@ def checkpoint(tmp_path_factory):
         if "lora_B" in name:
             parameter.data.fill_(0.5)
     folder = tmp_path_factory.mktemp("checkpoint") / "round-0020"
-    policies.save_weights(adapted, folder)
+    save(adapted, folder)
     return settings, adapted, folder
 
 

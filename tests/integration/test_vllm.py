@@ -24,6 +24,7 @@ from sdcore.models import hub, policies
 from sdcore.store.database import Store
 from sdcore.system import supervise
 from tests.helpers.paths import QUICKSTART, ROOT
+from tests.helpers.tiny import save
 
 PYTHON = Path(os.environ.get("SDCORE_VLLM_PYTHON", ROOT / ".venv-vllm/bin/python"))
 SETTINGS = EngineConfig(kind="vllm", python=PYTHON, cache_gib=0.25, concurrency=16)
@@ -55,8 +56,8 @@ def adapted():
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("policies")
-    policies.save_weights(adapted(), root / "adapter")
-    policies.save_weights(changed(model(), 0.02), root / "full")
+    save(adapted(), root / "adapter")
+    save(changed(model(), 0.02), root / "full")
     return root
 
 

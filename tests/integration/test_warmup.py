@@ -25,7 +25,7 @@ ARITHMETIC = ProblemsConfig(source="arithmetic", arithmetic={"operands": 3, "lar
 
 def train_rows(*solutions):
     rows = [
-        {"question": f"question {place}", "solution": solution, "answer": "7", "position": place}
+        {"question": f"question {place}", "solution": solution, "reference": "7", "position": place}
         for place, solution in enumerate(solutions)
     ]
     return pl.DataFrame(rows, schema_overrides={"solution": pl.String})

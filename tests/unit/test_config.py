@@ -5,6 +5,7 @@ import pytest
 from pydantic import BaseModel
 
 from sdcore.config import Experiment, drift, load_experiment
+from sdcore.config.shipped import shipped_names
 from sdcore.errors import ConfigError
 from tests.helpers.paths import EXPERIMENTS, QUICKSTART
 
@@ -33,7 +34,13 @@ def test_overrides_are_dotted_toml_or_bare_words():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.round=3", r"training.round: Extra inputs"),
+        ("training.round=3", r"training.round: no such setting, did you mean rounds\? \(got 3\)"),
+        ("trainig.rounds=3", r"trainig: no such setting, did you mean training\?"),
+        ("rounds=3", r"^[^;]*rounds: no such setting, did you mean training.rounds\?"),
+        ("conditions.grp.learning_rate=1", r"conditions.grp: .* did you mean grpo\?"),
+        ("conditions.grpo.learning_rate=2", r"got: conditions.grpo.learning_rate: "),
+        ("conditions.reference.teacher.kin=ema", r"reference.teacher.kin: .* did you mean kind\?"),
+        ("conditions.grpo.teacher.kind=ema", r"conditions.grpo.teacher: no such setting \(got"),
         ("training.rounds=0", r"training.rounds: .*greater than or equal to 1 \(got 0\)"),
         (
             "conditions.reference.context=refrence",
@@ -72,10 +79,10 @@ def test_overrides_are_dotted_toml_or_bare_words():
             "critic={kind='llm', model='m', fallback='step_aligned'}",
             r"critic.fallback: step_aligned needs a critique",
         ),
-        ("critic={kind='llm', model='m', api_key_env='sk-123'}", r"critic.api_key_env"),
+        ("critic={kind='llm', model='m', api_key_env='sk-123'}", r"got: critic.api_key_env"),
         ("critic={kind='llm', model='m', api_key_env='K', api_key_block='k'}", r"only one of them"),
-        ("critic={kind='llm', model='m', base_url='http://me:pw@host'}", r"critic.base_url"),
-        ("critic={kind='llm', model='m', base_url='http://host:port'}", r"critic.base_url"),
+        ("critic={kind='llm', model='m', base_url='http://me:pw@host'}", r"got: critic.base_url"),
+        ("critic={kind='llm', model='m', base_url='http://host:port'}", r"got: critic.base_url"),
         ("rounds", r"not an override"),
         ("training..rounds=3", r"not an override"),
         ("#=3", r"not an override"),
@@ -252,3 +259,37 @@ def test_a_file_may_bring_its_own_contexts_and_train_on_them():
 def test_the_preflight_is_part_of_no_key():
     other = load_experiment(QUICKSTART, ["diagnose.problems=3"])
     assert other.experiment_id == load_experiment(QUICKSTART).experiment_id
+
+
+def test_an_unknown_key_of_a_condition_named_like_its_objective_is_located_in_the_file(tmp_path):
+    # pydantic's own location is conditions.grpo.grpo.learning_rat: condition, then objective
+    text = QUICKSTART.read_text().replace("learning_rate = 4e-4", "learning_rat = 4e-4", 1)
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_experiment(tmp_path / "mine.toml")
+    assert "conditions.grpo.learning_rate: Field required" in str(error.value.got)
+    assert "conditions.grpo.learning_rat: no such setting, did you mean learning_rate?" in str(
+        error.value.got
+    )
+
+
+def test_a_shipped_experiment_has_a_name_and_any_other_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").write_text(QUICKSTART.read_text().replace("[0, 1, 2]", "[7]"))
+    assert load_experiment("quickstart") == load_experiment(QUICKSTART)
+    assert load_experiment("./quickstart").seeds == (7,)
+    assert shipped_names() == sorted(path.stem for path in FILES)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "message"),
+    [
+        ("quickstat", "no such experiment\n  got: quickstat(.|\n)*fix: did you mean quickstart?"),
+        ("unheard-of", "expected: a path, or one of gsm8k, gsm8k-critic, laptop"),
+        ("quickstrt.toml", "not found(.|\n)*fix: did you mean quickstart?"),
+        ("folder/mine.toml", "not found(.|\n)*name of a shipped experiment: gsm8k"),
+    ],
+)
+def test_an_unknown_experiment_is_refused_with_the_closest_name(experiment, message):
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(experiment)

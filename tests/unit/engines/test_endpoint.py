@@ -12,7 +12,8 @@ from sdcore.config import SamplingConfig
 from sdcore.engines import Completion, Request, Served
 from sdcore.engines.endpoint import Endpoint, Unavailable
 from sdcore.engines.vllm import VllmEngine, completion
-from sdcore.errors import EngineError
+from sdcore.errors import EngineError, ModelError
+from tests.helpers.tiny import adapted, flip, save
 
 BASE = "served-base"
 SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9, max_new_tokens=4)
@@ -283,3 +284,11 @@ def test_answers_that_break_the_promise_are_refused(change, message):
     assert completion(request, {"choices": [choice]}) == good
     with pytest.raises(EngineError, match=message):
         completion(request, {"choices": [choice | change]})
+
+
+def test_a_damaged_checkpoint_is_not_served(tmp_path):
+    save(adapted(), tmp_path / "p1")
+    flip(tmp_path / "p1" / "adapter_model.safetensors")
+    engine = VllmEngine([], end_ids=[2], concurrency=1)
+    with pytest.raises(ModelError, match="changed: adapter_model"):
+        engine.load(Served("p1", tmp_path / "p1", tmp_path))

@@ -10,8 +10,8 @@ from sdcore.config import SamplingConfig
 from sdcore.engines import Completion, Engine, Request, Served
 from sdcore.engines.transformers import TransformersEngine, draw
 from sdcore.errors import EngineError, ModelError
-from sdcore.models import policies
 from sdcore.testing import ScriptedEngine
+from tests.helpers.tiny import save
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
@@ -265,7 +265,7 @@ def test_scripted_engine_answers_from_a_table_or_a_function():
 
 
 def test_a_folder_of_all_weights_is_loaded_and_no_weights_are_refused(tmp_path):
-    policies.save_weights(llama(seed=2), tmp_path / "trained")
+    save(llama(seed=2), tmp_path / "trained")
     from_folder, from_memory = engine(), engine()
     from_folder.load(Served("p", tmp_path / "trained", tmp_path))
     from_memory.load(live(llama(seed=2)))

@@ -1,8 +1,15 @@
+# ruff: noqa: E501
+import json
+import time
 from fractions import Fraction
 
 import pytest
 
 from sdcore.grading.equations import false_equation, value
+from tests.helpers.paths import DATA
+
+CASES = [json.loads(row) for row in (DATA / "equations.jsonl").read_text("utf-8").splitlines()]
+LATEX = (DATA / "latex_steps.txt").read_text("utf-8").splitlines()
 
 
 @pytest.mark.parametrize(
@@ -40,3 +47,71 @@ def test_a_false_sum_is_found(text):
 )  # fmt: skip
 def test_a_true_sum_or_another_formula_is_left_alone(text):
     assert false_equation(text) is None
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["text"] for case in CASES])
+def test_cases(case):
+    assert (false_equation(case["text"]) is None) == case["holds"]
+
+
+@pytest.mark.parametrize("step", LATEX)
+def test_a_true_step_in_latex_is_left_alone(step):
+    assert false_equation(step) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\frac{1}{2} \cdot 6 \cdot 8 = 25", r"\sqrt{169} = 14", r"= 10 \times 6 = 61",
+        r"\(\$12.50 + \$7.25 = \$19.85\)", r"so $2(5) + 7 = \boxed{18}$", r"$5! = 121$",
+        r"f(2) = 3(2)^2 - 4 = 9", r"180^\circ - 50^\circ = 120^\circ", r"1{,}200 \div 8 = 160",
+        r"4 \text{ cm} \times 5 \text{ cm} = 21 \text{ cm}^2", r"2 \pi \cdot 7 = 15\pi",
+        r"S &= 1 + 4 \\ &= 6", r"\sqrt{12} = 3\sqrt{3}", r"15\% \times 80 = 14",
+        r"3\frac{1}{2} - 1\frac{3}{4} = 1\frac{1}{4}", r"\binom{5}{2} = 12", "½ × 9 = 5.5",
+        "5² + 1 = 27", "47–23 = 25", "€60 ÷ 2 = €31", "12 times 7 is 85", "12 * 7 equals 85",
+        "twice 5 + 3 = 14", "half of 10 + 5 = 11", "two-thirds of 60 = 45", "1/4 of the 20 = 6",
+        "20% of 50 + 10 = 21", "60 questions x 2/3 = 45 questions", "7x8 = 57", "2 1/2 * 2 = 6",
+        "$2.50 - $2.24 = 27 cents", "10/3 = 3.34", "1 / 6 = 0.18", "5 km/h * 3 h = 16 km",
+        "19.90 + 0.05 = 20.05", "19.90 + 0.05 = 19.96", "(2 + 3) * 4 = 21", "(3 + 4 = 8 apples)",
+        "the total (in $) is 3 * 4 = 13", "24 = 3 * 7", "3*4 = 12 = 13", "100 / 12 ≈ 8.43",
+        "2 + 3 = 5 * 4 = 21", "$5 + $4 + $3 = about $13.50", "18 000 / 3 = 7 000",
+        "3 boxes of 8 pencils + 5 pencils = 30 pencils", "5 hours * 60 minutes/hour = 310 minutes",
+    ],
+)  # fmt: skip
+def test_a_false_result_is_noticed_in_any_notation(text):
+    assert false_equation(text) is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3 * $5 + $4 = $15 + $4 = $19", "3 hours = 180 minutes", "2 hours + 30 minutes = 150 minutes",
+        "5 ft 10 in - 4 in = 5 ft 6 in", "5 less than 20 - 3 = 12", "Day 3 = 24 boxes",
+        "3/4 is equal to $24", "1/3 of her money is 40", "2m + 3 = 9", "7s = 84", "15+2a = 35",
+        "12 x 1 and 1/4 = 15", "9 because -18/-2 = 9", "100 + 20% = 120", "80 - 25% = 60",
+        "5/20 * 100 = 25%", "20 (5 * 4) = 20", "3 boxes of 8 + 5 = 29", "1/3 * 200 = 0.33 * 200 = 66",
+        "600 / (3 + 1) = 150", "7/12 / 1/12 = 7", "1) 3 * 4 = 12", "- 3 * 4 = 12", "f(2, 3) - 2 + 5 = 9",
+        "she spends 9 dollars so 10 - 9 = 1", "5 dozen eggs = 60 eggs", "0.333... * 3 = 1",
+        "3 + 4 = 7 hundred", "17 divided by 5 = 3 remainder 2", "log(8) + 1 = 4", "0900 - 0130 = 0730",
+        "8 is 3 more than 5", "3 + 2 is 4 more than 1", "25π = 78.54", "2**3 = 8", "**3 * 4 = 12**",
+        "- 3 + 5 = 2", "|3 - 5| = 2", "x - 3 + 4 = 1", "the square root of 5 + 4 = 3", "4=5 is false",
+    ],
+)  # fmt: skip
+def test_what_is_true_or_no_claim_is_left_alone(text):
+    assert false_equation(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9**9**9 = 1", "9^{9^{9}} = 1", "(" * 5000 + "1" + ")" * 5000 + " = 2", r"\frac{" * 3000,
+        "1+" * 5000 + "1 = 3", "200!^200! = 1", r"\binom{200}{100}^{200} = 3", "= " * 5000,
+        "2 of " * 5000 + "= 3", "9" * 20_000 + " = 3", "1 + 1 = " + "9" * 5000, "1 of " * 30 + "1 = 3",
+        r"\sqrt{" * 150 + "2" + "}" * 150 + " = 3", "1e308*1e308 = 3", "(3 boxes, " * 5000,
+        "12" + " 000" * 5000, "1." * 5000, "." * 20_000, "1e-99999*2 = 0", r"\text{" * 5000,
+    ],
+)  # fmt: skip
+def test_a_hostile_step_costs_no_time(text):
+    started = time.process_time()
+    false_equation(text)
+    assert time.process_time() - started < 1.0

@@ -7,12 +7,21 @@ import pytest
 
 from sdcore.config import PromptsConfig
 from sdcore.errors import ConfigError
-from sdcore.models.prompts import PLAIN_TEMPLATE, prompt_ids, student_prompt, teacher_prompt
+from sdcore.models.prompts import PLAIN_TEMPLATE, student_prompt, teacher_prompt
 from sdcore.store.schema import TABLES
 from sdcore.traces import token_offsets
 from sdcore.training import batches
 from sdcore.training.batches import Example
-from tests.helpers.families import FAMILIES, TEXTS, TRACE, byte_bpe, unigram, words
+from tests.helpers.families import (
+    FAMILIES,
+    QWEN,
+    SMOLLM3,
+    TEXTS,
+    TRACE,
+    byte_bpe,
+    unigram,
+    words,
+)
 
 PROMPTS = PromptsConfig(student="{{ question }}", teacher="{{ student }}\nHint: {{ context }}")
 QUESTION = "Ada has 12 beads & buys 30 more; 5 get lost. How many? "
@@ -84,19 +93,51 @@ def test_a_model_without_a_template_gets_the_documented_plain_one(build):
     assert PLAIN_TEMPLATE.startswith("{{ bos_token }}")
 
 
-def test_thinking_is_set_apart_for_student_and_teacher():
+EMPTY = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+MODES = [(student, teacher) for student in (None, True, False) for teacher in (None, True, False)]
+
+
+@pytest.mark.parametrize(("student", "teacher"), MODES)
+@pytest.mark.parametrize("template", [QWEN, SMOLLM3])
+def test_student_and_teacher_prompts_end_alike_in_all_thinking_modes(template, student, teacher):
+    tokenizer = byte_bpe(template)
+    modes = {"student_thinking": student, "teacher_thinking": teacher}
+    prompts = PROMPTS.model_copy(update=modes)
+    ending = EMPTY if student is False else "<|im_start|>assistant\n"
+    asked = tokenizer.decode(student_prompt(tokenizer, prompts, QUESTION))
+    shown = tokenizer.decode(teacher_prompt(tokenizer, prompts, QUESTION, TRACE))
+    assert asked.endswith(f"{QUESTION}<|im_end|>\n{ending}")
+    assert shown.endswith(f"Hint: {TRACE}<|im_end|>\n{ending}")
+
+
+def test_without_a_context_the_teacher_keeps_its_thinking_mode():
+    tokenizer = byte_bpe(SMOLLM3)
+    modes = {"student_thinking": False, "teacher_thinking": True}
+    prompts = PROMPTS.model_copy(update=modes)
+    asked = tokenizer.decode(student_prompt(tokenizer, prompts, QUESTION))
+    bare = tokenizer.decode(teacher_prompt(tokenizer, prompts, QUESTION, None))
+    assert asked.startswith("<|im_start|>system\n/no_think<|im_end|>\n")
+    assert bare.startswith("<|im_start|>system\n/think<|im_end|>\n")
+    assert bare.split("<|im_end|>", 1)[1] == asked.split("<|im_end|>", 1)[1]
+
+
+@pytest.mark.parametrize("thinking", [None, True, False])
+def test_in_the_same_thinking_mode_the_teacher_without_a_context_is_the_student(thinking):
     tokenizer = byte_bpe()
-    apart = PROMPTS.model_copy(update={"student_thinking": False, "teacher_thinking": True})
-    student = tokenizer.decode(student_prompt(tokenizer, apart, QUESTION))
-    teacher = tokenizer.decode(teacher_prompt(tokenizer, apart, QUESTION, TRACE))
-    assert student.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
-    assert teacher.endswith(f"Hint: {TRACE}<|im_end|>\n<|im_start|>assistant\n")
-    # without a context the teacher is the student, thinking mode and all
-    ids = student_prompt(tokenizer, apart, QUESTION)
-    assert teacher_prompt(tokenizer, apart, QUESTION, None) == ids
-    assert student_prompt(tokenizer, PROMPTS, QUESTION) == prompt_ids(
-        tokenizer, [{"role": "user", "content": QUESTION}], thinking=True
-    )
+    for teacher in (None, thinking):
+        modes = {"student_thinking": thinking, "teacher_thinking": teacher}
+        prompts = PROMPTS.model_copy(update=modes)
+        ids = student_prompt(tokenizer, prompts, QUESTION)
+        assert teacher_prompt(tokenizer, prompts, QUESTION, None) == ids
+
+
+def test_a_template_without_a_separate_opening_refuses_a_mode_of_the_teachers_own():
+    # Phi-3's kind: without a generation prompt the text ends with the end token
+    tokenizer = byte_bpe(QWEN + "{%- if not add_generation_prompt %}{{ eos_token }}{% endif %}")
+    modes = {"student_thinking": False, "teacher_thinking": True}
+    with pytest.raises(ConfigError, match="thinking mode of the teacher's own"):
+        prompts = PROMPTS.model_copy(update=modes)
+        teacher_prompt(tokenizer, prompts, QUESTION, TRACE)
 
 
 @pytest.mark.parametrize("build", [unigram, words, lambda: byte_bpe(None)])

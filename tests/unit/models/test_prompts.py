@@ -1,12 +1,25 @@
+from datetime import date, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
 from sdcore.config import PromptsConfig
 from sdcore.errors import ConfigError
-from sdcore.models.prompts import neutralise, prompt_ids, student_messages, teacher_messages
+from sdcore.models.prompts import (
+    end_of_turn,
+    freeze_clock,
+    neutralise,
+    prompt_ids,
+    require_shown,
+    student_messages,
+    student_prompt,
+    teacher_messages,
+    teacher_prompt,
+)
 
 CHATML = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
@@ -118,3 +131,136 @@ def test_no_text_is_read_as_a_special_token(text):
     assert neutralise(safe, TOKENIZER) == safe
     if not {START, END, TOKENIZER.unk_token_id} & set(TOKENIZER(text)["input_ids"]):
         assert safe == text
+
+
+CLOCKS = {
+    "llama 3": (  # date_string first, and only then the clock
+        "{%- if not date_string is defined %}\n    {%- if strftime_now is defined %}\n"
+        '        {%- set date_string = strftime_now("%d %b %Y") %}\n    {%- else %}\n'
+        '        {%- set date_string = "26 Jul 2024" %}\n    {%- endif %}\n{%- endif %}\n'
+        '{{- "Today Date: " + date_string + "\\n" }}\n',
+        "Today Date: 09 Mar 2031\n\n",
+    ),
+    "smollm3": (
+        '{%- set today = strftime_now("%d %B %Y") -%}\n{{ "Today: " ~ today }}|',
+        "Today: 09 March 2031|",
+    ),
+    "granite": (
+        "{%- set system = \"Today's Date: \" + strftime_now('%B %d, %Y') + '.' %}\n{{ system }}|",
+        "Today's Date: March 09, 2031.|",
+    ),
+    "gpt-oss": (  # within a macro
+        '{%- macro header() %}{{- "Current date: " + strftime_now("%Y-%m-%d") + "|" }}'
+        "{%- endmacro %}\n{{- header() }}",
+        "Current date: 2031-03-09|",
+    ),
+    "every directive": (
+        "  {% if true %}\n\n "
+        "{{ strftime_now('%a %A %w %-d %d %b %B %m %-m %y %Y %H %I %p %M %S %j') }}|"
+        "{% endif %}",
+        "\n Sun Sunday 0 9 09 Mar March 03 3 31 2031 00 12 AM 00 00 068|",
+    ),
+    "a format that is put together": (
+        "{% set year = '%Y' %}{{ strftime_now(format=year ~ '/%m') }}|", "2031/03|",
+    ),
+    "no clock": ("{{ 'hello' }}|", "hello|"),
+}  # fmt: skip
+DAY = date(2031, 3, 9)  # a Sunday
+BODY = "{% for message in messages %}{{ message.content }}{% endfor %}"
+
+
+def set_clock(monkeypatch, now):
+    clock = type("Clock", (), {"now": staticmethod(lambda: now)})
+    monkeypatch.setattr(chat_template_utils, "datetime", clock)
+
+
+@pytest.mark.parametrize("template", [{"default": 0}, 0], ids=["named", "one"])
+@pytest.mark.parametrize(("header", "expected"), CLOCKS.values(), ids=CLOCKS)
+def test_a_template_that_reads_the_clock_shows_the_frozen_day_for_ever(
+    monkeypatch, header, expected, template
+):
+    tokenizer = build_tokenizer(header + BODY if template == 0 else {"default": header + BODY})
+    set_clock(monkeypatch, datetime(2031, 3, 9))
+    messages = student_messages(PROMPTS, "1+1")
+    theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert theirs == f"{expected}Solve: 1+1"
+    freeze_clock(tokenizer, DAY)
+    freeze_clock(tokenizer, date(2031, 3, 12))  # changes nothing any more
+    for later in (datetime(2031, 3, 10), datetime(2040, 12, 31, 23, 59)):
+        set_clock(monkeypatch, later)
+        prompt = student_prompt(tokenizer, PROMPTS, "1+1")
+        assert prompt == tuple(tokenizer(theirs, add_special_tokens=False)["input_ids"])
+        taught = tokenizer.decode(teacher_prompt(tokenizer, PROMPTS, "1+1", "2"))
+        assert taught == tokenizer.decode(prompt) + "\nHint: 2"
+
+
+def test_a_clock_that_is_not_frozen_is_refused():
+    tokenizer = build_tokenizer("{{ strftime_now('%Y') }}" + BODY)
+    with pytest.raises(ConfigError, match="reads the clock"):
+        student_prompt(tokenizer, PROMPTS, "1+1")
+
+
+@pytest.mark.parametrize("template", [CHATML, None])
+def test_usual_prompts_show_all(template):
+    tokenizer = build_tokenizer(template)
+    for prompts in (PROMPTS, PromptsConfig(), PromptsConfig(system="Be brief.", teacher_system="")):
+        require_shown(tokenizer, prompts)
+    told = PROMPTS.model_copy(update={"teacher": "{{ question }}{{ context }}"})
+    shouted = PROMPTS.model_copy(update={"student": "{{ question | upper | trim }}"})
+    require_shown(tokenizer, told)
+    require_shown(tokenizer, shouted)
+
+
+HIDING = {
+    "no question": ({"student": "Solve it."}, CHATML, "prompt does not show the question"),
+    "a question in a comment": ({"student": "{# {{ question }} #}"}, CHATML, "the question"),
+    "a question cut short": ({"student": "{{ question[:3] }}"}, CHATML, "the question"),
+    "a question in a dead branch": (
+        {"student": "{% if false %}{{ question }}{% endif %}"}, CHATML, "the question",
+    ),
+    "no context": ({"teacher": "{{ student }}"}, CHATML, "does not show the context"),
+    "a context that is only tested": (
+        {"teacher": "{{ student }}{% if context %} Look at the hint.{% endif %}"}, CHATML,
+        "the context",
+    ),
+    "a teacher without the question": ({"teacher": "{{ context }}"}, CHATML, "the question"),
+    "no messages": ({}, "<|start|>assistant\n", "leaves out what it is given"),
+    "the roles alone": ({}, "{% for m in messages %}{{ m.role }}{% endfor %}", "leaves out"),
+    "the first line alone": (
+        {}, "{% for m in messages %}{{ m.content.split('\n')[0] }}{% endfor %}", "leaves out",
+    ),
+    "no system message": (
+        {"system": "Be brief."},
+        "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+        "without the system message",
+    ),
+    "no system message for the teacher": (
+        {"teacher_system": "Heed the hint."},
+        "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+        "without the system message",
+    ),
+    "a value that is not there": ({"student": "{{ qestion }}"}, CHATML, "does not render"),
+    "no thinking mode": (
+        {"teacher_thinking": True}, CHATML.replace("enable_thinking", "x"), "no thinking mode",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "template", "message"), HIDING.values(), ids=HIDING)
+def test_prompts_that_do_not_show_all_are_refused_with_the_fix(settings, template, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        require_shown(build_tokenizer(template), PROMPTS.model_copy(update=settings))
+    assert caught.value.fix or message == "does not render"
+
+
+def test_the_end_of_turn_is_the_one_that_the_template_writes():
+    unk = TOKENIZER.unk_token_id
+    assert END not in (0, unk) and TOKENIZER.eos_token_id == END
+    closes_with_start = build_tokenizer(CHATML.replace("<|end|>", "<|start|>"))
+    assert end_of_turn(TOKENIZER, (unk, END)) == END
+    # as Llama 3: the tokenizer's own end token is <|end_of_text|>, the template writes <|eot_id|>
+    assert end_of_turn(closes_with_start, (END, unk, START)) == START
+    # a template that closes with nothing: the tokenizer's end token, else the first end id
+    open_ended = build_tokenizer(None)
+    assert end_of_turn(open_ended, (unk, END)) == END
+    assert end_of_turn(open_ended, (0, unk)) == 0

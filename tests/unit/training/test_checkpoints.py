@@ -6,7 +6,7 @@ import torch
 from sdcore.errors import ModelError
 from sdcore.models import policies
 from sdcore.training import checkpoints
-from tests.helpers.tiny import adapted, llama
+from tests.helpers.tiny import adapted, llama, save
 
 SETTINGS = {"condition": {"beta": 0.5}, "seed": 0}
 
@@ -25,13 +25,13 @@ def test_what_was_written_is_read(folder):
 
 
 def test_digest_is_of_the_weights_alone(folder, tmp_path):
-    policies.save_weights(adapted(), tmp_path / "weights")
+    save(adapted(), tmp_path / "weights")
     assert policies.weights_digest(folder) == policies.weights_digest(tmp_path / "weights")
 
 
-def test_there_are_safetensors_and_json_only(folder):
+def test_there_are_safetensors_json_and_checksums_only(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert {path.suffix for path in files} == {".json", ".safetensors", ".sha256"}
     assert json.loads((folder / "trainer/state.json").read_text())["step"] == 7
 
 
@@ -42,15 +42,29 @@ def test_drifted_settings_are_all_named(folder):
 
 
 def test_weights_alone_are_no_checkpoint(tmp_path):
-    policies.save_weights(llama(), tmp_path / "weights")
+    save(llama(), tmp_path / "weights")
     with pytest.raises(ModelError, match="not a checkpoint"):
         checkpoints.read(tmp_path / "weights", SETTINGS)
 
 
-def test_truncated_state_is_refused(folder):
-    state = folder / "trainer" / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:-4])
-    with pytest.raises(ModelError, match="cannot be read"):
+@pytest.mark.parametrize("name", ["trainer/state.safetensors", "trainer/state.json"])
+def test_damaged_state_is_refused(folder, name):
+    whole = (folder / name).read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for damaged in (whole[:-4], flipped, b""):
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(ModelError, match=f"changed: {name}"):
+            checkpoints.read(folder, SETTINGS)
+    (folder / name).write_bytes(whole)
+    assert checkpoints.read(folder, SETTINGS)[0] == 7
+
+
+def test_a_step_number_that_changed_is_refused(folder):
+    """A wrong step would give the wrong learning rate and moments' correction."""
+    about = folder / "trainer" / "state.json"
+    about.write_text(about.read_text().replace('"step": 7', '"step": 6'))
+    with pytest.raises(ModelError, match=r"trainer/state\.json"):
         checkpoints.read(folder, SETTINGS)
 
 

