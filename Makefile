@@ -7,7 +7,7 @@ VLLM   := .venv-vllm
 .PHONY: run test test-browser test-kills lint bench vllm clean
 
 run: $(READY)  ## the main job: three kinds of feedback compared, in minutes
-	$(BIN)/sdcore run deployments/experiments/quickstart.toml
+	$(BIN)/sdcore run quickstart
 
 test: $(READY) lint  ## all but the next two; with `make vllm` before, a real vLLM server too
 	$(BIN)/python -m pytest -m "not browser and not kills"

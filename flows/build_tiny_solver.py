@@ -6,7 +6,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from sdcore.tiny_solver.build import Recipe, build
-from tasks.run import progress
+from tasks.run.progress import Panel
 
 
 @flow(flow_run_name="build tiny-solver in {folder.name}")
@@ -19,5 +19,5 @@ def build_tiny_solver(folder: Path) -> dict[str, float]:
 def pretrain(folder: Path) -> dict[str, float]:
     """The one stage: minutes on two cores."""
     recipe = Recipe()
-    with progress.bar("pre-training steps", total=recipe.steps) as advance:
+    with Panel().bar("pre-training steps", total=recipe.steps) as advance:
         return build(folder, recipe, lambda step, losses: advance(1))

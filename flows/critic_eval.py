@@ -8,8 +8,9 @@ from prefect import flow
 from sdcore.config import Experiment
 from sdcore.critics.benchmark import make_trials, read_processbench
 from tasks.critic_eval import CONDITION, criticise_trials, score_critic
-from tasks.run.lineage import Lineage
-from tasks.run.lock import turn
+from tasks.run.condition_run import ConditionRun
+from tasks.run.lock import run_lock
+from tasks.run.session import Session
 
 
 @flow(flow_run_name="{experiment.name}/critic")
@@ -20,10 +21,11 @@ def critic_eval(
 
     Without a file, right and corrupted solutions of `solutions` problems are made.
     """
-    lineage = Lineage(experiment, root, CONDITION, experiment.seeds[0])
     if processbench is None:
         trials = make_trials(experiment.problems, solutions, experiment.seeds[0])
     else:
         trials = read_processbench(processbench)[:solutions]
-    with turn(lineage):
-        return score_critic(lineage, criticise_trials(lineage, trials))
+    with Session(root) as session:
+        run = ConditionRun(session, experiment, CONDITION, experiment.seeds[0])
+        with run_lock(run):
+            return score_critic(run, criticise_trials(run, trials))

@@ -4,13 +4,15 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.compare_contexts import ready
+from flows.compare_contexts import make_ready
 from sdcore.analysis.preflight import PURPOSE, Diagnosis
 from sdcore.config import Experiment
 from tasks.diagnose import freeze, report, score, write_contexts
-from tasks.run.interrupts import stop_if_asked
-from tasks.run.lineage import Lineage, base_lineage
-from tasks.run.lock import turn
+from tasks.prepare import prepare
+from tasks.run.condition_run import ConditionRun, base_run
+from tasks.run.lock import run_lock
+from tasks.run.session import Session
+from tasks.track import tracked
 
 
 @flow(flow_run_name="{experiment.name}/diagnose")
@@ -19,12 +21,16 @@ def diagnose(experiment: Experiment, root: Path) -> Diagnosis:
 
     What the workspace folder `root` already holds is not done again.
     """
-    base = base_lineage(experiment, root)
-    with turn(base):
-        ready(base, [experiment.diagnose.split])
-    lineage = Lineage(experiment, root, PURPOSE, base.seed)
-    with turn(lineage):
-        for stage in (freeze, write_contexts, score):
-            stage(lineage)
-            stop_if_asked()
-        return report(lineage)
+    with Session(root) as session:
+        base = base_run(session, experiment)
+        with run_lock(base):
+            prepare(base)
+        with tracked(base):
+            with run_lock(base):
+                make_ready(base, [experiment.diagnose.split])
+            run = ConditionRun(session, experiment, PURPOSE, base.seed)
+            with run_lock(run):
+                for stage in (freeze, write_contexts, score):
+                    stage(run)
+                    session.interrupts.stop_if_asked()
+                return report(run)

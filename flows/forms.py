@@ -160,7 +160,7 @@ def compare_contexts(
     from flows.compare_contexts import compare_contexts as run
 
     settings = config.load_experiment(experiment, [*changes.overrides(), *overrides])
-    return run.fn(settings, _workspace())
+    return run.fn(settings, _workspace()).experiment_id
 
 
 @flow

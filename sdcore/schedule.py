@@ -7,8 +7,6 @@ every condition meets the same questions in the same order with the same random 
 from collections.abc import Sequence
 from enum import StrEnum
 
-import numpy as np
-
 from sdcore.config import Condition, Experiment
 from sdcore.store.schema import content_key
 
@@ -24,6 +22,8 @@ def round_questions(problem_ids: Sequence[str], count: int, round_: int, seed: i
 
     Rounds do not span epochs: what an epoch has left over (fewer than `count`) waits for the next.
     """
+    import numpy as np  # noqa: PLC0415 - a tenth of a second, and the command needs `Stage` alone
+
     epoch, index = divmod(round_, len(problem_ids) // count)
     order = np.random.default_rng([seed, epoch]).permutation(len(problem_ids))
     return [problem_ids[i] for i in order[index * count : (index + 1) * count]]

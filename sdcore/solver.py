@@ -11,6 +11,7 @@ from sdcore.engines.transformers import TransformersEngine
 from sdcore.errors import ModelError
 from sdcore.models import hub, policies
 from sdcore.models.prompts import student_prompt
+from sdcore.traces import response_text
 
 
 def save_solver(
@@ -84,8 +85,7 @@ class Solver:
         ]
         requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
         completions = self._engine.generate(requests, self.experiment.sampling)
-        token_ids = [completion.token_ids for completion in completions]
-        return list(self._tokenizer.batch_decode(token_ids, skip_special_tokens=True))
+        return [response_text(self._tokenizer, each.token_ids) for each in completions]
 
 
 def _load_pyfunc(path: str) -> Solver:

@@ -18,6 +18,7 @@ class ScriptedEngine:
     """
 
     reads_folders = False
+    update_share: float | None = None
 
     def __init__(self, script: Script) -> None:
         self._script = script

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from typing import Literal, Protocol
@@ -14,6 +14,9 @@ Span = tuple[int, int]
 Label = tuple[int | None, Region]  # step, and part of the trace
 
 _TAG = re.compile(r"<(?P<slash>/?)(?P<name>step_[1-9]\d{0,3}|answer)>")
+_TAG_PIECE = re.compile(  # </step_12>, <answer>, and pieces of them: <step_, </, _1>, step, >
+    r"</?(?:step(?:_(?:\d+>?)?)?|answer>?)?|/?(?:step(?:_(?:\d+>?)?)?|answer>?)|_(?:\d+>?)?|\d*>|\d+"
+)
 _BOX = r"\boxed{"
 _BRACE = re.compile(r"\\boxed\{|\\[{}]|[{}]")  # the middle one, so that escaped braces are skipped
 _REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no whole character (yet)
@@ -58,8 +61,20 @@ class Trace:
         return len(self.steps)
 
 
+class Token(Protocol):
+    """One token that was added to a vocabulary."""
+
+    content: str
+    special: bool
+
+
 class Tokenizer(Protocol):
-    """What `token_offsets` asks of a tokenizer; those of transformers have it."""
+    """The part of a transformers tokenizer that `response_text` and `token_offsets` need."""
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Token]:
+        """Added tokens by id."""
+        ...
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         """Token ids as text."""
@@ -93,25 +108,50 @@ def render_rest(trace: Trace, kept: int) -> str:
     return trace.text[start:].strip()
 
 
-def token_offsets(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[Span]:
-    """Where each token is in ``tokenizer.decode(token_ids, skip_special_tokens=True)``.
+def is_tag_piece(token: str) -> bool:
+    """Return whether a token is a trace's tag, or a piece of one, apart from white space."""
+    return _TAG_PIECE.fullmatch(token.strip()) is not None
 
-    Tokens that share a character (byte-level tokenizers split some) share its span; a skipped
-    special token has an empty one. Each token is decoded together with the few before it, so that
-    decoders that look at neighbours are followed and ordinary text takes linear time.
+
+def response_text(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    """Return the text of a response, without end, padding and other control tokens.
+
+    These are the tokens that the tokenizer marks as special, except for the tags of a trace: some
+    tokenizers mark ``<step_1>`` or ``<answer>`` as special, and they are text nevertheless.
     """
-    ids, spans = list(token_ids), list[Span]()
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+    control = _control_ids(tokenizer)
+    return _decoded(tokenizer, token_ids, control)
+
+
+def token_offsets(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[Span]:
+    """Return where each token is in ``response_text(tokenizer, token_ids)``.
+
+    Tokens that share a character (byte-level tokenizers split some) share its span; a control
+    token has an empty one. Each token is decoded together with the few before it, so that decoders
+    that look at neighbours are followed and ordinary text takes linear time.
+    """
+    ids, spans, control = list(token_ids), list[Span](), _control_ids(tokenizer)
+    text = _decoded(tokenizer, ids, control)
     anchor, known, end = 0, "", 0  # `known` is the text of the tokens from the anchor on, placed
     for index in range(len(ids)):
-        window = tokenizer.decode(ids[anchor : index + 1], skip_special_tokens=True)
+        window = _decoded(tokenizer, ids[anchor : index + 1], control)
         piece = window.removeprefix(known)
         whole = window.startswith(known) and not window.endswith(_REPLACEMENT)
         if whole and text.startswith(piece, end):
             anchor, start, end = len(spans), end, end + len(piece)
             spans += [(start, end)] * (index + 1 - anchor)
-            known = tokenizer.decode(ids[anchor : index + 1], skip_special_tokens=True)
+            known = _decoded(tokenizer, ids[anchor : index + 1], control)
     return spans + [(end, len(text))] * (len(ids) - len(spans))
+
+
+def _control_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(i for i, token in added if token.special and not is_tag_piece(token.content))
+
+
+def _decoded(tokenizer: Tokenizer, token_ids: Sequence[int], control: frozenset[int]) -> str:
+    kept = [token_id for token_id in token_ids if token_id not in control]
+    return tokenizer.decode(kept, skip_special_tokens=False)
 
 
 def token_regions(

@@ -8,40 +8,38 @@ from prefect.cache_policies import NO_CACHE
 from sdcore.analysis import comparison
 from sdcore.reports import plots
 from sdcore.reports.experiment import write_report
-from sdcore.system.stopwatch import STOPWATCH
-from tasks.run.lineage import Lineage, Reference
-from tasks.track import open_tracking
+from tasks.run.condition_run import ConditionRun
 from tasks.tracking import artifacts, champions
 
 
 @task(cache_policy=NO_CACHE, task_run_name="compare {base.experiment.name}")
-def compare(base: Lineage) -> Reference:
-    """Store the paired differences, register the champions, write the report and log it all."""
+def compare(base: ConditionRun) -> int:
+    """Store the paired differences, register the champions, write the report and log it all.
+
+    Returns:
+        How many differences there are.
+    """
     experiment_id = base.experiment.experiment_id
-    with STOPWATCH.measure("compute"):
-        differences = comparison.comparisons(base.store, experiment_id)
-        base.store.append_missing(comparisons=differences)
+    differences = comparison.comparisons(base.store, experiment_id)
+    base.store.append_missing(comparisons=differences)
     table, curves = log_comparison(base)
-    with STOPWATCH.measure("tracking"):
-        artifacts.publish(base, table, curves)
-    return Reference("comparisons", experiment_id, len(differences))
+    artifacts.publish(base, table, curves)
+    return len(differences)
 
 
-def log_comparison(base: Lineage) -> tuple[pl.DataFrame, Figure]:
+def log_comparison(base: ConditionRun) -> tuple[pl.DataFrame, Figure]:
     """Write the report and log what the tables say to MLflow: summary, curves and champions.
 
     Returns:
         Summary and learning curves.
     """
     experiment, experiment_id = base.experiment, base.experiment.experiment_id
-    with STOPWATCH.measure("compute"):
-        table = comparison.summary(base.store, experiment_id)
-        report = write_report(base.store, experiment_id, base.root / "reports")
-        scores = base.store.rows("scores", experiment_id=experiment_id)
-        curves = plots.learning_curves(scores, list(experiment.conditions))
-    with STOPWATCH.measure("tracking"):
-        champions.register(base)
-        tracking = open_tracking(base.root)
+    table = comparison.summary(base.store, experiment_id)
+    report = write_report(base.store, experiment_id, base.root / "reports")
+    scores = base.store.rows("scores", experiment_id=experiment_id)
+    curves = plots.learning_curves(scores, list(experiment.conditions))
+    champions.register(base)
+    with base.session.tracking() as tracking:
         tracking.log_summary(experiment, table)
         tracking.log_table(experiment, table, "comparison.csv")
         tracking.log_figure(experiment, curves, "learning_curves.png")

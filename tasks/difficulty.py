@@ -7,17 +7,17 @@ from prefect.cache_policies import NO_CACHE
 from sdcore.config import BandConfig, LlmCriticConfig
 from sdcore.critics.difficulty import measure, try_to_solve
 from sdcore.errors import DataError
+from sdcore.rollouts import Rollout
 from sdcore.store.schema import TABLES
-from sdcore.system.stopwatch import STOPWATCH
+from tasks.run.condition_run import ConditionRun
 from tasks.run.critiques import open_client
-from tasks.run.lineage import Lineage, Reference, candidates, policy_row
-from tasks.run.progress import bar, note
+from tasks.run.progress import note
 from tasks.run.retries import RETRIES
-from tasks.sample import sample_missing
+from tasks.sample import sample_missing, stored_rollouts
 
 
 @task(cache_policy=NO_CACHE, task_run_name="measure difficulty of {split} problems", **RETRIES)
-def measure_difficulty(base: Lineage, split: str) -> Reference:
+def measure_difficulty(base: ConditionRun, split: str) -> int:
     """Measure candidates of a split, so many at a time as are wanted, until enough are in the band.
 
     Raises:
@@ -25,7 +25,7 @@ def measure_difficulty(base: Lineage, split: str) -> Reference:
         EngineError: the critic cannot be asked.
         BudgetError: the critic's budget allows no further request.
     """
-    band, offered = base.experiment.problems.band, candidates(base, split)
+    band, offered = base.experiment.problems.band, base.candidates(split)
     assert band is not None, "the experiment has no band"
     wanted: int = getattr(base.experiment.problems, split)
     found = 0
@@ -42,22 +42,20 @@ def measure_difficulty(base: Lineage, split: str) -> Reference:
             "has the measures",
         )
     note(f"{split}: {found} problems of {len(offered)} candidates are hard but learnable")
-    return Reference("difficulties", split, found)
+    return found
 
 
-def _measured(base: Lineage, problems: pl.DataFrame, band: BandConfig) -> int:
+def _measured(base: ConditionRun, problems: pl.DataFrame, band: BandConfig) -> int:
     """Store what is missing of these problems' difficulties; how many are in the band."""
-    sample_missing(base, 0, "filter", problems, band.samples)
-    policy = policy_row(base, 0)["policy_id"]
-    rollouts = base.store.rows("rollouts", policy_id=policy, purpose="filter", **base.columns)
-    with STOPWATCH.measure("compute"):
-        rows = measure(rollouts.join(problems, on="problem_id", how="semi"), band)
-        solver = base.experiment.has_exact_critic
-        rows = rows.with_columns(
-            experiment_id=pl.lit(base.experiment.experiment_id),
-            critic_solves=pl.lit(True if solver else None, pl.Boolean),
-            critic_cost=0.0,
-        )
+    policy = base.policy(0)
+    known = stored_rollouts(base, policy, "filter")
+    rollouts = sample_missing(base, policy, "filter", problems, band.samples, known)
+    solver = base.experiment.has_exact_critic
+    rows = measure(Rollout.to_frame(rollouts), band).with_columns(
+        experiment_id=pl.lit(base.experiment.experiment_id),
+        critic_solves=pl.lit(True if solver else None, pl.Boolean),
+        critic_cost=0.0,
+    )
     if isinstance(base.experiment.judge, LlmCriticConfig):
         _ask_critic(base, base.experiment.judge, problems, rows.filter("in_band"))
         rows = rows.filter(~pl.col("in_band"))
@@ -66,7 +64,7 @@ def _measured(base: Lineage, problems: pl.DataFrame, band: BandConfig) -> int:
 
 
 def _ask_critic(
-    base: Lineage, critic: LlmCriticConfig, problems: pl.DataFrame, hard: pl.DataFrame
+    base: ConditionRun, critic: LlmCriticConfig, problems: pl.DataFrame, hard: pl.DataFrame
 ) -> None:
     """Let the critic try what is hard, and store each of its answers as it comes."""
     stored = base.store.rows("difficulties", experiment_id=base.experiment.experiment_id)
@@ -78,7 +76,7 @@ def _ask_critic(
         ).iter_rows()
     }
     client = open_client(base, critic.model_copy(update={"structured": False}))
-    with bar("problems that the critic tries", total=len(open_)) as advance:
+    with base.session.panel.bar("problems that the critic tries", len(open_)) as advance:
         asked = [texts[row["problem_id"]] for row in open_]
         for index, solves, cost in try_to_solve(client, asked):
             answer = {"critic_solves": solves, "critic_cost": cost, "in_band": bool(solves)}
@@ -87,7 +85,7 @@ def _ask_critic(
             advance(1, cost=cost)
 
 
-def _in_band(base: Lineage, problems: pl.DataFrame) -> pl.DataFrame:
+def _in_band(base: ConditionRun, problems: pl.DataFrame) -> pl.DataFrame:
     experiment_id = base.experiment.experiment_id
     found = base.store.rows("difficulties", experiment_id=experiment_id, in_band=True)
     return found.join(problems, on="problem_id", how="semi")

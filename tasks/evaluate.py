@@ -6,42 +6,51 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sdcore.analysis.metrics import score
+from sdcore.rollouts import Rollout
 from sdcore.store.schema import TABLES
-from sdcore.system.stopwatch import STOPWATCH
-from tasks.run.lineage import Lineage, Reference, policy_row, split_problems
+from tasks.run.condition_run import ConditionRun, StoredPolicy
 from tasks.run.progress import note
 from tasks.run.retries import RETRIES
-from tasks.sample import sample_missing
+from tasks.sample import sample_missing, stored_rollouts
+
+_SAMPLED = """
+    SELECT coalesce(sum(len(response_ids)), 0) FROM rollouts
+    WHERE experiment_id = $experiment_id AND condition = $condition AND seed = $seed
+        AND purpose = 'train' AND round < $round
+"""
 
 
 @task(
     cache_policy=NO_CACHE,
-    task_run_name="evaluate {lineage.label} round {round_} on {split}",
+    task_run_name="evaluate {run.label} round {policy.round} on {split}",
     **RETRIES,
 )
-def evaluate(lineage: Lineage, round_: int, split: str) -> Reference:
-    """Sample, grade and score the policy after `round_` rounds on a split."""
-    settings = lineage.experiment.evaluation
+def evaluate(run: ConditionRun, policy: StoredPolicy, split: str) -> float:
+    """Sample, grade and score a policy on a split, unless it is scored already.
+
+    Returns:
+        avg@k.
+    """
+    settings = run.experiment.evaluation
     samples = settings.samples if split == "test" else settings.validation_samples
-    policy = policy_row(lineage, round_)["policy_id"]
-    key = lineage.key("score", policy, split, samples)
-    if key not in lineage.stored.scores:
-        start = time.perf_counter()
-        tokens = sum(n for of, n in lineage.stored.tokens.items() if of < round_)
-        problems = split_problems(lineage, split)
-        rollouts = sample_missing(lineage, round_, split, problems, samples)
-        with STOPWATCH.measure("compute"):
-            numbers = score(rollouts, k=samples, settings=settings)
-        row = lineage.columns | {
-            "score_id": key,
-            "policy_id": policy,
-            "round": round_,
-            "split": split,
-            "sampled_tokens": tokens,
-            "seconds": time.perf_counter() - start,
-        }
-        lineage.store.append_soon(scores=TABLES["scores"].frame([row | numbers]))
-        lineage.stored.scores.add(key)
-        result = f"{split} avg@{samples} {numbers['avg_at_k']:.1%}"
-        note(f"{lineage.label} after {round_} rounds: {result}")
-    return Reference("scores", key, 1)
+    key = run.key("score", policy.policy_id, split, samples)
+    stored = run.store.rows("scores", score_id=key)
+    if len(stored):
+        return float(stored["avg_at_k"].item())
+    start = time.perf_counter()
+    known = stored_rollouts(run, policy, split)
+    rollouts = sample_missing(run, policy, split, run.problems(split), samples, known)
+    numbers = score(Rollout.to_frame(rollouts), k=samples, settings=settings)
+    before = run.columns | {"round": policy.round}
+    row = run.columns | {
+        "score_id": key,
+        "policy_id": policy.policy_id,
+        "round": policy.round,
+        "split": split,
+        "sampled_tokens": run.store.query(_SAMPLED, before).item(),
+        "seconds": time.perf_counter() - start,
+    }
+    run.store.append_missing(scores=TABLES["scores"].frame([row | numbers]))
+    average = float(numbers["avg_at_k"])
+    note(f"{run.label} after {policy.round} rounds: {split} avg@{samples} {average:.1%}")
+    return average

@@ -16,9 +16,7 @@ from sdcore.errors import ConfigError
 from sdcore.models import policies
 from sdcore.problems.splits import Loaded, load_problems
 from sdcore.store.schema import TABLES
-from sdcore.system.stopwatch import STOPWATCH
-from tasks.run import live
-from tasks.run.lineage import RAW, Lineage, Reference
+from tasks.run.condition_run import RAW, ConditionRun, StoredPolicy
 from tasks.run.progress import note
 
 LIBRARIES = (
@@ -34,30 +32,38 @@ LIBRARIES = (
 
 
 @task(cache_policy=NO_CACHE, task_run_name="prepare {base.experiment.name}")
-def prepare(base: Lineage) -> Reference:
+def prepare(base: ConditionRun) -> int:
     """Store the experiment, its problems and the named model's policy, unless they are there.
+
+    Returns:
+        How many problems there are.
 
     Raises:
         ConfigError: a condition shows the teacher solutions, and the source has none; or the code
             of a plugin has changed.
         DataError: the source does not have the problems that are asked for.
+        ModelError: the model cannot be adapted as `training.lora` says.
     """
     base.experiment.require_same_plugins()
     experiment_id = pl.lit(base.experiment.experiment_id)
     if not len(base.store.rows("experiments", experiment_id=base.experiment.experiment_id)):
-        with STOPWATCH.measure("compute"):
-            loaded = load_problems(base.experiment.problems)
+        if lora := base.experiment.training.lora:
+            folder = base.session.models.folder(base.experiment.model.name)
+            policies.check_targets(folder, lora)
+        loaded = load_problems(base.experiment.problems)
         _require_solutions(base.experiment, loaded.problems)
         base.store.append_missing(
             experiments=TABLES["experiments"].frame([experiment_row(base)]),
-            policies=TABLES["policies"].frame([base_row(base)]),
+            policies=StoredPolicy.to_frame([base_policy(base)]),
             problems=loaded.problems.with_columns(experiment_id=experiment_id),
             rejected_problems=loaded.rejected_problems.with_columns(experiment_id=experiment_id),
         )
         if len(loaded.rejected_problems):
             note(f"left out of the problems (table rejected_problems): {_summary(loaded)}")
-    count = len(base.store.rows("problems", experiment_id=base.experiment.experiment_id))
-    return Reference("problems", base.experiment.experiment_id, count)
+    counted = base.store.query(
+        "SELECT count(*) FROM problems WHERE experiment_id = ?", [base.experiment.experiment_id]
+    )
+    return int(counted.item())
 
 
 def _summary(loaded: Loaded) -> str:
@@ -81,7 +87,7 @@ def _require_solutions(experiment: Experiment, problems: pl.DataFrame) -> None:
             )
 
 
-def experiment_row(base: Lineage) -> dict[str, object]:
+def experiment_row(base: ConditionRun) -> dict[str, object]:
     """The row of `experiments` that the run would get today."""
     return {
         "experiment_id": base.experiment.experiment_id,
@@ -94,20 +100,22 @@ def experiment_row(base: Lineage) -> dict[str, object]:
     }
 
 
-def base_row(base: Lineage) -> dict[str, object]:
-    """The row of `policies` that the named model would get today."""
+def base_policy(base: ConditionRun) -> StoredPolicy:
+    """The named model as the policy that the run would store today."""
     warmup = base.experiment.warmup
-    digest = policies.weights_digest(live.model_folder(base.experiment.model.name))
+    name = base.experiment.model.name
+    digest = policies.weights_digest(base.session.models.folder(name))
     round_ = RAW if warmup else 0
-    return base.columns | {
-        "policy_id": base.key(round_, digest),
-        "parent_id": None,
-        "step": -warmup.steps if warmup else 0,
-        "round": round_,
-        "kind": "base",
-        "path": base.experiment.model.name,
-        "sha256": digest,
-    }
+    return StoredPolicy(
+        **base.columns,  # type: ignore[arg-type]
+        policy_id=base.key(round_, digest),
+        parent_id=None,
+        step=-warmup.steps if warmup else 0,
+        round=round_,
+        kind="base",
+        path=name,
+        sha256=digest,
+    )
 
 
 def _commit() -> str:

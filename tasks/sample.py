@@ -1,6 +1,7 @@
 """Stage 2: the policy answers a round's questions. Evaluation samples through here too."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import polars as pl
 from prefect import task
@@ -9,133 +10,155 @@ from prefect.cache_policies import NO_CACHE
 from sdcore.engines import Completion, Request
 from sdcore.grading.graders import Response, grade_responses
 from sdcore.models.prompts import student_prompt
+from sdcore.rollouts import Problem, Rollout
 from sdcore.schedule import round_questions, sampling_seed
-from sdcore.store.schema import TABLES
-from sdcore.system.stopwatch import STOPWATCH
-from sdcore.traces import parse_trace
-from tasks.run import live, progress
-from tasks.run.interrupts import stop_if_asked
-from tasks.run.lineage import Lineage, Reference, in_groups, policy_row, remember, split_problems
+from sdcore.traces import parse_trace, response_text
+from tasks.run.condition_run import ConditionRun, StoredPolicy
+from tasks.run.progress import Advance
 from tasks.run.retries import RETRIES
+from tasks.run.rounds import Round
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A rollout to have, without its result."""
+
+    rollout_id: str
+    problem: Problem
+    sample_index: int
+    sampling_seed: int
+    prompt_ids: tuple[int, ...]
 
 
-@task(cache_policy=NO_CACHE, task_run_name="sample {lineage.label} round {round_}", **RETRIES)
-def sample(lineage: Lineage, round_: int) -> Reference:
-    """Sample `group_size` rollouts of each of the round's questions from the current policy."""
-    problems = split_problems(lineage, "train")
-    with STOPWATCH.measure("compute"):
-        count = lineage.experiment.training.questions_per_round
-        chosen = round_questions(problems["problem_id"].to_list(), count, round_, lineage.seed)
-        asked = pl.DataFrame({"problem_id": chosen}).join(problems, on="problem_id", how="left")
-    rollouts = sample_missing(lineage, round_, "train", asked, lineage.settings.group_size)
-    with STOPWATCH.measure("compute"):
-        lineage.stored.tokens[round_] = int(rollouts["response_ids"].list.len().sum())
-        remember("rollouts", lineage, round_, in_groups(rollouts))
-    return Reference("rollouts", f"{lineage.label} round {round_}", len(rollouts))
+@task(cache_policy=NO_CACHE, task_run_name="sample {round_.label}", **RETRIES)
+def sample(round_: Round) -> int:
+    """Sample `group_size` rollouts of each of the round's questions from its policy.
+
+    Returns:
+        How many rollouts the round has.
+    """
+    run, training = round_.run, round_.run.experiment.training
+    problems = run.train_problems
+    asked = round_questions(
+        problems["problem_id"].to_list(), training.questions_per_round, round_.number, run.seed
+    )
+    chosen = pl.DataFrame({"problem_id": asked}).join(problems, on="problem_id", how="left")
+    stored = stored_rollouts(run, round_.policy, "train") if round_.resumed else []
+    size = run.settings.group_size
+    rollouts = sample_missing(run, round_.policy, "train", chosen, size, stored, store=False)
+    round_.rollouts = sorted(rollouts, key=lambda each: (each.problem_id, each.sample_index))
+    round_.frames["rollouts"] = Rollout.to_frame(round_.rollouts)
+    return len(rollouts)
 
 
 def sample_missing(
-    lineage: Lineage, round_: int, purpose: str, problems: pl.DataFrame, samples: int
-) -> pl.DataFrame:
-    """Sample, grade and store what is missing of `samples` rollouts a problem.
+    run: ConditionRun,
+    policy: StoredPolicy,
+    purpose: str,
+    problems: pl.DataFrame,
+    samples: int,
+    stored: Sequence[Rollout],
+    *,
+    store: bool = True,
+) -> list[Rollout]:
+    """Sample and grade what is missing of `samples` rollouts per problem.
 
-    Requests go to the engine in batches that depend on the request list only; a batch is stored
-    within seconds, and sampled again as a whole if any of it is missing, so that a resumed run
-    repeats the same arithmetic and gets the same tokens.
+    Requests go to the engine in batches that depend on the request list only. A batch is stored
+    as it comes, if `store` asks for it, and sampled again as a whole if any of it is not among
+    the `stored` ones, so that a resumed run repeats the same arithmetic and gets the same tokens.
 
     Returns:
-        The rollouts as they are stored; they are read back only where some were there before.
+        The rollouts, in the order of the problems and samples.
     """
-    policy = policy_row(lineage, round_)["policy_id"]
-    with STOPWATCH.measure("compute"):
-        planned = _plan(lineage, round_, purpose, problems, samples, policy)
-    done, wanted = lineage.stored.rollouts, [row["rollout_id"] for row in planned]
-    all_new = done.isdisjoint(wanted)
-    size = lineage.experiment.sampling.batch_size
-    batches = [planned[start : start + size] for start in range(0, len(planned), size)]
-    fresh: list[pl.DataFrame] = []
-    with progress.bar(f"{purpose} samples of {lineage.label}", total=len(planned)) as advance:
-        for batch in batches:
-            if done.issuperset(row["rollout_id"] for row in batch):
+    planned = _plan(run, policy, purpose, problems, samples)
+    rollouts = {rollout.rollout_id: rollout for rollout in stored}
+    size = run.experiment.sampling.batch_size
+    with run.session.panel.bar(f"{purpose} samples of {run.label}", len(planned)) as advance:
+        for start in range(0, len(planned), size):
+            batch = planned[start : start + size]
+            if all(each.rollout_id in rollouts for each in batch):
                 advance(len(batch), cached=len(batch))
-            else:
-                fresh.append(_sample_batch(lineage, round_, policy, batch, problems, advance))
-                lineage.store.append_soon(rollouts=fresh[-1])
-                done.update(fresh[-1]["rollout_id"])
-            stop_if_asked()
-    if all_new:
-        return pl.concat(fresh)
-    rows = lineage.store.rows("rollouts", policy_id=policy, purpose=purpose, **lineage.columns)
-    return rows.join(pl.DataFrame({"rollout_id": wanted}), on="rollout_id", how="semi")
+                continue
+            fresh = _sample_batch(run, policy, purpose, batch, advance)
+            rollouts |= {rollout.rollout_id: rollout for rollout in fresh}
+            if store:
+                run.store.append_missing(rollouts=Rollout.to_frame(fresh))
+            run.session.interrupts.stop_if_asked()
+    return [rollouts[each.rollout_id] for each in planned]
+
+
+def stored_rollouts(run: ConditionRun, policy: StoredPolicy, purpose: str) -> list[Rollout]:
+    """What the tables hold of a policy's rollouts for a purpose, in no order."""
+    same = {"policy_id": policy.policy_id, "purpose": purpose} | run.columns
+    return Rollout.from_frame(run.store.rows("rollouts", **same))
 
 
 def _plan(
-    lineage: Lineage, round_: int, purpose: str, problems: pl.DataFrame, samples: int, policy: str
-) -> list[Row]:
-    """The rollouts to have, as rows without their results."""
-    tokenizer = live.tokenizer(lineage.experiment.model.name)
-    sampling = lineage.experiment.sampling.model_dump(mode="json", exclude={"batch_size"})
-    planned: list[Row] = []
-    for problem_id, question in problems.select("problem_id", "question").iter_rows():
-        prompt = student_prompt(tokenizer, lineage.experiment.prompts, question)
+    run: ConditionRun, policy: StoredPolicy, purpose: str, problems: pl.DataFrame, samples: int
+) -> list[Planned]:
+    tokenizer = run.session.models.tokenizer(run.experiment.model.name)
+    sampling = run.experiment.sampling.model_dump(mode="json", exclude={"batch_size"})
+    planned: list[Planned] = []
+    for problem in Problem.from_frame(problems):
+        prompt = student_prompt(tokenizer, run.experiment.prompts, problem.question)
         for index in range(samples):
-            seed = sampling_seed(lineage.seed, purpose, round_, problem_id, index)
-            key = lineage.key("rollout", policy, purpose, round_, prompt, sampling, seed)
-            planned.append(
-                lineage.columns
-                | {
-                    "rollout_id": key,
-                    "policy_id": policy,
-                    "problem_id": problem_id,
-                    "purpose": purpose,
-                    "round": round_,
-                    "sample_index": index,
-                    "sampling_seed": seed,
-                    "prompt_ids": prompt,
-                }
+            seed = sampling_seed(run.seed, purpose, policy.round, problem.problem_id, index)
+            key = run.key(
+                "rollout", policy.policy_id, purpose, policy.round, prompt, sampling, seed
             )
+            planned.append(Planned(key, problem, index, seed, prompt))
     return planned
 
 
 def _sample_batch(
-    lineage: Lineage,
-    round_: int,
-    policy: str,
-    batch: list[Row],
-    problems: pl.DataFrame,
-    advance: progress.Advance,
-) -> pl.DataFrame:
-    """Sample and grade a batch: its rows of `rollouts`."""
-    with STOPWATCH.measure("compute"):
-        engine = live.engine(lineage, round_, policy)
-        requests = [Request(row["prompt_ids"], row["sampling_seed"]) for row in batch]
+    run: ConditionRun,
+    policy: StoredPolicy,
+    purpose: str,
+    batch: Sequence[Planned],
+    advance: Advance,
+) -> list[Rollout]:
+    with run.session.clock.measure("compute"):
+        engine = run.session.models.engine(run, policy.round, policy.policy_id)
         completions = engine.generate(
-            requests,
-            lineage.experiment.sampling,
+            [Request(each.prompt_ids, each.sampling_seed) for each in batch],
+            run.experiment.sampling,
             lambda finished, tokens: advance(finished, tokens=tokens),
         )
-        results = _graded(lineage, completions, batch, problems)
-        rows = [row | result for row, result in zip(batch, results, strict=True)]
-        return TABLES["rollouts"].frame(rows)
+        results = _graded(run, completions, batch)
+    return [
+        Rollout(
+            **run.columns,  # type: ignore[arg-type]
+            rollout_id=each.rollout_id,
+            policy_id=policy.policy_id,
+            problem_id=each.problem.problem_id,
+            purpose=purpose,
+            round=policy.round,
+            sample_index=each.sample_index,
+            sampling_seed=each.sampling_seed,
+            prompt_ids=each.prompt_ids,
+            **result,  # type: ignore[arg-type]
+        )
+        for each, result in zip(batch, results, strict=True)
+    ]
 
 
 def _graded(
-    lineage: Lineage, completions: list[Completion], batch: list[Row], problems: pl.DataFrame
-) -> list[Row]:
-    tokenizer = live.tokenizer(lineage.experiment.model.name)
-    texts = tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
-    traces = [parse_trace(text) for text in texts]
-    known = {row["problem_id"]: row for row in problems.to_dicts()}
-    asked = [known[row["problem_id"]] for row in batch]
+    run: ConditionRun, completions: Sequence[Completion], batch: Sequence[Planned]
+) -> list[Mapping[str, object]]:
+    """The columns of rollouts that the engine and the grader give."""
+    tokenizer = run.session.models.tokenizer(run.experiment.model.name)
+    traces = [parse_trace(response_text(tokenizer, c.token_ids)) for c in completions]
     responses = [
         Response(
-            row["rollout_id"], problem["question"], problem["reference"], trace.text, trace.answer
+            each.rollout_id,
+            each.problem.question,
+            each.problem.reference,
+            trace.text,
+            trace.answer,
         )
-        for row, problem, trace in zip(batch, asked, traces, strict=True)
+        for each, trace in zip(batch, traces, strict=True)
     ]
-    rewards = grade_responses(lineage.experiment.grader, responses)
+    rewards = grade_responses(run.experiment.grader, responses)
     return [
         {
             "response_ids": completion.token_ids,

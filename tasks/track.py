@@ -1,41 +1,43 @@
-"""Copy a lineage's numbers from the tables to MLflow, at each of its checkpoints."""
+"""Copy a run's numbers from the tables to MLflow, at each of its checkpoints."""
 
 import json
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.system.stopwatch import STOPWATCH
-from tasks.run.lineage import Lineage, Reference
-from tasks.tracking.client import Tracking
+from tasks.run.condition_run import ConditionRun
+from tasks.run.interrupts import Stopped
 
 
-@task(cache_policy=NO_CACHE, task_run_name="track {lineage.label}")
-def track(lineage: Lineage) -> Reference:
+@task(cache_policy=NO_CACHE, task_run_name="track {run.label}")
+def track(run: ConditionRun) -> None:
     """Log the updates and scores that MLflow does not have yet."""
-    updates = lineage.store.rows("updates", **lineage.columns)
-    scores = lineage.store.rows("scores", **lineage.columns)
-    with STOPWATCH.measure("tracking"):
-        open_tracking(lineage.root).log_checkpoint(
-            lineage.experiment, lineage.condition, lineage.seed, updates, scores
-        )
-    return Reference("scores", lineage.label, len(scores))
+    log_run(run)
 
 
-def start_tracking(base: Lineage) -> None:
-    """Open the experiment's parent run, with its problems as datasets."""
+def log_run(run: ConditionRun) -> None:
+    """Log the updates and scores of a condition and seed that MLflow does not have yet."""
+    updates = run.store.rows("updates", **run.columns)
+    scores = run.store.rows("scores", **run.columns)
+    with run.session.tracking() as tracking:
+        tracking.log_checkpoint(run.experiment, run.condition, run.seed, updates, scores)
+
+
+@contextmanager
+def tracked(base: ConditionRun) -> Iterator[None]:
+    """Keep the experiment's parent run in MLflow open for the block, and say there how it ended."""
     row = base.store.rows("experiments", experiment_id=base.experiment.experiment_id)
     problems = base.store.rows("problems", experiment_id=base.experiment.experiment_id)
-    with STOPWATCH.measure("tracking"):
-        tracking = open_tracking(base.root)
+    with base.session.tracking() as tracking:
         libraries = json.loads(row["libraries"][0])
         tracking.start(base.experiment, row["code_version"][0], libraries)
         tracking.log_problems(base.experiment, problems)
-
-
-@cache
-def open_tracking(root: Path) -> Tracking:
-    """The MLflow store of a workspace folder."""
-    return Tracking(root)
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, Stopped | KeyboardInterrupt)
+        with base.session.tracking() as tracking:
+            tracking.finish(base.experiment, "KILLED" if stopped else "FAILED")
+        raise

@@ -9,72 +9,75 @@ from sdcore.models import policies
 from sdcore.models.prompts import end_of_turn
 from sdcore.schedule import round_questions
 from sdcore.store.schema import TABLES
-from sdcore.system.stopwatch import STOPWATCH
 from sdcore.training import warmup
 from sdcore.training.trainer import Example, Trainer, Update
-from tasks.run import live, progress
-from tasks.run.lineage import RAW, Lineage, Reference, candidates, policy_row
+from tasks.run.condition_run import RAW, ConditionRun, StoredPolicy
+from tasks.run.progress import note
 
 
 @task(cache_policy=NO_CACHE, task_run_name="warm up {base.experiment.name}")
-def warm_up(base: Lineage) -> Reference:
+def warm_up(base: ConditionRun) -> StoredPolicy:
     """Train the named model on well-formed traces and store it as the base, unless it is there.
 
-    An interrupted stage starts anew: it draws no random numbers but seeded ones, so that the
+    An interrupted stage starts over: it draws no random numbers but seeded ones, so that the
     weights come out the same.
     """
     settings = base.experiment.warmup
     assert settings is not None, "the experiment has no warm-up"
     if not len(base.store.rows("policies", round=0, **base.columns)):
-        named = live.model_folder(base.experiment.model.name)
-        with STOPWATCH.measure("compute"):
-            trainer = live.new_trainer(base, settings, named, settings.steps)
-            updates = _trained(base, settings, trainer)
-        with STOPWATCH.measure("storage"):
+        named = base.session.models.folder(base.experiment.model.name)
+        trainer = base.session.models.new_trainer(base, settings, named, settings.steps)
+        updates = _trained(base, settings, trainer)
+        with base.session.clock.measure("storage"):
             warmup.save_base(trainer.model, named, base.checkpoint(0))
         policy = _policy(base)
-        frames = {"updates": _updates(base, str(policy["policy_id"]), updates)}
-        base.store.append_missing(policies=TABLES["policies"].frame([policy]), **frames)
-    return Reference("policies", policy_row(base, 0)["policy_id"], 1)
+        base.store.append_missing(
+            policies=StoredPolicy.to_frame([policy]),
+            updates=_updates(base, policy.policy_id, updates),
+        )
+    return base.policy(0)
 
 
-def _trained(base: Lineage, settings: WarmupConfig, trainer: Trainer) -> list[Update]:
+def _trained(base: ConditionRun, settings: WarmupConfig, trainer: Trainer) -> list[Update]:
     examples = _examples(base, settings)
     size, updates = min(settings.batch_size, len(examples)), list[Update]()
-    with progress.bar("warm-up steps", total=settings.steps) as advance:
+    with base.session.panel.bar("warm-up steps", total=settings.steps) as advance:
         for step in range(settings.steps):
             chosen = round_questions(list(examples), size, step, base.seed)
-            updates.append(trainer.step([examples[each] for each in chosen]))
+            with base.session.clock.measure("compute"):
+                updates.append(trainer.step([examples[each] for each in chosen]))
             advance(1)
-    progress.note(f"warm-up: loss {updates[0].loss:.2f} at first, {updates[-1].loss:.2f} at last")
+    note(f"warm-up: loss {updates[0].loss:.2f} at first, {updates[-1].loss:.2f} at last")
     return updates
 
 
-def _examples(base: Lineage, settings: WarmupConfig) -> dict[str, Example]:
+def _examples(base: ConditionRun, settings: WarmupConfig) -> dict[str, Example]:
     """What is learnt from, by name."""
     name = base.experiment.model.name
-    found = warmup.traces(base.experiment.problems, candidates(base, "train"), settings.traces)
-    tokenizer = live.tokenizer(name)
-    end_id = end_of_turn(tokenizer, policies.end_ids(live.model_folder(name)))
+    found = warmup.traces(base.experiment.problems, base.candidates("train"), settings.traces)
+    models = base.session.models
+    tokenizer = models.tokenizer(name)
+    end_id = end_of_turn(tokenizer, policies.end_ids(models.folder(name)))
     made = warmup.examples(base.experiment.prompts, tokenizer, end_id, found)
     return {example.rollout_id: example for example in made}
 
 
-def _policy(base: Lineage) -> dict[str, object]:
+def _policy(base: ConditionRun) -> StoredPolicy:
     folder = base.checkpoint(0)
     digest = policies.weights_digest(folder)
-    return base.columns | {
-        "policy_id": base.key(0, digest),
-        "parent_id": policy_row(base, RAW)["policy_id"],
-        "step": 0,
-        "round": 0,
-        "kind": "full",
-        "path": str(folder.relative_to(base.root)),
-        "sha256": digest,
-    }
+    return StoredPolicy(
+        **base.columns,  # type: ignore[arg-type]
+        policy_id=base.key(0, digest),
+        parent_id=base.policy(RAW).policy_id,
+        step=0,
+        round=0,
+        kind="full",
+        path=str(folder.relative_to(base.root)),
+        sha256=digest,
+    )
 
 
-def _updates(base: Lineage, policy_id: str, updates: list[Update]) -> pl.DataFrame:
+def _updates(base: ConditionRun, policy_id: str, updates: list[Update]) -> pl.DataFrame:
     rows = [
         base.columns
         | {
@@ -85,6 +88,7 @@ def _updates(base: Lineage, policy_id: str, updates: list[Update]) -> pl.DataFra
             "accuracy": 1.0,  # the traces are right ones
             "mean_reward": 1.0,
             "zero_variance_groups": 0,
+            "sampled_update_share": None,
         }
         | update.columns
         for step, update in enumerate(updates, 1 - len(updates))

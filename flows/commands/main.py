@@ -1,6 +1,5 @@
 """The command `sdcore`: its entry point, and the commands that make and run experiments."""
 
-import gc
 import json
 import os
 import sys
@@ -33,7 +32,6 @@ from sdcore.config import Experiment, load_experiment, read_settings
 from sdcore.config.shipped import experiment_file
 from sdcore.errors import SdcoreError
 from sdcore.schedule import Stage
-from sdcore.system.stopwatch import STOPWATCH
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(files.app)
@@ -125,20 +123,20 @@ def rerun(
 
     Example: sdcore rerun quickstart --from align --condition step_aligned --round 3
     """
-    from tasks.run.lineage import lineages
-
     settings, root = stored_experiment(open_store(workspace), run), workspace.absolute()
-    chosen = lineages(settings, root, condition, seed)
 
     def move_rows() -> None:
         from tasks.maintenance.rerun import supersede
-        from tasks.run.lock import turn
+        from tasks.run.condition_run import condition_runs
+        from tasks.run.lock import run_lock
+        from tasks.run.session import Session
 
-        for lineage in chosen:
-            with turn(lineage):
-                moved = supersede(lineage, stage, round_)
-            counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)
-            notes.print(f"{lineage.label}: moved {counts or 'nothing'} to superseded")
+        with Session(root) as session:
+            for each in condition_runs(session, settings, condition, seed):
+                with run_lock(each):
+                    moved = supersede(each, stage, round_)
+                counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)
+                notes.print(f"{each.label}: moved {counts or 'nothing'} to superseded")
 
     _run(settings, root, as_json=as_json, first=move_rows)
 
@@ -150,34 +148,21 @@ def _run(
 
     start = time.perf_counter()
     with prefect_server(root) as server_address:
-        gc.disable()  # for the imports: more than a million objects, and all of them stay
         with notes.status("starting Prefect and MLflow"):
-            with STOPWATCH.measure("compute"):
-                # torch, scipy, matplotlib: what any training and comparison of its results loads
-                import sdcore.reports.experiment  # noqa: F401
-                import tasks.run.live  # noqa: F401
-
             from flows.compare_contexts import compare_contexts
-            from tasks.run.interrupts import draining
-            from tasks.track import open_tracking
 
-            open_tracking(root)  # it takes seconds, which the server takes too
-            gc.freeze()  # what was imported is looked through no more
-            gc.set_threshold(50_000)
-            gc.enable()
             address = server_address().removesuffix("/api")
         notes.print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
         first()
-        with draining():
-            experiment_id = compare_contexts(settings, root)
-    with STOPWATCH.measure("compute"):
-        tables = _summary(root, experiment_id)
-    wall = time.perf_counter() - start
-    spent = {"wall": wall} | STOPWATCH.split(wall)
-    _print_summary(tables, {"seconds": spent}, as_json=as_json)
-    notes.print(f"Report: {root / 'reports' / experiment_id}.html", soft_wrap=True)
-    shares = (f"{kind} {seconds:.0f} s ({seconds / wall:.1%})" for kind, seconds in spent.items())
-    notes.print(f"Time: {', '.join(shares)}", soft_wrap=True)
+        started = time.perf_counter()
+        finished = compare_contexts(settings, root)
+    seconds = {"start-up": started - start} | finished.seconds
+    tables = _summary(root, finished.experiment_id)
+    _print_summary(tables, {"seconds": seconds}, as_json=as_json)
+    notes.print(f"Report: {root / 'reports' / finished.experiment_id}.html", soft_wrap=True)
+    wall = sum(seconds.values())
+    shares = (f"{kind} {spent:.0f} s ({spent / wall:.1%})" for kind, spent in seconds.items())
+    notes.print(f"Time: {wall:.0f} s: {', '.join(shares)}", soft_wrap=True)
 
 
 @app.command()
@@ -241,7 +226,8 @@ def _print_summary(
     from sdcore.reports import printing
 
     if as_json:
-        print(json.dumps({name: frame.to_dicts() for name, frame in tables.items()} | dict(more)))
+        frames = {name: frame.to_dicts() for name, frame in tables.items()}
+        print(json.dumps({**frames, **more}))
         return
     for title, frame in printing.printable(**tables):
         print_table(frame, title=title)
@@ -249,11 +235,6 @@ def _print_summary(
 
 def main() -> None:
     """Entry point: errors are messages; tracebacks come with --debug, anywhere on the line."""
-    # Libraries leave a million objects behind that live for good; looking for garbage among them
-    # every 700 allocations makes up a sixth of the time to import them.
-    gc.set_threshold(1_000_000)
-    # Each return from torch or DuckDB waits while a thread of Prefect's runs, 5 ms if not told.
-    sys.setswitchinterval(0.0005)
     debug = "--debug" in sys.argv
     command = partial(app, sorted(sys.argv[1:], key=lambda argument: argument != "--debug"))
     try:
@@ -266,7 +247,21 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        code = error.exit_code if isinstance(error, SdcoreError) else None
-        text = str(error) if code else f"{type(error).__name__}: {error}\n  {_UNEXPECTED}"
+        code, text = 1, f"{type(error).__name__}: {error}\n  {_UNEXPECTED}"
+        if isinstance(error, SdcoreError):
+            code, text = error.exit_code, str(error)
         notes.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
-        raise SystemExit(code or 1) from None
+        raise SystemExit(code) from None
+    finally:
+        if "prefect" in sys.modules and not debug:
+            _mute_exit()
+
+
+def _mute_exit() -> None:
+    """Let nothing more be printed to standard error.
+
+    Prefect's daemon threads keep modules alive beyond the interpreter's end, of which DuckDB's
+    binding would complain with sixty lines. Nothing is lost by it.
+    """
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

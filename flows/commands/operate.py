@@ -144,7 +144,10 @@ def promote(
         )
     root = enter(workspace)
     with notes.status("opening MLflow"):
-        from tasks.tracking.champions import promote as promote_lineage
+        from tasks.run.condition_run import ConditionRun
+        from tasks.run.session import Session
+        from tasks.tracking.champions import promote as promote_run
 
-        version = promote_lineage(experiment, root, condition, int(seed))
+        with Session(root) as session:
+            version = promote_run(ConditionRun(session, experiment, condition, int(seed)))
     console.print(f"{experiment.name} version {version} is the champion")

@@ -56,11 +56,9 @@ def diagnose(
     with prefect_server(root) as server_address:
         with notes.status("starting Prefect"):
             from flows.diagnose import diagnose as flow
-            from tasks.run.interrupts import draining
 
             server_address()
-        with draining():
-            diagnosis = flow(settings, root)
+        diagnosis = flow(settings, root)
     from sdcore.reports.preflight import as_dict, printable
 
     if as_json:

@@ -127,8 +127,9 @@ def why(
     from sdcore.reports.provenance import against, lineage, since
 
     root = enter(workspace)
-    from tasks.prepare import base_row, experiment_row
-    from tasks.run.lineage import base_lineage
+    from tasks.prepare import base_policy, experiment_row
+    from tasks.run.condition_run import base_run
+    from tasks.run.session import Session
 
     store = open_store(workspace)
     rows = lineage(store, table, key)
@@ -138,8 +139,9 @@ def why(
         )
     else:
         settings = load_experiment(other) if other else stored_experiment(store, rows[-1].key)
-        base = base_lineage(settings, root)
-        changes = since(rows, experiment_row(base), str(base_row(base)["sha256"]))
+        with Session(root) as session:
+            base = base_run(session, settings)
+            changes = since(rows, experiment_row(base), base_policy(base).sha256)
     if as_json:
         inputs = [{"table": each.table, "key": each.key} | each.inputs for each in rows]
         print(json.dumps({"lineage": inputs, "changes": [asdict(each) for each in changes]}))
@@ -163,13 +165,14 @@ def rescore(
     """
     root = enter(workspace)
     from tasks.maintenance.rescore import rescore as regrade
-    from tasks.run.lineage import base_lineage
+    from tasks.run.condition_run import base_run
+    from tasks.run.session import Session
 
-    base = base_lineage(stored_experiment(open_store(root), run), root)
-    with notes.status("grading, scoring and comparing"):
-        counts = regrade(base)
+    settings = stored_experiment(open_store(root), run)
+    with notes.status("grading, scoring and comparing"), Session(root) as session:
+        counts = regrade(base_run(session, settings))
     print(json.dumps(counts)) if as_json else print_table(pl.DataFrame([counts]))
-    report = root / "reports" / f"{base.experiment.experiment_id}.html"
+    report = root / "reports" / f"{settings.experiment_id}.html"
     if counts["changed"] and report.exists():
         notes.print(f"Report: {report}", soft_wrap=True)
 

@@ -4,8 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +15,8 @@ from sdcore.errors import SdcoreError
 from sdcore.system.ports import answers, free_port
 from sdcore.system.supervise import die_with_parent
 
-_VERSION_CHECK = "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED"
-# They are for a server that stays, and keep its tables busy: one flow in thirty started two seconds
-# late, when its client tried again.
-_AUTOMATIONS = "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED"
 ANSWER_SECONDS = 30  # a busy machine's server needs a few
+DRAIN_SECONDS = 20
 
 
 @contextmanager
@@ -29,7 +25,8 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
 
     The server keeps its database in the workspace and listens on loopback only. Enter this before
     Prefect is imported, which reads its settings then. The server takes seconds to start, and so do
-    the imports: what is yielded waits until it answers, and returns its API address.
+    the imports: call what is yielded after them; it waits until the server answers and returns its
+    API address.
     """
     standing.require_workspace(root)
     os.environ.update(standing.environment(root))
@@ -37,7 +34,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
         try:
             yield partial(_reached, given)
         finally:
-            _finish_background_work()
+            _deliver()
         return
     assert "prefect" not in sys.modules, "its settings would name another server"
     address = f"http://127.0.0.1:{free_port()}"
@@ -45,43 +42,16 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
     with log_path.open("ab") as log:
         server = subprocess.Popen(
             standing.prefect_command(address),
-            env={_AUTOMATIONS: "false"} | os.environ,
             stdout=log,
             stderr=log,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads run yet
         )
-    with ThreadPoolExecutor(1) as beside, ExitStack() as stack:
-        stack.callback(_end, server)
-        api = beside.submit(_ready, f"{address}/api", server, log_path)
-        os.environ["PREFECT_API_URL"] = f"{address}/api"
-        os.environ[_VERSION_CHECK] = "false"  # half a second; it is the same installation
-
-        def reached() -> str:
-            found = api.result()
-            stack.enter_context(without_heartbeats())  # such a server outlives no run
-            return found
-
-        yield reached
-
-
-@contextmanager
-def without_heartbeats() -> Iterator[None]:
-    """Flow runs inside send none: at its end one waits up to a second for the thread that does."""
-    from prefect.settings import (  # noqa: PLC0415 - reads the settings
-        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-        temporary_settings,
-    )
-
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        yield
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    for name in ("PREFECT_API_URL", _VERSION_CHECK):
-        os.environ.pop(name, None)
+    os.environ["PREFECT_API_URL"] = f"{address}/api"
     try:
-        _finish_background_work()
+        yield partial(_ready, f"{address}/api", server, log_path)
+        _deliver()
     finally:
+        os.environ.pop("PREFECT_API_URL", None)
         server.terminate()
         server.wait(timeout=standing.START_SECONDS)
 
@@ -123,18 +93,10 @@ def _ready(api: str, server: subprocess.Popen[bytes], log_path: Path) -> str:
     )
 
 
-def _finish_background_work() -> None:
-    """Let Prefect's background threads deliver logs and task states before the server goes.
-
-    Their event loop is stopped too: its thread keeps the contexts of the runs, and through them all
-    modules, beyond the interpreter's end, of which DuckDB's binding then complains as leaks.
-    """
-    from prefect._internal.concurrency.threads import (  # noqa: PLC0415 - reads the settings
-        wait_for_global_loop_exit,
-    )
-    from prefect.events.worker import EventsWorker  # noqa: PLC0415
+def _deliver() -> None:
+    """Let Prefect's workers deliver logs and task states before the server goes."""
+    from prefect.events.worker import EventsWorker  # noqa: PLC0415 - reads the settings
     from prefect.logging.handlers import APILogWorker  # noqa: PLC0415
 
     for worker in (APILogWorker, EventsWorker):
-        worker.drain_all(timeout=20)
-    wait_for_global_loop_exit(timeout=20)
+        worker.drain_all(timeout=DRAIN_SECONDS)

@@ -32,9 +32,6 @@ SETTINGS = {
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command tells what went wrong
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    # Task runs are written several at a time, at most five seconds late: one by one they are often
-    # in the way of a flow that starts, and the client tries again two seconds later.
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
 }
 _MARK = "SDCORE_SERVICE"
 _STATE = "services.json"
@@ -216,7 +213,7 @@ def _spawn(
         return subprocess.Popen(
             command,
             cwd=PROJECT,
-            env=os.environ | environment(root) | own | mark,
+            env={**os.environ, **environment(root), **own, **mark},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -31,6 +31,7 @@ from sdcore.critics.parsing import SCHEMA
 from sdcore.engines import Engine, Request
 from sdcore.errors import EngineError
 from sdcore.models.prompts import Message, prompt_ids
+from sdcore.traces import response_text
 
 MAX_BYTES = 2 << 20  # of a response; an answer of 131072 tokens has about half a million
 MILLION = 1_000_000
@@ -208,7 +209,7 @@ class EngineClient:
         ]
         completions = self._engine.generate(requests, self._sampling)
         for index, (asked, said) in enumerate(zip(requests, completions, strict=True)):
-            text = self._tokenizer.decode(said.token_ids, skip_special_tokens=True)
+            text = response_text(self._tokenizer, said.token_ids)
             yield index, Reply(text, len(asked.prompt_ids), len(said.token_ids))
 
 

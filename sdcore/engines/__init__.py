@@ -83,9 +83,12 @@ class Engine(Protocol):
 
     Attributes:
         reads_folders: the engine reads each policy from its folder, so every round must save one.
+        update_share: share of the loaded policy's LoRA update that the sampling weights hold, 1 for
+            all of it; None without an update or if the engine cannot see its weights.
     """
 
     reads_folders: bool
+    update_share: float | None
 
     def load(self, policy: Served) -> None:
         """Sample from this policy from now on.

@@ -3,20 +3,20 @@
 Axes: B batch rows, P distinct prompts, T tokens, V vocabulary, N samples of a batch.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from sdcore.config import EngineConfig, SamplingConfig
 from sdcore.engines import Completion, OnProgress, Request, Resources, Served, silent
 from sdcore.engines.decoding import PLAIN, SHARED, Rows
 from sdcore.errors import EngineError, ModelError
-from sdcore.models import policies
+from sdcore.models import adapters, policies
+from sdcore.models.adapters import LowRank
 
 SHRINK = 0.8  # share of unfinished rows below which the finished ones are dropped
 
@@ -59,38 +59,50 @@ class TransformersEngine:
         self._device = next(model.parameters()).device
         self._end_ids = torch.tensor(sorted(end_ids), device=self._device)
         self._memory_bytes = memory_bytes
+        self._handles: list[RemovableHandle] = []
+        self.update_share: float | None = None
 
     @torch.no_grad()
     def load(self, policy: Served) -> None:
-        """Copy a policy's weights in, LoRA adapters merged: W + scale B A.
+        """Copy a policy's weights in; an adapter stays beside them, as it is in training.
 
+        W + s B A rounded to bfloat16 would lose most of a small update, so it is never formed.
         Without live weights the folder must hold all weights.
 
         Raises:
             EngineError: there are neither live weights nor a folder.
             ModelError: the policy's weights do not fit this engine's model.
         """
-        if policy.live is not None:
-            self._copy(merged_weights(policy.live))
-        elif policy.folder is not None:
+        if policy.live is None:
+            if policy.folder is None:
+                raise EngineError("the policy has no weights", got=f"policy {policy.policy_id}")
+            self._set({})
             policies.load_weights(self.model, policy.folder)
-        else:
-            raise EngineError("the policy has no weights", got=f"policy {policy.policy_id}")
+            self.update_share = None
+            return
+        theirs, own = adapters.base_weights(policy.live), dict(self.model.named_parameters())
+        _require_fit(theirs, own)
+        for name, weight in own.items():
+            weight.copy_(theirs[name])
+        updates = adapters.updates_of(policy.live)
+        held = {name: update.to(own[f"{name}.weight"]) for name, update in updates.items()}
+        self._set(held)
+        moved = {
+            name: own[f"{name}.weight"].float() - theirs[f"{name}.weight"].float()
+            for name in updates
+        }
+        self.update_share = adapters.held_share(updates, held, moved)
 
     def close(self) -> None:
         """Hold nothing that must be freed."""
 
-    def _copy(self, theirs: dict[str, Tensor]) -> None:
-        own = dict(self.model.named_parameters())
-        has, needs = _shapes(theirs), _shapes(own)
-        if has != needs:
-            raise ModelError(
-                "policy does not fit the engine's model",
-                got=sorted(has - needs),
-                expected=sorted(needs - has),
-            )
-        for name, weight in own.items():
-            weight.copy_(theirs[name])
+    def _set(self, updates: Mapping[str, LowRank]) -> None:
+        """Replace the updates that the layers add to their outputs."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [
+            update.added_to(self.model.get_submodule(name)) for name, update in updates.items()
+        ]
 
     @torch.inference_mode()
     def generate(
@@ -211,29 +223,17 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfig) -> tup
     return token_B1[:, 0], logprob_B1[:, 0]
 
 
-def merged_weights(policy: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
-    """Each weight of a policy by its name in the base model, active LoRA adapters merged in.
-
-    W + scale B A is computed afresh from W, A and B, so that a live policy and one that was read
-    back from its checkpoint give the same bits.
-    """
-    if not isinstance(policy, PeftModel):
-        return dict(policy.named_parameters())
-    base = policy.get_base_model()
-    merged = {
-        name.replace(".base_layer.", "."): weight
-        for name, weight in base.named_parameters()
-        if ".lora_" not in name
-    }
-    for name, layer in base.named_modules():
-        if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters:
-            for adapter in layer.active_adapters:
-                delta = layer.get_delta_weight(adapter)
-                merged[f"{name}.weight"] = merged[f"{name}.weight"] + delta
-    return merged
+def _require_fit(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    has, needs = _shapes(theirs), _shapes(own)
+    if has != needs:
+        raise ModelError(
+            "policy does not fit the engine's model",
+            got=sorted(has - needs),
+            expected=sorted(needs - has),
+        )
 
 
-def _shapes(weights: dict[str, Tensor]) -> set[tuple[str, tuple[int, ...]]]:
+def _shapes(weights: Mapping[str, Tensor]) -> set[tuple[str, tuple[int, ...]]]:
     return {(name, tuple(weight.shape)) for name, weight in weights.items()}
 
 

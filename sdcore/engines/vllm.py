@@ -55,6 +55,7 @@ class VllmEngine:
     """
 
     reads_folders = True
+    update_share: float | None = None  # the servers do not show their weights
 
     def __init__(
         self, endpoints: Sequence[Endpoint], *, end_ids: Collection[int], concurrency: int

@@ -40,6 +40,7 @@ from transformers import (
 from sdcore.config import LoraConfig, ModelConfig
 from sdcore.distributed import collectives
 from sdcore.errors import ModelError
+from sdcore.models.adapters import require_adaptable
 from sdcore.models.prompts import freeze_clock
 
 Policy: TypeAlias = PreTrainedModel | PeftModel
@@ -131,7 +132,7 @@ def attach_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftMode
     change.
 
     Raises:
-        ModelError: the model has none of the target modules.
+        ModelError: the model has none of the target modules, or one is no linear layer of its body.
     """
     config = PeftLoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -140,6 +141,7 @@ def attach_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftMode
         target_modules=list(lora.targets),
         lora_dropout=0.0,
     )
+    require_adaptable(model, lora)
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT's
         torch.manual_seed(seed)
@@ -152,6 +154,17 @@ def attach_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftMode
                 expected=f"modules named {', '.join(lora.targets)}",
                 fix="set training.lora.targets to the names of the model's linear layers",
             ) from error
+
+
+def check_targets(folder: Path, lora: LoraConfig) -> None:
+    """Attach the adapter to a model without weights, so that a misfit shows at the start.
+
+    Raises:
+        ModelError: see `attach_lora`.
+    """
+    with torch.device("meta"):
+        config = _loaded(AutoConfig.from_pretrained, folder)
+        attach_lora(AutoModelForCausalLM.from_config(config), lora, seed=0)
 
 
 def weights(policy: Policy) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from sdcore.config import PromptsConfig
 from sdcore.errors import ConfigError
 from sdcore.jinja_sandbox import render
+from sdcore.traces import is_tag_piece
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 Message = dict[str, str]
@@ -268,9 +269,13 @@ def neutralise(text: str, tokenizer: Tokenizer) -> str:
 
 
 def _special_tokens(tokenizer: Tokenizer) -> set[str]:
-    """All tokens marked special; some tokenizers name only some of them in a role such as eos."""
+    """All tokens marked special, except for the tags of a trace.
+
+    Some tokenizers name only some of them in a role such as eos.
+    """
     added = tokenizer.added_tokens_decoder.values()
-    return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+    special = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+    return {token for token in special if not is_tag_piece(token)}
 
 
 @cache

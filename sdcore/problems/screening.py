@@ -59,7 +59,7 @@ class Rejection:
     """A row that cannot be used, and why."""
 
     number: int
-    kind: Literal["bad", "conflict", "duplicate", "overlap"]
+    kind: Literal["bad", "conflict", "duplicate", "overlap", "too long"]
     reason: str
     content: str
 

@@ -5,9 +5,10 @@ So both stay the same when rows are appended to the source.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeAlias
 
 import polars as pl
 
@@ -18,6 +19,9 @@ from sdcore.problems.screening import Problem, Rejection, screen
 from sdcore.problems.sources import Record, origin, read_records
 from sdcore.store.schema import TABLES, content_key
 
+TooLong: TypeAlias = Callable[[Problem, str], str | None]
+"""Why a problem of a split does not fit into the model; None if it does."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -27,18 +31,26 @@ class Loaded:
     rejected_problems: pl.DataFrame
 
 
-def load_problems(config: ProblemsConfig) -> Loaded:
+def fits(problem: Problem, split: str) -> None:
+    """Accept every problem, however long."""
+
+
+def load_problems(config: ProblemsConfig, too_long: TooLong = fits) -> Loaded:
     """Load the problems of all splits, and the rejected rows.
 
     The same source and settings give the same problems, and no question is in two splits. A
     problem that is chosen stays chosen when rows are appended to the source (unless one of them
     contradicts its answer, or `config.order` is `hash`).
 
+    Args:
+        config: the source, the counts of the splits and the checks.
+        too_long: says why a problem does not fit into the model. The next one takes its place.
+
     Raises:
         ConfigError: a generator or a library is missing.
         DataError: the source cannot be read, too many rows are bad, or there are too few problems.
     """
-    splits, rejections = sort_out(config)
+    splits, rejections = sort_out(config, too_long)
     _require_enough(splits, rejections, config)
     rows = [
         problem.columns | {"split": split, "position": position}
@@ -49,11 +61,14 @@ def load_problems(config: ProblemsConfig) -> Loaded:
     return Loaded(_frame("problems", rows), _frame("rejected_problems", rejected))
 
 
-def sort_out(config: ProblemsConfig) -> tuple[dict[str, list[Problem]], list[Rejection]]:
+def sort_out(
+    config: ProblemsConfig, too_long: TooLong = fits
+) -> tuple[dict[str, list[Problem]], list[Rejection]]:
     """Sort every row of a source into a split, in order of choice, or reject it.
 
     Train problems that overlap with a chosen problem of another split are rejected. Those that are
     not chosen do not count: nothing is scored on them, and more of them come as the source grows.
+    Nor are they asked whether they are `too_long`.
 
     Raises:
         ConfigError: a generator or a library is missing.
@@ -62,15 +77,20 @@ def sort_out(config: ProblemsConfig) -> tuple[dict[str, list[Problem]], list[Rej
     source, records = SOURCES[config.source], read_records(config)
     problems, rejections = screen(records, config) if source.screened else _trusted(records, config)
     if source.endless:
-        return _dealt(problems, config), rejections
+        dealt = _dealt(problems, config)
+        splits, long = _without_long(dealt, list(dealt), config, too_long)
+        return splits, sorted([*rejections, *long], key=lambda row: row.number)
     if config.order == "hash":
         problems = sorted(problems, key=lambda p: content_key(config.seed, p.problem_id))
-    splits: dict[str, list[Problem]] = {split: [] for split in config.counts}
+    splits = {split: list[Problem]() for split in config.counts}
     for problem in problems:
         splits[_split(problem, config)].append(problem)
+    splits, long = _without_long(splits, ["validation", "test"], config, too_long)
     overlaps = _overlaps(splits, config)
     splits["train"] = [problem for problem in splits["train"] if problem.number not in overlaps]
-    return splits, sorted([*rejections, *overlaps.values()], key=lambda row: row.number)
+    splits, more = _without_long(splits, ["train"], config, too_long)
+    rejections += [*long, *more, *overlaps.values()]
+    return splits, sorted(rejections, key=lambda row: row.number)
 
 
 def _trusted(
@@ -99,6 +119,25 @@ def _split(problem: Problem, config: ProblemsConfig) -> str:
     if place < config.test_share:
         return "test"
     return "validation" if place < config.test_share + config.validation_share else "train"
+
+
+def _without_long(
+    splits: dict[str, list[Problem]],
+    names: Sequence[str],
+    config: ProblemsConfig,
+    too_long: TooLong,
+) -> tuple[dict[str, list[Problem]], list[Rejection]]:
+    """Reject problems of the named splits that are too long, until enough are chosen."""
+    kept, rejections = dict(splits), list[Rejection]()
+    for split in names:
+        chosen, waiting = list[Problem](), iter(splits[split])
+        while len(chosen) < config.counts[split] and (problem := next(waiting, None)):
+            if reason := too_long(problem, split):
+                rejections.append(Rejection(problem.number, "too long", reason, problem.question))
+            else:
+                chosen.append(problem)
+        kept[split] = [*chosen, *waiting]
+    return kept, rejections
 
 
 def _overlaps(splits: dict[str, list[Problem]], config: ProblemsConfig) -> dict[int, Rejection]:

@@ -7,19 +7,12 @@ a standing in-memory instance costs about a millisecond; opening a database cost
 A commit is on disk when the write-ahead log beside the file (`.wal`) is, which takes one fsync.
 Folding the log into the file takes four more and is put off until it has grown or the process ends:
 whoever attaches the file, sdcore or any DuckDB, reads both.
-
-A transaction takes some fifteen milliseconds, however few its rows. Rows that could be made again
-may therefore wait in memory for others to join them, for a few seconds, until a thread writes them
-(`append_soon`).
 """
 
-import atexit
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Self
 
 import duckdb
 import polars as pl
@@ -35,7 +28,6 @@ from tenacity import (
 from sdcore.errors import DataError, StoreBusyError, StoreError
 from sdcore.store.schema import TABLES, Table
 from sdcore.store.sql_views import VIEWS
-from sdcore.system.stopwatch import STOPWATCH
 
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "checkpoint_on_detach": "DISABLED",
@@ -48,28 +40,45 @@ SUPERSEDED = "superseded"  # schema of the rows that a redone stage has replaced
 class Store:
     """Reads and appends to the tables of one DuckDB file, which is created when first needed.
 
-    Safe to use from several processes and threads.
+    Several processes may use it at once. Close it, or use it in a `with` block: that folds the
+    write-ahead log into the file, which is then complete by itself.
 
     Args:
         path: of the file.
         timeout: seconds to wait for another writer before `StoreBusyError` is raised.
-        threads: of a query, by default one a core. A single one is faster where many small frames
+        threads: of a query, by default one per core. A single one is faster where many small frames
             are read and written, as by a run: attaching takes half the time.
-        soon: seconds that rows given to `append_soon` may wait.
+        timed: entered around every access to the file, by whoever measures them.
     """
 
     def __init__(
-        self, path: Path, *, timeout: float = 60.0, threads: int | None = None, soon: float = 10.0
+        self,
+        path: Path,
+        *,
+        timeout: float = 60.0,
+        threads: int | None = None,
+        timed: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self.path, self._timeout = path, timeout
+        self.path, self._timeout, self._timed = path, timeout, timed
         self._lock = FileLock(f"{path}.lock", timeout=timeout, poll_interval=0.005)
         own = {} if threads is None else {"threads": threads}
         self._duckdb = duckdb.connect(":memory:", config=_SETTINGS | own)
-        atexit.register(self._close)
         self._created = self._written = False
-        self._soon = soon
-        self._waiting: list[tuple[str, pl.DataFrame]] = []
-        self._alarm: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Fold the write-ahead log into the file, if anything was written, and let go of it."""
+        if self._written:
+            # Where another program has the file, the log stays: no less durable, only read slower.
+            with suppress(StoreBusyError), self._attached(read_only=False) as connection:
+                connection.execute("CHECKPOINT")
+        self._duckdb.close()
+        del self._duckdb  # DuckDB's binding complains at exit of a connection that lives on
 
     def append_missing(self, **frames: pl.DataFrame) -> dict[str, int]:
         """Append to each named table the rows whose key is not there yet, all in one transaction.
@@ -88,35 +97,13 @@ class Store:
                 name: _append(connection, TABLES[name], frame) for name, frame in checked.items()
             }
 
-    def append_soon(self, **frames: pl.DataFrame) -> None:
-        """`append_missing` for rows that could be made again: they are on disk within seconds.
-
-        Until then they wait in memory, where every other call of this store finds them; a process
-        that is killed loses them.
-
-        Raises:
-            DataError: as `append_missing`.
-        """
-        self._waiting += [(name, TABLES[name].checked(frame)) for name, frame in frames.items()]
-        self._set_alarm()
-
-    def flush(self) -> None:
-        """Write the rows that wait.
-
-        Raises:
-            StoreBusyError: another process held the file for too long; they go on waiting.
-        """
-        if self._waiting:
-            with self._attached(read_only=False):
-                pass
-
     def replace(self, **frames: pl.DataFrame) -> dict[str, int]:
         """Put rows in the place of those with the same keys, all in one transaction.
 
         What was there moves to the schema `superseded`, as `supersede` does it.
 
         Returns:
-            Rows set aside per table.
+            Rows moved per table.
 
         Raises:
             DataError, StoreBusyError: as `append_missing`.
@@ -168,19 +155,21 @@ class Store:
                 ) from error
 
     def rows(self, table: str, **equals: object) -> pl.DataFrame:
-        """Rows of a table whose columns equal the given values (None matches null)."""
+        """Rows of a table whose columns equal the given values, or one of the values of a list.
+
+        None matches null.
+        """
         unknown = equals.keys() - TABLES[table].dtypes.keys()
         if unknown:
             raise StoreError(
                 "no such column", got=unknown, expected=list(TABLES[table].dtypes), where=table
             )
-        where = (
-            " AND ".join(f"{column} IS NOT DISTINCT FROM ${column}" for column in equals) or "true"
-        )
+        conditions = [_matches(column, value) for column, value in equals.items()]
+        where = " AND ".join(conditions) or "true"
         return self.query(f"SELECT * FROM {table} WHERE {where}", equals)
 
     def with_superseded(self, table: str) -> str:
-        """SQL of all rows of a table that there ever were, those set aside included."""
+        """SQL of all rows that a table has ever had, superseded ones included."""
         found = self.query(
             "SELECT 1 FROM duckdb_tables() WHERE schema_name = ? AND table_name = ?",
             [SUPERSEDED, table],
@@ -198,48 +187,16 @@ class Store:
     @contextmanager
     def _attached(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
         try:
-            with STOPWATCH.measure("storage"), self._lock:
+            with self._timed(), self._lock:
                 if not self._created:
                     self._create()
-                waiting = len(self._waiting)
-                self._attach(read_only=read_only and not waiting)
+                self._attach(read_only=read_only)
                 try:
-                    if waiting:
-                        self._write(waiting)
                     yield self._duckdb
                 finally:
                     self._detach()
         except Timeout as error:
             raise self._busy() from error
-
-    def _write(self, waiting: int) -> None:
-        """Write the first so many of the frames that wait; if that fails they stay."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        frames = sorted(self._waiting[:waiting], key=itemgetter(0))
-        with _committed(self._duckdb):
-            for name, group in groupby(frames, key=itemgetter(0)):
-                rows = pl.concat(frame for _, frame in group)
-                if TABLES[name].repeats(rows):
-                    rows = rows.unique(TABLES[name].key, keep="first", maintain_order=True)
-                _append(self._duckdb, TABLES[name], rows)
-        del self._waiting[:waiting]
-        self._written = True
-        self._set_alarm()  # for what other threads have given meanwhile
-
-    def _set_alarm(self) -> None:
-        if self._waiting and self._alarm is None:
-            self._alarm = threading.Timer(self._soon, self._flush_beside)
-            self._alarm.daemon = True
-            self._alarm.start()
-
-    def _flush_beside(self) -> None:
-        self._alarm = None
-        # A full disk, say: the next alarm tries again, and the next call meets it and tells.
-        with suppress(StoreBusyError, duckdb.Error):
-            self.flush()
-        self._set_alarm()
 
     def _attach(self, *, read_only: bool) -> None:
         # Another program (a DuckDB shell, a notebook) does not know our lock file: wait for it too.
@@ -257,14 +214,6 @@ class Store:
     def _detach(self) -> None:
         self._duckdb.execute("USE memory")
         self._duckdb.execute("DETACH workspace")
-
-    def _close(self) -> None:
-        """At exit: write what waits, and fold the log into the file: it alone is complete."""
-        if self._written or self._waiting:
-            # Where another program has the file, the log stays: no less durable, only read slower.
-            with suppress(StoreBusyError), self._attached(read_only=False) as connection:
-                connection.execute("CHECKPOINT")
-        self._duckdb.close()
 
     def _create(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -303,6 +252,12 @@ class Store:
         )
 
 
+def _matches(column: str, value: object) -> str:
+    if isinstance(value, list):
+        return f"{column} IN (SELECT unnest(${column}))"
+    return f"{column} IS NOT DISTINCT FROM ${column}"
+
+
 def query_file(path: Path, sql: str) -> pl.DataFrame:
     """Rows of a query on a DuckDB file of any origin, opened for reading, with no way out of it.
 
@@ -322,7 +277,7 @@ def _committed(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     connection.execute("BEGIN")
     try:
         yield
-    except (duckdb.Error, StoreError):
+    except BaseException:  # Ctrl-C too: the file must not be left in a transaction
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")

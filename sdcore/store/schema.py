@@ -143,8 +143,8 @@ _TABLES = (
         Column("experiment_id", TEXT, "the experiment run"),
         Column("source", TEXT, "generator or file that it comes from"),
         Column("row", INT, "number of the row, from 1"),
-        Column("kind", TEXT, "bad, duplicate, conflict (same question, another answer), or overlap (of a "
-               "train problem with a scored one)"),
+        Column("kind", TEXT, "bad, duplicate, conflict (same question, another answer), overlap (of a "
+               "train problem with a scored one), or too long (for the model's context)"),
         Column("reason", TEXT, "why it was left out"),
         Column("excerpt", TEXT, "how it begins"),
     )),
@@ -271,6 +271,9 @@ _TABLES = (
         Column("logprob_drift", REAL, "mean |engine - trainer| log-prob of the sampled tokens; "
                "empty in a warm-up, where none are sampled", True),
         Column("logprob_drift_max", REAL, "largest |engine - trainer| log-prob; empty in a warm-up", True),
+        Column("sampled_update_share", REAL, "share of the LoRA update so far that the sampler of "
+               "this round's rollouts held, 1 for all; empty without one, for vLLM, or in a warm-up",
+               True),
         Column("padding_share", REAL, "share of padded positions in the micro-batches"),
         Column("seconds", REAL, "wall time of the step"),
     )),

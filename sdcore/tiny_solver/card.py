@@ -17,7 +17,7 @@ from sdcore.jinja_sandbox import render
 from sdcore.problems.arithmetic import Problem, read_step, reference_solution
 from sdcore.tiny_solver.corpus import Fact, fact
 from sdcore.tiny_solver.tokenizer import PROMPTS, hinted_prompt
-from sdcore.traces import parse_trace
+from sdcore.traces import parse_trace, response_text
 
 if TYPE_CHECKING:
     from sdcore.tiny_solver.build import Recipe
@@ -81,7 +81,7 @@ def _traces(
     ]
     sampling = SamplingConfig(temperature=temperature, max_new_tokens=64)
     completions = engine.generate(requests, sampling)
-    return [tokenizer.decode(c.token_ids, skip_special_tokens=True) for c in completions]
+    return [response_text(tokenizer, c.token_ids) for c in completions]
 
 
 def _right(problems: Sequence[Problem], traces: Sequence[str]) -> list[bool]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 
 from sdcore.config import SOURCES, ProblemsConfig, PromptsConfig
-from sdcore.engines.transformers import merged_weights
 from sdcore.errors import DataError
 from sdcore.models import policies
+from sdcore.models.adapters import merged_weights
 from sdcore.models.policies import Policy, Tokenizer
 from sdcore.models.prompts import neutralise, student_prompt
 from sdcore.problems.arithmetic import STYLES, draw_problems, solve

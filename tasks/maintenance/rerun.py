@@ -1,64 +1,104 @@
-"""Redo a stage: the rows that it and what depends on it have written make way, but are kept."""
+"""Redo a stage: the rows that it and what depends on it have written are superseded, but kept."""
 
 from sdcore.errors import StoreError
 from sdcore.schedule import Stage
-from tasks.run.lineage import BASE, Lineage
-from tasks.track import open_tracking
+from tasks.run.condition_run import BASE, ConditionRun, StoredPolicy
+from tasks.run.progress import note
 
-_LINEAGE = "experiment_id = $experiment_id AND condition = $condition AND seed = $seed"
+_RUN = "experiment_id = $experiment_id AND condition = $condition AND seed = $seed"
 
 
-def supersede(lineage: Lineage, stage: Stage, round_: int) -> dict[str, int]:
-    """Set aside what a stage of a round and all that depends on it have written in a lineage.
+def supersede(run: ConditionRun, stage: Stage, round_: int) -> dict[str, int]:
+    """Supersede what a stage of a round and all that depends on it have written in a run.
 
     `evaluate` concerns the policy after `round_` rounds, and nothing but the comparison depends on
-    it; the other stages change the weights, so every later round and score goes with them. The next
-    run of the experiment makes it all anew. MLflow's run of the lineage is deleted there (it can be
-    restored) and logged again.
+    it; the other stages change the weights, so every later round and score goes with them. Where
+    no checkpoint leads to the round, the rounds since the last one before it are redone too. The
+    next run of the experiment makes all of it again. MLflow's run of the condition is deleted
+    there (it can be restored) and logged again.
 
     Returns:
-        Rows set aside per table.
+        Rows moved to `superseded`, per table.
 
     Raises:
-        StoreError: the lineage has no such stage or round.
+        StoreError: the run has no such stage or round.
     """
-    _require(lineage, stage, round_)
-    moved = lineage.store.supersede(_affected(stage), lineage.columns | {"round": round_})
-    lineage.store.supersede(
+    _require(run, stage, round_)
+    if stage is not Stage.evaluate:
+        start = last_checkpoint(run, round_).round
+        if start < round_:
+            note(
+                f"{run.label}: the last checkpoint before round {round_} is after {start} rounds; "
+                f"rounds {start} to {round_ - 1} are redone too"
+            )
+            return supersede_after(run, start)
+    return _supersede(run, stage, round_)
+
+
+def supersede_after(run: ConditionRun, round_: int) -> dict[str, int]:
+    """Supersede what lies after the checkpoint after `round_` rounds.
+
+    The rollouts and critiques of the next round are kept: the checkpoint's policy made them.
+
+    Returns:
+        Rows moved to `superseded`, per table.
+    """
+    return _supersede(run, Stage.distill, round_)
+
+
+def last_checkpoint(run: ConditionRun, round_: int | None = None) -> StoredPolicy:
+    """The last policy of a run whose checkpoint is on disk, up to a round; the base where none is.
+
+    Raises:
+        StoreError: there is no base policy yet.
+    """
+    stored = StoredPolicy.from_frame(run.store.rows("policies", **run.columns))
+    saved = [
+        policy
+        for policy in stored
+        if (round_ is None or policy.round <= round_) and run.checkpoint(policy.round).exists()
+    ]
+    return max(saved, key=lambda policy: policy.round, default=None) or run.policy(0)
+
+
+def _supersede(run: ConditionRun, stage: Stage, round_: int) -> dict[str, int]:
+    moved = run.store.supersede(_affected(stage), run.columns | {"round": round_})
+    run.store.supersede(
         {"comparisons": "experiment_id = $experiment_id"},
-        {"experiment_id": lineage.experiment.experiment_id},
+        {"experiment_id": run.experiment.experiment_id},
     )
-    open_tracking(lineage.root).forget(lineage.experiment, lineage.condition, lineage.seed)
+    with run.session.tracking() as tracking:
+        tracking.forget(run.experiment, run.condition, run.seed)
     return moved
 
 
-def _require(lineage: Lineage, stage: Stage, round_: int) -> None:
-    stored = set(lineage.store.rows("policies", **lineage.columns)["round"])
+def _require(run: ConditionRun, stage: Stage, round_: int) -> None:
+    stored = set(run.store.rows("policies", **run.columns)["round"])
     evaluates = stage is Stage.evaluate
-    if lineage.condition == BASE and not evaluates:
+    if run.condition == BASE and not evaluates:
         raise StoreError("the untrained policy has one stage only", got=stage, expected="evaluate")
-    expected = stored if evaluates else {each - 1 for each in stored if each}
+    expected = stored if evaluates else {number - 1 for number in stored if number}
     if round_ not in expected:
         raise StoreError(
             "no such round to redo",
             got=round_,
-            expected=f"{min(expected)} to {max(expected)}" if expected else "a trained lineage",
-            where=lineage.label,
+            expected=f"{min(expected)} to {max(expected)}" if expected else "a trained run",
+            where=run.label,
         )
 
 
 def _affected(stage: Stage) -> dict[str, str]:
-    """Condition on the rows to set aside, by table; what others are found by goes last."""
+    """Condition on the rows to supersede, by table; what others are found by goes last."""
     if stage is Stage.evaluate:
-        scored = f"{_LINEAGE} AND round = $round"
+        scored = f"{_RUN} AND round = $round"
         return {"scores": scored, "rollouts": f"{scored} AND purpose IN ('validation', 'test')"}
-    after, from_it = f"{_LINEAGE} AND round > $round", f"{_LINEAGE} AND round >= $round"
+    after, from_it = f"{_RUN} AND round > $round", f"{_RUN} AND round >= $round"
     realigned = after if stage is Stage.distill else from_it
     of_rollouts = f"rollout_id IN (FROM rollouts SELECT rollout_id WHERE {realigned})"
     resampled = f"purpose = 'train' AND {from_it}" if stage is Stage.sample else "false"
     return {
-        "critiques": f"{_LINEAGE} AND {of_rollouts}",
-        "contexts": f"{_LINEAGE} AND {of_rollouts}",
+        "critiques": f"{_RUN} AND {of_rollouts}",
+        "contexts": f"{_RUN} AND {of_rollouts}",
         "token_signals": from_it,
         "updates": from_it,
         "policies": after,

@@ -1,4 +1,4 @@
-"""Grade a run's stored rollouts anew: nothing is sampled, and the old grades are kept."""
+"""Grade a run's stored rollouts again: nothing is sampled, and the old grades are kept."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from sdcore.analysis.metrics import score
 from sdcore.analysis.regrading import regraded
 from sdcore.store.schema import TABLES
 from tasks.compare import log_comparison
-from tasks.run.lineage import Lineage
-from tasks.track import open_tracking, track
+from tasks.run.condition_run import ConditionRun
+from tasks.track import log_run
 
 _GRADED = """
     SELECT rollout_id, text, r.answer, reward, correct, grade_details, grade_reason, well_formed,
@@ -20,7 +20,7 @@ _GRADED = """
 """
 
 
-def rescore(base: Lineage) -> dict[str, int]:
+def rescore(base: ConditionRun) -> dict[str, int]:
     """Grade, score and compare again what is stored; log and report again what changed.
 
     Rollouts and scores change in one transaction; what was there moves to the schema `superseded`.
@@ -33,10 +33,7 @@ def rescore(base: Lineage) -> dict[str, int]:
     run = {"experiment_id": base.experiment.experiment_id}
     graded = base.store.query(_GRADED, run)
     changed = regraded(graded, base.experiment.grader)
-    rollouts = base.store.query(
-        "SELECT * FROM rollouts WHERE rollout_id IN (SELECT unnest(?))",
-        [changed["rollout_id"].to_list()],
-    )
+    rollouts = base.store.rows("rollouts", rollout_id=changed["rollout_id"].to_list())
     rollouts = rollouts.update(changed, on="rollout_id", include_nulls=True)
     moved = base.store.replace(rollouts=rollouts, scores=_scores(base, rollouts))
     differences = _comparisons(base)
@@ -53,7 +50,7 @@ def rescore(base: Lineage) -> dict[str, int]:
     }
 
 
-def _scores(base: Lineage, rollouts: pl.DataFrame) -> pl.DataFrame:
+def _scores(base: ConditionRun, rollouts: pl.DataFrame) -> pl.DataFrame:
     """The scores of the policies and splits that the changed rollouts belong to."""
     affected = rollouts.select("policy_id", split="purpose").unique()
     stored = base.store.rows("scores", experiment_id=base.experiment.experiment_id)
@@ -61,7 +58,7 @@ def _scores(base: Lineage, rollouts: pl.DataFrame) -> pl.DataFrame:
     return TABLES["scores"].frame([row | _numbers(base, row, rollouts) for row in rows])
 
 
-def _numbers(base: Lineage, row: dict[str, Any], rollouts: pl.DataFrame) -> dict[str, Any]:
+def _numbers(base: ConditionRun, row: dict[str, Any], rollouts: pl.DataFrame) -> dict[str, Any]:
     run = {name: row[name] for name in base.columns}
     samples = base.store.rows(
         "rollouts", policy_id=row["policy_id"], purpose=row["split"], **run
@@ -69,7 +66,7 @@ def _numbers(base: Lineage, row: dict[str, Any], rollouts: pl.DataFrame) -> dict
     return score(samples, k=row["k"], settings=base.experiment.evaluation)
 
 
-def _comparisons(base: Lineage) -> pl.DataFrame:
+def _comparisons(base: ConditionRun) -> pl.DataFrame:
     """The comparisons that differ from the stored ones, if the run has come to compare at all."""
     experiment_id = base.experiment.experiment_id
     stored = base.store.rows("comparisons", experiment_id=experiment_id)
@@ -80,15 +77,16 @@ def _comparisons(base: Lineage) -> pl.DataFrame:
     )
 
 
-def _log_again(base: Lineage, rollouts: pl.DataFrame) -> None:
-    """MLflow keeps what it has: the run of a lineage is made anew where its numbers changed."""
+def _log_again(base: ConditionRun, rollouts: pl.DataFrame) -> None:
+    """Log the runs whose numbers changed again; MLflow never changes what it has."""
     if not len(rollouts):
         return
-    tracking = open_tracking(base.root)
     for condition, seed in sorted(rollouts.select("condition", "seed").unique().iter_rows()):
-        tracking.forget(base.experiment, condition, seed)
-        track.fn(Lineage(base.experiment, base.root, condition, seed))
+        with base.session.tracking() as tracking:
+            tracking.forget(base.experiment, condition, seed)
+        log_run(ConditionRun(base.session, base.experiment, condition, seed))
     if len(base.store.rows("comparisons", experiment_id=base.experiment.experiment_id)):
         log_comparison(base)
-    else:
+        return
+    with base.session.tracking() as tracking:
         tracking.finish(base.experiment)

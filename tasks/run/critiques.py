@@ -3,9 +3,9 @@
 import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 from prefect.blocks.system import Secret
@@ -17,12 +17,10 @@ from sdcore.critics.llm import Client, Critic
 from sdcore.critics.llm import open_critic as open_named
 from sdcore.critics.validation import Submission, verbatim_prefix
 from sdcore.errors import ConfigError
+from sdcore.rollouts import JudgedRollout
 from sdcore.store.schema import TABLES
-from sdcore.traces import parse_trace
-from tasks.run import live, progress
-from tasks.run.lineage import Lineage
-
-Row = dict[str, Any]
+from sdcore.traces import parse_trace, response_text
+from tasks.run.condition_run import ConditionRun
 
 _COPIED = (
     "first_wrong_step", "corrected", "valid", "invalid_reason", "repaired", "raw", "attempts",
@@ -30,13 +28,34 @@ _COPIED = (
 )  # fmt: skip
 
 
-def open_critic(lineage: Lineage) -> Critic:
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A trace that goes to the critic, by the id that its critique gets.
+
+    `response_ids` are the trace's tokens; None where it was not sampled here.
+    """
+
+    rollout_id: str
+    submission: Submission
+    response_ids: Sequence[int] | None = None
+
+    @classmethod
+    def of(cls, judged: JudgedRollout) -> Self:
+        """The trace of a rollout."""
+        rollout, problem = judged.rollout, judged.problem
+        submission = Submission(
+            problem.question, rollout.text, rollout.correct, problem.reference, problem.solution
+        )
+        return cls(rollout.rollout_id, submission, rollout.response_ids)
+
+
+def open_critic(run: ConditionRun) -> Critic:
     """The experiment's critic."""
-    settings = lineage.experiment.judge or OracleConfig(kind="oracle")
-    return open_named(settings, partial(open_client, lineage))
+    settings = run.experiment.judge or OracleConfig(kind="oracle")
+    return open_named(settings, partial(open_client, run))
 
 
-def open_client(lineage: Lineage, config: LlmCriticConfig) -> Client:
+def open_client(run: ConditionRun, config: LlmCriticConfig) -> Client:
     """The critic's model; what it has cost so far counts towards its budget.
 
     Raises:
@@ -44,8 +63,10 @@ def open_client(lineage: Lineage, config: LlmCriticConfig) -> Client:
     """
     if config.base_url is None:
         name = config.model
-        return EngineClient(live.critic_engine(name), live.tokenizer(name), config)
-    return ChatEndpoint(config, _key(config), _spent(lineage))
+        return EngineClient(
+            run.session.models.critic_engine(name), run.session.models.tokenizer(name), config
+        )
+    return ChatEndpoint(config, _key(config), _spent(run))
 
 
 def _key(config: LlmCriticConfig) -> str | None:
@@ -66,124 +87,134 @@ def _key(config: LlmCriticConfig) -> str | None:
 
 def _secret(block: str) -> str | None:
     try:
-        return str(Secret.load(block).get())
+        secret: Any = Secret.load(block)  # its type allows for a coroutine, in an event loop
+        return str(secret.get())
     except ValueError:  # there is no such block
         return None
 
 
-def criticise(lineage: Lineage, critic: Critic, rollouts: Sequence[Row]) -> dict[str, Critique]:
-    """The critique of each rollout, by its id; what a language model says is stored as it comes.
+def criticise(
+    run: ConditionRun,
+    critic: Critic,
+    handed: Sequence[Handed],
+    beside: Mapping[str, pl.DataFrame] | None = None,
+) -> dict[str, Critique]:
+    """The critique of each trace, by its id; what a language model says is stored as it comes.
 
     Equal traces are asked about once, also those of other conditions and experiments of the
-    workspace. A rollout has: rollout_id, question, text, correct, reference and solution.
+    workspace.
+
+    Args:
+        run: the condition and seed that it is for.
+        critic: to be asked.
+        handed: the traces.
+        beside: rows to store with the first paid critique: the rollouts that it speaks of.
 
     Raises:
         EngineError: the critic cannot be asked, or answers nothing.
         BudgetError: critic.max_budget allows no further request; what was answered is stored.
     """
-    settled = _settled(lineage, critic, rollouts)
-    open_ = [row for row in rollouts if row["rollout_id"] not in settled]
-    contents = {row["rollout_id"]: _content(critic, row) for row in open_}
-    keyed = {contents[row["rollout_id"]]: row for row in open_}
-    known = _known(lineage, critic, keyed)
-    asked = [row for content, row in keyed.items() if content not in known]
-    made = _ask(lineage, critic, asked)
-    found = known | {contents[key]: critique for key, critique in made.items()}
-    free = {key: _free(found[content]) for key, content in contents.items() if key not in made}
+    settled = _settled(run, critic, handed)
+    unsettled = [each for each in handed if each.rollout_id not in settled]
+    contents = {each.rollout_id: _content(critic, each) for each in unsettled}
+    keyed = {contents[each.rollout_id]: each for each in unsettled}
+    known = _known(run, critic, keyed)
+    asked = [each for content, each in keyed.items() if content not in known]
+    made = _ask(run, critic, asked, beside or {})
+    answers = known | {contents[key]: critique for key, critique in made.items()}
+    free = {key: _free(answers[content]) for key, content in contents.items() if key not in made}
     return settled | made | free
 
 
 def critique_rows(
-    lineage: Lineage, critic: Critic, rollouts: Sequence[Row], critiques: Mapping[str, Critique]
+    run: ConditionRun,
+    critic: Critic,
+    handed: Sequence[Handed],
+    critiques: Mapping[str, Critique],
 ) -> pl.DataFrame:
-    """The critiques of rollouts as rows of their table."""
-    rows: list[Row] = []
-    for rollout in rollouts:
-        critique = critiques[rollout["rollout_id"]]
+    """The critiques of traces as rows of their table."""
+    rows: list[dict[str, object]] = []
+    for each in handed:
+        critique = critiques[each.rollout_id]
         rows.append(
-            lineage.columns
+            run.columns
             | {
-                "critique_id": critique_id(lineage, critic, rollout["rollout_id"]),
-                "rollout_id": rollout["rollout_id"],
+                "critique_id": critique_id(run, critic, each.rollout_id),
+                "rollout_id": each.rollout_id,
                 "critic": critic.name,
-                "content_id": critic.content_id(_submission(rollout)),
+                "content_id": critic.content_id(each.submission),
                 "verdict": critique.case,
-                "prefix_tokens": _prefix_tokens(lineage, rollout, critique),
+                "prefix_tokens": _prefix_tokens(run, each, critique),
             }
             | {name: getattr(critique, name) for name in _COPIED}
         )
     return TABLES["critiques"].frame(rows)
 
 
-def critique_id(lineage: Lineage, critic: Critic, rollout_id: str) -> str:
+def critique_id(run: ConditionRun, critic: Critic, rollout_id: str) -> str:
     """Key of a critic's critique of a rollout."""
-    return lineage.key("critique", rollout_id, critic.name)
+    return run.key("critique", rollout_id, critic.name)
 
 
-def _ask(lineage: Lineage, critic: Critic, rollouts: Sequence[Row]) -> dict[str, Critique]:
-    """New critiques of rollouts; each that has cost something is stored at once."""
+def _ask(
+    run: ConditionRun, critic: Critic, handed: Sequence[Handed], beside: Mapping[str, pl.DataFrame]
+) -> dict[str, Critique]:
+    """New critiques of traces; each that has cost something is stored at once."""
     made: dict[str, Critique] = {}
-    with progress.bar(f"critiques of {lineage.label}", total=len(rollouts)) as advance:
-        for index, critique in critic.criticise([_submission(row) for row in rollouts]):
-            made[rollouts[index]["rollout_id"]] = critique
+    with run.session.panel.bar(f"critiques of {run.label}", total=len(handed)) as advance:
+        for index, critique in critic.criticise([each.submission for each in handed]):
+            made[handed[index].rollout_id] = critique
             if critique.raw is not None:
-                row = critique_rows(lineage, critic, [rollouts[index]], made)
-                lineage.store.append_missing(critiques=row)
-            spent = {"critic_tokens": critique.tokens, "cost": critique.cost}
-            advance(1, failed=not critique.valid, **spent)
+                row = critique_rows(run, critic, [handed[index]], made)
+                run.store.append_missing(critiques=row, **beside)
+                beside = {}
+            failed = int(not critique.valid)
+            advance(1, failed=failed, critic_tokens=critique.tokens, cost=critique.cost)
     return made
 
 
-def _content(critic: Critic, row: Row) -> str:
-    """What the critique of a rollout is known by; the oracle's are not looked up."""
-    return critic.content_id(_submission(row)) or str(row["rollout_id"])
+def _content(critic: Critic, handed: Handed) -> str:
+    """What the critique of a trace is known by; the oracle's are not looked up."""
+    return critic.content_id(handed.submission) or handed.rollout_id
 
 
-def _submission(row: Row) -> Submission:
-    return Submission(
-        row["question"], row["text"], row["correct"], row["reference"], row["solution"]
-    )
-
-
-def _spent(lineage: Lineage) -> float:
+def _spent(run: ConditionRun) -> float:
     """What the critics of the experiment have cost so far, on critiques and in a band."""
-    rows = lineage.store.with_superseded("critiques")
-    costs = lineage.store.query(
+    rows = run.store.with_superseded("critiques")
+    costs = run.store.query(
         f"FROM {rows} SELECT coalesce(sum(cost), 0) + (FROM difficulties "
         "SELECT coalesce(sum(critic_cost), 0) WHERE experiment_id = $1) WHERE experiment_id = $1",
-        [lineage.experiment.experiment_id],
+        [run.experiment.experiment_id],
     )
     return float(costs.item())
 
 
-def _settled(lineage: Lineage, critic: Critic, rollouts: Sequence[Row]) -> dict[str, Critique]:
+def _settled(run: ConditionRun, critic: Critic, handed: Sequence[Handed]) -> dict[str, Critique]:
     """Critiques that these very rollouts have: a round that is repeated keeps to them."""
-    if all(critic.content_id(_submission(row)) is None for row in rollouts):
+    if all(critic.content_id(each.submission) is None for each in handed):
         return {}  # they cost nothing
-    rows = lineage.store.query(
-        "SELECT * FROM critiques WHERE critique_id IN (SELECT unnest(?))",
-        [[critique_id(lineage, critic, row["rollout_id"]) for row in rollouts]],
-    )
+    wanted = [critique_id(run, critic, each.rollout_id) for each in handed]
+    rows = run.store.rows("critiques", critique_id=wanted)
     return {
         row["rollout_id"]: Critique(case=row["verdict"], **{name: row[name] for name in _COPIED})
         for row in rows.iter_rows(named=True)
     }
 
 
-def _known(lineage: Lineage, critic: Critic, rollouts: Mapping[str, Row]) -> dict[str, Critique]:
+def _known(run: ConditionRun, critic: Critic, handed: Mapping[str, Handed]) -> dict[str, Critique]:
     """Critiques of rollouts, keyed by content, from answers that the workspace has.
 
-    An answer is judged anew, by the rules of today; a refused one counts as final if the critic
+    An answer is judged again, by the rules of today; a refused one counts as final if the critic
     had been asked as often as now.
     """
-    rows = lineage.store.with_superseded("critiques")
-    answers = lineage.store.query(
+    rows = run.store.with_superseded("critiques")
+    answers = run.store.query(
         f"SELECT content_id, raw, attempts FROM {rows} WHERE raw IS NOT NULL AND attempts > 0 "  # noqa: S608
         "AND content_id IN (SELECT unnest(?)) ORDER BY attempts",
-        [list(rollouts)],
+        [list(handed)],
     )
     judged = {
-        content: (critic.reread(raw, _submission(rollouts[content])), attempts)
+        content: (critic.reread(raw, handed[content].submission), attempts)
         for content, raw, attempts in answers.iter_rows()
     }
     return {
@@ -198,15 +229,15 @@ def _free(critique: Critique) -> Critique:
     return replace(critique, attempts=0, tokens=0, prompt_tokens=0, cost=0.0)
 
 
-def _prefix_tokens(lineage: Lineage, rollout: Row, critique: Critique) -> int | None:
+def _prefix_tokens(run: ConditionRun, handed: Handed, critique: Critique) -> int | None:
     """Leading response tokens whose text the corrected trace repeats verbatim."""
-    ids = rollout.get("response_ids")
+    ids = handed.response_ids
     if ids is None or not critique.valid:
         return None
-    tokenizer = live.tokenizer(lineage.experiment.model.name)
-    kept = len(verbatim_prefix(critique, parse_trace(rollout["text"])))
+    tokenizer = run.session.models.tokenizer(run.experiment.model.name)
+    kept = len(verbatim_prefix(critique, parse_trace(handed.submission.trace)))
 
     def length(count: int) -> int:
-        return len(tokenizer.decode(ids[:count], skip_special_tokens=True))
+        return len(response_text(tokenizer, ids[:count]))
 
     return bisect_right(range(len(ids) + 1), kept, key=length) - 1

@@ -1,40 +1,32 @@
-"""One process at a time works on a lineage; whoever comes second finds it done."""
+"""One process at a time works on a condition and seed."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
-from tasks.run.interrupts import stop_if_asked
-from tasks.run.lineage import Lineage
-from tasks.run.progress import note
+from sdcore.errors import StoreError
+from tasks.run.condition_run import ConditionRun
 
 
 @contextmanager
-def turn(lineage: Lineage) -> Iterator[None]:
-    """Hold a lineage while the block runs, once no other process does; the system frees it for one
-    that is killed. All that the block gave to the tables is on disk before the next one's turn.
+def run_lock(run: ConditionRun) -> Iterator[None]:
+    """Hold a condition and seed while the block runs; the system frees the lock of a killed one.
 
     Raises:
-        Stopped: Ctrl-C was pressed while waiting.
+        StoreError: another process holds it.
     """
-    lineage.folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{lineage.folder}.lock", timeout=0)
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{run.folder}.lock", timeout=0)
     try:
         lock.acquire()
-    except Timeout:
-        note(f"{lineage.label} is at work in another process; waiting until that is done")
-        _wait(lock)
-    with ExitStack() as last:
-        last.callback(lock.release)
-        last.callback(lineage.store.flush)
+    except Timeout as error:
+        raise StoreError(
+            f"{run.label} is at work in another process",
+            where=f"{run.folder}.lock",
+            fix="wait until that one ends, or stop it; then the same command finds what it did",
+        ) from error
+    try:
         yield
-
-
-def _wait(lock: FileLock) -> None:
-    while not lock.is_locked:
-        stop_if_asked()
-        try:
-            lock.acquire(timeout=0.5)
-        except Timeout:
-            continue
+    finally:
+        lock.release()

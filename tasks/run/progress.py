@@ -33,7 +33,6 @@ _COLUMNS = (
     TimeRemainingColumn(),
     TextColumn("{task.fields[counts]}"),
 )
-_progress = Progress(*_COLUMNS, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal)
 
 
 class Advance(Protocol):
@@ -52,38 +51,46 @@ class Advance(Protocol):
         """`cached` and `failed` are parts of `count`; `cost` is what the critic's tokens cost."""
 
 
-@contextmanager
-def bar(description: str, total: int, *, one_of_those_around: bool = False) -> Iterator[Advance]:
-    """Show a bar while the block runs; the block calls what is yielded as work gets done.
+class Panel:
+    """The bars of a session, one below another."""
 
-    With `one_of_those_around` all of it is one step of the bar around it, which moves along and so
-    knows the time that is left before the first step is done.
-    """
-    outermost = not _progress.live.is_started
-    if outermost:
-        _progress.start()
-    around = _progress.tasks[-1] if one_of_those_around and _progress.tasks else None
-    before = around.completed if around else 0.0
-    row = _progress.add_task(description, total=total, counts="")
-    counts, artifact = Counter[str](), _Artifact(description)
-    start = time.monotonic()
+    def __init__(self) -> None:
+        self._progress = Progress(
+            *_COLUMNS, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal
+        )
 
-    def advance(count: int, **more: float) -> None:
-        counts.update(done=count, **more)  # type: ignore[call-overload]
-        text = summary(counts, time.monotonic() - start)
-        share = counts["done"] / max(total, 1)
-        _progress.update(row, completed=counts["done"], counts=text)
-        if around:
-            _progress.update(around.id, completed=before + share)
-        artifact.show(share, text)
+    @contextmanager
+    def bar(self, description: str, total: int, *, part: bool = False) -> Iterator[Advance]:
+        """Show a bar while the block runs; the block calls what is yielded as work gets done.
 
-    try:
-        yield advance
-        artifact.finish()
-    finally:
-        _progress.remove_task(row)
+        With `part` the whole bar is one step of the bar around it, which moves along and so knows
+        the time that is left before the first step is done.
+        """
+        outermost = not self._progress.live.is_started
         if outermost:
-            _progress.stop()
+            self._progress.start()
+        around = self._progress.tasks[-1] if part and self._progress.tasks else None
+        before = around.completed if around else 0.0
+        row = self._progress.add_task(description, total=total, counts="")
+        counts, artifact = Counter[str](), _Artifact(description)
+        start = time.monotonic()
+
+        def advance(count: int, **more: float) -> None:
+            counts.update(done=count, **more)  # type: ignore[call-overload]
+            text = summary(counts, time.monotonic() - start)
+            share = counts["done"] / max(total, 1)
+            self._progress.update(row, completed=counts["done"], counts=text)
+            if around:
+                self._progress.update(around.id, completed=before + share)
+            artifact.show(share, text)
+
+        try:
+            yield advance
+            artifact.finish()
+        finally:
+            self._progress.remove_task(row)
+            if outermost:
+                self._progress.stop()
 
 
 def summary(counts: Counter[str], seconds: float) -> str:
@@ -129,7 +136,9 @@ class _Artifact:
         about = " · ".join(filter(None, [self._description, text]))
         if self._id is None:
             key = artifact_key("progress", self._description)
-            self._id = create_progress_artifact(100 * share, key=key, description=about)
+            made = create_progress_artifact(100 * share, key=key, description=about)
+            assert isinstance(made, UUID), "no event loop runs here"
+            self._id = made
         else:
             update_progress_artifact(self._id, 100 * share, description=about)
 

@@ -12,13 +12,11 @@ from sdcore.analysis import comparison
 from sdcore.reports import plots, printing
 from sdcore.reports.heatmaps import examples
 from sdcore.reports.token_maps import token_map
-from sdcore.system.stopwatch import STOPWATCH
-from tasks.run.lineage import Lineage
+from tasks.run.condition_run import ConditionRun
 from tasks.run.progress import artifact_key
-from tasks.track import open_tracking
 
 
-def publish(base: Lineage, table: pl.DataFrame, curves: Figure) -> None:
+def publish(base: ConditionRun, table: pl.DataFrame, curves: Figure) -> None:
     """Make the artifacts of the experiment's comparison; made again, each is a new version."""
     experiment, about = base.experiment, base.experiment.experiment_id
 
@@ -30,15 +28,16 @@ def publish(base: Lineage, table: pl.DataFrame, curves: Figure) -> None:
     if tokens := _tokens(base):
         create_markdown_artifact(tokens, key("tokens"), f"token advantages in {about}")
     if mlflow := os.environ.get("SDCORE_MLFLOW_URL"):
-        page = f"{mlflow}/#/{open_tracking(base.root).page(experiment)}"
+        with base.session.tracking() as tracking:
+            page = f"{mlflow}/#/{tracking.page(experiment)}"
         create_link_artifact(page, f"{about} in MLflow", key("mlflow"))
 
 
 def publish_diagnosis(
-    lineage: Lineage, tables: list[tuple[str, pl.DataFrame]], figures: list[Figure]
+    run: ConditionRun, tables: list[tuple[str, pl.DataFrame]], figures: list[Figure]
 ) -> None:
     """Make the artifact of the preflight: its tables, and one trace under every context."""
-    experiment, about = lineage.experiment, lineage.experiment.experiment_id
+    experiment, about = run.experiment, run.experiment.experiment_id
     pictures = [_picture(figure, "one trace under each context") for figure in figures]
     text = "\n\n".join([_titled(tables), *pictures])
     create_markdown_artifact(
@@ -46,11 +45,10 @@ def publish_diagnosis(
     )
 
 
-def _tables(base: Lineage, table: pl.DataFrame) -> str:
+def _tables(base: ConditionRun, table: pl.DataFrame) -> str:
     experiment_id = base.experiment.experiment_id
     differences = base.store.rows("comparisons", experiment_id=experiment_id)
-    with STOPWATCH.measure("compute"):
-        signals = comparison.signal_summary(base.store, experiment_id)
+    signals = comparison.signal_summary(base.store, experiment_id)
     return _titled(printing.printable(table, differences, signals))
 
 
@@ -58,7 +56,7 @@ def _titled(parts: Iterable[tuple[str, pl.DataFrame]]) -> str:
     return "\n\n".join(f"**{title}**\n\n{printing.markdown(frame)}" for title, frame in parts)
 
 
-def _tokens(base: Lineage) -> str | None:
+def _tokens(base: ConditionRun) -> str | None:
     """A wrong trace of the first round under every context, if token signals are stored."""
     experiment = base.experiment
     names = list(experiment.conditions)

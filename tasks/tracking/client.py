@@ -3,7 +3,6 @@
 DuckDB is the truth; what is logged here is copied from its tables, so both hold the same numbers.
 """
 
-import atexit
 import json
 import logging
 import math
@@ -13,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -27,6 +27,7 @@ from sdcore.config import Experiment
 from sdcore.reports import plots
 from sdcore.solver import save_solver
 from sdcore.store.schema import content_key
+from tasks.run.condition_run import StoredPolicy
 from tasks.tracking.mlflow_file import follow_move, pragma
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
@@ -51,6 +52,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 _UPDATE_METRICS = (
     "loss", "grad_norm", "learning_rate", "entropy", "mean_length", "accuracy", "rollouts",
     "tokens", "zero_variance_groups", "first_token_kl", "logprob_drift", "logprob_drift_max",
+    "sampled_update_share",
     "padding_share", "seconds",
 )  # fmt: skip
 _HEADLINE = ("avg_at_k", "maj_at_k", "pass_at_k")
@@ -183,7 +185,7 @@ class Tracking:
     def register(
         self,
         experiment: Experiment,
-        policy: Mapping[str, Any],
+        policy: StoredPolicy,
         folder: Path,
         aliases: Sequence[str],
         warmed_up: Path | None = None,
@@ -196,7 +198,7 @@ class Tracking:
 
         Args:
             experiment: whose policy it is.
-            policy: its row of the table `policies`.
+            policy: the policy.
             folder: its checkpoint.
             aliases: names that from now on point to this version.
             warmed_up: model folder of the base where a warm-up made it.
@@ -205,7 +207,7 @@ class Tracking:
             The version; a policy that was registered before keeps its own.
         """
         with self._lock:
-            number = self._version(experiment.name, policy["policy_id"])
+            number = self._version(experiment.name, policy.policy_id)
             if number is None:
                 number = self._new_version(experiment, policy, folder, warmed_up)
             for alias in aliases:
@@ -237,29 +239,40 @@ class Tracking:
         if run_id is not None:
             self._client.delete_run(run_id)
 
+    def end(self, experiment: Experiment, condition: str, seed: int) -> None:
+        """Close the run of one condition and seed, which has nothing more to log."""
+        self._client.set_terminated(self._run(experiment, condition, seed), "FINISHED")
+
     def finish(
         self, experiment: Experiment, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
     ) -> None:
-        """Close the parent run and its children."""
-        if self._monitor is not None:
-            self._monitor.finish()
-            self._monitor = None
+        """Close the parent run, and those of its children that are still open."""
+        self._stop_watching()
         for run_id in self._find(experiment).values():
-            self._client.set_terminated(run_id, status)
+            if self._client.get_run(run_id).info.status == "RUNNING":
+                self._client.set_terminated(run_id, status)
         pragma(self._database, "wal_checkpoint(TRUNCATE)")  # all of it in the one file
+
+    def close(self) -> None:
+        """Stop logging the machine's load."""
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()  # type: ignore[no-untyped-call]
+            self._monitor = None
 
     def _watch(self, run_id: str) -> None:
         """Log the machine's load to a run from now on, twice a minute."""
         if self._monitor is None:
-            self._monitor = SystemMetricsMonitor(
+            self._monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
                 run_id,
                 sampling_interval=10,
                 samples_before_logging=3,
                 resume_logging=True,
                 tracking_uri=self.uri,
             )
-            self._monitor.start()
-            atexit.register(self._monitor.finish)
+            self._monitor.start()  # type: ignore[no-untyped-call]
 
     def _run(
         self, experiment: Experiment, condition: str | None = None, seed: int | None = None
@@ -339,12 +352,14 @@ class Tracking:
     def _new_version(
         self,
         experiment: Experiment,
-        policy: Mapping[str, Any],
+        policy: StoredPolicy,
         folder: Path,
         warmed_up: Path | None,
     ) -> str:
-        run_id = self._run(experiment, policy["condition"], policy["seed"])
-        tags = {name: str(policy[name]) for name in ("policy_id", "condition", "seed", "round")}
+        run_id = self._run(experiment, policy.condition, policy.seed)
+        tags = {
+            name: str(getattr(policy, name)) for name in ("policy_id", "condition", "seed", "round")
+        }
         model = self._client.create_logged_model(self._folder(experiment), "policy", run_id, tags)
         with tempfile.TemporaryDirectory() as scratch:
             save_solver(Path(scratch, "solver"), experiment, folder, warmed_up)
@@ -354,11 +369,11 @@ class Tracking:
                 loader_module="sdcore.solver",
                 data_path=f"{scratch}/solver",
                 pip_requirements=_requirements(),
-                metadata=dict(policy),
+                metadata=asdict(policy),
             )
             self._client.log_model_artifacts(model.model_id, f"{scratch}/model")
         self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, policy["step"])])
+        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, policy.step)])
         if not self._client.search_registered_models(f"name = '{experiment.name}'"):
             self._client.create_registered_model(experiment.name)
         created = self._client.create_model_version(

@@ -1,6 +1,7 @@
 """Small tokenizers of the families that models bring, each with a chat template of its kind."""
 
 from tokenizers import (
+    AddedToken,
     Tokenizer,
     decoders,
     models,
@@ -24,6 +25,12 @@ QWEN = (
     "{%- if enable_thinking is defined and enable_thinking is false %}"
     "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
 )
+# A thought is switched off by `enable_thinking`; the tokens are those of `characters`.
+CHATML = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n"
+    "{% if not (enable_thinking | default(true)) %}<think></think>{% endif %}{% endif %}"
+)
 # As SmolLM2's: a system message where none is given, and no thinking.
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and message.role != 'system' %}"
@@ -40,6 +47,21 @@ SMOLLM3 = (
 LLAMA = (
     "{{ bos_token }}{% for message in messages %}[INST] {{ message.content }} [/INST]{% endfor %}"
 )
+
+
+def characters(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """One token a character; <|end|> has a role, <|start|> is only marked special."""
+    characters = {chr(code): code - 32 for code in range(32, 127)} | {"\n": 95, "<unk>": 96}
+    tokenizer = Tokenizer(models.WordLevel(characters, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken("<|start|>", special=True)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        eos_token="<|end|>",
+        chat_template=chat_template,
+    )
 
 
 def byte_bpe(template: str | None = QWEN) -> PreTrainedTokenizerFast:

@@ -13,8 +13,9 @@ import pytest
 from mlflow import MlflowClient
 
 from sdcore.models.policies import weights_digest
+from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
-from tasks.run.lineage import open_store
+from tasks.run.session import DATABASE
 
 SDCORE = Path(sys.executable).with_name("sdcore")
 TIMES = {"seconds", "created_at", "code_version"}
@@ -56,12 +57,12 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def count(workspace: Path, table: str) -> int:
-    return open_store(workspace).query(f"SELECT count(*) AS n FROM {table}")["n"][0]
+    return Store(workspace / DATABASE).query(f"SELECT count(*) AS n FROM {table}")["n"][0]
 
 
 def tables(workspace: Path) -> dict[str, pl.DataFrame]:
     """Every table, sorted, without the columns that tell the time."""
-    store = open_store(workspace)
+    store = Store(workspace / DATABASE)
     return {
         name: store.rows(name).drop(TIMES & set(table.dtypes)).sort(table.key)
         for name, table in TABLES.items()
@@ -86,7 +87,7 @@ def metrics(workspace: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
 
 def weights(workspace: Path) -> dict[str, str]:
     """Digest of the weights in every checkpoint that is there."""
-    paths = open_store(workspace).rows("policies")["path"]
+    paths = Store(workspace / DATABASE).rows("policies")["path"]
     there = [path for path in paths.drop_nulls() if (workspace / path).is_dir()]
     return {path: weights_digest(workspace / path) for path in there}
 

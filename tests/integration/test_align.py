@@ -8,13 +8,17 @@ from prefect.blocks.system import Secret
 from sdcore.config import Experiment
 from sdcore.errors import BudgetError, ConfigError, EngineError
 from sdcore.grading.answers import grade
+from sdcore.models import hub, policies
+from sdcore.rollouts import Rollout
 from sdcore.store.schema import TABLES
 from sdcore.traces import parse_trace
 from tasks.align import align
-from tasks.run import live
-from tasks.run.lineage import Lineage, open_store
+from tasks.run.condition_run import ConditionRun, StoredPolicy
+from tasks.run.rounds import Round
+from tasks.run.session import Session
 from tests.helpers import critic_server as server
 
+TOKENIZER = policies.load_tokenizer(hub.resolve("builtin:tiny-solver"))
 GOOD = (
     "<step_1>47+23=70</step_1><step_2>70-31=39</step_2><step_3>39-12=27</step_3><answer>27</answer>"
 )
@@ -60,9 +64,11 @@ def experiment(url: str, **critic: object) -> Experiment:
     )  # fmt: skip
 
 
-def lineage(root, url: str, condition: str = "step_aligned", answers=tuple(BEHAVIOURS), **critic):
-    """A lineage whose second round has a rollout for each answer."""
-    made = Lineage(experiment(url, **critic), root, condition, 0)
+def condition_run(
+    root, url: str, condition: str = "step_aligned", answers=tuple(BEHAVIOURS), **critic
+):
+    """One whose second round has a rollout for each answer."""
+    made = ConditionRun(Session(root), experiment(url, **critic), condition, 0)
     problem = {
         "experiment_id": made.experiment.experiment_id, "problem_id": "p", "split": "train",
         "question": "Compute 47+23-31-12.", "solution": "47 and 23 are 70 ...", "reference": "27",
@@ -75,9 +81,9 @@ def lineage(root, url: str, condition: str = "step_aligned", answers=tuple(BEHAV
     return made
 
 
-def _rollout(made: Lineage, index: int, answer: str) -> dict[str, object]:
+def _rollout(made: ConditionRun, index: int, answer: str) -> dict[str, object]:
     text = WRONG.replace("<answer>26", f"<answer>{answer}")
-    ids = live.tokenizer("builtin:tiny-solver")(text, add_special_tokens=False)["input_ids"]
+    ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
     return made.columns | {
         "rollout_id": made.key(index), "policy_id": "base", "problem_id": "p", "purpose": "train",
         "round": 1, "sample_index": index, "sampling_seed": index, "prompt_ids": [1],
@@ -88,12 +94,25 @@ def _rollout(made: Lineage, index: int, answer: str) -> dict[str, object]:
     }  # fmt: skip
 
 
+def aligned(run: ConditionRun) -> int:
+    """Align the second round's stored rollouts, and store what comes of it."""
+    policy = StoredPolicy(
+        **run.columns, policy_id="base", parent_id=None, step=1, round=1, kind="lora", path=None,
+        sha256="",
+    )  # fmt: skip
+    round_ = Round(run, policy, resumed=True)
+    round_.rollouts = Rollout.from_frame(run.store.rows("rollouts", **run.columns))
+    count = align.fn(round_)
+    run.store.append_missing(**round_.frames)
+    return count
+
+
 def behave(body):
     text = body["messages"][0]["content"]
     return next(does for answer, does in BEHAVIOURS.items() if f"<answer>{answer}<" in text)
 
 
-def rows(made: Lineage, table: str) -> dict[str, dict]:
+def rows(made: ConditionRun, table: str) -> dict[str, dict]:
     """Rows by the answer of their rollout."""
     texts = {row["rollout_id"]: row["answer"] for row in made.store.rows("rollouts").to_dicts()}
     return {texts[row["rollout_id"]]: row for row in made.store.rows(table).to_dicts()}
@@ -101,10 +120,10 @@ def rows(made: Lineage, table: str) -> dict[str, dict]:
 
 def test_a_hostile_server_loses_no_row_and_gets_nothing_trained(tmp_path):
     with server.serve(behave) as (url, asked):
-        made = lineage(tmp_path, url, attempts=2)
-        reference = align.fn(made, 1)
+        made = condition_run(tmp_path, url, attempts=2)
+        first_time = aligned(made)
         first = len(asked)
-        assert align.fn(made, 1).rows == reference.rows == len(VALID)
+        assert aligned(made) == first_time == len(VALID)
     critiques, contexts = rows(made, "critiques"), rows(made, "contexts")
     assert set(critiques) == set(BEHAVIOURS) and set(contexts) == VALID
     assert {answer for answer, row in critiques.items() if row["valid"]} == VALID
@@ -122,12 +141,12 @@ def test_the_key_is_sent_and_stored_nowhere(tmp_path, monkeypatch, where):
     monkeypatch.setattr(Secret, "load", lambda name: Secret(value=key))
     source = {"api_key_env": "CRITIC_KEY"} if where == "env" else {"api_key_block": "critic-key"}
     with server.serve(behave) as (url, asked):
-        made = lineage(tmp_path, url, answers=["100", "108", "113"], **source)
-        align.fn(made, 1)
+        made = condition_run(tmp_path, url, answers=["100", "108", "113"], **source)
+        aligned(made)
     assert {each["headers"]["Authorization"] for each in asked} == {f"Bearer {key}"}
     assert "[key]" in rows(made, "critiques")["113"]["invalid_reason"]
     assert key not in "".join(made.store.rows(name).write_json() for name in TABLES)
-    open_store.cache_clear()
+    made.store.close()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files and not any(key.encode() in path.read_bytes() for path in files)
 
@@ -140,24 +159,24 @@ def test_a_missing_key_is_named_before_anything_is_asked(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Secret, "load", no_block)
     for setting, name in (("api_key_env", "NO_SUCH_KEY"), ("api_key_block", "no-such-block")):
-        made = lineage(tmp_path, "http://127.0.0.1:1/v1", answers=["100"], **{setting: name})
+        made = condition_run(tmp_path, "http://127.0.0.1:1/v1", answers=["100"], **{setting: name})
         with pytest.raises(ConfigError, match=rf"{name}[\s\S]*critic\.{setting}"):
-            align.fn(made, 1)
+            aligned(made)
 
 
 def test_the_verbatim_prefix_is_counted_in_the_rollouts_own_tokens(tmp_path):
     with server.serve(behave) as (url, _):
-        made = lineage(tmp_path, url, answers=["100"])
-        align.fn(made, 1)
+        made = condition_run(tmp_path, url, answers=["100"])
+        aligned(made)
     kept = rows(made, "critiques")["100"]["prefix_tokens"]
     ids = made.store.rows("rollouts")["response_ids"][0].to_list()
-    assert live.tokenizer("builtin:tiny-solver").decode(ids[:kept]) == "<step_1>47+23=70</step_1>"
+    assert TOKENIZER.decode(ids[:kept]) == "<step_1>47+23=70</step_1>"
 
 
 def test_a_rollout_without_a_valid_critique_gets_the_declared_fallback(tmp_path):
     with server.serve(behave) as (url, _):
-        made = lineage(tmp_path, url, answers=["100", "108", "102"], fallback="reference")
-        align.fn(made, 1)
+        made = condition_run(tmp_path, url, answers=["100", "108", "102"], fallback="reference")
+        aligned(made)
     contexts = rows(made, "contexts")
     names = {answer: row["context"] for answer, row in contexts.items()}
     assert names == {"100": "step_aligned", "108": "reference", "102": "reference"}
@@ -167,11 +186,13 @@ def test_a_rollout_without_a_valid_critique_gets_the_declared_fallback(tmp_path)
 def test_nothing_is_paid_for_twice(tmp_path):
     """Equal traces within a round, in another condition and in another experiment cost nothing."""
     with server.serve(behave) as (url, asked):
-        made = lineage(tmp_path, url, answers=["100", "100", "108"], price_in=1.0, attempts=1)
-        align.fn(made, 1)
-        align.fn(lineage(tmp_path, url, "full_quote", ["100", "108"], attempts=1), 1)
-        other = lineage(tmp_path, url, answers=["100", "108"], attempts=1, fallback="reference")
-        align.fn(other, 1)
+        made = condition_run(tmp_path, url, answers=["100", "100", "108"], price_in=1.0, attempts=1)
+        aligned(made)
+        aligned(condition_run(tmp_path, url, "full_quote", ["100", "108"], attempts=1))
+        other = condition_run(
+            tmp_path, url, answers=["100", "108"], attempts=1, fallback="reference"
+        )
+        aligned(other)
     assert len(asked) == 2
     stored = made.store.rows("critiques")
     assert len(stored) == 3 + 2 + 2 and stored["attempts"].sum() == 2
@@ -184,34 +205,34 @@ def test_the_budget_stops_with_all_answers_stored_and_more_of_it_goes_on(tmp_pat
     answers = [str(number) for number in range(200, 230)]
     settings = {"price_out": 1e6, "max_tokens": 100, "concurrency": 1}  # up to 100 each, really 50
     with server.serve(lambda body: server.critique("D", 2, GOOD)) as (url, asked):
-        made = lineage(tmp_path, url, answers=answers, max_budget=1000.0, **settings)
+        made = condition_run(tmp_path, url, answers=answers, max_budget=1000.0, **settings)
         with pytest.raises(BudgetError, match="max_budget"):
-            align.fn(made, 1)
+            aligned(made)
         stored = made.store.rows("critiques")
         assert 0 < len(stored) == len(asked) < 30 and stored["cost"].sum() <= 1000
         assert len(made.store.rows("contexts")) == 0
         richer = experiment(url, max_budget=10_000.0, **settings)
         assert richer.experiment_id == made.experiment.experiment_id
-        align.fn(Lineage(richer, tmp_path, "step_aligned", 0), 1)
+        aligned(ConditionRun(Session(tmp_path), richer, "step_aligned", 0))
     assert len(asked) == len(made.store.rows("contexts")) == 30
 
 
 def test_a_dead_server_is_an_error_and_nothing_is_written(tmp_path):
     with server.serve(lambda body: server.drop) as (url, _):
-        made = lineage(tmp_path, url)
+        made = condition_run(tmp_path, url)
         with pytest.raises(EngineError, match="answers nothing"):
-            align.fn(made, 1)
+            aligned(made)
     assert not len(made.store.rows("critiques")) and not len(made.store.rows("contexts"))
 
 
 def test_special_tokens_from_a_critic_do_not_reach_the_teacher(tmp_path):
     """The trace itself writes a special token, so that the critic may; it is broken up."""
-    tokenizer = live.tokenizer("builtin:tiny-solver")
+    tokenizer = TOKENIZER
     end = tokenizer.eos_token
     spoken = GOOD.replace("39-12=27", f"39-12=27{end}")
     with server.serve(lambda body: server.critique("D", 2, spoken)) as (url, _):
-        made = lineage(tmp_path, url, answers=[f"26{end}"])
-        align.fn(made, 1)
+        made = condition_run(tmp_path, url, answers=[f"26{end}"])
+        aligned(made)
     (row,) = rows(made, "contexts").values()
     assert row["text"] == spoken
     assert tokenizer.eos_token_id not in row["teacher_prompt_ids"]

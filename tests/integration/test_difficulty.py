@@ -8,7 +8,8 @@ from sdcore.problems.arithmetic import parse_question
 from sdcore.store.schema import TABLES
 from tasks.difficulty import measure_difficulty
 from tasks.prepare import prepare
-from tasks.run.lineage import base_lineage, candidates, split_problems
+from tasks.run.condition_run import base_run
+from tasks.run.session import Session
 from tests.helpers.critic_server import say, serve
 from tests.helpers.example import EXPERIMENT, rollout
 
@@ -53,9 +54,9 @@ def experiment(critic=None, **band):
 
 
 def test_candidates_are_measured_until_enough_are_in_the_band(tmp_path):
-    base = base_lineage(experiment(accuracy_below=0.6, format_rate=0.5), tmp_path)
+    base = base_run(Session(tmp_path), experiment(accuracy_below=0.6, format_rate=0.5))
     prepare.fn(base)
-    assert len(candidates(base, "train")) == 24  # four for each one wanted
+    assert len(base.candidates("train")) == 24  # four for each one wanted
     reference = measure_difficulty.fn(base, "train")
     measured = base.store.rows("difficulties")
     rollouts = base.store.rows("rollouts", purpose="filter")
@@ -67,8 +68,8 @@ def test_candidates_are_measured_until_enough_are_in_the_band(tmp_path):
     easy = measured.filter(~pl.col("in_band"))
     assert ((easy["avg_at_k"] >= 0.6) | (easy["format_rate"] < 0.5)).all()
     assert measured["critic_solves"].all()
-    chosen = split_problems(base, "train")
-    offered = candidates(base, "train")["problem_id"].to_list()
+    chosen = base.problems("train")
+    offered = base.candidates("train")["problem_id"].to_list()
     wanted = [each for each in offered if each in set(hard["problem_id"])][:6]
     assert chosen["problem_id"].to_list() == wanted
     measure_difficulty.fn(base, "train")  # again: nothing is sampled, nothing is written twice
@@ -87,12 +88,12 @@ def test_a_language_model_tries_what_the_solver_finds_hard(tmp_path):
     with serve(answer) as (url, _):
         critic = {"kind": "llm", "model": "m", "base_url": url, "price_out": 1e6}
         settings = {"critic": critic, "accuracy_below": 0.6, "format_rate": 0.5, "candidates": 3}
-        base = base_lineage(experiment(**settings), tmp_path)
+        base = base_run(Session(tmp_path), experiment(**settings))
         prepare.fn(base)
         measure_difficulty.fn(base, "validation")
         first = base.store.rows("difficulties")
         measure_difficulty.fn(base, "validation")  # again: nobody is asked twice
-    problems = candidates(base, "validation")
+    problems = base.candidates("validation")
     rows = first.join(problems, on="problem_id")
     tried = rows.filter(pl.col("critic_solves").is_not_null())
     assert base.store.rows("difficulties").equals(first)
@@ -106,7 +107,7 @@ def test_a_language_model_tries_what_the_solver_finds_hard(tmp_path):
 
 
 def test_too_few_in_the_band_are_counted_and_their_measures_kept(tmp_path):
-    base = base_lineage(experiment(accuracy_below=1e-9, candidates=1), tmp_path)
+    base = base_run(Session(tmp_path), experiment(accuracy_below=1e-9, candidates=1))
     prepare.fn(base)
     with pytest.raises(DataError, match=r"too few test problems[\s\S]*\d of 2[\s\S]*1e-09"):
         measure_difficulty.fn(base, "test")
@@ -118,10 +119,10 @@ def test_a_condition_that_needs_solutions_says_so_before_anything_is_sampled(tmp
     settings = EXPERIMENT.model_dump(mode="json")
     settings["problems"] |= {"source": "reasoning_gym", "name": "basic_arithmetic"}
     del settings["conditions"]["step_aligned"]  # no critic judges these problems
-    base = base_lineage(Experiment.model_validate(settings), tmp_path)
+    base = base_run(Session(tmp_path), Experiment.model_validate(settings))
     with pytest.raises(ConfigError, match=r"'reference' shows[\s\S]*2 train problems without"):
         prepare.fn(base)
     assert not any(len(base.store.rows(table)) for table in TABLES)
     del settings["conditions"]["reference"]
-    base = base_lineage(Experiment.model_validate(settings), tmp_path)
+    base = base_run(Session(tmp_path), Experiment.model_validate(settings))
     assert prepare.fn(base).rows == 7

@@ -61,7 +61,8 @@ def printed(result: subprocess.CompletedProcess[str]) -> dict[str, list[dict[str
     """The tables that a run printed, without the seconds that it took."""
     parts = json.loads(result.stdout)
     seconds = parts.pop("seconds")
-    assert seconds.pop("wall") == pytest.approx(sum(seconds.values())) and len(seconds) == 4
+    kinds = ["start-up", "compute", "storage", "tracking", "orchestration"]
+    assert list(seconds) == kinds and min(seconds.values()) >= 0
     return parts
 
 
@@ -155,36 +156,22 @@ def test_killed_and_started_again_it_ends_as_if_never_interrupted(finished, tmp_
 
 
 @pytest.mark.parametrize("updates", [1, 4])
-def test_rounds_without_a_checkpoint_are_trained_again_on_their_rollouts(tmp_path, updates):
+def test_rounds_without_a_checkpoint_are_made_again(tmp_path, updates):
     rare = [QUICKSTART, *SMALL, "training.rounds=4", "evaluation.every=4", "training.save_every=4"]
     sdcore("run", *rare, "--workspace", tmp_path / "whole")
     process = start("run", *rare, "--workspace", tmp_path / "killed")
     wait_for(process, lambda: count(tmp_path / "killed", "updates") >= updates)
     kill(process)
-    sampled = tables(tmp_path / "killed")["rollouts"]
     sdcore("run", *rare, "--workspace", tmp_path / "killed")
     assert_same(tmp_path / "killed", tmp_path / "whole")
-    assert sampled.equals(
-        tables(tmp_path / "killed")["rollouts"].join(sampled, on="rollout_id", how="semi")
-    )
 
 
-def test_a_round_that_is_trained_to_other_weights_replaces_what_came_of_the_old_ones(tmp_path):
-    rare = [QUICKSTART, *SMALL, "training.rounds=4", "evaluation.every=4", "training.save_every=4"]
-    sdcore("run", *rare, "--workspace", tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "other")
-    # As a GPU might have left it when it was killed: no last checkpoint, and a policy 2 that the
-    # same rollouts do not lead to.
-    shutil.rmtree(next((tmp_path / "other").glob("checkpoints/*/reference/seed-3/round-0004")))
-    with duckdb.connect(str(tmp_path / "other" / "sdcore.duckdb")) as plain:
-        mine = "condition = 'reference' AND round"
-        plain.execute(f"DELETE FROM policies WHERE {mine} = 4")
-        plain.execute(f"UPDATE policies SET policy_id = 'x', sha256 = 'y' WHERE {mine} = 2")
-    result = sdcore("run", *rare, "--workspace", tmp_path / "other")
-    assert "reference/seed-3 round 1: other weights than before" in result.stderr
-    assert_same(tmp_path / "other", tmp_path / "whole")
-    store = Store(tmp_path / "other" / "sdcore.duckdb")
-    assert store.query("SELECT policy_id FROM superseded.policies WHERE round = 2")[0, 0] == "x"
+def test_a_lost_checkpoint_is_trained_again_from_the_one_before(finished, tmp_path):
+    workspace = shutil.copytree(finished[0], tmp_path / "copy")
+    shutil.rmtree(next(workspace.glob("checkpoints/*/reference/seed-3/round-0003")))
+    result = run(workspace)
+    assert "reference/seed-3: the last checkpoint is after 2 rounds" in result.stderr
+    assert_same(workspace, finished[0])
 
 
 def test_how_often_checkpoints_are_written_changes_no_result(finished, tmp_path):
@@ -199,11 +186,12 @@ def test_how_often_checkpoints_are_written_changes_no_result(finished, tmp_path)
     assert weights(tmp_path) == weights(finished[0]) and metrics(tmp_path) == metrics(finished[0])
 
 
-def test_the_same_run_twice_at_once_does_its_work_once(finished, tmp_path):
+def test_the_same_run_twice_at_once_is_refused_and_loses_nothing(finished, tmp_path):
     started = [start("run", QUICKSTART, *SMALL, "--workspace", tmp_path) for _ in range(2)]
     said = [process.communicate()[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
-    assert any("in another process; waiting" in text for text in said)
+    codes = [process.returncode for process in started]
+    assert sorted(codes) == [0, 1], said
+    assert "is at work in another process" in said[codes.index(1)]
     assert_same(tmp_path, finished[0])
 
 
@@ -290,7 +278,7 @@ def test_a_stage_is_redone_with_what_depends_on_it_and_nothing_else(finished, tm
     before = {name: store.rows(name) for name in TABLES}
     redone = sdcore(
         *("rerun", "quickstart", "--from", "align", "--condition", "step_aligned"),
-        *("--round", 1, "--workspace", workspace),
+        *("--round", 2, "--workspace", workspace),
     )
     assert "step_aligned/seed-3: moved" in redone.stderr
     assert_same(workspace, finished[0])
@@ -300,15 +288,24 @@ def test_a_stage_is_redone_with_what_depends_on_it_and_nothing_else(finished, tm
 
     old, new = seconds(before["updates"]), seconds(store.rows("updates"))
     redone_updates = {key for key in old if old[key] != new[key]}
-    assert redone_updates == {("step_aligned", 1), ("step_aligned", 2)}
+    assert redone_updates == {("step_aligned", 2)}
     counts = {
         name: len(store.query(f"SELECT 1 FROM superseded.{name}"))
         for name in ("critiques", "contexts", "updates", "policies", "scores", "rollouts")
     }
-    # Rounds 1 and 2 of 4 questions; checkpoints after rounds 2 and 3; 2 splits; of the rollouts
-    # those of round 2, and 4 x 2 + 6 x 3 at each checkpoint.
-    assert counts == {"critiques": 8, "contexts": 8, "updates": 2, "policies": 2, "scores": 4,
-                      "rollouts": 4 + 2 * 26}  # fmt: skip
+    # Round 2 of 4 questions; the checkpoint after round 3 with 2 splits, 4 x 2 + 6 x 3 rollouts.
+    assert counts == {"critiques": 4, "contexts": 4, "updates": 1, "policies": 1, "scores": 2,
+                      "rollouts": 26}  # fmt: skip
+
+
+def test_where_no_checkpoint_leads_to_a_round_the_ones_before_are_redone(finished, tmp_path):
+    workspace = shutil.copytree(finished[0], tmp_path / "copy")
+    redone = sdcore(
+        *("rerun", "quickstart", "--from", "align", "--condition", "reference"),
+        *("--round", 1, "--workspace", workspace),
+    )
+    assert "rounds 0 to 0 are redone too" in redone.stderr
+    assert_same(workspace, finished[0])
 
 
 def test_a_stage_is_redone_with_the_servers_of_the_workspace(finished, tmp_path, monkeypatch):
@@ -321,10 +318,10 @@ def test_a_stage_is_redone_with_the_servers_of_the_workspace(finished, tmp_path,
     assert "temporary server" not in redone.stderr  # Prefect's, where it knows no other
     with closing(sqlite3.connect(workspace / "prefect" / "prefect.db")) as database:
         states = dict(database.execute("SELECT name, state_type FROM flow_run"))
-    assert states["quickstart"] == states["quickstart/grpo/seed-3"] == "COMPLETED"
+    assert states == {"quickstart": "COMPLETED"}
 
 
-def test_rescoring_fixs_grades_and_all_that_was_made_of_them(finished, tmp_path):
+def test_rescoring_repairs_grades_and_all_that_was_made_of_them(finished, tmp_path):
     workspace = shutil.copytree(finished[0], tmp_path / "copy")
     right = tables(workspace)["rollouts"].filter(condition="grpo", purpose="test", correct=True)
     with duckdb.connect(workspace / "sdcore.duckdb") as connection:
@@ -541,7 +538,7 @@ def test_a_hostile_critic_stops_no_run_and_nothing_trains_on_what_it_says(
     valid = critiques.filter(pl.col("valid"), condition="step_aligned")
     assert set(contexts["rollout_id"]) == set(valid["rollout_id"])
     assert bool(len(valid)) == sometimes_right
-    answers = dict(found["problems"].select("problem_id", "answer").iter_rows())
+    answers = dict(found["problems"].select("problem_id", "reference").iter_rows())
     for row in valid.join(trained, on="rollout_id").iter_rows(named=True):
         assert grade(parse_trace(row["corrected"]).answer, answers[row["problem_id"]]).correct
     policies = found["policies"].filter(condition="step_aligned")

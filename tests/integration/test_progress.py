@@ -17,19 +17,21 @@ def test_the_summary_names_what_there_is_and_nothing_else():
 
 
 def test_a_bar_outside_a_terminal_and_a_run_says_nothing(capfd):
-    with progress.bar("work", total=2) as advance:
+    panel = progress.Panel()
+    with panel.bar("work", total=2) as advance:
         advance(1, tokens=5)
         advance(1, failed=1)
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_bar_moves_along_with_the_step_that_is_at_work():
-    around = lambda: next(each.completed for each in progress._progress.tasks)  # noqa: E731
-    with progress.bar("conditions", total=2) as advance:
+    panel = progress.Panel()
+    around = lambda: next(each.completed for each in panel._progress.tasks)  # noqa: E731
+    with panel.bar("conditions", total=2) as advance:
         for done in (0, 1):
-            with progress.bar("rounds", total=4, one_of_those_around=True) as step:
+            with panel.bar("rounds", total=4, part=True) as step:
                 step(1)
-                with progress.bar("samples of a round", total=8) as sampled:
+                with panel.bar("samples of a round", total=8) as sampled:
                     sampled(6)
                 assert around() == done + 0.25
                 step(2)

@@ -5,7 +5,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from sdcore.errors import DataError
-from sdcore.traces import parse_trace, render_rest, render_trace, token_offsets, token_regions
+from sdcore.traces import (
+    is_tag_piece,
+    parse_trace,
+    render_rest,
+    render_trace,
+    token_offsets,
+    token_regions,
+)
 
 GOOD = "<step_1>2+3=5</step_1>\n<step_2>5+4=9</step_2><answer> 9 </answer>\n"
 plain = st.text(st.characters(codec="utf-8", exclude_characters="<>"), min_size=1)
@@ -196,3 +203,20 @@ def test_a_token_without_text_is_other():
 def test_offsets_of_another_text_are_refused():
     with pytest.raises(DataError, match="do not fit"):
         token_regions(parse_trace("abc"), [(0, 2)], None)
+
+
+def test_pieces_of_tags_are_told_from_control_tokens():
+    pieces = (
+        "<step_1>",
+        "</step_12>",
+        "<answer>",
+        "</answer>",
+        "<step_",
+        "</",
+        "<",
+        "_1>",
+        " step",
+    )
+    control = ("<eos>", "<|im_end|>", "</s>", "<s>", "<pad>", "<think>", "[INST]", "", "<unk>")
+    assert all(map(is_tag_piece, pieces))
+    assert not any(map(is_tag_piece, control))

@@ -219,7 +219,7 @@ def adapted(seed: int):
     return policy.eval()
 
 
-def test_load_merges_the_adapter():
+def test_load_adds_the_adapter():
     policy, sampler = adapted(1), engine()
     before = sampler.generate(requests(), SamplingConfig(max_new_tokens=20))
     sampler.load(live(policy))
@@ -231,6 +231,41 @@ def test_load_merges_the_adapter():
     with policy.disable_adapter():
         sampler.load(live(policy))
     assert sampler.generate(requests(), SamplingConfig(max_new_tokens=20)) == before
+
+
+def tuned(scale: float, dtype=torch.float32):
+    """A float32 adapter on a model of this type, its B noise of this size."""
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
+    torch.manual_seed(3)
+    policy = get_peft_model(llama().to(dtype), lora)
+    for name, weight in policy.named_parameters():
+        if "lora_" in name:
+            weight.data = weight.data.float()
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=scale)
+    return policy.eval()
+
+
+@pytest.mark.parametrize("scale", [5e-6, 1e-3])
+@pytest.mark.parametrize(("dtype", "most_lost"), [(torch.float32, 1e-6), (torch.bfloat16, 0.01)])
+def test_the_sampler_holds_small_updates(scale, dtype, most_lost):
+    sampler = engine(llama().to(dtype))
+    assert sampler.update_share is None
+    sampler.load(live(tuned(scale, dtype)))
+    assert sampler.update_share == pytest.approx(1, abs=most_lost)
+    sampler.load(live(llama().to(dtype)))
+    assert sampler.update_share is None
+
+
+def test_bfloat16_log_probs_are_those_of_the_adapted_policy():
+    policy = tuned(0.2, torch.bfloat16)
+    sampler = engine(llama().bfloat16())
+    sampler.load(live(policy))
+    drawn = sampler.generate(requests(), SamplingConfig(max_new_tokens=20))
+    for request, completion in zip(requests(), drawn, strict=True):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = reference_logprobs(policy, request.prompt_ids, completion.token_ids)
+        assert torch.tensor(completion.logprobs).sub(expected).abs().mean() < 0.05
 
 
 def test_load_copies_and_leaves_the_policy_alone():

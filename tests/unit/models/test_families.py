@@ -9,7 +9,7 @@ from sdcore.config import PromptsConfig
 from sdcore.errors import ConfigError
 from sdcore.models.prompts import PLAIN_TEMPLATE, student_prompt, teacher_prompt
 from sdcore.store.schema import TABLES
-from sdcore.traces import token_offsets
+from sdcore.traces import parse_trace, response_text, token_offsets
 from sdcore.training import batches
 from sdcore.training.batches import Example
 from tests.helpers.families import (
@@ -145,3 +145,27 @@ def test_a_template_without_a_thinking_mode_refuses_the_switch(build):
     apart = PROMPTS.model_copy(update={"student_thinking": False})
     with pytest.raises(ConfigError, match="no thinking mode"):
         student_prompt(build(), apart, QUESTION)
+
+
+def with_special_tags(build):
+    tokenizer = build()
+    tags = ["<step_1>", "</step_1>", "<step_2>", "</step_2>", "<answer>", "</answer>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": [*tags, "<|note|>"]})
+    return tokenizer
+
+
+@pytest.mark.parametrize("build", [byte_bpe, unigram])
+def test_tags_marked_as_special_tokens_are_text_and_control_tokens_are_not(build):
+    tokenizer = with_special_tags(build)
+    ids = tokenizer(TRACE, add_special_tokens=False)["input_ids"]
+    assert set(ids) & {tokenizer.convert_tokens_to_ids("<answer>")}
+    note = tokenizer.convert_tokens_to_ids("<|note|>")
+    response = [*ids, note, tokenizer.eos_token_id]
+    text = response_text(tokenizer, response)
+    trace = parse_trace(text)
+    assert trace.answer == "37" and trace.well_formed
+    assert "".join(text[start:end] for start, end in token_offsets(tokenizer, response)) == text
+    assert token_offsets(tokenizer, response)[-1] == (len(text), len(text))
+    teacher = teacher_prompt(tokenizer, PROMPTS, QUESTION, TRACE)
+    assert {*tokenizer.convert_tokens_to_ids(["<step_2>", "</answer>"])} <= {*teacher}
+    assert note not in student_prompt(tokenizer, PROMPTS, "What is <|note|>?")

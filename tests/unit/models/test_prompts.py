@@ -3,8 +3,6 @@ from datetime import date, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from sdcore.config import PromptsConfig
@@ -20,33 +18,14 @@ from sdcore.models.prompts import (
     teacher_messages,
     teacher_prompt,
 )
+from tests.helpers.families import CHATML, characters
 
-CHATML = (
-    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n"
-    "{% if not (enable_thinking | default(true)) %}<think></think>{% endif %}{% endif %}"
-)
 PROMPTS = PromptsConfig(
     student="Solve: {{ question }}", teacher="{{ student }}\nHint: {{ context }}"
 )
 
 
-def build_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    """One token a character; <|end|> has a role, <|start|> is only marked special."""
-    characters = {chr(code): code - 32 for code in range(32, 127)} | {"\n": 95, "<unk>": 96}
-    tokenizer = Tokenizer(models.WordLevel(characters, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken("<|start|>", special=True)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        eos_token="<|end|>",
-        chat_template=chat_template,
-    )
-
-
-TOKENIZER = build_tokenizer()
+TOKENIZER = characters()
 START, END = TOKENIZER.convert_tokens_to_ids(["<|start|>", "<|end|>"])
 pieces = st.sampled_from(["<|end|>", "<|start|>", "<unk>", "<", "|", ">", "end", " ", "a", "\n"])
 
@@ -99,12 +78,12 @@ def test_thinking_is_set_apart():
 
 
 def test_a_tokenizer_without_a_template_gets_the_plain_one():
-    ids = prompt_ids(build_tokenizer(None), student_messages(PROMPTS, "1+1"))
-    assert build_tokenizer(None).decode(ids) == "User: Solve: 1+1\n\nAssistant:"
+    ids = prompt_ids(characters(None), student_messages(PROMPTS, "1+1"))
+    assert characters(None).decode(ids) == "User: Solve: 1+1\n\nAssistant:"
 
 
 def test_a_template_that_refuses_the_roles_says_so():
-    tokenizer = build_tokenizer("{{ raise_exception('no system role') }}")
+    tokenizer = characters("{{ raise_exception('no system role') }}")
     with pytest.raises(ConfigError, match="no system role"):
         prompt_ids(tokenizer, student_messages(PROMPTS, "1+1"))
 
@@ -119,7 +98,7 @@ def test_special_tokens_in_data_are_broken_up():
 
 
 def test_special_tokens_that_overlap_are_broken_up():
-    tokenizer = build_tokenizer()
+    tokenizer = characters()
     tokenizer.add_special_tokens({"additional_special_tokens": ["><"]})
     assert neutralise("<|end|><|end|>", tokenizer) == "< |end|> < |end|>"
 
@@ -179,7 +158,7 @@ def set_clock(monkeypatch, now):
 def test_a_template_that_reads_the_clock_shows_the_frozen_day_for_ever(
     monkeypatch, header, expected, template
 ):
-    tokenizer = build_tokenizer(header + BODY if template == 0 else {"default": header + BODY})
+    tokenizer = characters(header + BODY if template == 0 else {"default": header + BODY})
     set_clock(monkeypatch, datetime(2031, 3, 9))
     messages = student_messages(PROMPTS, "1+1")
     theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -195,14 +174,14 @@ def test_a_template_that_reads_the_clock_shows_the_frozen_day_for_ever(
 
 
 def test_a_clock_that_is_not_frozen_is_refused():
-    tokenizer = build_tokenizer("{{ strftime_now('%Y') }}" + BODY)
+    tokenizer = characters("{{ strftime_now('%Y') }}" + BODY)
     with pytest.raises(ConfigError, match="reads the clock"):
         student_prompt(tokenizer, PROMPTS, "1+1")
 
 
 @pytest.mark.parametrize("template", [CHATML, None])
 def test_usual_prompts_show_all(template):
-    tokenizer = build_tokenizer(template)
+    tokenizer = characters(template)
     for prompts in (PROMPTS, PromptsConfig(), PromptsConfig(system="Be brief.", teacher_system="")):
         require_shown(tokenizer, prompts)
     told = PROMPTS.model_copy(update={"teacher": "{{ question }}{{ context }}"})
@@ -249,18 +228,18 @@ HIDING = {
 @pytest.mark.parametrize(("settings", "template", "message"), HIDING.values(), ids=HIDING)
 def test_prompts_that_do_not_show_all_are_refused_with_the_fix(settings, template, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        require_shown(build_tokenizer(template), PROMPTS.model_copy(update=settings))
+        require_shown(characters(template), PROMPTS.model_copy(update=settings))
     assert caught.value.fix or message == "does not render"
 
 
 def test_the_end_of_turn_is_the_one_that_the_template_writes():
     unk = TOKENIZER.unk_token_id
     assert END not in (0, unk) and TOKENIZER.eos_token_id == END
-    closes_with_start = build_tokenizer(CHATML.replace("<|end|>", "<|start|>"))
+    closes_with_start = characters(CHATML.replace("<|end|>", "<|start|>"))
     assert end_of_turn(TOKENIZER, (unk, END)) == END
     # as Llama 3: the tokenizer's own end token is <|end_of_text|>, the template writes <|eot_id|>
     assert end_of_turn(closes_with_start, (END, unk, START)) == START
     # a template that closes with nothing: the tokenizer's end token, else the first end id
-    open_ended = build_tokenizer(None)
+    open_ended = characters(None)
     assert end_of_turn(open_ended, (unk, END)) == END
     assert end_of_turn(open_ended, (0, unk)) == 0

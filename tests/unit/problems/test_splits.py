@@ -182,3 +182,46 @@ def test_too_few_problems_are_counted(tmp_path):
     usable = r"40 usable rows, of which .*; left out: 3 duplicate"
     with pytest.raises(DataError, match=rf"{usable}[\s\S]*30 test[\s\S]*p\.jsonl"):
         load_problems(config)
+
+
+def long_above(limit):
+    """Refuse the problem `n + 1?` for every n above the limit, and train problems above half."""
+
+    def too_long(problem, split):
+        bound = limit // 2 if split == "train" else limit
+        asked = int(problem.question.split()[0])
+        return f"{asked} exceeds {bound}" if asked > bound else None
+
+    return too_long
+
+
+def test_the_next_problem_takes_the_place_of_one_that_is_too_long(tmp_path):
+    config = jsonl(tmp_path / "p.jsonl", numbered(100)[::-1], train=10, validation=2, test=5)
+    plain, loaded = load_problems(config), load_problems(config, long_above(60))
+    asked = {
+        split: [int(q.split()[0]) for q in loaded.problems.filter(split=split)["question"]]
+        for split in config.counts
+    }
+    assert {split: len(chosen) for split, chosen in asked.items()} == config.counts
+    assert max(asked["test"] + asked["validation"]) <= 60 and max(asked["train"]) <= 30
+    rejected = loaded.rejected_problems
+    assert set(rejected["kind"]) == {"too long"} and len(plain.rejected_problems) == 0
+    # rows are numbered from 1 and ask 99, 98, ..: those before the last chosen one are looked at
+    assert set(rejected["row"]).isdisjoint(100 - n for chosen in asked.values() for n in chosen)
+    assert all(
+        reason.startswith(f"{100 - row} exceeds")
+        for row, reason in rejected.select("row", "reason").rows()
+    )
+    train = sort_out(config)[0]["train"]
+    before = [p.number for p in train if int(p.question.split()[0]) > max(asked["train"])]
+    assert set(before) <= set(rejected["row"])
+    assert not set(rejected["row"]) & {100 - n for n in range(min(asked["train"]))}
+
+
+def test_too_many_long_problems_are_an_error_that_counts_them(tmp_path):
+    config = jsonl(tmp_path / "p.jsonl", numbered(40), train=20)
+    with pytest.raises(DataError, match=r"left out: \d+ too long"):
+        load_problems(config, long_above(4))
+    arithmetic = ProblemsConfig(source="arithmetic", train=3, validation=1, test=1)
+    with pytest.raises(DataError, match="left out: 5 too long"):
+        load_problems(arithmetic, lambda problem, split: "no room")

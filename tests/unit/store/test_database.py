@@ -1,7 +1,5 @@
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import duckdb
 import polars as pl
@@ -45,124 +43,6 @@ def test_a_second_append_writes_only_what_is_missing(store):
 def others_see(store) -> list[str]:
     """What anyone else finds in the file."""
     return sorted(Store(store.path).rows("problems")["problem_id"])
-
-
-def test_rows_that_wait_are_seen_here_and_go_to_disk_together(tmp_path):
-    store = Store(tmp_path / "sdcore.duckdb", soon=60)
-    store.append_missing(problems=frame(problem(0)))
-    store.append_soon(problems=frame(problem(0, reference="another"), problem(1)))
-    store.append_soon(problems=frame(problem(1, reference="another"), problem(2)))
-    assert others_see(store) == ["p0"]
-    assert set(store.rows("problems").select("problem_id", "reference").iter_rows()) == {
-        ("p0", "2"), ("p1", "2"), ("p2", "2"),  # the first of each key stays
-    }  # fmt: skip
-    assert others_see(store) == ["p0", "p1", "p2"]  # a reader's turn was a chance to write
-
-
-def test_each_kind_of_call_writes_what_waits_first(tmp_path):
-    store = Store(tmp_path / "sdcore.duckdb", soon=60)
-    calls = [
-        store.flush,
-        lambda: store.append_missing(problems=frame(problem(9))),
-        lambda: store.replace(problems=frame(problem(9))),
-        lambda: store.supersede({"problems": "position = $p"}, {"p": 9}),
-        lambda: store.query("SELECT 1"),
-    ]
-    for number, call in enumerate(calls):
-        store.append_soon(problems=frame(problem(number)))
-        call()
-        assert f"p{number}" in others_see(store)
-
-
-def test_rows_wait_no_longer_than_they_may(tmp_path):
-    store = Store(tmp_path / "sdcore.duckdb", soon=0.2)
-    for number in range(2):  # nothing more is asked of it: it writes by itself, each time
-        store.append_soon(problems=frame(problem(number)))
-        await_rows(store, number + 1)
-
-
-def test_rows_that_another_program_kept_out_are_tried_again(tmp_path):
-    store = Store(tmp_path / "sdcore.duckdb", timeout=0.1, soon=0.1)
-    store.query("SELECT 1")
-    with Store(store.path)._attached(read_only=False):
-        store.append_soon(problems=frame(problem(0)))
-        time.sleep(0.5)
-    await_rows(store, 1)
-
-
-def test_a_full_disk_is_told_by_the_next_call_and_loses_no_row_once_there_is_room(tmp_path):
-    script = """if True:
-        import resource, signal, sys, time
-        from pathlib import Path
-        import duckdb
-        from sdcore.store.database import Store
-        from tests.unit.store.test_database import frame, problem
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        store = Store(Path(sys.argv[1]), soon=0.1)
-        store.query("SELECT 1")
-        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, unlimited[1]))
-        store.append_soon(problems=frame(problem(0)))
-        time.sleep(0.5)
-        try:
-            store.flush()
-        except duckdb.Error:
-            print("told")
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-        store.flush()
-    """
-    path = tmp_path / "sdcore.duckdb"
-    command = [sys.executable, "-c", script, str(path)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("told\n", "")
-    assert others_see(Store(path)) == ["p0"]
-
-
-def test_threads_lose_no_row_to_each_other(tmp_path):
-    store = Store(tmp_path / "sdcore.duckdb", soon=0.01)
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda n: store.append_soon(problems=frame(problem(n))), range(40)))
-    await_rows(store, 40)
-
-
-def await_rows(store: Store, count: int) -> None:
-    patience = time.monotonic() + 30
-    while len(others_see(store)) < count and time.monotonic() < patience:
-        time.sleep(0.05)
-    assert sorted(others_see(store)) == sorted(f"p{number}" for number in range(count))
-
-
-def test_what_cannot_wait_is_refused_at_once(store):
-    with pytest.raises(DataError, match="columns differ"):
-        store.append_soon(problems=frame(problem(0)).drop("reference"))
-    assert len(store.rows("problems")) == 0
-
-
-def test_rows_that_cannot_be_written_now_go_on_waiting(tmp_path):
-    store = Store(tmp_path / "sdcore.duckdb", timeout=0.2, soon=60)
-    store.query("SELECT 1")
-    store.append_soon(problems=frame(problem(0)))
-    with Store(store.path)._attached(read_only=False), pytest.raises(StoreBusyError):
-        store.flush()
-    store.append_soon(problems=frame(problem(1)))
-    store.flush()
-    assert others_see(store) == ["p0", "p1"]
-
-
-@pytest.mark.parametrize(("end", "found"), [("pass", ["p0", "p1"]), ("os._exit(0)", ["p0"])])
-def test_an_end_writes_what_waits_and_a_kill_loses_only_that(store, end, found):
-    script = f"""if True:
-        import os, sys
-        from pathlib import Path
-        from sdcore.store.database import Store
-        from tests.unit.store.test_database import frame, problem
-        store = Store(Path(sys.argv[1]), soon=60)
-        store.append_missing(problems=frame(problem(0)))
-        store.append_soon(problems=frame(problem(1)))
-        {end}
-    """
-    subprocess.run([sys.executable, "-c", script, str(store.path)], check=True)
-    assert others_see(store) == found
 
 
 def test_rows_come_back_equal_whatever_their_text(store):
@@ -236,7 +116,7 @@ def test_plain_duckdb_reads_what_the_log_holds_and_the_views(store):
         assert plain.sql("FROM accuracy_by_step").fetchall() == []
 
 
-def test_when_the_process_ends_the_file_alone_is_complete(store):
+def test_once_closed_the_file_alone_is_complete(store):
     script = """if True:
         import sys
         from pathlib import Path
@@ -249,7 +129,7 @@ def test_when_the_process_ends_the_file_alone_is_complete(store):
     assert len(store.rows("problems")) == 1
 
 
-def test_a_view_of_another_definition_is_made_anew(store):
+def test_a_view_of_another_definition_is_made_again(store):
     store.query("SELECT 1")
     with duckdb.connect(str(store.path)) as plain:
         plain.execute("CREATE OR REPLACE VIEW failing_steps AS SELECT 1 AS old")

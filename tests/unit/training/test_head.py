@@ -2,11 +2,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from sdcore.config import LoraConfig
 from sdcore.errors import ModelError
-from sdcore.models import policies
 from sdcore.training import head
 from sdcore.training.batches import pad
 from tests.helpers.tiny import LORA, MODELS, VOCABULARY, adapted, llama
@@ -48,9 +47,9 @@ def test_a_head_that_does_more_is_refused():
         head.require_exact_head(model)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 def test_a_head_with_an_adapter_is_refused():
-    on_head = LoraConfig(rank=2, alpha=4, targets=("lm_head",))
-    model = policies.attach_lora(llama(tied=False), on_head, 0)
+    model = get_peft_model(llama(tied=False), LoraConfig(r=2, target_modules=["lm_head"]))
     with pytest.raises(ModelError, match="not a linear layer"):
         head.head_of(model)
 

@@ -1,0 +1,155 @@
+"""A rollout as a typed record, with what is known of it; rows of the table `rollouts` and back.
+
+`answer` is the model's, `reference` the truth, here and in every table.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Self
+
+import polars as pl
+
+from sdcore.contexts import ContextInputs, Critique
+from sdcore.store.schema import TABLES
+
+
+class Record:
+    """Base of frozen dataclasses whose fields are columns of a table; more columns are ignored."""
+
+    table: ClassVar[str]
+
+    @classmethod
+    def from_frame(cls, frame: pl.DataFrame) -> list[Self]:
+        """Rows of a frame, in order."""
+        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        return [cls(**row) for row in frame.select(names).iter_rows(named=True)]
+
+    @classmethod
+    def to_frame(cls, records: Iterable[Self]) -> pl.DataFrame:
+        """Records as rows of their table.
+
+        Raises:
+            AttributeError: the record does not have all columns of the table.
+        """
+        names = list(TABLES[cls.table].dtypes)
+        rows = [{name: getattr(record, name) for name in names} for record in records]
+        return TABLES[cls.table].frame(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout(Record):
+    """One sampled trace. The fields are the columns of the table; `sdcore tables rollouts`."""
+
+    table: ClassVar[str] = "rollouts"
+
+    experiment_id: str
+    condition: str
+    seed: int
+    rollout_id: str
+    policy_id: str
+    problem_id: str
+    purpose: str
+    round: int
+    sample_index: int
+    sampling_seed: int
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+    text: str
+    logprobs: Sequence[float]
+    finish_reason: str
+    answer: str | None
+    reward: float
+    correct: bool
+    grade_details: str | None
+    grade_reason: str | None
+    well_formed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Problem(Record):
+    """A question with its truth: some columns of the table `problems`."""
+
+    table: ClassVar[str] = "problems"
+
+    problem_id: str
+    question: str
+    solution: str | None
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRollout:
+    """A rollout, its problem, and its critique where there is one."""
+
+    rollout: Rollout
+    problem: Problem
+    critique: Critique | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Whether there is a critique that may be shown to the teacher."""
+        return self.critique is not None and self.critique.valid
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Rollouts of the same round that a context may quote."""
+
+    other: JudgedRollout | None  # with a valid critique, of another problem
+    sibling: JudgedRollout | None  # correct, of the same problem
+
+
+def judged(
+    rollouts: Iterable[Rollout], problems: pl.DataFrame, critiques: Mapping[str, Critique]
+) -> list[JudgedRollout]:
+    """Rollouts with their problems and critiques, in the same order.
+
+    Args:
+        rollouts: of the problems.
+        problems: rows of the table `problems`.
+        critiques: by rollout id; some rollouts may have none.
+    """
+    known = {problem.problem_id: problem for problem in Problem.from_frame(problems)}
+    return [
+        JudgedRollout(rollout, known[rollout.problem_id], critiques.get(rollout.rollout_id))
+        for rollout in rollouts
+    ]
+
+
+def neighbours(round_: Sequence[JudgedRollout]) -> list[Neighbours]:
+    """For each rollout the nearest ones that follow it and can be quoted, in cyclic order.
+
+    One backward pass over the round written twice, so that each rollout meets all that follow it,
+    the beginning of the round last: for A B C the pass sees C B A C B A.
+    """
+    count = len(round_)
+    quoted: list[JudgedRollout] = []  # the nearest with a valid critique, then of another problem
+    correct: dict[str, int] = {}  # where the nearest correct rollout of a problem is
+    found: list[Neighbours] = []
+    for place in reversed(range(2 * count)):
+        mine = round_[place % count]
+        problem_id = mine.rollout.problem_id
+        if place < count:
+            other = next((q for q in quoted if q.rollout.problem_id != problem_id), None)
+            nearest = correct.get(problem_id, place + count)
+            sibling = None if nearest == place + count else round_[nearest % count]
+            found.append(Neighbours(other, sibling))
+        if mine.valid:
+            quoted = [mine, *(q for q in quoted if q.rollout.problem_id != problem_id)][:2]
+        if mine.rollout.correct:
+            correct[problem_id] = place
+    return found[::-1]
+
+
+def context_inputs(mine: JudgedRollout, near: Neighbours) -> ContextInputs:
+    """What contexts may show of a rollout."""
+    return ContextInputs(
+        question=mine.problem.question,
+        solution=mine.problem.solution,
+        reference=mine.problem.reference,
+        trace=mine.rollout.text,
+        correct=mine.rollout.correct,
+        critique=mine.critique,
+        other_critique=near.other.critique if near.other else None,
+        sibling=near.sibling.rollout.text if near.sibling else None,
+    )

@@ -1,0 +1,164 @@
+"""One condition and seed of an experiment in a workspace: the unit that is trained."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import polars as pl
+
+from sdcore.config import Condition, Experiment
+from sdcore.errors import ConfigError, StoreError
+from sdcore.rollouts import Record
+from sdcore.store.database import Store
+from sdcore.store.schema import content_key
+
+if TYPE_CHECKING:
+    from tasks.run.session import Session
+
+BASE = "base"
+RAW = -1  # round of the named model where a warm-up makes the base, which is round 0, from it
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPolicy(Record):
+    """A set of weights: a row of the table `policies`."""
+
+    table: ClassVar[str] = "policies"
+
+    experiment_id: str
+    condition: str
+    seed: int
+    policy_id: str
+    parent_id: str | None
+    step: int
+    round: int
+    kind: str
+    path: str | None
+    sha256: str
+
+
+class ConditionRun:
+    """One condition and seed of an experiment, in a session.
+
+    The untrained policy is the run with condition 'base' and the experiment's first seed. Not a
+    dataclass, since Prefect would walk through all settings at each task that is given one.
+    """
+
+    def __init__(
+        self, session: "Session", experiment: Experiment, condition: str, seed: int
+    ) -> None:
+        self.session, self.experiment = session, experiment
+        self.condition, self.seed = condition, seed
+
+    @property
+    def label(self) -> str:
+        """Short name for task runs and progress lines."""
+        return self.condition if self.condition == BASE else f"{self.condition}/seed-{self.seed}"
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """The columns that name the run in every table."""
+        return {
+            "experiment_id": self.experiment.experiment_id,
+            "condition": self.condition,
+            "seed": self.seed,
+        }
+
+    @property
+    def settings(self) -> Condition:
+        """The condition's settings."""
+        return self.experiment.conditions[self.condition]
+
+    @property
+    def store(self) -> Store:
+        """The workspace's tables."""
+        return self.session.store
+
+    @property
+    def base(self) -> "ConditionRun":
+        """The untrained policy that this run starts from."""
+        return base_run(self.session, self.experiment)
+
+    @property
+    def root(self) -> Path:
+        """The workspace's folder."""
+        return self.session.root
+
+    @property
+    def folder(self) -> Path:
+        """Folder of its checkpoints."""
+        run = self.root / "checkpoints" / self.experiment.experiment_id
+        return run / self.condition / f"seed-{self.seed}"
+
+    @cached_property
+    def train_problems(self) -> pl.DataFrame:
+        """The problems to train on, in order; `prepare` has stored them before."""
+        return self.problems("train")
+
+    def key(self, *parts: object) -> str:
+        """A content key below this run."""
+        return content_key(*self.columns.values(), *parts)
+
+    def checkpoint(self, round_: int) -> Path:
+        """Folder of the checkpoint after `round_` rounds."""
+        return self.folder / f"round-{round_:04d}"
+
+    def problems(self, split: str) -> pl.DataFrame:
+        """The problems of a split, in order; with a band, those that were found to be in it."""
+        wanted = self.experiment.problems
+        if wanted.band is None:
+            return self.candidates(split)
+        measured = self.store.rows(
+            "difficulties", experiment_id=self.experiment.experiment_id, in_band=True
+        )
+        in_band = pl.col("problem_id").is_in(measured["problem_id"].to_list())
+        return self.candidates(split).filter(in_band).head(getattr(wanted, split))
+
+    def candidates(self, split: str) -> pl.DataFrame:
+        """The problems of a split before a band chooses among them, in order."""
+        run = self.experiment.experiment_id
+        return self.store.rows("problems", experiment_id=run, split=split).sort("position")
+
+    def policy(self, round_: int) -> StoredPolicy:
+        """The stored policy after `round_` rounds; after none it is the base.
+
+        Raises:
+            StoreError: the rounds before have not been trained in this workspace.
+        """
+        owner = self.base if round_ == 0 else self
+        rows = owner.store.rows("policies", round=round_, **owner.columns)
+        if len(rows) != 1:
+            raise StoreError(
+                "the policy is not stored",
+                got=f"{len(rows)} rows",
+                expected="1",
+                where=f"{owner.columns} after {round_} rounds",
+                fix="run the experiment again: it trains what is missing",
+            )
+        return StoredPolicy.from_frame(rows)[0]
+
+
+def base_run(session: "Session", experiment: Experiment) -> ConditionRun:
+    """The run of the untrained policy."""
+    return ConditionRun(session, experiment, BASE, experiment.seeds[0])
+
+
+def condition_runs(
+    session: "Session", experiment: Experiment, condition: str, seed: int | None
+) -> list[ConditionRun]:
+    """The runs of a condition, of one seed or of all.
+
+    Raises:
+        ConfigError: the experiment has no such condition or seed.
+    """
+    if condition == BASE:
+        return [base_run(session, experiment)]
+    seeds = experiment.seeds if seed is None else (seed,)
+    if condition not in experiment.conditions or not set(seeds) <= set(experiment.seeds):
+        raise ConfigError(
+            "no such condition or seed",
+            got=f"{condition}, seed {seed}",
+            expected=f"{', '.join((BASE, *experiment.conditions))}; seeds {experiment.seeds}",
+        )
+    return [ConditionRun(session, experiment, condition, number) for number in seeds]

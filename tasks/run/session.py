@@ -1,0 +1,53 @@
+"""What one process holds open while it works in a workspace."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Self
+
+from sdcore.store.database import Store
+from sdcore.system.stopwatch import Stopwatch
+from tasks.run.interrupts import Interrupts
+from tasks.run.live import LiveModels
+from tasks.run.progress import Panel
+from tasks.tracking.client import Tracking
+
+DATABASE = "sdcore.duckdb"
+
+
+class Session:
+    """The tables, the tracking, the live models and the interrupts of one process.
+
+    Open it in a `with` block: at its end servers are stopped and the tables are whole. Not a
+    dataclass, since Prefect walks through every field of a dataclass that a task is given.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.clock = Stopwatch()
+        self.panel = Panel()
+        self.interrupts = Interrupts()
+        self.models = LiveModels(root)
+        self.store = Store(root / DATABASE, threads=1, timed=partial(self.clock.measure, "storage"))
+
+    @contextmanager
+    def tracking(self) -> Iterator[Tracking]:
+        """The workspace's MLflow, for as long as the block runs; the first use opens it."""
+        with self.clock.measure("tracking"):
+            yield self._tracking
+
+    @cached_property
+    def _tracking(self) -> Tracking:
+        return Tracking(self.root)
+
+    def __enter__(self) -> Self:
+        self.interrupts.listen()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.interrupts.restore()
+        self.models.close()
+        if "_tracking" in self.__dict__:
+            self._tracking.close()
+        self.store.close()

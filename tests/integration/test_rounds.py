@@ -1,0 +1,96 @@
+"""What a round commits, and where a run goes on."""
+
+import polars as pl
+import pytest
+
+from sdcore.config import load_experiment
+from sdcore.store.schema import TABLES
+from tasks.run.condition_run import ConditionRun, StoredPolicy, base_run
+from tasks.run.rounds import Round, first_round
+from tasks.run.session import Session
+from tests.helpers.example import rollout
+from tests.helpers.paths import QUICKSTART
+
+
+def policy(run: ConditionRun, round_: int) -> StoredPolicy:
+    return StoredPolicy(
+        **run.columns, policy_id=f"{run.label} {round_}", parent_id=None, step=round_,
+        round=round_, kind="lora", path=None, sha256=str(round_),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of four rounds whose base is stored."""
+    with Session(tmp_path) as session:
+        experiment = load_experiment(QUICKSTART, ["training.rounds=4"])
+        base = base_run(session, experiment)
+        session.store.append_missing(policies=StoredPolicy.to_frame([policy(base, 0)]))
+        yield ConditionRun(session, experiment, "grpo", 0)
+
+
+def sampled(run: ConditionRun, round_: int) -> pl.DataFrame:
+    row = rollout("grpo", 0, "train", round_, "p", 0, correct=True)
+    return TABLES["rollouts"].frame([row | run.columns | {"round": round_}])
+
+
+def stored(run: ConditionRun, table: str) -> list[int]:
+    return sorted(run.store.rows(table, **run.columns)["round"])
+
+
+def keep(run: ConditionRun, *rounds: int) -> None:
+    """Store policies after so many rounds, with the rollouts of the round after each."""
+    for round_ in rounds:
+        run.store.append_missing(
+            policies=StoredPolicy.to_frame([policy(run, round_)]), rollouts=sampled(run, round_)
+        )
+
+
+def test_a_new_run_starts_from_the_base(run):
+    round_ = first_round(run)
+    assert (round_.number, round_.policy.policy_id) == (0, "base 0")
+
+
+def test_a_run_goes_on_after_its_last_checkpoint_and_supersedes_later_rounds(run, capsys):
+    keep(run, 1, 2, 3)
+    run.checkpoint(2).mkdir(parents=True)
+    round_ = first_round(run)
+    assert (round_.number, round_.policy.policy_id, round_.resumed) == (2, "grpo/seed-0 2", True)
+    assert stored(run, "policies") == [1, 2]
+    assert stored(run, "rollouts") == [1, 2]  # round 2's were sampled from the checkpoint's policy
+    assert run.store.query("SELECT round FROM superseded.policies")["round"].to_list() == [3]
+    assert "after 2 rounds" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_left_alone(run):
+    keep(run, 1, 4)
+    run.checkpoint(4).mkdir(parents=True)
+    assert first_round(run).number == 4
+    assert stored(run, "policies") == [1, 4]
+
+
+def test_a_checkpoint_that_no_row_speaks_of_is_removed(run):
+    keep(run, 1)
+    run.checkpoint(1).mkdir(parents=True)
+    run.checkpoint(3).mkdir()
+    assert first_round(run).number == 1
+    assert not run.checkpoint(3).exists()
+
+
+def test_a_round_is_committed_with_its_policy_and_leads_to_the_next(run):
+    round_ = first_round(run)
+    round_.frames["rollouts"] = sampled(run, 0)
+    assert stored(run, "rollouts") == []
+    round_.commit(policy(run, 1), {})
+    assert stored(run, "rollouts") == [0] and stored(run, "policies") == [1]
+    following = round_.next()
+    assert (following.number, following.resumed) == (1, False)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_what_finished_stages_made_is_kept_when_a_later_one_fails(run, error):
+    round_ = Round(run, policy(run, 1), resumed=False)
+    with pytest.raises(error), round_.kept():
+        round_.frames["rollouts"] = sampled(run, 1)
+        raise error
+    assert stored(run, "rollouts") == [1] and stored(run, "policies") == []
