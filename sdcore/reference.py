@@ -33,8 +33,8 @@ def settings_reference() -> str:
                 *_table(
                     ("setting", "values", "default", "meaning"),
                     [
-                        (f"`{each.name}`", each.values, _default(each.default), each.meaning)
-                        for each in section.settings
+                        (f"`{item.name}`", item.values, _default(item.default), item.meaning)
+                        for item in section.settings
                     ],
                 ),
                 "",

@@ -101,8 +101,8 @@ def tables(
     if as_json:
         print(json.dumps(described if name is None else described[name]))
     elif name is None:
-        rows = [{"name": each, "kind": about["kind"], "one row is": about["meaning"]}
-                for each, about in described.items()]  # fmt: skip
+        rows = [{"name": table, "kind": about["kind"], "one row is": about["meaning"]}
+                for table, about in described.items()]  # fmt: skip
         print_table(pl.DataFrame(rows))
     else:
         about = described[name]
@@ -143,13 +143,13 @@ def why(
             base = base_run(session, settings)
             changes = since(rows, experiment_row(base), base_policy(base).sha256)
     if as_json:
-        inputs = [{"table": each.table, "key": each.key} | each.inputs for each in rows]
-        print(json.dumps({"lineage": inputs, "changes": [asdict(each) for each in changes]}))
+        inputs = [{"table": row.table, "key": row.key} | row.inputs for row in rows]
+        print(json.dumps({"lineage": inputs, "changes": [asdict(change) for change in changes]}))
         return
-    lines = [(each.table, each.key, *item) for each in rows for item in each.inputs.items()]
+    lines = [(row.table, row.key, *item) for row in rows for item in row.inputs.items()]
     print_table(pl.DataFrame(lines, ["table", "key", "input", "value"], orient="row"), "made from")
     title = "changed since" if other is None else f"different in {other}"
-    differences = [(each.where, each.what) for each in changes] or [("", "nothing")]
+    differences = [(change.where, change.what) for change in changes] or [("", "nothing")]
     print_table(pl.DataFrame(differences, ["where", "what"], orient="row"), title)
 
 

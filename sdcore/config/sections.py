@@ -57,8 +57,8 @@ def suggestion(schema: Node, setting: Sequence[str]) -> str:
     """
     *parent, leaf = setting
     known = sections(schema)
-    places = {(*each.path, item.name) for each in known for item in each.settings}
-    places |= {each.path for each in known if each.path}
+    places = {(*section.path, item.name) for section in known for item in section.settings}
+    places |= {section.path for section in known if section.path}
     beside = {place[len(parent)] for place in places if _is_below(place, parent)}
     if hint := did_you_mean(leaf, beside - {NAME, leaf}):
         return hint
@@ -80,8 +80,8 @@ def _sections(
     settings, inside = list[Setting](), list[Section]()
     for name, field in node["properties"].items():
         where, forms = (*path, name), list(_forms(field, definitions))
-        if free := [each for form in forms for each in _values(form)]:
-            forms = [each for value in free for each in _forms(value, definitions)]
+        if free := [value for form in forms for value in _values(form)]:
+            forms = [form for value in free for form in _forms(value, definitions)]
             where += (NAME,)
         objects = [form for form in forms if "properties" in form]
         for form in objects:
@@ -100,8 +100,8 @@ def _forms(node: Node, definitions: Node) -> Iterator[Node]:
     if "$ref" in node:
         yield from _forms(definitions[node["$ref"].rpartition("/")[2]], definitions)
     elif choices := node.get("anyOf", node.get("oneOf")):
-        for each in choices:
-            yield from _forms(each, definitions)
+        for choice in choices:
+            yield from _forms(choice, definitions)
     elif node.get("type") != "null":
         yield node
 
@@ -116,7 +116,7 @@ def _values(node: Node) -> list[Node]:
 
 
 def _chosen(node: Node) -> str:
-    """The setting that tells one form of a section from the others."""
+    """The setting that distinguishes one form of a section from the others."""
     fixed = (
         (name, field["const"]) for name, field in node["properties"].items() if "const" in field
     )

@@ -1,16 +1,64 @@
-"""Reads two answers as mathematics and compares them, by math-verify. Runs in bounded workers only.
+"""Reads two answers as mathematics and compares them. Runs in bounded workers only.
 
 A few characters can keep a computer algebra system busy for hours or fill the memory; nothing here
 guards against it. `sdcore.grading.answers` calls it through `sdcore.grading.bounded`, which does.
+LaTeX is parsed by latex2sympy2_extended; sets, relations and matrices are compared by math-verify.
 """
 
 import logging
+import re
+from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any
 
-import math_verify
+import sympy
+from latex2sympy2_extended import NormalizationConfig, normalize_latex
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+from latex2sympy2_extended.logic import And
+from math_verify.grader import should_treat_as_complex, verify
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
 
-_SETTINGS = [math_verify.LatexExtractionConfig()]
+from sdcore.grading import measures
+from sdcore.grading.reading import (
+    Reading,
+    Value,
+    decimal_places,
+    is_word,
+    read,
+    same_value,
+    value,
+    words,
+)
+
+DIFFERS = "differs from the reference"
+UNFINISHED = "leaves an operation between plain numbers undone"
+
+_NORMALISE = NormalizationConfig(
+    basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+)
+_CONVERT = ConversionConfig(lowercase_symbols=False)  # X is not x
+_PRECISION = 30  # digits to which two closed expressions are compared
+_BASED = re.compile(r"(\d+|[\dA-Fa-f]{2,}(?=_\{?1[1-6]))_\{?(\d{1,2})\}?")  # 1010_2, FF_{16}
+_BASE_TEN = re.compile(r"^(\d+)_(?:10|\{10\})$")
+_TOKEN = re.compile(r"(?<![^\s(,])[A-Za-z]{2,}(?![^\s.),])")  # letters between spaces
+_JOINED = re.compile(
+    r"\s*(?:\\text\{\s*(or|and)\s*\}|\b(or|and)\b|\\(lor|land)\b)\s*"
+)  # x<1 or x>2
+_DIVISION = r"\s*(?:/|\\div)\s*\d[\d.]*"
+_DIVIDED = re.compile(
+    rf"\d\s*\\div\s*\d|\d{_DIVISION}{_DIVISION}"
+)  # 48 ÷ 2, 24/2/3: one fraction is fine
+_INEQUALITY = re.compile(r"[<>]|\\(?:l|g)(?:e|eq|t)(?![a-z])|\\(?:leq|geq)slant")
+_CALCULUS = re.compile(r"\\int|\\partial|\\frac\s*\{\s*d[^}]*\}\s*\{\s*d")
+_DIFFERENTIAL = re.compile(r"(?<![A-Za-z\\])d\s*(?=[A-Za-z](?![a-z]{2}))")  # da is d times a here
+_SETS = {
+    "or": sympy.Union,
+    "lor": sympy.Union,
+    "and": sympy.Intersection,
+    "land": sympy.Intersection,
+}
+_UNDONE = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative, sympy.Mod)
 
 # One of each kind that answers have: reading it once fills the caches of the parser and of sympy.
 _KINDS = (
@@ -18,33 +66,315 @@ _KINDS = (
     (r"\{1, 2\}", r"\{2, 1\}"), ("[1,2)", "(1,2]"), (r"50\%", "0.5"), ("x=5", "5"), ("x", "1<x<2"),
     (r"\text{even}", "odd"), ("(1, 2)", "(2, 1)"), ("10 km", "10"), (r"x \in (1,2)", r"\pi"),
     (r"\sin(2x)", r"2\sin x\cos x"), (r"\begin{pmatrix}1&2\end{pmatrix}", "2^{10}"), ("(", "0"),
+    ("x^2=4", "2x^2=8"), ("5 km", "5000 m"), ("3+4", "7"),
 )  # fmt: skip
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
 
 
 def readable(text: str) -> bool:
-    """Whether math-verify can read a text as mathematics."""
-    return bool(_parsed(text))
+    """Whether a text can be read as mathematics or as words."""
+    reading = read(text)
+    plain, _ = measures.without_unit(reading.text)
+    return words(plain) is not None or _in_base(plain) is not None or _parsed(plain) is not None
 
 
-def equal(answer: str, reference: str) -> bool:
-    """Whether math-verify holds the two to be equal; False where it cannot read one of them."""
+def difference(answer: str, reference: str) -> str | None:
+    """Why an answer is not equal to a reference; None if it is."""
+    return _difference(read(answer), read(reference))
+
+
+def _difference(mine: Reading, theirs: Reading) -> str | None:
+    if mine.listed and "," in theirs.text:
+        mine = Reading(mine.listed)
+    elif theirs.listed and "," in mine.text:
+        theirs = Reading(theirs.listed)
+    answer, unit = measures.without_unit(mine.text)
+    reference, wanted = measures.without_unit(theirs.text)
+    unit = measures.registry().Unit(mine.currency) if mine.currency else unit
+    wanted = measures.registry().Unit(theirs.currency) if theirs.currency else wanted
+    scale: Fraction | None = Fraction(1)
+    if unit is not None and wanted is not None:
+        scale = measures.factor(unit, wanted)
+    if scale is None and {str(unit), str(wanted)} != {"sterling", "pound"}:  # £5 and 5 pounds
+        return DIFFERS
+    scale = scale or Fraction(1)
+    spoken, expected = words(answer), words(reference)
+    if spoken is not None or expected is not None:
+        return None if spoken == expected else DIFFERS
+    if not (_BASED.fullmatch(answer) and _BASED.fullmatch(reference)):
+        answer, reference = (_BASE_TEN.sub(r"\1", text) for text in (answer, reference))
+    based = [_in_base(text) for text in (answer, reference)]
+    if based != [None, None]:
+        return None if based[0] == based[1] else DIFFERS
+    if scale != 1:
+        answer = rf"\frac{{{scale.numerator}}}{{{scale.denominator}}} \cdot ({answer})"
+    if mine.percent != theirs.percent:
+        hundredth = rf"\frac{{{answer if mine.percent else reference}}}{{100}}"
+        pair = (hundredth, reference) if mine.percent else (answer, hundredth)
+        if _compared(*pair, scaled=True) is None:
+            return None
+    return _compared(answer, reference, scaled=scale != 1)
+
+
+def _compared(answer: str, reference: str, scaled: bool) -> str | None:
+    mine, theirs = value(answer), value(reference)
+    if mine is not None and theirs is not None:
+        return None if same_value(mine, theirs) else DIFFERS
+    left, right = _parsed(answer), _parsed(reference)
+    if left is None or right is None:
+        return DIFFERS
+    left, right = _without_name(left, right)
+    if left is None or right is None:
+        return DIFFERS
+    if not _equal(left, right):
+        return DIFFERS
+    undone = _unfinished(left) or _DIVIDED.search(answer)
+    return UNFINISHED if undone and not scaled and not _unfinished(right) else None
+
+
+def _equal(answer: Any, reference: Any) -> bool:
+    if isinstance(answer, sympy.Expr) and isinstance(reference, sympy.Expr):
+        return _equal_expressions(answer, reference)
+    if _is_relation(answer) and _is_relation(reference):
+        return _equal_relations(answer, reference)
+    return _verified(answer, reference)
+
+
+def _equal_expressions(answer: sympy.Expr, reference: sympy.Expr) -> bool:
+    if answer == reference:
+        return True
+    if not answer.free_symbols and not reference.free_symbols:
+        close = _close(answer, reference)
+        if close is not None:
+            return close
+    try:
+        gap = sympy.nsimplify(answer - reference, rational=True)
+        return bool(sympy.simplify(gap.doit()).is_zero)
+    except (TypeError, ValueError, AttributeError, NotImplementedError, ZeroDivisionError):
+        return False
+
+
+def _close(answer: sympy.Expr, reference: sympy.Expr) -> bool | None:
+    """Whether two numbers agree; None if evaluation does not settle it."""
+    mine, theirs = (number.doit().evalf(_PRECISION) for number in (answer, reference))
+    if not (mine.is_number and theirs.is_number and mine.is_finite and theirs.is_finite):
+        return None
+    if not (mine.is_comparable and theirs.is_comparable):
+        return None  # complex
+    largest = max(abs(mine), abs(theirs))
+    if largest < sympy.Float(10) ** -20000 or largest == 0:
+        return True if mine == theirs else None
+    if answer.has(sympy.Float) or reference.has(sympy.Float):
+        return same_value(_value(mine), _value(theirs))
+    return bool(abs(mine - theirs) <= largest * sympy.Float(10) ** -(_PRECISION // 2))
+
+
+def _value(number: sympy.Expr) -> Value:
+    rational = sympy.Rational(str(number))
+    return Value(Fraction(int(rational.p), int(rational.q)), decimal=True)
+
+
+def _equal_relations(answer: Any, reference: Any) -> bool:
+    """Relations that are multiples of each other are equal, else those with equal solutions.
+
+    Two without a solution are not, nor are two that hold for all numbers: that says nothing.
+    """
+    if isinstance(answer, sympy.Eq) and isinstance(reference, sympy.Eq):
+        quotient = _quotient(answer, reference)
+        if quotient is not None:
+            return True
+        if _unsolvable(answer) or _unsolvable(reference):
+            return False
+    return _verified(answer, reference)
+
+
+def _quotient(answer: sympy.Eq, reference: sympy.Eq) -> Any:
+    """The number by which one equation is a multiple of the other, None if it is none."""
+    try:
+        quotient = sympy.simplify((answer.lhs - answer.rhs) / (reference.lhs - reference.rhs))
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return quotient if quotient.is_number and quotient.is_finite and not quotient.is_zero else None
+
+
+def _unsolvable(equation: sympy.Eq) -> bool:
+    try:
+        return not sympy.solve(equation, equation.free_symbols)
+    except (NotImplementedError, TypeError, ValueError):
+        return False
+
+
+def _verified(answer: Any, reference: Any) -> bool:
+    """Math-verify's verdict, with as many decimals as the smallest number in either needs."""
+    numbers = [
+        abs(float(number))
+        for side in (answer, reference)
+        if isinstance(side, sympy.Basic)
+        for number in side.atoms(sympy.Number)
+        if number.is_finite
+    ]
+    places = decimal_places(numbers)
     return bool(
-        math_verify.verify(
-            _parsed(reference), _parsed(answer), timeout_seconds=None, allow_set_relation_comp=True
+        verify(
+            reference, answer, float_rounding=places, numeric_precision=max(15, places + 9),
+            timeout_seconds=None, allow_set_relation_comp=True,
         )
+    )  # fmt: skip
+
+
+def _without_name(answer: Any, reference: Any) -> tuple[Any, Any]:
+    """Drop the left side of ``x = 5`` or ``3 + 4 = 7`` where the other side is no equation."""
+    if _is_equation(answer) and not _is_relation(reference):
+        answer = _last_side(answer)
+    elif _is_equation(reference) and not _is_relation(answer):
+        reference = _last_side(reference)
+    elif _is_equation(answer) and _is_equation(reference):
+        mine, theirs = _sides(answer), _sides(reference)
+        if mine[0] == theirs[0] and _is_name(mine[0]):
+            answer, reference = _last_side(answer), _last_side(reference)
+    return answer, reference
+
+
+def _last_side(equation: Any) -> Any:
+    """The last side of equations that name it or are true sums; else None."""
+    first, *others = _sides(equation)
+    if not _is_name(first):
+        others = [first, *others]
+    closed = all(isinstance(side, sympy.Expr) and not side.free_symbols for side in others)
+    if len(others) == 1:
+        return others[0]
+    if closed and all(_close(side, others[-1]) for side in others[:-1]):
+        return others[-1]
+    if _is_name(first) and all(_equal_quietly(side, others[-1]) for side in others[:-1]):
+        return others[-1]
+    return None
+
+
+def _equal_quietly(one: Any, other: Any) -> bool:
+    return isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr) and _equal(one, other)
+
+
+def _sides(equation: Any) -> list[Any]:
+    if isinstance(equation, And):
+        first, *others = equation._unsorted_args
+        return [first.lhs, first.rhs, *(each.rhs for each in others)]
+    return [equation.lhs, equation.rhs]
+
+
+def _is_name(side: Any) -> bool:
+    """Whether the left side of an equation names the right: x, P(2), AB, a + b."""
+    if isinstance(side, AppliedUndef | sympy.Symbol):
+        return True
+    plain = isinstance(side, sympy.Expr) and side.free_symbols and not side.atoms(sympy.Number)
+    return bool(plain) or (isinstance(side, sympy.Tuple) and all(map(_is_name, side)))
+
+
+def _is_equation(parsed: Any) -> bool:
+    return isinstance(parsed, sympy.Eq) or (
+        isinstance(parsed, And) and all(isinstance(e, sympy.Eq) for e in parsed._unsorted_args)
     )
+
+
+def _is_relation(parsed: Any) -> bool:
+    return isinstance(parsed, Relational) or (
+        isinstance(parsed, And) and all(isinstance(e, Relational) for e in parsed._unsorted_args)
+    )
+
+
+def _unfinished(parsed: Any) -> bool:
+    """Whether an operation between plain numbers is left undone anywhere: 3+4, 2*3, sqrt(9+16).
+
+    A single fraction, root or power is finished, and so is a number in scientific notation.
+    """
+    if not isinstance(parsed, sympy.Basic):
+        return isinstance(parsed, sympy.MatrixBase) and any(map(_unfinished, parsed.flat()))
+    if isinstance(parsed, _UNDONE):
+        return True
+    if isinstance(parsed, sympy.Add) and sum(map(_is_plain, parsed.args)) > 1:
+        return True
+    if isinstance(parsed, sympy.Mul) and not _is_scientific(parsed):
+        plain = [each for each in parsed.args if _is_plain(each) and abs(each) != 1]
+        divisors = [each for each in plain if isinstance(each, sympy.Pow) and each.exp == -1]
+        if len(plain) - len(divisors) > 1 or len(divisors) > 1 or _fraction_over(plain, divisors):
+            return True
+    return any(map(_unfinished, parsed.args))
+
+
+def _fraction_over(plain: list[Any], divisors: list[Any]) -> bool:
+    """Whether a fraction is divided once more: (1/2)/3."""
+    rest = [each for each in plain if each not in divisors]
+    return bool(divisors) and any(isinstance(e, sympy.Rational) and e.q != 1 for e in rest)
+
+
+def _is_plain(part: Any) -> bool:
+    """A number without a root in it: 3, 1/2, 0.5, 2^3."""
+    if isinstance(part, sympy.Number):
+        return True
+    powers = isinstance(part, sympy.Pow) and all(map(_is_plain, part.args)) and part.exp.is_Integer
+    products = isinstance(part, sympy.Mul) and all(map(_is_plain, part.args))
+    return bool(powers or products)
+
+
+def _is_scientific(product: sympy.Mul) -> bool:
+    parts = [each for each in product.args if each != -1]
+    powers = [each for each in parts if isinstance(each, sympy.Pow) and each.base == 10]
+    return len(parts) == 2 and len(powers) == 1 and any(isinstance(e, sympy.Number) for e in parts)
+
+
+def _in_base(text: str) -> int | None:
+    """Value of a number with a base: ``1010_2``. None without a base, and the base never drops."""
+    match = _BASED.fullmatch(text)
+    if match is None or not 2 <= int(match[2]) <= 36:
+        return None
+    try:
+        return int(match[1], int(match[2]))
+    except ValueError:
+        return None
 
 
 @cache
 def warm_up() -> None:
-    """Compare one pair of each kind: a process's first comparisons take up to a second else."""
+    """Compare one pair of each kind: otherwise a process's first comparisons take a second."""
     for answer, reference in _KINDS:
-        equal(answer, reference)
+        difference(answer, reference)
 
 
 @lru_cache(maxsize=8192)
-def _parsed(text: str) -> list[Any]:
-    """Sympy expressions, as many as math-verify reads; the whole text is taken for the answer."""
-    return list(math_verify.parse(f"${text}$", _SETTINGS, "no_fallback", parsing_timeout=None))
+def _parsed(text: str) -> Any:
+    """Sympy's expression of a text, None if it cannot be read."""
+    parts = [part for part in _JOINED.split(text) if part and part not in _SETS]
+    if len(parts) > 1 and all(map(_INEQUALITY.search, parts)):
+        joined = {name for match in _JOINED.finditer(text) for name in match.groups() if name}
+        try:
+            sets = [_converted(part).as_set() for part in parts]
+        except MemoryError:
+            raise
+        except Exception:
+            return None
+        return _SETS[joined.pop()](*sets) if len(joined) == 1 else None
+    text = _TOKEN.sub(_symbol, text)
+    try:
+        return _converted(text)
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+
+
+def _symbol(match: re.Match[str]) -> str:
+    """A word between spaces as one symbol: ``5 apples``, ``2 ACB``; ``2 xy`` and ``or`` stay."""
+    return rf"\text{{{match[0]}}}" if is_word(match[0]) else match[0]
+
+
+def _converted(text: str) -> Any:
+    latex = normalize_latex(text, config=_NORMALISE)
+    if not _CALCULUS.search(latex):
+        latex = _DIFFERENTIAL.sub("(d)", latex)
+    return latex2sympy(
+        latex,
+        is_real=not should_treat_as_complex(latex),
+        convert_degrees=False,
+        normalization_config=None,
+        conversion_config=_CONVERT,
+    )

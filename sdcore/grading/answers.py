@@ -1,35 +1,28 @@
-"""Does an answer equal the reference? Plain numbers directly, everything else by math-verify.
+"""Grade an answer against a reference: plain values directly, everything else by algebra.
 
-Answers are text that a model wrote, and some cost a computer algebra system hours. Those are
-compared in worker processes, and one that takes too long or too much memory is wrong.
+Answers are text that a model wrote, and some cost a computer algebra system hours. Therefore
+algebra runs in worker processes, and an answer that takes too much time or memory is wrong.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from itertools import permutations
 
-from sdcore.grading import algebra
-from sdcore.grading.bounded import Exceeded, run_bounded
+from sdcore.grading import reading
+from sdcore.grading.bounded import run_bounded
+from sdcore.grading.worker import Exceeded
 
 MAX_LENGTH = 1000  # characters
 DIFFERS = "differs from the reference"
 
-_NUMBER = re.compile(r"(-?)(\d{1,9}|[1-9]\d{0,2}(?:,\d{3}){1,2})(\.\d{1,6})?", re.ASCII)
-_CURRENCY = re.compile(r"\\?[$€£¥₹]")
-_UNIT = re.compile(
-    r"""(?<=\d)\s+(?:
-    (?!.*\b(?i:and|or|than|plus|minus|half|halves|thirds|dozen|hundred|thousand|[mbtr]+illion)\b)
-    [A-Za-z]{3}[A-Za-z ]*\.?                           # 18 dollars; "2 x" is algebra
-    | (?:[kcm]?m|in|ft|yd|mi)(?:\^?\{?[23]\}?|[²³])    # 10 m^2; "10m^2" is algebra
-    | (?:[kcm]?m|ft|mi|k?g|m?[lL])/(?:h|hr|s|min)      # 5 km/h
-    )$|\s*°\s*[CF]?$""",
-    re.VERBOSE,
+_NUMBER = re.compile(  # 42, -$1,080.50, 7.; not 0,080
+    r"\s*(-?)(?:\\?[$€£¥₹])?(\d{1,9}|[1-9]\d{0,2}(?:,\d{3}){1,2})(\.\d{1,6})?\.?\s*", re.ASCII
 )
-_PERCENT = re.compile(r"\s*\\?%$")
-_MIXED = re.compile(r"(-?\d+)\s+(\d+)/(\d+)")  # 3 1/2
-_MARKUP = re.compile(r"(?:\*\*|\\\[)(.*)(?:\*\*|\\\])", re.DOTALL)  # around the whole answer
+
+_NAME = re.compile(r"^[A-Za-z] ?= ?(?=[^=]*$)")  # x = 5
 
 
 @dataclass(frozen=True)
@@ -41,22 +34,30 @@ class Grade:
 
 
 def grade(answer: str | None, reference: str) -> Grade:
-    """Compare an answer with the reference's final answer. Never raises, and works in any thread.
+    r"""Compare an answer with a reference. No text makes it raise, and any thread may call it.
 
-    Equal are the same text, the same plain number (``1,080``, ``$18.50``), and what math-verify
-    holds to be equal. Currency signs, and a unit after a number, are ignored; ``50%`` is 50 and
-    0.5.
+    Equal are texts with the same value, whatever their notation: ``1,080``, ``$1080``,
+    ``\(x = 1080\)`` and ``The answer is **1080 km.**``. A unit is ignored where the other side has
+    none; two units are converted. ``50%`` equals 50 and 0.5. A decimal equals a value that it
+    rounds to six digits. An answer that leaves an operation between plain numbers undone (``3+4``)
+    is not correct.
+
+    Raises:
+        SdcoreError: the worker processes cannot run on this machine.
     """
     return grade_many([answer], [reference])[0]
 
 
 def grade_many(answers: Sequence[str | None], references: Sequence[str]) -> list[Grade]:
-    """Grade each answer against its own reference; equal pairs are looked at once."""
+    """Grade each answer against its own reference; equal pairs are compared once."""
     pairs = list(zip(answers, references, strict=True))
     direct = {pair: _direct(*pair) for pair in pairs}
-    grades = {pair: found for pair, found in direct.items() if found}
+    grades = {pair: verdict for pair, verdict in direct.items() if verdict}
     hard = [pair for pair in direct if pair not in grades]
-    grades |= zip(hard, _compared(hard), strict=True)
+    differences = run_bounded("sdcore.grading.algebra:difference", hard)
+    for pair, difference in zip(hard, differences, strict=True):
+        reason = difference.reason if isinstance(difference, Exceeded) else difference
+        grades[pair] = Grade(reason is None, reason)
     return [grades[pair] for pair in pairs]
 
 
@@ -102,53 +103,56 @@ def _group_key(answer: str | None) -> Decimal | str | None:
 
 
 def readable_many(references: Sequence[str]) -> list[bool]:
-    """Whether each text can be compared as mathematics; one that is costly to read cannot."""
+    """Whether each text can be compared, as mathematics or words; one too costly to read cannot."""
     hard = [text for text in dict.fromkeys(references) if plain_number(text) is None]
-    read = run_bounded(algebra.readable, [(cleaned(text),) for text in hard])
-    unreadable = {text for text, found in zip(hard, read, strict=True) if found is not True}
+    read = run_bounded("sdcore.grading.algebra:readable", [(text,) for text in hard])
+    unreadable = {text for text, result in zip(hard, read, strict=True) if result is not True}
     return [text not in unreadable for text in references]
 
 
 def plain_number(text: str) -> Decimal | None:
-    """The value of a plain number; None for anything else.
-
-    Only as many digits are taken as math-verify compares exactly, so that both always agree.
-    """
-    match = _NUMBER.fullmatch(cleaned(text))
-    return Decimal(match[0].replace(",", "")) if match else None
+    """Value of a plain number such as ``-$1,080.50``; None for anything else."""
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    sign, whole, decimals = match.groups(default="")
+    return Decimal(sign + whole.replace(",", "") + decimals)
 
 
 def _direct(answer: str | None, reference: str) -> Grade | None:
-    """The verdict where it needs no algebra, else None."""
+    """The grade where it needs no algebra, else None."""
     if answer is None or not answer.strip():
         return Grade(False, "no answer")
-    if answer.strip().casefold() == reference.strip().casefold():
+    if answer.strip() == reference.strip():
         return Grade(True)
     if len(answer) > MAX_LENGTH:
         return Grade(False, f"longer than {MAX_LENGTH} characters")
     mine, theirs = plain_number(answer), plain_number(reference)
     if mine is not None and theirs is not None:
         return _verdict(mine == theirs)
-    mine, theirs = (plain_number(_PERCENT.sub("", text)) for text in (answer, reference))
-    return Grade(True) if mine is not None and mine == theirs else None
+    return _by_value(answer, reference)
 
 
-def _compared(pairs: Sequence[tuple[str | None, str]]) -> list[Grade]:
-    """The verdicts by algebra."""
-    calls = [(cleaned(answer or ""), cleaned(reference)) for answer, reference in pairs]
-    return [_verdict(found) for found in run_bounded(algebra.equal, calls)]
+def _by_value(answer: str, reference: str) -> Grade | None:
+    """The grade of two plain values that are written out of the ordinary, else None."""
+    mine, theirs = _read(answer), _read(reference)
+    if mine.percent != theirs.percent or (mine.currency and theirs.currency):
+        return None
+    if (mine.listed and "," in theirs.text) or (theirs.listed and "," in mine.text):
+        return None  # perhaps lists
+    texts = (mine.text, theirs.text)
+    if not all(map(_NAME.match, texts)):  # x = 5 is 5, but not y = 5
+        texts = (_NAME.sub("", mine.text), _NAME.sub("", theirs.text))
+    value, wanted = map(reading.value, texts)
+    if value is None or wanted is None:
+        return None
+    return _verdict(reading.same_value(value, wanted))
 
 
-def _verdict(found: bool | Exceeded) -> Grade:
-    if isinstance(found, Exceeded):
-        return Grade(False, found.reason)
-    return Grade(True) if found else Grade(False, DIFFERS)
+@lru_cache(maxsize=1024)
+def _read(text: str) -> reading.Reading:
+    return reading.read(text)
 
 
-def cleaned(text: str) -> str:
-    """Without markup, currency signs, a full stop at the end, and a unit after a number."""
-    markup = _MARKUP.fullmatch(text.strip())
-    plain = _CURRENCY.sub("", markup[1] if markup else text).strip()
-    plain = _UNIT.sub("", plain).rstrip(". ")
-    mixed = _MIXED.fullmatch(plain)
-    return mixed.expand(r"\1\\frac{\2}{\3}") if mixed else plain
+def _verdict(equal: bool) -> Grade:
+    return Grade(True) if equal else Grade(False, DIFFERS)

@@ -13,7 +13,7 @@ from sdcore.config import ProblemsConfig
 from sdcore.errors import DataError
 from sdcore.grading.answers import MAX_LENGTH, grade_many, readable_many
 from sdcore.problems.duplicates import near_duplicates, normalised
-from sdcore.problems.sources import Record, origin
+from sdcore.problems.sources import Record, SpelledFloat, origin
 from sdcore.store.schema import content_key
 
 LONGEST = {"question": 20_000, "solution": 200_000, "answer": MAX_LENGTH}  # characters
@@ -133,9 +133,7 @@ def _text(record: Any, name: str, key: str) -> str:
     """
     value = record.get(key)
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise DataError(f"the {name} under {key!r} is {value}")
-        return str(value)
+        return _spelt(value, f"the {name} under {key!r}")
     if value is None:
         raise DataError(f"no {name} under {key!r}; the keys are {', '.join(map(str, record))}")
     if not isinstance(value, str):
@@ -145,6 +143,17 @@ def _text(record: Any, name: str, key: str) -> str:
     if "\ufffd" in value or _storable(value) != value:
         raise DataError(f"the {name} under {key!r} has bytes that are no UTF-8")
     return value.strip()
+
+
+def _spelt(number: float | Decimal, where: str) -> str:
+    """Return a number as its source spells it, else without an exponent: 0.00001, not 1e-05."""
+    if isinstance(number, int):
+        return str(number)
+    if not math.isfinite(number):
+        raise DataError(f"{where} is {number}")
+    if isinstance(number, SpelledFloat):
+        return str(number)
+    return f"{Decimal(str(number)):f}"
 
 
 def _storable(text: str) -> str:

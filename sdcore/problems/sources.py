@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 
@@ -22,6 +22,21 @@ from sdcore.store.database import query_file
 
 Record = Mapping[str, Any] | str  # a row, or why it cannot be read
 SURPLUS = 4  # questions drawn from a generator per question wanted, since some repeat
+
+
+class SpelledFloat(float):
+    """A number of a JSON file that keeps its spelling: ``str`` of 0.00001 is not ``1e-05``."""
+
+    _spelling: str
+
+    def __new__(cls, spelling: str) -> Self:
+        """Return the number that is spelt so."""
+        number = super().__new__(cls, spelling)
+        number._spelling = spelling
+        return number
+
+    def __str__(self) -> str:
+        return self._spelling
 
 
 def read_records(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
@@ -95,7 +110,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Record]]:
 
 def _parsed(line: str) -> Record:
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_float=SpelledFloat)
     except (ValueError, RecursionError) as error:
         return f"not JSON ({error}): {line}"
     return record if isinstance(record, dict) else f"not an object: {line}"

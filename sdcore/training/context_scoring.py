@@ -1,4 +1,4 @@
-"""Frozen rollouts under several contexts: the student is scored once, the teacher once a context.
+"""Frozen rollouts under several contexts: score the student once, the teacher once per context.
 
 Before any training student and teacher are the same weights; only their prompts differ. The
 scores are those of the trainer's first step, from the same batches, head inputs and projection.
@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from sdcore.errors import TrainingError
 from sdcore.models.policies import Policy
 from sdcore.training import batches
 from sdcore.training.batches import Example, Padded
@@ -80,6 +81,12 @@ def _scored(
     assert scores.teacher_logprob_T is not None
     signals = TokenSignals.of(scores, scores.teacher_logprob_T - scores.student_logprob_T)
     assert signals.kl is not None
+    if not (signals.kl + signals.entropy).isfinite().all():
+        raise TrainingError(
+            "the model's entropy or KL is not a number",
+            where=f"rollouts {', '.join(each.rollout_id for each in having)}",
+            fix="its logits are infinite or not numbers: check the model's weights",
+        )
     by_example = signals.split(length_N[having_N].tolist())
     for example, own_signals in zip(having, by_example, strict=True):
         if example.teacher_prompt_ids == example.prompt_ids and own_signals.kl is not None:

@@ -65,7 +65,11 @@ def require_exact_head(policy: Policy) -> None:
     ids_NL = torch.arange(min(8, len(head.weight_VD)), device=model.device)[None]
     own = model(input_ids=ids_NL, use_cache=False).logits.float()
     ours = head.logits(body_of(policy)(input_ids=ids_NL, use_cache=False).last_hidden_state)
+    masked, ours_masked = own == -torch.inf, ours == -torch.inf
+    own, ours = own.masked_fill(masked, 0.0), ours.masked_fill(ours_masked, 0.0)
     difference = float((own - ours).abs().max() / own.abs().max().clamp(min=1e-6))
+    if not torch.equal(masked, ours_masked):
+        difference = torch.inf
     if not difference <= _PROBE_TOLERANCE[head.weight_VD.dtype]:
         raise ModelError(
             "the model's logits are not those of its head",

@@ -1,12 +1,22 @@
-"""From hidden states to a loss, exact over the vocabulary, in memory that T does not enter.
+"""From hidden states to a loss, exact over the vocabulary, in memory independent of T.
 
 Hidden states go through the head in chunks of rows. A chunk's logits live only until its loss, its
-diagnostics and the analytic gradient of its hidden states are known, so autograd never keeps a
-[T, V] tensor: a handful of [chunk, V] buffers is all there is, whatever T. The gradient costs no
-second projection.
+diagnostics and the analytic gradient by its hidden states are known, so autograd never keeps a
+[T, V] tensor, and the gradient needs no second projection.
 
-Axes: T response tokens, N tokens of a chunk, V vocabulary, D hidden, S scores. All is in nats.
+Axes: T response tokens, N tokens of a chunk, V vocabulary, D hidden. Everything is in nats.
 """
+
+# Memory for T = 16,384 tokens, V = 152k, D = 2,048 in float32 on a GPU:
+#
+#   hidden_TD [T, D] 0.13 GiB, and as much for its gradient: the only tensors with T rows
+#     └─ chunk of N = 2^26 / V rows
+#          ├─ student's logits_NV ─► log_q_NV, q_NV ─┐
+#          └─ teacher's logits_NV ─► log_t_NV, t_NV ─┴─► loss_N, scores, gradient_NV
+#                                                          └─► hidden gradient of these N rows
+#
+# Each [N, V] buffer has 0.25 GiB, and the next chunk reuses them, so a loss function may overwrite
+# what it gets. The full logits would be 9.3 GiB per [T, V] tensor, several of them at once.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +27,7 @@ from torch import Tensor
 
 from sdcore.training.divergences import Pair
 
+FLOOR = -1e4  # nats; lowest log-prob, that of masked tokens: 0 · log 0 = 0 and no NaN follow
 MIN_ROWS = 128  # fewer, and a chunk's matrix product is bound by reading the head
 ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}  # of a [N, V] buffer: near the cache, or enough work
 
@@ -269,14 +280,18 @@ def _chunk(
 
 
 def _distribution(logits_NV: Tensor, pool: _Pool) -> tuple[Tensor, Tensor]:
-    """Log-probabilities, in place of the logits where that is faster, and probabilities."""
+    """Return log-probs, at least FLOOR and in place of the logits if that is faster, and probs.
+
+    A token with a logit of -inf has probability 0. If one side masks a token and the other does
+    not, a divergence counts it as FLOOR: finite, and far too large to be overlooked.
+    """
     if logits_NV.is_contiguous():
-        log_p_NV = torch.log_softmax(logits_NV, 1)
+        log_p_NV = torch.log_softmax(logits_NV, 1).clamp_(min=FLOOR)
         return log_p_NV, log_p_NV.exp()
     logits_NV.sub_(logits_NV.amax(1, keepdim=True))
     p_NV = torch.exp(logits_NV, out=pool.take())
     total_N1 = p_NV.sum(1, keepdim=True)
-    return logits_NV.sub_(total_N1.log()), p_NV.div_(total_N1)
+    return logits_NV.sub_(total_N1.log()).clamp_(min=FLOOR), p_NV.div_(total_N1)
 
 
 def _teacher_logits(inputs: Sequence[HeadInput], rows: slice, pool: _Pool) -> Tensor:

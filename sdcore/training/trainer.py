@@ -4,8 +4,17 @@ A step draws no random numbers: dropout is off, and the micro-batches follow fro
 weights, moments, the teacher's average and the step number are the whole state, and a run that is
 resumed from them goes on bit for bit.
 
-Axes: N examples, T their response tokens, S signals.
+Axes: N examples, T their response tokens.
 """
+
+# One optimizer step:
+#
+#   the engine samples rollouts ─► Example: prompt, response, teacher prompt or advantage
+#     ─► batches.microbatches: groups of similar length ─► batches.pad: ids_NL, padded on the right
+#     ─► teacher pass, student pass ─► head.head_input: hidden states that predict the response
+#     ─► projection.chunked_loss: chunks of tokens through the heads ─► loss, gradient, signals
+#     ─► backward through the student; gradients add up over micro-batches, then over ranks
+#     ─► clip the norm, refuse what is not finite ─► AdamW ─► the teacher's average follows
 
 import time
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
-"""Plain numeric answers graded a second, and the seconds that a costly answer takes.
+"""Plain numeric answers graded per second, and the seconds that a costly answer takes.
 
-Each pair of numbers is another one, as models write them. The costly answers would keep a computer
-algebra system busy for hours or fill the memory; each has to be wrong, with a reason, in a second.
+All pairs of numbers differ, in notations that models use. The costly answers would keep a computer
+algebra system busy for hours or fill the memory; each has to be wrong, with a reason, within the
+bound of a worker plus the wider bound of its repetition alone.
 """
 
 import random
@@ -10,9 +11,10 @@ from functools import partial
 from _measure import report, seconds
 
 from sdcore.grading.answers import grade, grade_many
+from sdcore.grading.bounded import ALONE_SECONDS, CPU_SECONDS
 
-ANSWERS, REPEATS, RATE = 20_000, 5, 2_000  # answers, and answers a second
-LIMIT = 1.0  # seconds for a costly answer
+ANSWERS, REPEATS, RATE = 20_000, 5, 100_000  # answers, and answers per second
+LIMIT = CPU_SECONDS + ALONE_SECONDS + 1.0  # seconds for a costly answer
 COSTLY = {
     "tower": "9**9**9**9",
     "power": "2^{99999999}",
@@ -27,13 +29,13 @@ COSTLY = {
 
 
 def main() -> None:
-    grade("1/2", "0.5")  # starts the workers
+    grade("x+x", "2x")  # starts the workers
     rates = [ANSWERS / seconds(grade_numbers) for _ in range(REPEATS)]
     costs = {name: seconds(partial(require_wrong, text)) for name, text in COSTLY.items()}
     report(
         "grading",
         min(rates),
-        f"{RATE} plain answers a second; costly ones wrong within {LIMIT:g} s each",
+        f"{RATE} plain answers per second; costly ones wrong within {LIMIT:g} s each",
         min(rates) >= RATE and max(costs.values()) < LIMIT,
         plain_per_second=[round(rate) for rate in rates],
         costly_seconds={name: round(cost, 3) for name, cost in costs.items()},
@@ -47,8 +49,8 @@ def grade_numbers() -> None:
 
 
 def require_wrong(text: str) -> None:
-    found = grade(text, "18")
-    assert not found.correct and found.reason, text[:40]
+    verdict = grade(text, "18")
+    assert not verdict.correct and verdict.reason, text[:40]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pytest
 from sdcore.config import ProblemsConfig
 from sdcore.errors import DataError
 from sdcore.problems.screening import LONGEST, screen
+from sdcore.problems.sources import SpelledFloat
 
 GOOD = [{"question": f"{n} + 1?", "answer": n + 1} for n in range(3)]
 
@@ -29,6 +30,19 @@ def test_good_rows_become_problems_in_order():
 def test_a_database_s_exact_numbers_are_numbers():
     ((problem,), _) = screened([{"question": "x?", "answer": Decimal("2.50")}])
     assert problem.reference == "2.50"
+
+
+@pytest.mark.parametrize(
+    ("number", "reference"),
+    [
+        (0.00001, "0.00001"), (1e22, "1" + "0" * 22), (5.0, "5.0"), (-2.5e-7, "-0.00000025"),
+        (SpelledFloat("1.50"), "1.50"), (SpelledFloat("1e-05"), "1e-05"),
+        (10**400, "1" + "0" * 400), (Decimal("1E+3"), "1000"),
+    ],
+)  # fmt: skip
+def test_a_number_is_spelt_as_in_its_source_or_without_exponent(number, reference):
+    ((problem,), _) = screened([{"question": "x?", "answer": number}])
+    assert problem.reference == reference
 
 
 @pytest.mark.parametrize(

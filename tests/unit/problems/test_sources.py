@@ -29,6 +29,14 @@ def test_jsonl_rows_are_numbered_by_line_and_blank_lines_are_none(tmp_path):
     assert rows[4][1].startswith("not JSON")
 
 
+def test_numbers_of_a_json_file_keep_their_spelling(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"answer": 0.00001}\n{"answer": 2.50}\n{"answer": 12}\n', encoding="utf-8")
+    answers = [row["answer"] for _, row in read(source="jsonl", path=path)]
+    assert [str(answer) for answer in answers] == ["0.00001", "2.50", "12"]
+    assert answers == [1e-5, 2.5, 12]
+
+
 def test_csv_cells_stay_text_and_odd_rows_do_not_stop_the_file(tmp_path):
     path = tmp_path / "p.csv"
     long = b"x" * 200_000

@@ -76,3 +76,10 @@ def test_head_of_an_adapted_policy_is_the_base_models():
     assert isinstance(head.unwrap_peft(model).get_output_embeddings(), nn.Linear)
     assert head.head_of(model).weight_VD is head.unwrap_peft(model).get_output_embeddings().weight
     assert LORA.targets
+
+
+@torch.no_grad()
+def test_a_head_that_masks_tokens_is_exact():
+    model = MODELS["with a bias"]()
+    model.get_output_embeddings().bias[-3:] = -torch.inf
+    head.require_exact_head(model)

@@ -157,3 +157,69 @@ def test_autocast_multiplies_in_bfloat16_and_trains_in_float32():
     assert weight.grad.dtype == torch.float32
     assert loss.item() != exact.item()
     assert loss.item() == pytest.approx(exact.item(), rel=0.05)
+
+
+def masked(tensors, columns):
+    """Logits of student and teacher with the columns at -inf, and a head that passes them on."""
+    return [tensor.index_fill(1, torch.tensor(columns), -torch.inf) for tensor in tensors]
+
+
+def divergence_of(logits_TV, teacher_TV, changes):
+    """Losses [T], gradients by the logits [T, V] and scores of given logits."""
+    logits_TV = logits_TV.clone().requires_grad_()
+    bias = torch.zeros(logits_TV.shape[1], dtype=logits_TV.dtype)
+
+    class Given(Head):
+        def logits(self, hidden_ND, out=None):
+            return hidden_ND.clone()
+
+    head = Given(torch.eye(logits_TV.shape[1], dtype=logits_TV.dtype), bias)
+    size = len(logits_TV)
+    objective = partial(distillation, settings=settings(**changes))
+    loss, loss_T, scores = chunked_loss(
+        HeadInput(logits_TV, head), [HeadInput(teacher_TV, head)],
+        torch.zeros(size, dtype=torch.long), torch.ones(size), objective,
+    )  # fmt: skip
+    loss.backward()
+    return loss_T, logits_TV.grad, scores
+
+
+MASKED = [case for case in CASES if case.get("top_k") != V]
+
+
+@pytest.mark.parametrize("changes", [*MASKED, {"divergence": "policy_gradient"}], ids=str)
+def test_a_masked_vocabulary_is_a_smaller_vocabulary(changes):
+    drawn = torch.Generator().manual_seed(5)
+    student, teacher = (torch.randn(T, V, generator=drawn, dtype=torch.float64) for _ in "st")
+    expected = divergence_of(student[:, :-2], teacher[:, :-2], changes)
+    loss_T, gradient_TV, scores = divergence_of(
+        *masked((student, teacher), [V - 2, V - 1]), changes
+    )
+    torch.testing.assert_close(loss_T, expected[0])
+    torch.testing.assert_close(gradient_TV[:, :-2], expected[1])
+    assert (gradient_TV[:, -2:] == 0).all()
+    for ours, theirs in zip(scores, expected[2], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("changes", [*MASKED, {"divergence": "policy_gradient"}], ids=str)
+@pytest.mark.parametrize("side", ["student", "teacher", "more than the support"])
+def test_a_token_that_one_side_masks_gives_finite_numbers(changes, side):
+    drawn = torch.Generator().manual_seed(5)
+    student, teacher = (torch.randn(T, V, generator=drawn, dtype=torch.float64) for _ in "st")
+    columns = [1, 2, 3, 4, 5] if side == "more than the support" else [1]
+    if side != "teacher":
+        (student,) = masked((student,), columns)
+    if side != "student":
+        (teacher,) = masked((teacher,), columns)
+    loss_T, gradient_TV, scores = divergence_of(student, teacher, changes)
+    for values in (loss_T, gradient_TV, *scores):
+        assert values.isfinite().all()
+
+
+def test_a_token_that_the_student_alone_masks_counts_as_the_floor():
+    # q = (1, 0), t = (3/4, 1/4): KL = 3/4 ln 3/4 + 1/4 (ln 1/4 + 10,000) = 2,499.4377
+    student, teacher = torch.tensor([[0.0, -torch.inf]]), torch.tensor([[3.0, 1.0]]).log()
+    loss_T, _, scores = divergence_of(student, teacher, {"divergence": "forward_kl"})
+    assert loss_T.item() == scores.kl_T.item() == pytest.approx(2499.4377)
+    assert scores.entropy_T.item() == 0

@@ -1,0 +1,158 @@
+"""Units of measure by name, from pint's registry and nothing else. Imported in workers only."""
+
+import re
+from fractions import Fraction
+from functools import cache
+
+import pint
+
+_LETTERS = frozenset("mgshLlVAWJNKCF")  # units of one letter; "2 a" and "2 e" are algebra
+_PREFIXED = frozenset(  # units that take SI prefixes here: "km", but no "atto-tonne" in "at"
+    [
+        "meter",
+        "gram",
+        "second",
+        "liter",
+        "watt",
+        "hertz",
+        "pascal",
+        "volt",
+        "ampere",
+        "joule",
+        "newton",
+        "byte",
+        "bit",
+        "calorie",
+        "mole",
+        "ohm",
+        "farad",
+        "electron_volt",
+        "tesla",
+        "watt_hour",
+    ]
+)
+_PREFIXES = frozenset(
+    ["kilo", "milli", "centi", "deci", "micro", "mega", "giga", "tera", "nano", "hecto"]
+)
+_NOT_UNITS = frozenset(  # constants, ratios and everyday words among pint's names
+    [
+        "pi",
+        "zeta",
+        "hbar",
+        "sigma",
+        "alpha",
+        "gamma",
+        "lambda",
+        "tansec",
+        "gravity",
+        "percent",
+        "permille",
+        "ppm",
+        "strain",
+        "at",
+        "are",
+        "am",
+        "pm",
+        "th",
+        "thou",
+        "fifth",
+        "fifths",
+        "quarter",
+        "quarters",
+        "quad",
+        "decade",
+        "dot",
+        "count",
+        "section",
+    ]
+)
+_COUNTED = r"(?:sq(?:uare)?|cu(?:bic)?)?\.? ?units?"  # 188 square units: no unit in particular
+_NAME = re.compile(
+    r"(?:(?P<power>square|sq\.?|cubic|cu\.?) )?(?P<name>[^\W\d_]+|°[A-Za-z]?)\.?"
+    r"(?: ?\^? ?\{?(?P<exponent>-?[1-4])\}?)?(?: (?P<spelt>squared|cubed))?"
+)
+_WRAPPED = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname|rm)\s*\{([^{}]*)\}")
+_DEGREE = re.compile(r"\^?\s*\{?\s*\\(?:circ|degree)\s*\}?\s*")  # 90^{\circ}
+_START = re.compile(
+    r"""(?<=[\d})\]])(?:\s|~|\\[,;:\s])*
+        (?=[^\W\d_] | \\(?:text|textrm|mathrm|mbox|circ|degree)(?![a-z]) | \^\s*\{?\s*\\circ | °
+          | /\s*[A-Za-z]{2})                                    # 5 km  90^\circ  18/hour
+    | (?:\s|~|\\[,;:\s])*(?=\\(?:text|textrm|mathrm|mbox)\s*\{)  # 2\pi \text{ cm}
+    """,
+    re.VERBOSE,
+)
+
+
+@cache
+def registry() -> "pint.UnitRegistry[float]":
+    """Pint's registry with the currencies that `reading` names."""
+    units: pint.UnitRegistry[float] = pint.UnitRegistry(cache_folder=None)
+    units.define("dollar = [dollar]")
+    units.define("cent = dollar / 100")
+    for currency in ("euro", "sterling", "yen", "rupee", "yuan"):
+        units.define(f"{currency} = [{currency}]")
+    return units
+
+
+def without_unit(text: str) -> tuple[str, "pint.Unit | None"]:
+    r"""Split ``16\text{ cm}^2`` into ``16`` and the unit; units are looked for at the end only."""
+    for start in _START.finditer(text):
+        body, tail = text[: start.start()], text[start.end() :]
+        spaced = start.end() > start.start() or "\\" in tail[:1] or tail[:1] in "^°"
+        if body.strip() and (spaced or len(tail) > 1):
+            known, unit = _unit(tail, spaced)
+            if known:
+                return body.strip(), unit
+    return text, None
+
+
+def factor(unit: "pint.Unit", other: "pint.Unit") -> Fraction | None:
+    """Factor from a number in `unit` to one in `other`; None if they measure different things."""
+    if unit == other:
+        return Fraction(1)
+    try:
+        ratio = registry().Quantity(1.0, unit).to(other).magnitude
+    except pint.PintError:
+        return None
+    return Fraction(ratio).limit_denominator(10**12)
+
+
+def _unit(tail: str, spaced: bool) -> tuple[bool, "pint.Unit | None"]:
+    """Whether a tail names a unit, and which; ``km/h``, ``square inches``, ``m^2``, ``°C``."""
+    plain = _DEGREE.sub("°", _WRAPPED.sub(r" \1 ", tail))
+    plain = re.sub(r"\s+", " ", plain.replace(r"\cdot", "*")).strip(" .")
+    if re.fullmatch(_COUNTED, plain, re.IGNORECASE):
+        return True, None
+    product = registry().Unit("")
+    sign = 1
+    for position, part in enumerate(re.split(r"( ?/ ?|(?:^| )per | ?\* ?|-)", plain)):
+        if position % 2:
+            sign = -1 if part.strip() in ("/", "per") else 1
+            continue
+        if not part and position == 0:
+            continue  # $18 per hour
+        match = _NAME.fullmatch(part)
+        name = _known(match["name"], spaced) if match else None
+        if match is None or name is None:
+            return False, None
+        power = int(match["exponent"] or 1)
+        if match["power"] or match["spelt"]:
+            power = 2 if (match["power"] or match["spelt"]).startswith("sq") else 3
+        product *= registry().Unit(name) ** (power * sign)
+    return True, product
+
+
+@cache
+def _known(word: str, spaced: bool) -> str | None:
+    """Pint's name of a unit, None if it has none."""
+    if word == "°":
+        return "degree"
+    if len(word) == 1 and (word not in _LETTERS or not spaced):
+        return None
+    for spelling in (word, word.lower()):
+        if spelling.lower() in _NOT_UNITS or (spelling != word and len(word) < 4):
+            continue
+        for prefix, name, _ in registry().parse_unit_name(spelling):
+            if not prefix or (prefix in _PREFIXES and name in _PREFIXED):
+                return f"{prefix}{name}"
+    return None
