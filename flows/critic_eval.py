@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow
 
 from sdcore.config import Experiment
-from sdcore.critics.benchmark import make_trials, read_processbench
+from sdcore.critics.benchmark import balanced, make_trials, read_processbench
 from tasks.critic_eval import CONDITION, criticise_trials, score_critic
 from tasks.run.condition_run import ConditionRun
 from tasks.run.lock import run_lock
@@ -24,7 +24,7 @@ def critic_eval(
     if processbench is None:
         trials = make_trials(experiment.problems, solutions, experiment.seeds[0])
     else:
-        trials = read_processbench(processbench)[:solutions]
+        trials = balanced(read_processbench(processbench), solutions, experiment.seeds[0])
     with Session(root) as session:
         run = ConditionRun(session, experiment, CONDITION, experiment.seeds[0])
         with run_lock(run):

@@ -51,10 +51,12 @@ def score_critic(run: ConditionRun, trial_ids: list[str]) -> dict[str, Any]:
 
 
 def _submission(trial: Trial) -> Submission:
-    return Submission(trial.question, trial.text, trial.correct, trial.reference, trial.solution)
+    correct, reference = (None, None) if trial.blind else (trial.correct, trial.reference)
+    return Submission(trial.question, trial.text, correct, reference, trial.solution)
 
 
 def _trial_row(run: ConditionRun, trial: Trial) -> dict[str, Any]:
     truth = asdict(trial)
     key = run.key("trial", truth)
-    return run.columns | {"trial_id": key} | {k: v for k, v in truth.items() if k != "solution"}
+    stored = {name: fact for name, fact in truth.items() if name not in ("solution", "blind")}
+    return run.columns | {"trial_id": key} | stored

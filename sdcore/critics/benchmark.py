@@ -1,8 +1,9 @@
-"""Solutions whose first wrong step is known: what a critic is measured on."""
+"""Solutions whose first wrong step is known, to measure critics on."""
 
 import json
 import random
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,17 @@ from sdcore.critics.corruption import (
 )
 from sdcore.errors import DataError
 from sdcore.grading.answers import grade
-from sdcore.grading.equations import false_equation
+from sdcore.grading.equations import NUMBER, false_equation
 from sdcore.problems.arithmetic import generate_problems, reference_solution
 from sdcore.problems.sources import Record, origin, read_jsonl, read_records
 from sdcore.traces import parse_trace, render_trace
 
+_ANSWER = re.compile(r"\banswer(?: is|:)+ ?:?\s*(.*?)[.\s]*$", re.IGNORECASE | re.MULTILINE)
+
 
 @dataclass(frozen=True)
 class Trial:
-    """One solution and the truth about it, as the table `critic_trials` keeps it."""
+    """A solution and the truth about it, as the table `critic_trials` keeps it."""
 
     source: str
     question: str
@@ -33,10 +36,11 @@ class Trial:
     correct: bool
     first_wrong_step: int | None
     solution: str | None = None  # worked reference solution
+    blind: bool = False  # the critic is told neither the reference nor whether the answer is right
 
 
 def make_trials(config: ProblemsConfig, count: int, seed: int) -> list[Trial]:
-    """Right and corrupted solutions by turns, of different problems.
+    """Make right and corrupted solutions in turn, of different problems.
 
     Raises:
         DataError: the file has too few worked solutions with GSM8K's calculator notes.
@@ -69,15 +73,51 @@ def make_trials(config: ProblemsConfig, count: int, seed: int) -> list[Trial]:
 
 
 def read_processbench(path: Path) -> list[Trial]:
-    """Solutions in ProcessBench's format (arXiv 2412.06559), a JSONL row each.
+    """Read solutions in ProcessBench's format (arXiv 2412.06559).
 
-    A row has `problem`, `steps` (texts), `label` (index of the first wrong step from 0, -1 where
-    all are right) and `final_answer_correct`; `answer`, the reference's, where it is known.
+    The file is one JSON array, as published, or has one object per line. A row has `problem`,
+    `steps` (texts), `label` (index of the first wrong step from 0, -1 where all are right) and
+    `final_answer_correct`; `answer`, the reference's, where it is known. As in ProcessBench's own
+    evaluation, critics see the problem and the steps only: the trials are blind.
 
     Raises:
         DataError: the file cannot be read, or a row is not of this format.
     """
-    return [_processbench_trial(source, record) for source, record in read_jsonl(path)]
+    return [_processbench_trial(source, record) for source, record in _rows(path)]
+
+
+def balanced(trials: Sequence[Trial], count: int, seed: int) -> list[Trial]:
+    """Draw wrong and right solutions in equal numbers, in the order that they have.
+
+    Where one kind is too rare, the other fills up.
+    """
+    rng = random.Random(seed)  # noqa: S311
+    order = rng.sample(range(len(trials)), len(trials))
+    wrong = [place for place in order if trials[place].first_wrong_step is not None]
+    right = [place for place in order if trials[place].first_wrong_step is None]
+    share = max(min(len(wrong), count - count // 2), count - len(right))
+    return [trials[place] for place in sorted(wrong[:share] + right[: count - share])]
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Place and object of each row of a JSON array or a JSONL file."""
+    try:
+        text = path.read_text("utf-8-sig").lstrip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("the file cannot be read", got=error, where=str(path)) from error
+    if not text.startswith("["):
+        yield from read_jsonl(path)
+        return
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError("the file is no JSON array", got=error, where=str(path)) from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(
+                "bad row", got=row, expected="an object", where=f"{path.name}, row {number}"
+            )
+        yield f"{path.name}, row {number}", row
 
 
 def _trial(
@@ -128,12 +168,21 @@ def _processbench_trial(source: str, record: Mapping[str, Any]) -> Trial:
             expected="problem, steps, label (-1 or an index of steps) and final_answer_correct",
             where=source,
         )
-    final = parse_trace(steps[-1]).answer
-    text = render_trace(steps, final or "").removesuffix("<answer></answer>")
+    final = _final_answer(steps)
+    text = render_trace(steps, final)
     if [step.text for step in parse_trace(text).steps] != steps:
         raise DataError("a step holds step tags of its own", got=text, where=source)
-    answer = record.get("answer") or (final if correct else None)
-    return Trial(
-        source, question, text, None if answer is None else str(answer), correct,
-        None if label < 0 else label + 1,
-    )  # fmt: skip
+    answer = record.get("answer")
+    reference = str(answer) if answer is not None else final if correct else None
+    wrong = None if label < 0 else label + 1
+    return Trial(source, question, text, reference, correct, wrong, blind=True)
+
+
+def _final_answer(steps: Sequence[str]) -> str:
+    """The last box; without one what follows "answer is", the last number, or the last step."""
+    for step in reversed(steps):
+        if boxed := parse_trace(step).answer:
+            return boxed
+    last = steps[-1].strip()
+    stated = _ANSWER.findall(last) or NUMBER.findall(last)
+    return stated[-1].strip() if stated else last

@@ -1,4 +1,4 @@
-"""Money that may be spent on a paid service, kept to even while several requests are under way."""
+"""A spending limit for a paid service that holds while several requests are in flight."""
 
 import threading
 
@@ -6,17 +6,17 @@ from sdcore.errors import BudgetError
 
 
 class Budget:
-    """A limit, None for none; a request under way counts as the most that it can cost."""
+    """A limit, None for none; a request in flight counts with the most that it can cost."""
 
     def __init__(self, limit: float | None, spent: float = 0.0) -> None:
         self._limit, self._spent, self._reserved = limit, spent, 0.0
         self._lock = threading.Lock()
 
     def take(self, worst: float) -> None:
-        """Reserve what a request can cost.
+        """Reserve the most that a request can cost.
 
         Raises:
-            BudgetError: so much is not left.
+            BudgetError: the limit does not allow it.
         """
         with self._lock:
             if self._limit is not None and self._spent + self._reserved + worst > self._limit:
@@ -24,12 +24,12 @@ class Budget:
                     "the critic's budget does not allow another request",
                     got=f"{self._spent:.6g} spent, {self._reserved + worst:.6g} possible",
                     expected=f"at most {self._limit:.6g} in all",
-                    fix="what was paid for is stored: raise critic.max_budget and go on",
+                    fix="raise critic.max_budget and repeat the command: paid critiques are stored",
                 )
             self._reserved += worst
 
     def settle(self, worst: float, cost: float) -> None:
-        """Replace what was reserved by what it cost."""
+        """Replace a reservation by the actual cost."""
         with self._lock:
             self._reserved -= worst
             self._spent += cost

@@ -1,6 +1,6 @@
-"""How a critic's model is reached: an OpenAI-compatible endpoint, or an engine in this process.
+"""Clients of a critic's model: an OpenAI-compatible endpoint, or an engine in this process.
 
-What an endpoint sends is untrusted: it is bounded in size and time, and read strictly.
+Responses of an endpoint are untrusted: bounded in size and time, and parsed strictly.
 """
 
 import json
@@ -33,21 +33,21 @@ from sdcore.errors import EngineError
 from sdcore.models.prompts import Message, prompt_ids
 from sdcore.traces import response_text
 
-MAX_BYTES = 2 << 20  # of a response; an answer of 131072 tokens has about half a million
+MAX_BYTES = 2 << 20  # per response; an answer of 131072 tokens has about half a million bytes
 MILLION = 1_000_000
-BUSY = {408, 409, 425, 429}  # these statuses and all from 500 on may pass
+BUSY = {408, 409, 425, 429}  # retried, like all statuses from 500 on
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-REFUSALS = {401, 402, 403, 404, 405}  # these will not, for any request
+REFUSALS = {401, 402, 403, 404, 405}  # hold for every request
 
 
 class ChatEndpoint:
     """A model behind an OpenAI-compatible chat endpoint (vLLM, llama.cpp, hosted services).
 
     Args:
-        config: where it is, and how it is asked.
-        key: its bearer token; taken out of whatever the endpoint sends back.
-        spent: what has been paid towards `max_budget` before.
-        backoff: wait between tries of one request; `Retry-After` counts too, up to a minute.
+        config: its address and sampling settings.
+        key: its bearer token; removed from everything that the endpoint sends back.
+        spent: cost so far, counted towards `max_budget`.
+        backoff: wait between tries of one request; `Retry-After` is honoured up to a minute.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class ChatEndpoint:
         self._cancelled = threading.Event()
 
     def ask(self, conversations: Sequence[list[Message]]) -> Iterator[tuple[int, Reply]]:
-        """Replies as they come, at most `concurrency` requests being under way at a time.
+        """Yield replies in the order of arrival, with at most `concurrency` requests in flight.
 
         Raises:
             EngineError: the endpoint refuses every request (no key, no such model).
-            BudgetError: the next request could cost more than is left; replies to the requests
-                that were under way come first.
+            BudgetError: the next request could cost more than is left; replies to requests in
+                flight come first.
         """
         self._cancelled.clear()
         with (
@@ -88,7 +88,7 @@ class ChatEndpoint:
                     else:
                         error = error or future.exception()
                         self._cancelled.set()
-            finally:  # whoever stops listening does not wait for what is still queued
+            finally:  # a caller that stops iterating does not wait for queued requests
                 self._cancelled.set()
             if error:
                 raise error
@@ -98,11 +98,11 @@ class ChatEndpoint:
         return httpx.Client(
             headers=plain | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
             timeout=self._config.timeout,
-            trust_env=self._url.host not in LOOPBACK,  # no proxy is asked for this machine
+            trust_env=self._url.host not in LOOPBACK,  # no proxy for this machine
         )
 
     def _reply(self, http: httpx.Client, messages: list[Message]) -> Reply:
-        """One request, tried again while its failure may pass."""
+        """Send one request, retried while its failure may pass."""
         if self._cancelled.is_set():
             raise EngineError("the request was cancelled")
         body = json.dumps(self._body(messages)).encode()
@@ -113,7 +113,7 @@ class ChatEndpoint:
             sleep=sleep_using_event(self._cancelled),
             retry_error_callback=_given_up,
         )
-        worst = self._price(len(body), self._config.max_tokens)  # a token has at least a byte
+        worst = self._price(len(body), self._config.max_tokens)  # a token has one byte or more
         self._budget.take(worst)
         cost = 0.0
         try:
@@ -153,15 +153,15 @@ class ChatEndpoint:
             raise _PassingError(reason, response.headers.get("Retry-After", ""))
         if response.status_code in REFUSALS or response.is_redirect:
             raise EngineError(
-                "the critic's endpoint refuses to be asked",
+                "the critic's endpoint refuses requests",
                 got=reason,
                 where=self._config.base_url or "",
-                fix="see critic.base_url, critic.model and critic.api_key_env or api_key_block",
+                fix="check critic.base_url, critic.model and critic.api_key_env or api_key_block",
             )
         return Reply(None, failure=reason)
 
     def _read_reply(self, content: bytes, sent: int) -> Reply:
-        """A reply; where tokens are not reported, they are taken to have four characters."""
+        """Parse a reply; unreported tokens are estimated at four characters each."""
         try:
             found = _Completion.model_validate_json(content)
         except ValidationError as error:
@@ -185,7 +185,7 @@ class ChatEndpoint:
 
 
 class EngineClient:
-    """A model that an engine of this process runs; the conversations are one batch."""
+    """A model run by an engine of this process; all conversations are one batch."""
 
     def __init__(
         self, engine: Engine, tokenizer: PreTrainedTokenizerBase, config: LlmCriticConfig
@@ -198,10 +198,10 @@ class EngineClient:
         )
 
     def ask(self, conversations: Sequence[list[Message]]) -> Iterator[tuple[int, Reply]]:
-        """Replies in order.
+        """Yield replies in the order of the conversations.
 
         Raises:
-            EngineError: a conversation and its answer do not fit into the model.
+            EngineError: a conversation and its answer exceed the model's context.
         """
         requests = [
             Request(prompt_ids(self._tokenizer, each), seed)
@@ -235,17 +235,17 @@ class _Usage(BaseModel):
 
 
 class _Completion(BaseModel):
-    """The part of a chat completion that is read."""
+    """The parts of a chat completion that are used."""
 
     choices: list[_Choice] = Field(min_length=1)
-    usage: Any = None  # an answer without it, or with an odd one, is an answer
+    usage: Any = None  # optional: missing or odd usage is estimated
 
 
 def _read(response: httpx.Response, deadline: float) -> bytes | None:
-    """The body; None where it is too large.
+    """Return the body; None where it is too large.
 
     Raises:
-        ReadTimeout: it comes, but too slowly.
+        ReadTimeout: the body takes too long.
     """
     content = bytearray()
     for chunk in response.iter_raw():
@@ -258,7 +258,7 @@ def _read(response: httpx.Response, deadline: float) -> bytes | None:
 
 
 def _start(content: bytes) -> str:
-    """The beginning of a response that is no answer, on one line."""
+    """Return the beginning of an unusable response, on one line."""
     return " ".join(content[:400].decode("utf-8", "replace").split())[:200] or "nothing"
 
 

@@ -1,7 +1,7 @@
-"""Wrong solutions with a known first error, made of right ones.
+"""Wrong solutions with a known first error, made from right ones.
 
-One result is changed by a small slip, and all that follows is computed from it: later steps are
-right in themselves, so that the first wrong step is known and no other is wrong.
+One result is changed by a small slip, and everything after it is computed from the changed value.
+So the first wrong step is known, and no other step is wrong in itself.
 """
 
 import random
@@ -15,12 +15,12 @@ from sdcore.problems.arithmetic import STYLES, Move, Problem, phrase
 SLIPS = (1, -1, 2, -2, 10, -10)
 
 _NOTE = re.compile(r"<<([^<>=\n]+)=([^<>=\n]+)>>")  # GSM8K's <<48/2=24>>
-_PLACES = 100  # results are multiples of its inverse
+_PLACES = 100  # a result has at most two decimal places
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Steps and final answer; the first wrong step is counted from 1, None where all are right."""
+    """Steps and final answer; `first_wrong_step` counts from 1, None where all are right."""
 
     steps: tuple[str, ...]
     answer: str
@@ -28,7 +28,7 @@ class Solution:
 
 
 def corrupted_arithmetic(problem: Problem, rng: random.Random, *, wrong: bool) -> Solution:
-    """A solution of a problem of the arithmetic family, in a random order and style."""
+    """Solve a problem of the arithmetic family in a random order and style."""
     order = problem.orders[rng.choice(sorted(problem.orders))]
     style = STYLES[rng.choice(sorted(STYLES))]
     place = rng.randrange(len(order)) if wrong else None
@@ -42,16 +42,16 @@ def corrupted_arithmetic(problem: Problem, rng: random.Random, *, wrong: bool) -
 
 
 def gsm8k_solution(worked: str) -> Solution:
-    """A worked solution in GSM8K's form as it is, a line a step, without calculator notes."""
+    """Return a worked solution in GSM8K's form, one step per line, without calculator notes."""
     lines, answer = _lines(worked)
     return Solution(tuple(_NOTE.sub("", line) for line in lines), answer, None)
 
 
 def corrupted_gsm8k(question: str, worked: str, rng: random.Random) -> Solution | None:
-    """A worked solution with one calculator result changed, and all that depends on it.
+    """Change one calculator result of a worked solution, and all that depends on it.
 
-    None where no change leads to a wrong answer, or where it would not be certain which numbers
-    of the text depend on it: a changed result must occur neither in the question nor twice.
+    None where no change leads to a wrong answer, or where it is uncertain which numbers depend on
+    it: a changed result may occur neither in the question nor twice.
     """
     lines, answer = _lines(worked)
     results = [_number(note[2]) for line in lines for note in _NOTE.finditer(line)]
@@ -76,7 +76,7 @@ def _lines(worked: str) -> tuple[list[str], str]:
 def _propagated(
     lines: list[str], answer: str, place: int, slip: int
 ) -> tuple[Solution, dict[Fraction, Fraction]] | None:
-    """The solution after a slip, and each changed result with its new value."""
+    """Return the solution after a slip, and each changed result with its new value."""
     changed: dict[Fraction, Fraction] = {}
     steps, wrong, seen = [], 0, 0
     for number, line in enumerate(lines, 1):
@@ -101,7 +101,7 @@ def _propagated(
 
 
 def _renumbered(text: str, changed: dict[Fraction, Fraction]) -> str:
-    """Text with each changed number replaced by its new value."""
+    """Return a text with each changed number replaced by its new value."""
 
     def new(match: re.Match[str]) -> str:
         old = _number(match[0])

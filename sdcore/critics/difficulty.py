@@ -1,7 +1,7 @@
-"""How hard each problem is for a policy, and whether it lies in the learnable-but-hard band.
+"""Difficulty of problems for a policy, and the learnable-but-hard band.
 
-The paper (arXiv 2606.11173) trains on problems that the solver seldom gets right, in the right form
-all the same, and that the critic can solve.
+The paper (arXiv 2606.11173) trains on problems that the solver seldom gets right, although its
+traces are well-formed, and that the critic can solve.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,15 @@ from sdcore.traces import parse_trace
 
 
 def measure(rollouts: pl.DataFrame, band: BandConfig) -> pl.DataFrame:
-    """What the solver makes of each problem, and whether that lies within the band's bounds.
+    """Measure the solver on each problem, and test the result against the band's bounds.
 
     Args:
         rollouts: rows of the table `rollouts`, of one policy.
-        band: its bounds.
+        band: the bounds.
 
     Returns:
-        The solver's columns of the table `difficulties`, a row a problem, ordered by problem_id.
+        The solver's columns of the table `difficulties`, one row per problem, ordered by
+        problem_id.
     """
     rows = rollouts.group_by("problem_id", "policy_id").agg(
         k=pl.len(),
@@ -42,11 +43,11 @@ def try_to_solve(
     """Ask a language model for its own solutions, in the solver's default form.
 
     Args:
-        client: carries the questions to the model.
-        problems: question and reference answer of each.
+        client: the connection to the model.
+        problems: pairs of question and reference answer.
 
     Yields:
-        Index of a problem, whether the answer is right (None where none came), and its price.
+        Index of a problem, whether the answer is right (None where none came), and its cost.
 
     Raises:
         EngineError: the model cannot be asked at all.

@@ -1,8 +1,8 @@
-"""Critics: what is handed to one, what comes back, and how a language model is held to the form.
+"""The protocol of a critic, the oracle as one, and the dialogue with a language model.
 
-A language model is asked, read, repaired, checked, and asked again with the reason where its
-critique cannot be used, a bounded number of times. What the first wrong step is, is its claim;
-only the oracle knows.
+A language model is asked; its answer is parsed, repaired and validated. An unusable critique is
+asked for again with the reason, a bounded number of times. Which step is the first wrong one is
+the model's claim; only the oracle knows it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from sdcore.registry import loaded
 from sdcore.store.schema import content_key
 
 ROOM = 4000  # characters that a corrected trace may have on top of LENGTHS times the trace's
-TRIFLE = 'Answer with {"case": "A"}.'
+LIVENESS_PROMPT = 'Answer with {"case": "A"}.'
 SHOWN = 8000  # characters of an unusable answer that are shown when asking again
 
 _TEMPLATES = files("sdcore.critics")
@@ -33,21 +33,21 @@ AGAIN = (_TEMPLATES / "critic-again.jinja").read_text("utf-8")
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer of a language model; `text` is None where none came, and `failure` says why."""
+    """An answer of a language model; `text` is None where none came, and `failure` says why."""
 
     text: str | None
     prompt_tokens: int = 0
     tokens: int = 0
     cost: float = 0.0
     failure: str | None = None
-    passing: bool = False  # the failure is the server's rather than the request's
+    passing: bool = False  # the failure may pass: it is the server's, not the request's
 
 
 class Client(Protocol):
-    """Whatever carries conversations to a language model."""
+    """A connection that carries conversations to a language model."""
 
     def ask(self, conversations: Sequence[list[Message]]) -> Iterator[tuple[int, Reply]]:
-        """A reply for the conversation at each index, as they come.
+        """Yield the index of a conversation and its reply, in the order of arrival.
 
         Raises:
             EngineError: the model cannot be asked at all.
@@ -57,17 +57,22 @@ class Client(Protocol):
 
 
 class Critic(Protocol):
+<<<<<<< HEAD
     """Criticise traces.
 
     Attributes:
         name: what the tables call it.
         attempts: how often it is asked about a trace at most.
     """
+=======
+    """A judge of traces."""
+>>>>>>> main
 
     name: str
     attempts: int = 1
 
     def content_id(self, submission: Submission) -> str | None:
+<<<<<<< HEAD
         """Return a key of all that decides the critique; None if making it again costs nothing.
 
         A critique with a key is stored at once and is not asked for again in this workspace.
@@ -77,9 +82,13 @@ class Critic(Protocol):
     def reread(self, raw: str, submission: Submission) -> Critique:
         """Return the critique in a stored answer, `Critique.raw`, by the rules of today."""
         raise NotImplementedError
+=======
+        """Return the key of all that decides the critique; None where recomputing it is free."""
+        ...
+>>>>>>> main
 
     def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
-        """A critique for the submission at each index, as they come."""
+        """Yield the index of a submission and its critique, in the order of arrival."""
         ...
 
 
@@ -127,11 +136,17 @@ class OracleCritic(Critic):
 
     name = "oracle"
 
+<<<<<<< HEAD
     def __init__(self, settings: object = None, open_client: object = None) -> None:
         pass
+=======
+    def content_id(self, submission: Submission) -> str | None:
+        """Return None: its critiques are free."""
+        return None
+>>>>>>> main
 
     def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
-        """Critiques in order.
+        """Yield critiques in the order of the submissions.
 
         Raises:
             DataError: a question is not of the arithmetic family, or its reference is wrong.
@@ -153,7 +168,7 @@ class LlmCritic(Critic):
         self._config, self._client = config, client
 
     def content_id(self, submission: Submission) -> str | None:
-        """Hash of the prompts and of the settings that decide the answer."""
+        """Return the hash of the prompts and of the settings that decide the answer."""
         settings = self._config.model_dump(
             include={"model", "structured", "temperature", "max_tokens"}
         )
@@ -164,11 +179,11 @@ class LlmCritic(Critic):
         return judge(raw, submission)
 
     def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
-        """Critiques as they are settled: valid, refused for the last time, or not answered.
+        """Yield critiques as they are settled: valid, refused for the last time, or unanswered.
 
         Raises:
-            EngineError: the critic cannot be asked, or answers neither the submissions nor a
-                trifle.
+            EngineError: the critic cannot be asked, or answers neither the submissions nor
+                the liveness prompt.
             BudgetError: the next request could cost more than may be spent.
         """
         waiting = {index: _Dialogue(each) for index, each in enumerate(submissions)}
@@ -186,22 +201,22 @@ class LlmCritic(Critic):
                 self._require_answer(failures[0])
 
     def _require_answer(self, failure: str | None) -> None:
-        """Tell a dead server from submissions that it chokes on: a trifle it can still answer.
+        """Send a liveness prompt: a dead server is an error, one that fails on a submission is not.
 
-        Else a run would never get past a single trace over which the critic thinks for too long.
+        Otherwise a run would never get past a trace over which the critic thinks for too long.
         """
-        trifle: list[Message] = [{"role": "user", "content": TRIFLE}]
-        if any(reply.passing for _, reply in self._client.ask([trifle])):
+        liveness: list[Message] = [{"role": "user", "content": LIVENESS_PROMPT}]
+        if any(reply.passing for _, reply in self._client.ask([liveness])):
             raise EngineError(
-                "the critic answers nothing",
+                "the critic does not answer",
                 got=failure,
                 where=self._config.base_url or self.name,
-                fix="see whether its server is up, then give the same command again",
+                fix="check that its server is up, then repeat the command",
             )
 
 
 class _Dialogue:
-    """The conversation about one submission, and what has come of it so far."""
+    """The conversation about one submission, and its latest critique."""
 
     def __init__(self, submission: Submission) -> None:
         self._submission = submission
@@ -209,7 +224,7 @@ class _Dialogue:
         self.critique = Critique(None, None, None, valid=False, attempts=0)
 
     def hear(self, reply: Reply) -> None:
-        """Judge a reply; an unusable one is answered with the reason."""
+        """Judge a reply; where it is unusable, continue the conversation with the reason."""
         before = self.critique
         if reply.text is None:
             found = Critique(None, None, None, False, f"no answer: {reply.failure}")
@@ -231,13 +246,13 @@ class _Dialogue:
         )
 
     def settled(self, attempts: int) -> bool:
-        """Whether asking again is of no use, or not allowed."""
+        """Return whether asking again is useless or not allowed."""
         critique = self.critique
         return critique.valid or critique.raw is None or critique.attempts >= attempts
 
 
 def prompt(submission: Submission) -> str:
-    """What the critic is asked; the marks around the material occur nowhere in it."""
+    """Return the prompt; the marks around the material occur nowhere in the material."""
     material = [submission.question, submission.solution, submission.trace]
     return render(
         PROMPT,
@@ -251,9 +266,9 @@ def prompt(submission: Submission) -> str:
 
 
 def judge(text: str, submission: Submission) -> Critique:
-    """A language model's answer as a critique, repaired where nearly right.
+    """Turn a language model's answer into a critique, repaired where it is nearly right.
 
-    An invalid one keeps the critic's claims but no corrected trace: nothing can train on it.
+    An invalid critique keeps the critic's claims but no corrected trace: nothing can train on it.
     """
     try:
         critique = read_answer(text)

@@ -15,7 +15,7 @@ from sdcore.traces import Trace, parse_trace, render_trace
 
 
 def critique(question: str, reference_answer: str, trace_text: str) -> Critique:
-    """The critique of a trace; one that is not step-aligned comes back as invalid.
+    """Return the critique of a trace; one that is not step-aligned is marked invalid.
 
     Raises:
         DataError: the question is not of the arithmetic family, or the reference is not its value.
@@ -46,7 +46,7 @@ def _problem(question: str, reference_answer: str) -> Problem:
             "the oracle cannot judge this question",
             got=question,
             expected="a question of the arithmetic family",
-            fix="other problems need a language model as critic",
+            fix="use a language model as critic for other problems",
         ) from error
     if not grade(str(problem.answer), reference_answer).correct:
         raise DataError(
@@ -59,7 +59,7 @@ def _problem(question: str, reference_answer: str) -> Problem:
 
 
 def _finished_steps(trace: Trace) -> list[str]:
-    """Contents of the steps, without a last one that the trace was cut off in."""
+    """Return the contents of the steps, without a last one that was cut off."""
     cut_off = bool(trace.steps) and not trace.steps[-1].closed and trace.answer is None
     return [step.text for step in trace.steps[: -1 if cut_off else None]]
 
@@ -71,7 +71,7 @@ def _case(trace: Trace, reference: str, wrong: int | None, complete: bool) -> Ca
 
 
 def _corrected(trace: Trace, kept: int, rest: Sequence[str], answer: str) -> str:
-    """The first `kept` steps as they stand in the text, then the rest; a right trace unchanged."""
+    """Return the first `kept` steps verbatim, then the rest; a right trace stays unchanged."""
     if trace.well_formed and not rest and kept == len(trace.steps) and trace.answer == answer:
         return trace.text
     return prefix(trace, kept) + render_trace(rest, answer, first=kept + 1)

@@ -1,7 +1,7 @@
-"""What a language model's answer says: case, first wrong step and corrected trace.
+"""Parse a language model's answer: case, first wrong step and corrected trace.
 
-The answer is text from outside. It is searched for one JSON object or, without one, for a bare
-tagged trace; everything else is unreadable and never taken for a verdict.
+The answer is untrusted text. It must hold one JSON object or a bare tagged trace; anything else is
+unreadable and never taken for a verdict.
 """
 
 import json
@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from sdcore.contexts import Critique
 from sdcore.errors import DataError
 
-_STEP = re.compile(r"<?(?:step)?[ _]?(\d{1,4})>?", re.ASCII)
+_STEP = re.compile(r"<?(?:step)?[ _]?(\d{1,4})>?", re.ASCII)  # 2, step 2, step_2, <step_2>
 _NONE = {"", "none", "null", "n/a", "-", "0", "-1"}
 # A JSON escape, or else a backslash that is more likely LaTeX, as in \frac, \times and \neq.
 _LATEX = re.compile(r'\\(?:["\\/]|u[0-9a-fA-F]{4}|n(?!eq|abla|otin|ewline)|[bfrt](?![a-zA-Z]))|\\')
@@ -24,7 +24,7 @@ def _case(value: Any) -> Any:
 
 
 def _step(value: Any) -> Any:
-    """Models write 2, "2", "step_2", "none", 0 or -1; a step that no trace can have is no claim."""
+    """Read 2, "2", "step_2", "none", 0 or -1; 0 and -1 can be no step, so they claim none."""
     text = str(value).strip().casefold().removesuffix(".0")
     if text in _NONE:
         return None
@@ -35,7 +35,7 @@ def _step(value: Any) -> Any:
 
 
 class Claims(BaseModel):
-    """The object that the critic is asked for."""
+    """The JSON object that the critic is asked for."""
 
     case: Annotated[Literal["A", "B", "C", "D"], BeforeValidator(_case)]
     first_wrong_step: Annotated[int | None, BeforeValidator(_step)]
@@ -43,14 +43,14 @@ class Claims(BaseModel):
 
 
 SCHEMA: dict[str, Any] = Claims.model_json_schema() | {"additionalProperties": False}
-"""JSON schema of an answer, for endpoints that can hold a model to it."""
+"""JSON schema of an answer, for endpoints with structured output."""
 
 
 def read_answer(text: str) -> Critique:
-    """A critique as the model states it, unchecked; thinking is left out.
+    """Return the critique as the model states it, unchecked and without its thinking.
 
     Raises:
-        DataError: there is no verdict to be read.
+        DataError: the answer holds no verdict.
     """
     said = without_thinking(text)
     start, end = said.find("{"), said.rfind("}") + 1
@@ -71,13 +71,13 @@ def read_answer(text: str) -> Critique:
 
 
 def without_thinking(text: str) -> str:
-    """What comes after the thinking; nothing where the model was cut off in it."""
+    """Return what follows the thinking; nothing where the model was cut off in it."""
     said = text.rpartition("</think>")[2]
     return said.partition("<think>")[0]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; one that says a thing twice says nothing."""
+    """Reject JSON objects with duplicate keys."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key occurs twice")

@@ -1,7 +1,7 @@
-"""Nearly right critiques put right without asking again, and a note of what was done.
+"""Repair the form of nearly right critiques without asking again, and note what was done.
 
-Each repair is deterministic and changes the form only: what the critic says about the steps stays,
-or, where it says nothing, is read off the difference between the two traces.
+Repairs are deterministic and never change what the critic says about the steps; where it says
+nothing, its claims are inferred from the difference between the two traces.
 """
 
 import re
@@ -15,17 +15,19 @@ from sdcore.grading.answers import grade
 from sdcore.grading.equations import numbers
 from sdcore.traces import Trace, parse_trace, render_trace
 
-ALIKE = 0.8  # share of equal words from which two steps without numbers are one and the same
+ALIKE = 0.8  # share of equal words from which two steps without numbers count as the same
 
 _TAG = re.compile(r"</?(?:step_\d+|answer)>")
-_MARK = re.compile(r"^(?:[-*•] |\**(?:step ?)?\d{1,3} ?[.:)]\** )", re.IGNORECASE)
-_ANSWER = re.compile(
+_MARK = re.compile(  # "- ", "* ", "1. ", "Step 2: ", "**Step 2:** "
+    r"^(?:[-*•] |\**(?:step ?)?\d{1,3} ?[.:)]\** )", re.IGNORECASE
+)
+_ANSWER = re.compile(  # "Answer: ", "So the final answer is "
     r"^(?:so |thus,? |therefore,? )?(?:the )?(?:final )?answer(?: is)? ?[:=]? ?", re.IGNORECASE
 )
 
 
 def repair(critique: Critique, submission: Submission) -> Critique:
-    """The critique with its tags, claims and prefix put right where only those are wrong."""
+    """Return the critique with its tags, claims and prefix repaired where only they are wrong."""
     done = []
     for name, fix in _REPAIRS.items():
         repaired = fix(critique, submission)
@@ -36,7 +38,7 @@ def repair(critique: Critique, submission: Submission) -> Critique:
 
 
 def _tagged(critique: Critique, submission: Submission) -> Critique:
-    """Steps on lines of their own, and an answer that is the reference's, get their tags."""
+    """Tag steps that stand on lines of their own, where the answer is the reference's."""
     text = critique.corrected or ""
     if parse_trace(text).well_formed:
         return critique
@@ -57,14 +59,14 @@ def _tagged(critique: Critique, submission: Submission) -> Critique:
 
 
 def _claimed(critique: Critique, submission: Submission) -> Critique:
-    """A critic that only wrote the corrected trace says by its first change what is wrong."""
+    """Infer the claims of a critic that only wrote the corrected trace from its first change."""
     corrected, trace = parse_trace(critique.corrected or ""), parse_trace(submission.trace)
     if critique.case is not None or not corrected.well_formed:
         return critique
     own = [step.text for step in trace.steps[: trace.sound]]
     shared = [*map(_same, own, (step.text for step in corrected.steps)), False].index(False)
-    if submission.correct:
-        unchanged = trace.well_formed and len(corrected.steps) == shared == len(own)
+    unchanged = trace.well_formed and len(corrected.steps) == shared == len(own)
+    if submission.correct or (submission.correct is None and unchanged):
         case: Case = "A" if unchanged else "B"
         return replace(critique, case=case, first_wrong_step=None)
     if shared == len(trace.steps) or (shared == trace.sound and trace.answer is None):
@@ -73,7 +75,7 @@ def _claimed(critique: Critique, submission: Submission) -> Critique:
 
 
 def _verbatim(critique: Critique, submission: Submission) -> Critique:
-    """A prefix in other words, whose steps map one to one to the solver's, becomes verbatim."""
+    """Replace a reworded prefix, whose steps map one to one to the solver's, by the original."""
     trace, corrected = parse_trace(submission.trace), parse_trace(critique.corrected or "")
     kept = _kept(critique, trace)
     if kept is None or not corrected.well_formed or len(corrected.steps) < kept:
@@ -91,7 +93,7 @@ def _verbatim(critique: Critique, submission: Submission) -> Critique:
 
 
 def _kept(critique: Critique, trace: Trace) -> int | None:
-    """How many leading steps have to be verbatim; None where the claims do not tell."""
+    """Return how many leading steps must be verbatim; None where the claims leave it open."""
     if critique.case == "A":
         return len(trace.steps)
     if critique.first_wrong_step is not None:
@@ -100,7 +102,7 @@ def _kept(critique: Critique, trace: Trace) -> int | None:
 
 
 def _same(mine: str, theirs: str) -> bool:
-    """Whether two steps say the same: the same numbers, or without any nearly the same words."""
+    """Return whether two steps have the same numbers or, without any, nearly the same words."""
     if numbers(mine) != numbers(theirs):
         return False
     words = SequenceMatcher(None, mine.split(), theirs.split(), autojunk=False)

@@ -1,8 +1,9 @@
-"""Is a critique step-aligned with its trace, and may the teacher see it?
+"""Rules that a critique must satisfy before the teacher may see it.
 
 `misalignment` holds every critic to the form of the paper (arXiv 2606.11173): the trace verbatim up
 to its first error, corrected from there on. `infidelity` refuses what only a language model does:
-another notation, remarks on the trace, the reference's name dropped, sums that do not come out.
+another notation, remarks on the trace, mentions of the reference, false equalities, answers that
+nothing leads to. A rule that lets a leak or a false sum pass lets the model train on it.
 """
 
 import re
@@ -15,58 +16,129 @@ from sdcore.grading.answers import grade, plain_number
 from sdcore.grading.equations import NUMBER, false_equation, numbers
 from sdcore.traces import Trace, parse_trace
 
-LENGTHS = 4.0  # so many times longer or shorter may new steps be than the solver's, on average
-SLACK = 20  # and so many characters on top
-LETTERS = 0.4  # difference in the share of letters, between formulas and prose
+LENGTHS = 4.0  # factor by which new steps may be longer or shorter than the solver's, on average
+SLACK = 20  # characters allowed on top
+LETTERS = 0.4  # allowed difference in the share of letters: it separates formulas from prose
+PROSE = 0.25  # share of letters from which steps are prose
+
+# Characters that a critic may bring in: typography and mathematics, no letters or digits
+_TYPOGRAPHY = set("–—‘’“”…•′″€£¥¢°×÷·⋅−±≈≠≤≥≡√∛π∞∠△∴→⇒½⅓⅔¼¾⅕⅖⅗⅘⅙⅛⅜⅝⅞²³⁴ \u00a0\u2009\u202f")
+_QUOTES = str.maketrans("‘’“”–—−\u00a0\u2009\u202f", "''\"\"---   ")
 
 _TAG = re.compile(
-    r"<\|[^|<>\n]{0,64}\|>|</?[a-z_]\w*(?:\s+[\w-]+\s*=[^<>]*|\s*/)?>|<!--|<</?SYS>>|"
-    r"\[/?(?:INST|SYSTEM|TOOL\w*|AVAILABLE_TOOLS|PAD|CLS|SEP|MASK|UNK|BOS|EOS)\]|"
-    r"^\s*(?:user|human|assistant|system):",
-    re.IGNORECASE | re.MULTILINE,
+    r"""<\|[^|<>\n]{0,64}\|>                                # <|im_start|>
+    | </?[a-z_]\w*(?:\s+[\w-]+\s*=[^<>]*|\s*/)?>             # <think>, <a href="x">, <br/>
+    | <!-- | <</?SYS>>
+    | \[/?(?:INST|SYSTEM|TOOL\w*|AVAILABLE_TOOLS|PAD|CLS|SEP|MASK|UNK|BOS|EOS)\]  # [INST]
+    | ^\s*(?:user|human|assistant|system):                   # Assistant: done
+    """,
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
+_SOURCE = r"(?:solutions?|answers?|results?)"
 _LEAK = re.compile(
-    r"\b(?:reference|official|model|provided|given|expected|ground[- ]truth|gold|correct|known|"
-    r"desired|intended|target|true|actual|stated) (?:solution|answer|result)s?\b|"
-    r"\b(?:answer|solution) key\b|\bground[- ]truth\b|"
-    r"\b(?:according to|as in|from|see|per|match(?:es|ing)?) the (?:reference|solution|answer)\b|"
-    r"\b(?:solution|answer|key|reference) "
-    r"(?:says|shows|states|gives|tells|requires|above|below|(?:must|should|has to|needs to) be)\b|"
-    r"\b(?:told|given|know|known) (?:that )?the (?:final )?(?:answer|solution|result)\b",
-    re.IGNORECASE,
+    rf"""
+    \b(?:reference|official|model|provided|given|expected|ground[- ]truth|gold|known|desired|
+        intended|target|true|actual|stated|worked|sample|published|required|supposed|teacher's|
+        book's)\ (?:final\ )?{_SOURCE}\b                        # the worked solution
+    | (?<!\d\ )\bcorrect\ {_SOURCE}\b  # the correct answer
+    | \b(?:answer|solution)\ (?:key|sheet|manual|book)\b        # as in the answer key
+    | \bground[- ]truth\b | \bmark(?:ing)?\ scheme\b | \bback\ of\ the\ book\b
+    | \b(?:according\ to|based\ on|as\ in|from|see|per|like|with|match(?:es|ing)?)\ the
+        \ (?:worked\ )?(?:reference|solution|answer)\b            # according to the solution
+    | \b(?:solution|answer|key|reference)\ (?:says|shows|states|gives|tells|requires|has\ it|has|
+        goes|claims|wants|expects|lists|provides|reports|above|below)\b      # the solution shows
+    | \b(?:solution|answer|result)\ (?:must|should|has\ to|needs\ to|ought\ to|is\ supposed\ to|
+        is\ meant\ to|is\ said\ to|is\ known\ to|is\ expected\ to)\ \w+\b     # the answer must be
+    | \b(?:told|given|known?|knowing)\ (?:that\ )?the\ (?:final\ )?{_SOURCE}\b  # knowing the answer
+    | \b(?:must|should|has\ to|have\ to|needs?\ to|ought\ to|supposed\ to|meant\ to|want\ to)\ (?:
+        end\ up|come\ out|work\ out|arrive|land|match|lead\ to|result\ in)\b  # has to end up with 3
+    | \bwork(?:ing)?\ backwards?\b                               # working backwards from 34
+    | \bto\ (?:get|arrive|come|end\ up)\ (?:to|at|with)\ the\ (?:final\ )?{_SOURCE}\b
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
+_FAULT = r"(?:mistakes?|errors?|erroneous(?:ly)?|incorrect(?:ly)?|wrong(?:ly)?)"
 _REMARK = re.compile(
-    r"\b(?:mistakes?|errors?|erroneous(?:ly)?|incorrect(?:ly)?|wrong(?:ly)?|miscalculat\w+|"
-    r"corrected|correction|wait|oops|sorry|actually)\b|"
-    r"\b(?:previous|original|solver'?s?|student'?s?|your|earlier) "
-    r"(?:steps?|attempt|trace|answer|solution)\b|"
-    r"\b(?:should|must) (?:be|have been)\b[^.]{0,40}\b(?:not|instead)\b|"
-    r"(?:[,;:(]|\band) ?not \W?\d|\b(?:instead of|rather than) \W?\d",
+    rf"""
+    \b{_FAULT}\b | \b(?:miscalculat|miscount|misread)\w+          # the mistake was here
+    | \b(?:corrected|correction|oops|sorry|hmm|please)\b
+    | (?:^|[.;:!?]\ +)(?:wait|actually|no)\b(?=\W)(?!\ \w+\ (?:for|until)\b)   # Wait, he really has
+    | (?<!\bthe\ )(?<!\ba\ )\bwait(?=[,!]) | \bactually,           # so wait, it is
+    | \b(?:previous|original|solver'?s?|student'?s?|your|earlier|first)\ (?:
+        attempt|trace|answer|solution|try)\b                      # unlike your answer
+    | \b(?:previous|original|solver'?s?|student'?s?|your|earlier)\ steps?\b
+    | \b(?:should|must)\ (?:be|have\ been)\b[^.]{{0,40}}\b(?:not|instead)\b   # should be 39, not 38
+    | (?:[,;:(]|\band)\ ?not\ \W?\d                              # 39, not 38
+    | \b(?:instead\ of|rather\ than)\ \W?\d                      # 39 rather than 38
+    | \byou\ (?:forgot|missed|omitted|skipped|overlooked|left\ out|wrote|said|did\ not|didn't|
+        should\ have|made\ an?)\b                                # you forgot the pens
+    | \b(?:was|were|is|are|been|be|got)\ (?:left\ out|omitted|overlooked|forgotten|neglected)\b
+    | \b(?:missed|missing|forgotten|ignored|skipped|dropped|left\ out)\ (?:above|before|earlier|
+        previously|so\ far|last\ time|in\ the\ (?:first|last|previous|trace))\b  # missed above
+    | \b(?:this|next)\ time\ *(?=[.,;:!)]|$)                     # include them this time.
+    | \bforg[eo]t(?:ten|ting|s)?\ (?:to|about|that|the|those|these|them)\ (?:
+        includ|add|count|subtract|multipl|divid|step|part)\w*      # forgot to include
+    | \bdouble[- ]?check\w*                                       # let me double-check
+    | \bre-?(?:check|calculat|comput|consider|examin|evaluat|think|do\b|verif)\w*  # recalculate
+    | \blet\ (?:me|us)\ (?:check|verify|fix|correct|try|redo|see|think|look|go\ back)\b
+    | \blet's\ (?:check|verify|fix|correct|try\ again|redo|think\ again|go\ back)\b
+    | \b(?:this|that|it|which|result|answer|everything)\ (?:is|looks|seems|was)\ (?:right|correct)\b
+    | \bchecks?\ out\b | \bon\ second\ thought\b | \bhold\ on\b | \bmy\ bad\b
+    | \bI\ (?:made|forgot|missed|mis\w+|should\ have|see\ that)\b   # I missed that
+    | \bthe\ (?:solver|student|trace)\b
+    """,
+    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
+)
+# Words of everyday problems that would be remarks elsewhere
+_EVERYDAY = re.compile(
+    rf"""
+    (?:\b\d+%?|\b(?:many|few|fewer|more|less|no|all|each|per|every|two|three|four|five|six)
+        |\bnumber\ of)\ (?:(?!is\b|was\b|are\b|were\b)[\w-]+\ ){{0,3}}{_FAULT}\b  # 6 items wrong
+    | \b(?:gets?|got|getting|answer\w*|spell\w*|does|did|guess\w*)\ (?:\S+\ ){{0,3}}
+        (?:wrong|incorrectly)\b                                   # got half of them wrong
+    | \bwrong\ (?:questions?|answers?|way|train|bus|turn|direction|size|address|number|order|road)\b
+    | \b{_FAULT}\ (?:per|each|on\ (?:each|the|his|her|their)|in\ (?:each|every|his|her|their))\b
+    | \bcorrected\ (?:\S+\ ){{0,2}}(?:papers?|tests?|exams?|essays?|homeworks?|quizzes)\b
+    | \b(?:student|solver)'?s?\ answers?\ \d
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_RESULT = re.compile(rf"=\s*[-$€£]*({NUMBER.pattern})")
+# "The number of vans is = 9." states a result without a reason
+_STATED = re.compile(
+    rf"(?:[\w' -]|,(?=\ ))*?(?:\b(?:is|are|be|equals?|makes|has|have|gets?|needs?)\b|=)[\s=:]*"
+    rf"(?:exactly |equal to |only )?[-$€£]*(?:{NUMBER.pattern})[\w\s%]*[.!]?",
     re.IGNORECASE,
 )
-_RESULT = re.compile(rf"=\s*[-$]*({NUMBER.pattern})")
+_REASON = re.compile(
+    r"\b(?:since|because|round\w*|whole|half|twice|double|both|cannot|can't|must|not|than|minus|plus|"
+    r"times)\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One trace that is handed to a critic, and what is known of it."""
+    """A trace to criticise, and what is known about it."""
 
     question: str
     trace: str
-    correct: bool  # its final answer is right
-    reference: str | None  # the final answer; None where unknown
+    correct: bool | None  # its final answer is right; None where that is withheld
+    reference: str | None  # the final answer; None where unknown or withheld
     solution: str | None = None  # worked reference solution
 
 
 def misalignment(critique: Critique, submission: Submission) -> str | None:
-    """Why a critique is not step-aligned with the trace; None where it is."""
+    """Return why a critique is not step-aligned with its trace; None where it is."""
     trace, corrected = parse_trace(submission.trace), parse_trace(critique.corrected or "")
     reference = submission.reference
     if not corrected.well_formed:
         return f"the corrected trace is not well-formed: {corrected.flaw}"
     if reference is not None and not grade(corrected.answer, reference).correct:
         return f"the corrected trace ends in {corrected.answer}, the reference in {reference}"
-    if critique.case is None or (critique.case in "AB") != submission.correct:
+    if critique.case is None:
+        return "no case is named"
+    if submission.correct is not None and (critique.case in "AB") != submission.correct:
         verdict = "right" if submission.correct else "wrong"
         return f"case {critique.case}, but the trace's answer is {verdict}"
     if critique.case == "A":
@@ -79,7 +151,7 @@ def misalignment(critique: Critique, submission: Submission) -> str | None:
 
 
 def infidelity(critique: Critique, submission: Submission) -> str | None:
-    """Why an aligned critique by a language model may not be shown; None where it may."""
+    """Return why a language model's aligned critique may not be shown; None where it may."""
     trace, corrected = parse_trace(submission.trace), parse_trace(critique.corrected or "")
     known = {step.text for step in trace.steps}
     new = [step.text for step in corrected.steps if step.text not in known]
@@ -94,6 +166,7 @@ def infidelity(critique: Critique, submission: Submission) -> str | None:
         or _other_notation(new, [step.text for step in trace.steps if step.text.strip()])
         or _false_sum(corrected)
         or _unfounded(critique, corrected)
+        or _underived(new, trace, corrected)
     )
 
 
@@ -104,18 +177,18 @@ def verbatim_prefix(critique: Critique, trace: Trace) -> str:
 
 
 def prefix(trace: Trace, kept: int) -> str:
-    """The text of the first `kept` steps, with what is between them."""
+    """Text of the first `kept` steps, with what stands between them."""
     return trace.text[: trace.steps[kept - 1].outer_end] if kept else ""
 
 
 def in_order(part: Sequence[str], whole: Sequence[str]) -> bool:
-    """Whether all of `part` occur in `whole`, in that order."""
+    """Return whether all of `part` occur in `whole`, in that order."""
     remaining = iter(whole)
     return all(text in remaining for text in part)  # `in` moves on past what it finds
 
 
 def _misplaced(trace: Trace, corrected: Trace, first_wrong: int) -> str | None:
-    """Whether the prefix is not verbatim, or the wrong step is quoted after it."""
+    """Refuse a prefix that is not verbatim, and a wrong step that is quoted after it."""
     if not 1 <= first_wrong <= len(trace.steps):
         return f"step {first_wrong} is called wrong, but the trace has {len(trace.steps)} steps"
     kept = prefix(trace, min(first_wrong - 1, trace.sound))
@@ -129,7 +202,7 @@ def _misplaced(trace: Trace, corrected: Trace, first_wrong: int) -> str | None:
 
 
 def _inconsistent(critique: Critique, trace: Trace, corrected: Trace) -> str | None:
-    """Whether the claims contradict each other; an unfinished step may be left out."""
+    """Refuse claims that contradict each other; an unfinished step may be left out."""
     case, wrong = critique.case, critique.first_wrong_step
     if case in ("A", "C") and wrong is not None:
         return f"case {case}, but step {wrong} is called wrong"
@@ -143,7 +216,7 @@ def _inconsistent(critique: Critique, trace: Trace, corrected: Trace) -> str | N
 
 
 def _quoted(critique: Critique, trace: Trace, corrected: Trace) -> str | None:
-    """Whether the wrong step is quoted but for white space and capitals."""
+    """Refuse a quote of the wrong step, whatever its white space and capitals."""
     if critique.first_wrong_step is None:
         return None
     kept = len(prefix(trace, min(critique.first_wrong_step - 1, trace.sound)))
@@ -155,44 +228,57 @@ def _quoted(critique: Critique, trace: Trace, corrected: Trace) -> str | None:
 
 
 def _named(critique: Critique, question: str, trace: Trace, corrected: Trace) -> str | None:
-    """Whether the step that is written anew names the result that the wrong one came to."""
+    """Refuse a rewritten step that names the result of the wrong one."""
     wrong = critique.first_wrong_step
     if wrong is None:
         return None
     if wrong > len(corrected.steps):
-        return f"step {wrong} is wrong, but not written anew"
-    anew = corrected.steps[wrong - 1].text
+        return f"step {wrong} is wrong, but not rewritten"
+    rewritten = corrected.steps[wrong - 1].text
     results = numbers(" ".join(_RESULT.findall(trace.steps[wrong - 1].text)))
     kept = f"{question} {prefix(trace, wrong - 1)} {corrected.answer}"
-    stated = {*numbers(kept), *numbers(" ".join(_RESULT.findall(anew)))}
-    if results and results[-1] in numbers(anew) and results[-1] not in stated:
+    stated = {*numbers(kept), *numbers(" ".join(_RESULT.findall(rewritten)))}
+    if results and results[-1] in numbers(rewritten) and results[-1] not in stated:
         return f"step {wrong} is wrong, but its result {results[-1]} is named"
     return None
 
 
 def _spoken(given: str, new: str) -> str | None:
-    """Whether new text speaks of the reference or the trace in words that are not given."""
-    given = given.casefold()
-    for pattern, reason in (
-        (_TAG, "tags or control tokens in a step"),
-        (_LEAK, "the reference is spoken of"),
-        (_REMARK, "a remark on the trace, not a step of it"),
-    ):
-        for match in pattern.finditer(new):
-            if match[0].casefold() not in given:
-                return f"{reason}: {match[0]!r}"
+    """Refuse new text that speaks of the reference or the trace in words that are not given."""
+    if tag := _first(_TAG, new, given, re.compile(r"(?!)")):
+        return f"tags or control tokens in a step: {tag!r}"
+    given, new = _plain(given), "\n".join(map(_plain, new.splitlines()))
+    if leak := _first(_LEAK, new, given, _EVERYDAY):
+        return f"the reference is spoken of: {leak!r}"
+    if remark := _first(_REMARK, new, given, _EVERYDAY):
+        return f"a remark on the trace, not a step of it: {remark!r}"
     return None
 
 
+def _first(pattern: re.Pattern[str], new: str, given: str, allowed: re.Pattern[str]) -> str | None:
+    """The first match in new text that is neither given nor within an allowed phrase."""
+    spans = [match.span() for match in allowed.finditer(new)]
+    for match in pattern.finditer(new):
+        everyday = any(start <= match.start() and match.end() <= end for start, end in spans)
+        if not everyday and match[0].strip(" .;:!?,(").casefold() not in given.casefold():
+            return match[0].strip()
+    return None
+
+
+def _plain(text: str) -> str:
+    """A text with plain quotes, dashes and single spaces."""
+    return " ".join(text.translate(_QUOTES).split())
+
+
 def _foreign(given: str, new: str) -> str | None:
-    """Whether new text has a character beyond plain ASCII that is not given: a look-alike, say."""
-    plain = {*given, *"\n\t", *map(chr, range(32, 127))}
+    """Refuse characters that are neither given, plain ASCII nor typography: a look-alike, say."""
+    plain = {*given, *"\n\t", *map(chr, range(32, 127))} | _TYPOGRAPHY
     odd = next((char for char in new if char not in plain), None)
     return odd and f"new steps are in another notation: the character {odd!a}"
 
 
 def _other_notation(new: list[str], own: list[str]) -> str | None:
-    """Whether new steps are not written as the solver writes; both must be there to compare."""
+    """Refuse new steps that are not written as the solver writes; both must be there to compare."""
     if not new or not own:
         return None
     mine, theirs = fmean(map(len, own)), fmean(map(len, new))
@@ -204,26 +290,41 @@ def _other_notation(new: list[str], own: list[str]) -> str | None:
         return "new steps are in another notation: words against formulas"
     if "\\" in "".join(new) and "\\" not in "".join(own):
         return "new steps are in another notation: LaTeX"
-    if len(own) > 1 and all("=" in step for step in own) and any("=" not in step for step in new):
+    prose = _letters(own) >= PROSE  # among sentences, one may do without =
+    short = [step for step in new if "=" not in step and not (prose and len(step.split()) > 3)]
+    if short and len(own) > 1 and all("=" in step for step in own):
         return "new steps are in another notation: one without ="
     return None
 
 
 def _letters(steps: Sequence[str]) -> float:
-    """Share of letters in what is not white space."""
+    """Return the share of letters in what is not white space."""
     text = "".join("".join(steps).split())
     return sum(char.isalpha() for char in text) / max(len(text), 1)
 
 
 def _false_sum(corrected: Trace) -> str | None:
-    """Whether a step does not hold: a new one, or a copied one that is called right with that."""
-    found = next(filter(None, (false_equation(step.text) for step in corrected.steps)), None)
+    """Refuse a step that does not hold: a new one, or a copied one that is thereby called right."""
+    equations = (false_equation(step.text) for step in corrected.steps)
+    found = next(filter(None, equations), None)
     return f"a step of the corrected trace does not hold: {found}" if found else None
 
 
 def _unfounded(critique: Critique, corrected: Trace) -> str | None:
-    """Whether a numeric answer stands in a changed trace whose last step does not come to it."""
+    """Refuse a changed trace whose last step does not come to its numeric answer."""
     answer = plain_number(corrected.answer or "")
     if critique.case == "A" or answer is None or abs(answer) in numbers(corrected.steps[-1].text):
         return None
     return f"the last step does not come to the answer {corrected.answer}"
+
+
+def _underived(new: list[str], trace: Trace, corrected: Trace) -> str | None:
+    """Refuse new steps that only state the answer, as in "The number of vans is = 9."."""
+    answer = plain_number(corrected.answer or "")
+    kept = " ".join(step.text for step in corrected.steps if step.text not in new)
+    if not new or answer is None or abs(answer) in numbers(kept):
+        return None
+    stated = all(_STATED.fullmatch(step.strip()) and not _REASON.search(step) for step in new)
+    if stated and {abs(answer)} == {number for step in new for number in numbers(step)}:
+        return f"the answer {corrected.answer} is stated, but not derived"
+    return None

@@ -1,7 +1,7 @@
-"""Several processes on one step: each takes its part of every micro-batch, gradients are summed.
+"""Several processes on one step: each computes its share, and gradients are summed.
 
-Without torch.distributed there is one rank and nothing here costs anything. Sharded weights
-(FSDP2) are DTensors; outside of a forward pass each rank holds its part only.
+Without torch.distributed there is one rank, and nothing here communicates. Sharded weights
+(FSDP2) are DTensors; outside a forward pass each rank holds only its part.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,14 +20,14 @@ Item = TypeVar("Item")
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank, and how many there are."""
+    """Return this process's rank, and the number of ranks."""
     if not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
 
 
 def gather(items: list[Item]) -> list[Item]:
-    """The items of all ranks, on every rank."""
+    """Return the items of all ranks, on every rank."""
     if rank_and_world_size()[1] == 1:
         return items
     parts: list[list[Item]] = [[] for _ in range(rank_and_world_size()[1])]
@@ -36,7 +36,7 @@ def gather(items: list[Item]) -> list[Item]:
 
 
 def wait() -> None:
-    """Until all ranks are here."""
+    """Wait until all ranks get here."""
     if rank_and_world_size()[1] > 1:
         distributed.barrier()
 
@@ -66,16 +66,16 @@ def shard(policy: PreTrainedModel) -> None:
         cpu_ram_efficient_loading=False,  # every rank has loaded the weights
     )
     accelerator = Accelerator(cpu=policy.device.type == "cpu", fsdp_plugin=plugin)
-    accelerator.state.fsdp_plugin = plugin  # accelerate forgets it where the ranks are CPUs
+    accelerator.state.fsdp_plugin = plugin  # accelerate loses it if the ranks are CPUs
     fsdp2_prepare_model(accelerator, policy)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
-            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+            module.set_force_sum_reduction_for_comms(True)  # gloo supports no other reduction
             module.set_gradient_divide_factor(1.0)  # the loss is normalised over the whole batch
 
 
 def inside(policy: nn.Module, function: Callable[[], Item]) -> Item:
-    """Call a function as the policy's forward pass, in which sharded weights are whole."""
+    """Call a function as the policy's forward pass, during which sharded weights are whole."""
     if not isinstance(policy, FSDPModule):
         return function()
     forward = policy.forward
@@ -88,19 +88,19 @@ def inside(policy: nn.Module, function: Callable[[], Item]) -> Item:
 
 
 def settle(policy: nn.Module) -> None:
-    """Before sharded weights are changed: drop whole ones that a pass without gradient left."""
+    """Drop whole weights left by a pass without gradient; call before changing sharded ones."""
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor, on every rank."""
+    """Return the full tensor, on every rank."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def alike(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """A full tensor on the device of a pattern, and sharded as the pattern is."""
+    """Return a full tensor on the device of a pattern, sharded like the pattern."""
     tensor = tensor.to(pattern.device)
     if isinstance(pattern, DTensor):
         return distribute_tensor(tensor, pattern.device_mesh, pattern.placements)

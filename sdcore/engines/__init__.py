@@ -88,7 +88,7 @@ class Engine(Protocol):
     """
 
     reads_folders: bool
-    update_share: float | None
+    update_share: float | None = None
 
     def load(self, policy: Served) -> None:
         """Sample from this policy from now on.

@@ -1,4 +1,4 @@
-"""Decoding rows in step: keys and values, padding and positions of a batch of sequences.
+"""Decode rows in lockstep: keys and values, padding and positions of a batch of sequences.
 
 Axes: B batch rows, P distinct prompts, G places a prompt has for rows, T tokens, V vocabulary,
 H key-value heads, R query heads a key-value head, D head width.
@@ -31,7 +31,7 @@ class Rows:
     def __init__(
         self, model: PreTrainedModel, cache: DynamicCache, mask_PT: Tensor, prompt_B: Tensor
     ) -> None:
-        """Start rows after the prompts that `cache` has seen, `prompt_B` being a row's prompt."""
+        """Start rows after the prompts in `cache`; `prompt_B` is the index of each row's prompt."""
         self._model, self._cache = model, cache
         self._position_B = mask_PT.sum(1)[prompt_B]
         self._mask_BT = None if bool(mask_PT.all()) else mask_PT[prompt_B]
@@ -50,7 +50,7 @@ class Rows:
     def prefill(
         cls, model: PreTrainedModel, prompts: Sequence[tuple[int, ...]]
     ) -> tuple[Self, Tensor]:
-        """Run each distinct prompt once; a row for each prompt, and its next logits [B, V].
+        """Run each distinct prompt once; return one row per prompt, and its next logits [B, V].
 
         Shorter prompts are padded on the left with token 0, which is masked.
         """
@@ -80,7 +80,7 @@ class Rows:
             self._prefix.keep(index_B)
 
     def advance(self, token_B: Tensor) -> Tensor:
-        """Append a token to each row; the logits of the next one, [B, V]."""
+        """Append a token to each row; return the logits [B, V] of the next one."""
         if self._mask_BT is not None:
             self._mask_BT = pad(self._mask_BT, (0, 1), value=True)
         logits_B1V: Tensor = self._model(
@@ -150,7 +150,7 @@ def shared_prefix_attention(
     prefix: Prefix | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one new token a row to its prompt and to its own response.
+    """Attention of one new token per row to its prompt and to its own response.
 
     One matrix product a prompt serves all its rows, so that the keys and values of a prompt are
     read once a step and not once a row (arXiv 2402.05099). Without a prefix this is SDPA.

@@ -15,11 +15,11 @@ LONGEST = 3600.0  # seconds that one answer may take
 
 
 class Unavailable(EngineError):
-    """The server did not answer, or not with what was asked for; another try may help."""
+    """The server did not answer, or not with what was asked for; a retry may help."""
 
 
 class Endpoint:
-    """A running server, ours or somebody's. Adapters are loaded as they are needed.
+    """A running server, started by us or not. Adapters are loaded when they are needed.
 
     Attributes:
         active: requests in flight, counted by the engine.
@@ -31,7 +31,7 @@ class Endpoint:
         self.active, self.failures = 0, 0
         self._client = httpx.Client(
             base_url=url,
-            trust_env=server is None,  # no proxy stands before our own
+            trust_env=server is None,  # no proxy in front of our own
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(10, read=LONGEST, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
@@ -42,7 +42,7 @@ class Endpoint:
         self._adapters: set[str] = set()  # those that we have loaded
 
     def complete(self, served: Served, body: dict[str, Any]) -> dict[str, Any]:
-        """The server's answer to a completion request.
+        """Return the server's answer to a completion request.
 
         Raises:
             Unavailable: it does not answer; it is made ready again at the next call.
@@ -58,7 +58,7 @@ class Endpoint:
         return answer
 
     def recheck(self) -> None:
-        """Look before the next request whether the server still has the policy."""
+        """Check before the next request that the server still has the policy."""
         self.failures, self._ready = 0, None
 
     def close(self) -> None:
@@ -81,10 +81,10 @@ class Endpoint:
             self._server.ensure(served.base if adapter else folder)
         elif not adapter and folder != served.base:
             raise EngineError(
-                "a running vLLM server cannot be given all weights anew",
+                "a running vLLM server cannot be given new full weights",
                 got=f"policy {served.policy_id} of {folder / FULL_FILE}",
                 where=self.url,
-                fix="set training.lora, or leave out engine.urls: our own server is restarted",
+                fix="set training.lora, or leave out engine.urls: sdcore then runs its own server",
             )
         models = self._request("GET", "/v1/models")["data"]
         names = [model["id"] for model in models]

@@ -1,4 +1,4 @@
-"""A vLLM server of our own: a process in vLLM's environment, on loopback, that never outlives us.
+"""A vLLM server of our own: a process in vLLM's environment, on loopback, that ends when we do.
 
 Nothing here imports vLLM; its environment is made by `make vllm`.
 """
@@ -63,7 +63,7 @@ class VllmServer:
         self.url = f"http://127.0.0.1:{self._port}"
 
     def ensure(self, folder: Path) -> None:
-        """Have the server run on the weights of a folder.
+        """Run the server on the weights of a folder; restart it if it runs on others or has died.
 
         Raises:
             EngineError: it does not start.
@@ -86,9 +86,9 @@ class VllmServer:
         python = self._settings.python.absolute()
         if not python.exists():
             raise EngineError(
-                "vLLM's environment is not there",
+                "vLLM's environment does not exist",
                 got=str(python),
-                fix="`make vllm` makes it; engine.python names another one",
+                fix="run `make vllm`, or name another environment in engine.python",
             )
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         watch = [sys.executable, "-I", supervise.__file__, str(os.getpid())]
@@ -140,7 +140,7 @@ class VllmServer:
 
 
 def kernel_rank(rank: int) -> int:
-    """The smallest LoRA rank that vLLM has kernels for and that holds adapters of this one.
+    """Return the smallest LoRA rank with vLLM kernels that holds adapters of this rank.
 
     Raises:
         EngineError: there is none.
@@ -154,7 +154,7 @@ def kernel_rank(rank: int) -> int:
 
 
 def cause(log: str, lines: int = 3) -> str:
-    """Why a server ended: the first error in its log, else the log's last lines."""
+    """Return why a server ended: the first error in its log, else the log's last lines."""
     found = log.splitlines()
     errors = [i for i, line in enumerate(found) if ERROR.search(line) and "WARNING" not in line]
     start = errors[0] if errors else max(0, len(found) - lines)

@@ -38,7 +38,7 @@ class TransformersEngine:
     order give the same tokens bit for bit on the same machine and number of threads.
 
     Args:
-        model: this object becomes the engine's copy; nobody else may change it.
+        model: this object becomes the engine's copy; no one else may change it.
         end_ids: token ids that end a response.
         memory_bytes: bound on keys, values and logits of a batch; it may make batches smaller
             than `SamplingConfig.batch_size`, never larger.
@@ -111,7 +111,7 @@ class TransformersEngine:
         sampling: SamplingConfig,
         on_progress: OnProgress = silent,
     ) -> list[Completion]:
-        """Draw one sample a request, in the order of the requests.
+        """Draw one sample per request, in the order of the requests.
 
         Args:
             requests: prompts and seeds.
@@ -190,11 +190,11 @@ class TransformersEngine:
 
 
 def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfig) -> tuple[Tensor, Tensor]:
-    """Draw a token a row by inversion of the cumulative distribution.
+    """Draw one token per row by inverting the cumulative distribution.
 
     Args:
         logits_BV: next-token logits of the model.
-        uniforms_B: float64 numbers in [0, 1), one a row; a row's token depends on no other's.
+        uniforms_B: float64 numbers in [0, 1), one per row, each for the token of its row only.
         sampling: temperature (0 takes the most likely token) and top-p: the smallest set of the
             most likely tokens whose probability reaches p (arXiv 1904.09751).
 
@@ -207,7 +207,9 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfig) -> tup
     logits_BV = logits_BV.float()
     total_B1 = logits_BV.logsumexp(-1, keepdim=True)
     if not bool(total_B1.isfinite().all()):
-        raise EngineError("the model's logits are not finite", fix="its weights may have diverged")
+        raise EngineError(
+            "the model's logits are not finite", fix="check its weights: training may have diverged"
+        )
     if sampling.temperature == 0:
         token_B1 = logits_BV.argmax(-1, keepdim=True)
     else:
@@ -238,7 +240,7 @@ def _shapes(weights: Mapping[str, Tensor]) -> set[tuple[str, tuple[int, ...]]]:
 
 
 def _nucleus(probs_BV: Tensor, top_p: float) -> Tensor:
-    """Set to zero what is outside the smallest set of likely tokens that reaches `top_p`."""
+    """Set probabilities to zero outside the smallest set of likely tokens that reaches `top_p`."""
     sorted_BV, token_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
     before_BV = sorted_BV.cumsum(-1) - sorted_BV
     return probs_BV.scatter(-1, token_BV, sorted_BV.masked_fill(before_BV >= top_p, 0.0))

@@ -1,4 +1,4 @@
-"""The vLLM engine: requests spread over one or several servers, each retried where one dies.
+"""The vLLM engine: requests spread over one or several servers, each retried if one dies.
 
 vLLM's defaults make the promise of `Completion` true: `--logprobs-mode raw_logprobs` gives
 log-probs before temperature and top-p. A running server must not be started with another mode.
@@ -41,7 +41,7 @@ def open_engine(settings: EngineConfig, resources: Resources) -> "VllmEngine":
 
 
 class VllmEngine:
-    """Samples from vLLM servers; `load` says from which policy.
+    """Sample from vLLM servers.
 
     The same request and seed give the same tokens, unless rounding that depends on the requests
     that happen to be batched with it tips a near-tie. A request whose server dies is asked again;
@@ -89,11 +89,11 @@ class VllmEngine:
         sampling: SamplingConfig,
         on_progress: OnProgress = silent,
     ) -> list[Completion]:
-        """Draw one sample a request, in the order of the requests.
+        """Draw one sample per request, in the order of the requests.
 
         Args:
             requests: prompts and seeds.
-            sampling: temperature, top-p and length; its batch size is the servers' business.
+            sampling: temperature, top-p and length; the servers choose the batch size.
             on_progress: called for each finished sample, in order.
 
         Raises:
@@ -162,7 +162,7 @@ class VllmEngine:
 
 
 def completion(request: Request, answer: dict[str, Any]) -> Completion:
-    """Read the server's answer.
+    """Return the completion in a server's answer.
 
     Raises:
         EngineError: it is for another prompt, was cut short, or has no log-prob for each token.
@@ -174,5 +174,5 @@ def completion(request: Request, answer: dict[str, Any]) -> Completion:
     if choice["finish_reason"] not in ("stop", "length"):
         raise EngineError("vLLM did not finish a sample", got=choice["finish_reason"])
     if len(ids) != len(logprobs) or not math.isfinite(sum(logprobs)):
-        raise EngineError("vLLM's log-probs are not numbers, or not one a token", got=logprobs)
+        raise EngineError("vLLM's log-probs are not numbers, or not one per token", got=logprobs)
     return Completion(ids, logprobs, choice["finish_reason"])

@@ -48,12 +48,12 @@ class Padded:
     tokens_T: Tensor
 
     def to(self, device: torch.device) -> "Padded":
-        """The same on another device."""
+        """Return the same on another device."""
         return Padded(self.ids_NL.to(device), self.positions_T.to(device), self.tokens_T.to(device))
 
 
 def pad(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Padded:
-    """Prompts and their responses as one rectangle.
+    """Put prompts and their responses into one rectangle.
 
     Raises:
         TrainingError: a prompt or a response is empty.
@@ -78,12 +78,12 @@ def pad(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) ->
 
 
 def student_side(examples: Sequence[Example]) -> Padded:
-    """The examples as the student sees them."""
+    """Pad the examples with the student's prompts."""
     return pad([e.prompt_ids for e in examples], [e.response_ids for e in examples])
 
 
 def teacher_side(examples: Sequence[Example]) -> Padded:
-    """The examples as the teacher sees them.
+    """Pad the examples with the teacher's prompts.
 
     Raises:
         TrainingError: an example has no teacher prompt.
@@ -126,7 +126,7 @@ def require_whole(examples: Sequence[Example], limit: int | None) -> None:
 
 
 def lengths(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt and response tokens of each example for the student and, 0 without, the teacher."""
+    """Return the tokens [N] of each example for the student and the teacher (0 without one)."""
     response_N = _lengths([e.response_ids for e in examples])
     teacher_N = _lengths([e.teacher_prompt_ids or () for e in examples])
     student_N = response_N + _lengths([e.prompt_ids for e in examples])
@@ -134,7 +134,7 @@ def lengths(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def microbatches(examples: Sequence[Example], budget: int) -> Iterator[list[int]]:
-    """Indices of the examples in groups of like lengths, the longest first.
+    """Yield indices of the examples in groups of similar length, the longest first.
 
     A group is full when its larger side would exceed the budget of padded positions (a single
     example may), or when it is not small and more than `MAX_PADDING` of it would be padding.
@@ -155,14 +155,14 @@ def microbatches(examples: Sequence[Example], budget: int) -> Iterator[list[int]
 
 
 def padding_share(examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> float:
-    """Share of padded positions in all micro-batches, student's and teacher's."""
+    """Return the share of padded positions in all micro-batches, student's and teacher's."""
     sides = np.stack(lengths(examples), 1)
     area = sum(int(sides[group].max(0).sum()) * len(group) for group in groups)
     return 1 - int(sides.sum()) / area
 
 
 def loss_weights(examples: Sequence[Example], by_sequence: bool) -> Tensor:
-    """Weight [N] of one token of each example, so that the loss is a mean over the whole batch.
+    """Return each example's weight per token [N]; with it the loss is a mean over the whole batch.
 
     A mean over all tokens or, by sequence, the mean over sequences of their means over tokens.
     """
@@ -173,7 +173,7 @@ def loss_weights(examples: Sequence[Example], by_sequence: bool) -> Tensor:
 
 
 def token_weights(examples: Sequence[Example], weights_N: Tensor) -> Tensor:
-    """Weight [T] of each response token: its example's, times its own where it has one."""
+    """Return the weight [T] of each response token: its example's, times its own if it has one."""
     weights_T = weights_N.repeat_interleave(_response_lengths(examples))
     if all(e.token_weights is None for e in examples):
         return weights_T
@@ -182,7 +182,7 @@ def token_weights(examples: Sequence[Example], weights_N: Tensor) -> Tensor:
 
 
 def advantages(examples: Sequence[Example]) -> Tensor:
-    """Advantage [T] of each response token: its rollout's.
+    """Return the advantage [T] of each response token: its rollout's.
 
     Raises:
         TrainingError: an example has none.
@@ -195,12 +195,12 @@ def advantages(examples: Sequence[Example]) -> Tensor:
 
 
 def sampled_logprobs(examples: Sequence[Example]) -> Tensor | None:
-    """Log-prob [T] of each response token by its sampler; None where an example lacks them."""
+    """Return each response token's log-prob [T] by its sampler; None if an example lacks them."""
     return _stored([e.sampled_logprobs for e in examples])
 
 
 def old_logprobs(examples: Sequence[Example]) -> Tensor | None:
-    """The same at the sampling temperature."""
+    """Return the same at the sampling temperature."""
     return _stored([e.old_logprobs for e in examples])
 
 

@@ -31,7 +31,7 @@ def write(
 
 
 def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]]:
-    """Step and state of a checkpoint; its weights are read by `policies.load_weights`.
+    """Return step and state of a checkpoint; its weights are read by `policies.load_weights`.
 
     Raises:
         ModelError: there is none, a file differs from its digest, or it was written under other

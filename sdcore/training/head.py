@@ -1,4 +1,4 @@
-"""How a policy looks at padded sequences: hidden states at the response, and its head."""
+"""From padded sequences to the input of the loss: hidden states at the response, and the head."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ _PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 def head_input(policy: Policy, padded: Padded, share: float = 1.0) -> HeadInput:
-    """Hidden states [T, D] that predict the response tokens, and the head that reads them."""
+    """Return the hidden states [T, D] that predict the response tokens, and the head."""
     body = body_of(policy)
     hidden_NLD: Tensor = body(input_ids=padded.ids_NL, use_cache=False).last_hidden_state
     hidden_TD = hidden_NLD.flatten(0, 1).index_select(0, padded.positions_T)
@@ -26,14 +26,14 @@ def head_input(policy: Policy, padded: Padded, share: float = 1.0) -> HeadInput:
 
 
 def body_of(policy: Policy) -> nn.Module:
-    """The policy without its head."""
+    """Return the policy without its head."""
     model = unwrap_peft(policy)
     body: nn.Module = getattr(model, model.base_model_prefix)
     return body
 
 
 def head_of(policy: Policy) -> Head:
-    """The policy's head as data.
+    """Return the policy's head as data.
 
     Raises:
         ModelError: the head is not a plain linear layer, such as one with an adapter on it.
@@ -59,7 +59,7 @@ def require_exact_head(policy: Policy) -> None:
     """Compare `head_of` with the model's own logits on a few tokens.
 
     Raises:
-        ModelError: they differ, so the model does more to its logits than `Head` knows.
+        ModelError: they differ, so the model does more to its logits than `Head` describes.
     """
     model, head = unwrap_peft(policy), head_of(policy)
     ids_NL = torch.arange(min(8, len(head.weight_VD)), device=model.device)[None]
@@ -80,7 +80,7 @@ def require_exact_head(policy: Policy) -> None:
 
 
 def unwrap_peft(policy: Policy) -> PreTrainedModel:
-    """The transformers model, without the PEFT wrapper; adapters stay in its layers."""
+    """Return the transformers model without the PEFT wrapper; adapters stay in its layers."""
     return policy.get_base_model() if isinstance(policy, PeftModel) else policy
 
 

@@ -13,7 +13,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def learning_rate(step: int, total_steps: int, peak: float, training: TrainingConfig) -> float:
-    """Rate of a step, counted from 0: linear warm-up to the peak, then the schedule down to 0."""
+    """Return the rate of a step, from 0: linear warm-up to the peak, then the schedule to 0."""
     if step < training.warmup_steps:
         return peak * (step + 1) / training.warmup_steps
     progress = (step - training.warmup_steps) / max(1, total_steps - training.warmup_steps)
@@ -46,12 +46,12 @@ class Optimizer:
         self._adamw = torch.optim.AdamW(groups, lr=peak, fused=True)
 
     def clip(self) -> float:
-        """Clip the gradient to the maximal norm; gives the norm before."""
+        """Clip the gradient to the maximal norm; return the norm before clipping."""
         limit = self._training.max_grad_norm
         return float(collectives.whole(nn.utils.clip_grad_norm_(self._weights.values(), limit)))
 
     def apply(self) -> float:
-        """Use up the gradient in one step; gives the step's learning rate."""
+        """Take one step with the gradient and drop it; return the step's learning rate."""
         rate = learning_rate(self.step, self._total_steps, self._peak, self._training)
         for group in self._adamw.param_groups:
             group["lr"] = rate
@@ -65,7 +65,7 @@ class Optimizer:
         self._adamw.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        """The moments, by name; empty before the first step."""
+        """Return the moments by name; empty before the first step."""
         if not self.step:
             return {}
         return {
@@ -75,7 +75,7 @@ class Optimizer:
         }
 
     def restore(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Put back what `state` gave at that step."""
+        """Restore what `state` returned at that step."""
         self.step = step
         self._adamw.state.clear()
         for name, weight in self._weights.items() if step else ():

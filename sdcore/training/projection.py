@@ -164,7 +164,7 @@ def chunked_loss(
 
 @torch.no_grad()
 def token_scores(student: HeadInput, teacher: Sequence[HeadInput], tokens_T: Tensor) -> TokenScores:
-    """The diagnostics alone."""
+    """Return the diagnostics without a loss."""
     student, teacher = _autocast(student), [_autocast(each) for each in teacher]
     with torch.autocast(student.hidden_TD.device.type, enabled=False):
         spans = _spans(tokens_T, len(student.head.weight_VD))
@@ -240,11 +240,11 @@ class _Pool:
         self._taken = self._rows = 0
 
     def start(self, rows: int) -> None:
-        """All buffers are free again, for a chunk of so many rows."""
+        """Free all buffers for a chunk of this many rows."""
         self._taken, self._rows = 0, rows
 
     def take(self) -> Tensor | None:
-        """A buffer with anything in it."""
+        """Return an uninitialised buffer."""
         if not self._enabled:
             return None
         if self._taken == len(self._buffers):

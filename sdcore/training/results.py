@@ -1,4 +1,4 @@
-"""What micro-batches tell, put together: the signals of each example, and the update as a whole.
+"""Combine micro-batches: the signals of each example, and the update as a whole.
 
 Axes: T response tokens of a micro-batch, S signals.
 """
@@ -72,7 +72,7 @@ class TokenSignals(NamedTuple):
 
 @dataclass(frozen=True)
 class Update:
-    """What one optimizer step did; `loss`, `entropy` and `kl` are means over response tokens.
+    """Figures of one optimizer step; `loss`, `entropy` and `kl` are means over response tokens.
 
     `grad_norm` is before clipping, `first_token_kl` the mean KL of the first token of each response
     (None without a teacher), `logprob_drift` the mean |sampler − trainer| log-prob and
@@ -97,7 +97,7 @@ class Update:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The columns of the table `updates` that are known here."""
+        """Columns of the table `updates` that are known here."""
         return {name: getattr(self, name) for name in _COLUMNS}
 
 
@@ -122,7 +122,7 @@ def update_of(
     learning_rate: float,
     seconds: float,
 ) -> Update:
-    """Put the passes over all examples together."""
+    """Combine the passes over all examples into one update."""
     signals = TokenSignals.cat([each.signals for each in passes])
     tokens = len(signals.student_logprob)
     order = [examples[index] for each in passes for index in each.group]
@@ -148,7 +148,7 @@ def update_of(
 
 
 def signals_of(examples: Sequence[Example], passes: Sequence[Pass]) -> list[TokenSignals]:
-    """Signals in the order of the examples."""
+    """Return the signals of each example, in order."""
     found: dict[int, TokenSignals] = {}
     for each in passes:
         found |= zip(each.group, each.signals.split(_lengths(examples, each)), strict=True)
@@ -156,7 +156,7 @@ def signals_of(examples: Sequence[Example], passes: Sequence[Pass]) -> list[Toke
 
 
 def losses_of(examples: Sequence[Example], passes: Sequence[Pass]) -> list[Tensor]:
-    """Loss [response tokens] of each example, in the order of the examples."""
+    """Return the losses [response tokens] of each example, in order."""
     found: dict[int, Tensor] = {}
     for each in passes:
         parts = torch.split(each.loss_T, _lengths(examples, each))
@@ -165,7 +165,7 @@ def losses_of(examples: Sequence[Example], passes: Sequence[Pass]) -> list[Tenso
 
 
 def require_finite(examples: Sequence[Example], passes: Sequence[Pass], grad_norm: float) -> None:
-    """Refuse a step that would spoil the weights.
+    """Refuse a step with a loss or gradient that is not finite.
 
     Raises:
         TrainingError: naming the rollouts whose loss is not finite, or all of the step where it is
@@ -229,7 +229,7 @@ def require_agreement(update: Update, dtype: torch.dtype) -> None:
     that all difference is rounding. Seen with both engines, on average: tiny-solver 4e-7 nats in
     float32 and 2e-3 in bfloat16, SmolLM2-135M 2e-5 and 4e-2. For comparison, log-probs at
     temperature 0.7 instead of 1 are off by 0.04 and 0.45 for the two models, those after another
-    prompt by 2 and 0.7. What is wrong by less must be seen in `updates`.
+    prompt by 2 and 0.7. Smaller differences show only in `updates`.
 
     Raises:
         TrainingError: the mean difference is above `MISMATCH`.
@@ -237,7 +237,7 @@ def require_agreement(update: Update, dtype: torch.dtype) -> None:
     if update.logprob_drift is not None and not update.logprob_drift <= MISMATCH[dtype]:
         raise TrainingError(
             "the engine's log-probs are not the trainer's",
-            got=f"{update.logprob_drift:.3g} nats a token apart on average",
+            got=f"{update.logprob_drift:.3g} nats per token apart on average",
             expected=f"at most {MISMATCH[dtype]:g} for {dtype}",
             fix="the engine serves other weights or prompts, or log-probs not of the model itself "
             "(vLLM: --logprobs-mode raw_logprobs); nothing was trained",

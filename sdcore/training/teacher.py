@@ -1,4 +1,4 @@
-"""The self-teacher: which weights look at the context-conditioned prompt.
+"""The self-teacher: the weights that score a response after the context-conditioned prompt.
 
 At the start every kind of teacher is the student. `frozen` stays so; `live` follows it at once,
 `ema` slowly; `trust_region` stands between frozen and live in logit space (arXiv 2601.20802).
@@ -21,7 +21,7 @@ from sdcore.training.projection import HeadInput
 
 
 class Teacher:
-    """Scores sequences with its own weights; costs no second model where there are adapters.
+    """Score sequences with the teacher's weights; with an adapter this needs no second model.
 
     The initial weights are the base with its adapter off or, where all weights are trained, a
     copy taken when the teacher is made. That must be before a checkpoint is loaded.
@@ -66,14 +66,14 @@ class Teacher:
             torch._foreach_lerp_(average, student, 1 - self._settings.decay)
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold: the average, by name; empty for the other kinds."""
+        """Return the average by name, for a checkpoint; empty for the other kinds."""
         return {
             f"average/{name}": collectives.whole(value) for name, value in self._average.items()
         }
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+        """Restore what `state` returned."""
         collectives.settle(self._copy or self._policy)
         for name, value in self._average.items():
             value.copy_(collectives.alike(state[f"average/{name}"], value))
@@ -97,7 +97,7 @@ class Teacher:
 
 
 def trained(policy: Policy) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name, each once."""
+    """Return the parameters that training changes, by name, each once."""
     return {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
 
 

@@ -1,4 +1,4 @@
-"""The table `token_signals`: what a context says about each response token, joined to its step."""
+"""The table `token_signals`: the teacher's signal at each response token, joined to its step."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

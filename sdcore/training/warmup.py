@@ -25,10 +25,10 @@ SEED = 9973  # of the problems
 
 
 def traces(problems: ProblemsConfig, train: pl.DataFrame, count: int) -> list[Trace]:
-    """Right traces to learn the form from, at most `count`; the same settings give the same.
+    """Return at most `count` right traces to learn the form from; the same settings give the same.
 
     Arithmetic traces are on problems of no split, from left to right and in the phrasing that goes
-    with the question's; others are the reference solutions of the train split, a step a line.
+    with the question's; others are the reference solutions of the train split, one step per line.
 
     Args:
         problems: where the experiment's problems come from.
@@ -45,7 +45,7 @@ def traces(problems: ProblemsConfig, train: pl.DataFrame, count: int) -> list[Tr
         raise DataError(
             "no traces to warm up on",
             got=f"{len(train)} train problems, none with a solution that can be cut into steps",
-            expected="reference solutions with a step a line",
+            expected="reference solutions with one step per line",
             fix="leave out the section warmup, or name the column problems.solution",
         )
     return found
@@ -54,7 +54,7 @@ def traces(problems: ProblemsConfig, train: pl.DataFrame, count: int) -> list[Tr
 def examples(
     prompts: PromptsConfig, tokenizer: Tokenizer, end_id: int, chosen: Iterable[Trace]
 ) -> list[Example]:
-    """Traces as responses to the student's prompt, the end token after each."""
+    """Return traces as responses to the student's prompt, each with the end token."""
     made = list[Example]()
     for question, trace in chosen:
         response = tokenizer(neutralise(trace, tokenizer), add_special_tokens=False)["input_ids"]

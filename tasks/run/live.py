@@ -5,6 +5,7 @@ They are caches: whatever is here can be rebuilt from the tables and checkpoints
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,20 @@ class LiveModels:
 
     Attributes:
         folder: local folder with a named model's weights and tokenizer.
-        tokenizer: a named model's tokenizer.
+        tokenizer: a named model's tokenizer, whose chat template shows the given day.
         critic_engine: an engine of its own for a critic that runs in this process, by its model.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self.folder: Callable[[str], Path] = cache(hub.resolve)
+<<<<<<< HEAD
         self.tokenizer: Callable[[str], policies.Tokenizer] = cache(self._tokenizer)
         self.critic_engine: Callable[[str], Engine] = cache(self._critic_engine)
+=======
+        self.tokenizer: Callable[[str, date], policies.Tokenizer] = cache(self._tokenizer)
+        self.critic_engine: Callable[[str], TransformersEngine] = cache(self._critic_engine)
+>>>>>>> main
         self._base: Callable[[Path, ModelConfig], PreTrainedModel] = cache(policies.load_policy)
         self._sampler: Callable[..., Engine] = cache(self._open)
         self._engines: list[Engine] = []
@@ -138,8 +144,8 @@ class LiveModels:
             trainer.load(run.checkpoint(round_))
         return trainer
 
-    def _tokenizer(self, name: str) -> policies.Tokenizer:
-        return policies.load_tokenizer(self.folder(name))
+    def _tokenizer(self, name: str, day: date) -> policies.Tokenizer:
+        return policies.load_tokenizer(self.folder(name), day)
 
     def _critic_engine(self, name: str) -> Engine:
         return self._open(ModelConfig(name=name), EngineConfig(), None)

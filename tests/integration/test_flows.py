@@ -20,7 +20,7 @@ import pytest
 from mlflow import MlflowClient, pyfunc
 
 from sdcore.config import load_experiment
-from sdcore.critics.llm import TRIFLE, OracleCritic
+from sdcore.critics.llm import LIVENESS_PROMPT, OracleCritic
 from sdcore.critics.validation import Submission
 from sdcore.grading.answers import grade
 from sdcore.models.policies import weights_digest
@@ -510,7 +510,7 @@ def test_a_hostile_critic_stops_no_run_and_nothing_trains_on_what_it_says(
     def answer(body):
         """The same to the same request however often it comes, and in whatever order."""
         text = body["messages"][0]["content"]
-        if text == TRIFLE:
+        if text == LIVENESS_PROMPT:
             return critic_server.say("A")
         turn = turns[zlib.crc32(text.encode()) % len(turns)]
         return exact(body) if turn is exact else turn

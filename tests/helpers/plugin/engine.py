@@ -1,4 +1,5 @@
 from sdcore.config import Settings, engine
+from sdcore.engines import Engine
 from sdcore.engines.transformers import open_engine
 
 
@@ -7,7 +8,7 @@ class Shortened(Settings):
 
 
 @engine(Shortened)
-class Careful:
+class Careful(Engine):
     """The engine of this process, with a limit of its own on the length of responses."""
 
     reads_folders = False

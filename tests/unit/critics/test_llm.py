@@ -42,6 +42,18 @@ def test_corpus(row):
         assert row["reason"] in found.invalid_reason and found.corrected is None
 
 
+JUDGED = [
+    json.loads(line) for line in (DATA / "judged_critiques.jsonl").read_text("utf-8").splitlines()
+]
+
+
+@pytest.mark.parametrize("row", JUDGED, ids=[row["why"] for row in JUDGED])
+def test_judged_critiques(row):
+    handed = submission(row | {"answer": row["reference"]})
+    found = judge(row["critic_says"], handed)
+    assert found.valid == row["valid"], found.invalid_reason
+
+
 SUM = "Compute 47+23-31-12."
 GOOD = (
     "<step_1>47+23=70</step_1><step_2>70-31=39</step_2><step_3>39-12=27</step_3><answer>27</answer>"
@@ -100,7 +112,7 @@ def test_one_that_gets_no_answer_does_not_hold_up_the_others():
 
 def test_a_critic_that_answers_nothing_is_an_error():
     with server.serve(lambda body: server.BAD_GATEWAY) as (url, _):
-        with pytest.raises(EngineError, match=r"answers nothing[\s\S]*HTTP 502"):
+        with pytest.raises(EngineError, match=r"does not answer[\s\S]*HTTP 502"):
             list(critic(url).criticise([HANDED] * 3))
         assert list(critic(url).criticise([])) == []
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from sdcore.contexts import Critique
-from sdcore.critics.validation import Submission, misalignment, verbatim_prefix
+from sdcore.critics.validation import Submission, infidelity, misalignment, verbatim_prefix
 from sdcore.traces import parse_trace, render_trace
 
 ONE, TWO, THREE = "47+23=70", "70-31=39", "39-12=27"
@@ -27,7 +27,7 @@ MENDED = Critique("D", 2, GOOD)
         ({"corrected": GOOD.replace("<answer>27", "<answer>26")}, "ends in 26, the reference"),
         ({"case": "A"}, "case A, but the trace's answer is wrong"),
         ({"case": "B"}, "case B, but the trace's answer is wrong"),
-        ({"case": None}, "case None"),
+        ({"case": None}, "no case is named"),
         ({"first_wrong_step": 4}, "step 4 is called wrong, but the trace has 3 steps"),
         ({"first_wrong_step": 0}, "step 0 is called wrong"),
         ({"corrected": GOOD.replace("47+23", "47 + 23")}, "step 2 are not repeated verbatim"),
@@ -62,3 +62,73 @@ def test_the_verbatim_prefix_ends_with_a_whole_step(critique, steps):
     trace = parse_trace(WRONG)
     whole = WRONG if steps == 3 else WRONG[: WRONG.index(f"<step_{steps + 1}>")]
     assert verbatim_prefix(critique, trace) == whole
+
+
+QUESTION = "Ann has 12 boxes of 4 pens, gives 14 pens away, and buys 9. How many does she have?"
+OWN = (
+    "She has 12 * 4 = 48 pens at first.",
+    "After the gift she has 48 - 14 = 44 pens.",
+    "In the end she has 44 + 9 = 53 pens.",
+)
+
+
+def refusal(*new: str, answer: str = "43") -> str | None:
+    """Why a critique with these steps from the second on is refused."""
+    critique = Critique("D", 2, render_trace([OWN[0], *new], answer))
+    handed = Submission(QUESTION, render_trace(OWN, "53"), False, answer)
+    assert misalignment(critique, handed) is None
+    return infidelity(critique, handed)
+
+
+SECOND, THIRD = "After the gift she has 48 - 14 = 34 pens.", "In the end she has 34 + 9 = 43 pens."
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        (SECOND, THIRD),
+        ("After the gift she has 48 – 14 = 34 pens.", "She’s left with 34 + 9 = 43 pens…"),
+        ("After the gift she has 48 − 14 = 34 pens.", "In the end she has 34 + 9 = 43 “pens”."),
+        (SECOND, THIRD, "So there are 43 pens in all."),
+        ("Without those 14 pens, 34 are still there.", THIRD),
+        ("She got 3 questions wrong, but after the gift she has 48 - 14 = 34 pens.", THIRD),
+        ("With no mistakes per page, she has 48 - 14 = 34 pens.", THIRD),
+        ("They wait 5 minutes and she has 48 - 14 = 34 pens.", THIRD),
+        ("She gave 7 correct answers and has 48 - 14 = 34 pens.", THIRD),
+    ],
+)  # fmt: skip
+def test_typography_conclusions_and_everyday_words_are_no_reason_to_refuse(new):
+    assert refusal(*new) is None
+
+
+@pytest.mark.parametrize(
+    "remark",
+    [
+        "as the worked solution has it", "as the sample solution says", "like the answer",
+        "so that she needs to end up with 43", "since she must end up at 43",
+        "which is what the solution's key gives: the solution key", 
+        "because the answer has to be 43",
+        "as the reference\u00a0solution says", "which agrees with the solution",
+        "working backwards",
+        "you forgot the gift", "please include them this time", "which were left out above",
+        "let me double-check", "let me recalculate that", "I missed that", "this is right",
+        "on second thought", "unlike the solver’s answer", "and this is correct", "it checks out",
+        "the mistake was here", "the wrong result", "this step was wrong", "38 is wrong",
+        "(corrected)", "the correct answer", "as missed in the first step", "hold on",
+    ],
+)  # fmt: skip
+def test_leaks_and_remarks_are_refused(remark):
+    reason = refusal(f"After the gift she has 48 - 14 = 34 pens, {remark}.", THIRD)
+    assert "reference is spoken of" in reason or "a remark" in reason
+
+
+@pytest.mark.parametrize(
+    "step", ["The number of pens is = 43.", "She has 43 pens.", "So the total is $43."]
+)
+def test_an_answer_that_is_only_stated_is_refused(step):
+    assert refusal(step) is not None
+
+
+@pytest.mark.parametrize("sign", ["\u0435", "\u200b", "\u202e", "\uff13", "é", "\u0456"])
+def test_letters_and_invisible_characters_stay_refused(sign):
+    assert "the character" in refusal(f"After the gift she has 48 - 14 = 34 pens{sign}.", THIRD)

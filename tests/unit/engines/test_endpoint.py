@@ -241,7 +241,7 @@ def test_all_weights_cannot_go_to_a_running_server(base):
     (trained / "model.safetensors").touch()
     with speaking() as server, engine_on(server) as engine:
         engine.load(Served("p1", trained, base))
-        with pytest.raises(EngineError, match="cannot be given all weights"):
+        with pytest.raises(EngineError, match="cannot be given new full weights"):
             engine.generate(requests(1), SAMPLING)
     assert not server.bodies
 
@@ -268,7 +268,7 @@ def test_a_policy_without_a_folder_cannot_be_served_by_vllm(base):
     [
         ({"prompt_token_ids": [4, 10]}, "changed the prompt"),
         ({"finish_reason": "abort"}, "did not finish"),
-        ({"logprobs": {"token_logprobs": [-0.5]}}, "not one a token"),
+        ({"logprobs": {"token_logprobs": [-0.5]}}, "not one per token"),
         ({"logprobs": {"token_logprobs": [-0.5, float("nan")]}}, "not numbers"),
     ],
 )
