@@ -57,22 +57,17 @@ class Client(Protocol):
 
 
 class Critic(Protocol):
-<<<<<<< HEAD
     """Criticise traces.
 
     Attributes:
         name: what the tables call it.
         attempts: how often it is asked about a trace at most.
     """
-=======
-    """A judge of traces."""
->>>>>>> main
 
     name: str
     attempts: int = 1
 
     def content_id(self, submission: Submission) -> str | None:
-<<<<<<< HEAD
         """Return a key of all that decides the critique; None if making it again costs nothing.
 
         A critique with a key is stored at once and is not asked for again in this workspace.
@@ -82,10 +77,6 @@ class Critic(Protocol):
     def reread(self, raw: str, submission: Submission) -> Critique:
         """Return the critique in a stored answer, `Critique.raw`, by the rules of today."""
         raise NotImplementedError
-=======
-        """Return the key of all that decides the critique; None where recomputing it is free."""
-        ...
->>>>>>> main
 
     def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
         """Yield the index of a submission and its critique, in the order of arrival."""
@@ -136,14 +127,8 @@ class OracleCritic(Critic):
 
     name = "oracle"
 
-<<<<<<< HEAD
     def __init__(self, settings: object = None, open_client: object = None) -> None:
         pass
-=======
-    def content_id(self, submission: Submission) -> str | None:
-        """Return None: its critiques are free."""
-        return None
->>>>>>> main
 
     def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
         """Yield critiques in the order of the submissions.

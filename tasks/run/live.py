@@ -43,13 +43,8 @@ class LiveModels:
     def __init__(self, root: Path) -> None:
         self._root = root
         self.folder: Callable[[str], Path] = cache(hub.resolve)
-<<<<<<< HEAD
-        self.tokenizer: Callable[[str], policies.Tokenizer] = cache(self._tokenizer)
-        self.critic_engine: Callable[[str], Engine] = cache(self._critic_engine)
-=======
         self.tokenizer: Callable[[str, date], policies.Tokenizer] = cache(self._tokenizer)
-        self.critic_engine: Callable[[str], TransformersEngine] = cache(self._critic_engine)
->>>>>>> main
+        self.critic_engine: Callable[[str], Engine] = cache(self._critic_engine)
         self._base: Callable[[Path, ModelConfig], PreTrainedModel] = cache(policies.load_policy)
         self._sampler: Callable[..., Engine] = cache(self._open)
         self._engines: list[Engine] = []
