@@ -94,7 +94,11 @@ def score(rollouts: pl.DataFrame, k: int, settings: EvaluationConfig) -> dict[st
         low, high = interval(values_P, settings.confidence, settings.resamples)
         row |= {name: float(values_P.mean()), f"{name}_low": low, f"{name}_high": high}
     lengths = rollouts["response_ids"].list.len()
-    return row | {"mean_length": lengths.mean(), "format_rate": rollouts["well_formed"].mean()}
+    return row | {
+        "mean_reward": rollouts["reward"].mean(),
+        "mean_length": lengths.mean(),
+        "format_rate": rollouts["well_formed"].mean(),
+    }
 
 
 def interval(
