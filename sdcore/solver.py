@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 from sdcore.config import Experiment
@@ -18,6 +19,7 @@ def save_solver(
     folder: Path,
     experiment: Experiment,
     checkpoint: Path,
+    day: date,
     warmed_up: Path | None = None,
 ) -> None:
     """Write what `Solver` loads: the weights of a checkpoint, settings, and the base's name.
@@ -26,6 +28,7 @@ def save_solver(
         folder: to be created.
         experiment: whose prompts and sampling the solver uses.
         checkpoint: folder of the trained weights.
+        day: the date in prompts whose chat template reads the clock.
         warmed_up: folder of a warmed-up base, which is copied because no name stands for it.
     """
     adapted = experiment.training.lora is not None
@@ -34,6 +37,7 @@ def save_solver(
     about = {
         "experiment": experiment.model_dump(mode="json"),
         "base_sha256": policies.weights_digest(base),
+        "prompt_day": day.isoformat(),
     }
     policies.require_intact(checkpoint, file)
     with policies.replacing(folder) as fresh:
@@ -66,7 +70,8 @@ class Solver:
                 expected=about["base_sha256"],
                 where=str(base),
             )
-        self._tokenizer = policies.load_tokenizer(base)
+        day = date.fromisoformat(about["prompt_day"])
+        self._tokenizer = policies.load_tokenizer(base, day)
         self._engine = TransformersEngine(
             policies.load_policy(base, self.experiment.model),
             end_ids=policies.end_ids(base),

@@ -81,7 +81,7 @@ def _context_row(
     if context is None:
         return None
     text, rollout_id = context.build(inputs), mine.rollout.rollout_id
-    tokenizer = run.session.models.tokenizer(run.experiment.model.name)
+    tokenizer = run.tokenizer
     prompt = teacher_prompt(tokenizer, run.experiment.prompts, mine.problem.question, text)
     quoted = {"critique": rollout_id}
     if near.other is not None:

@@ -155,5 +155,5 @@ def _scored(run: ConditionRun, missing: list[dict[str, Any]]) -> pl.DataFrame:
             scored.append(rows[context, ids[index]])
             signals.append(each)
             advance(1)
-    tokenizer = run.session.models.tokenizer(run.experiment.model.name)
+    tokenizer = run.tokenizer
     return signal_frame(tokenizer, scored, signals, run.columns)

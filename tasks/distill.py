@@ -158,7 +158,7 @@ def _token_signals(round_: Round, rows: pl.DataFrame, updates: Sequence[Update])
     )
     steps = len(updates)
     parts = [rows[start::steps].to_dicts() for start in range(steps)]
-    tokenizer = run.session.models.tokenizer(run.experiment.model.name)
+    tokenizer = run.tokenizer
     return pl.concat(
         signal_frame(tokenizer, part, update.signals, run.columns)
         for part, update in zip(parts, updates, strict=True)

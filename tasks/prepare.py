@@ -3,7 +3,8 @@
 import importlib.metadata
 import json
 import subprocess
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -12,8 +13,11 @@ from prefect.cache_policies import NO_CACHE
 
 import sdcore
 from sdcore.config import Experiment
-from sdcore.errors import ConfigError
+from sdcore.errors import ConfigError, ModelError
 from sdcore.models import policies
+from sdcore.models.lengths import Room
+from sdcore.models.prompts import require_shown
+from sdcore.problems.screening import Problem
 from sdcore.problems.splits import Loaded, load_problems
 from sdcore.store.schema import TABLES
 from tasks.run.condition_run import RAW, ConditionRun, StoredPolicy
@@ -41,19 +45,28 @@ def prepare(base: ConditionRun) -> int:
     Raises:
         ConfigError: a condition shows the teacher solutions, and the source has none; or the code
             of a plugin has changed.
+        ConfigError: a prompt does not show the question or the context.
         DataError: the source does not have the problems that are asked for.
+        ModelError: the base model's weights have changed since the run was started.
         ModelError: the model cannot be adapted as `training.lora` says.
     """
     base.experiment.require_same_plugins()
     experiment_id = pl.lit(base.experiment.experiment_id)
-    if not len(base.store.rows("experiments", experiment_id=base.experiment.experiment_id)):
+    if len(base.store.rows("experiments", experiment_id=base.experiment.experiment_id)):
+        _require_same_models(base)
+    else:
+        started = datetime.now(UTC).replace(tzinfo=None)
+        room = _room(base, started.date())
+        require_shown(room.tokenizer, room.prompts)
         if lora := base.experiment.training.lora:
             folder = base.session.models.folder(base.experiment.model.name)
             policies.check_targets(folder, lora)
-        loaded = load_problems(base.experiment.problems)
+        loaded = load_problems(base.experiment.problems, partial(_too_long, room))
         _require_solutions(base.experiment, loaded.problems)
         base.store.append_missing(
-            experiments=TABLES["experiments"].frame([experiment_row(base)]),
+            experiments=TABLES["experiments"].frame(
+                [experiment_row(base) | {"created_at": started}]
+            ),
             policies=StoredPolicy.to_frame([base_policy(base)]),
             problems=loaded.problems.with_columns(experiment_id=experiment_id),
             rejected_problems=loaded.rejected_problems.with_columns(experiment_id=experiment_id),
@@ -64,6 +77,51 @@ def prepare(base: ConditionRun) -> int:
         "SELECT count(*) FROM problems WHERE experiment_id = ?", [base.experiment.experiment_id]
     )
     return int(counted.item())
+
+
+def _require_same_models(base: ConditionRun) -> None:
+    """Refuse to go on with other weights than those that the run started with.
+
+    Raises:
+        ModelError: the digest of the named model or of its warmed-up form differs.
+    """
+    models = base.session.models
+    for policy in StoredPolicy.from_frame(base.store.rows("policies", **base.columns)):
+        named = policy.kind == "base"
+        folder = models.folder(base.experiment.model.name) if named else base.checkpoint(0)
+        digest = policies.weights_digest(folder)
+        if digest != policy.sha256:
+            raise ModelError(
+                f"the {'base' if named else 'warmed-up'} model's weights have changed since the "
+                "run was started",
+                got=digest,
+                expected=policy.sha256,
+                where=str(folder),
+                fix="restore the weights that the run started with, or start another run with the "
+                "new ones: give the experiment another name",
+            )
+
+
+def _room(base: ConditionRun, day: date) -> Room:
+    """Room for the experiment's prompts and responses in its model."""
+    experiment, models = base.experiment, base.session.models
+    name, fallback = experiment.model.name, getattr(experiment.judge, "fallback", None)
+    shown = dict.fromkeys([*experiment.distilled, *([fallback] if fallback else [])])
+    limit = policies.context_length(models.folder(name))
+    served = experiment.engine.context_length if experiment.engine.kind == "vllm" else None
+    return Room(
+        tokenizer=models.tokenizer(name, day),
+        prompts=experiment.prompts,
+        contexts=[experiment.known_contexts[each] for each in shown],
+        new_tokens=experiment.sampling.max_new_tokens,
+        student=min((each for each in (limit, served) if each is not None), default=None),
+        teacher=limit,
+    )
+
+
+def _too_long(room: Room, problem: Problem, split: str) -> str | None:
+    asked = problem.question, problem.solution, problem.reference
+    return room.excess(*asked, taught=split == "train")
 
 
 def _summary(loaded: Loaded) -> str:

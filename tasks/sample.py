@@ -96,7 +96,7 @@ def stored_rollouts(run: ConditionRun, policy: StoredPolicy, purpose: str) -> li
 def _plan(
     run: ConditionRun, policy: StoredPolicy, purpose: str, problems: pl.DataFrame, samples: int
 ) -> list[Planned]:
-    tokenizer = run.session.models.tokenizer(run.experiment.model.name)
+    tokenizer = run.tokenizer
     sampling = run.experiment.sampling.model_dump(mode="json", exclude={"batch_size"})
     planned: list[Planned] = []
     for problem in Problem.from_frame(problems):
@@ -146,7 +146,7 @@ def _graded(
     run: ConditionRun, completions: Sequence[Completion], references: Sequence[str]
 ) -> list[Mapping[str, object]]:
     """The columns of rollouts that the engine and the grader give."""
-    tokenizer = run.session.models.tokenizer(run.experiment.model.name)
+    tokenizer = run.tokenizer
     traces = [parse_trace(response_text(tokenizer, c.token_ids)) for c in completions]
     grades = grade_many([trace.answer for trace in traces], references)
     return [

@@ -56,9 +56,8 @@ def _examples(base: ConditionRun, settings: WarmupConfig) -> dict[str, Example]:
     name = base.experiment.model.name
     found = warmup.traces(base.experiment.problems, base.candidates("train"), settings.traces)
     models = base.session.models
-    tokenizer = models.tokenizer(name)
-    end_id = end_of_turn(tokenizer, policies.end_ids(models.folder(name)))
-    made = warmup.examples(base.experiment.prompts, tokenizer, end_id, found)
+    end_id = end_of_turn(base.tokenizer, policies.end_ids(models.folder(name)))
+    made = warmup.examples(base.experiment.prompts, base.tokenizer, end_id, found)
     return {example.rollout_id: example for example in made}
 
 

@@ -92,7 +92,7 @@ def run(
         return
     root = workspace.absolute()
     files.note(read_settings(experiment_file(experiment)), settings, root, new=new)
-    _run(settings, root, as_json=as_json)
+    run_experiment(settings, root, as_json=as_json)
 
 
 @app.command()
@@ -103,7 +103,9 @@ def resume(
 
     Example: sdcore resume quickstart
     """
-    _run(stored_experiment(open_store(workspace), run), workspace.absolute(), as_json=as_json)
+    run_experiment(
+        stored_experiment(open_store(workspace), run), workspace.absolute(), as_json=as_json
+    )
 
 
 @app.command()
@@ -138,12 +140,17 @@ def rerun(
                 counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)
                 notes.print(f"{each.label}: moved {counts or 'nothing'} to superseded")
 
-    _run(settings, root, as_json=as_json, first=move_rows)
+    run_experiment(settings, root, as_json=as_json, first=move_rows)
 
 
-def _run(
-    settings: Experiment, root: Path, *, as_json: bool, first: Callable[[], None] = lambda: None
+def run_experiment(
+    settings: Experiment,
+    root: Path,
+    *,
+    as_json: bool = False,
+    first: Callable[[], None] = lambda: None,
 ) -> None:
+    """Run an experiment in a workspace to its table, with a Prefect server; call `first` before."""
     from flows.servers.own import prefect_server
 
     start = time.perf_counter()

@@ -192,8 +192,11 @@ def _equal_relations(answer: Any, reference: Any) -> bool:
 def _quotient(answer: sympy.Eq, reference: sympy.Eq) -> Any:
     """The number by which one equation is a multiple of the other, None if it is none."""
     try:
-        quotient = sympy.simplify((answer.lhs - answer.rhs) / (reference.lhs - reference.rhs))
+        gap = sympy.simplify(reference.lhs - reference.rhs)
+        quotient = sympy.simplify((answer.lhs - answer.rhs) / gap)
     except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    if not gap.free_symbols:  # 0 = 1 and 0 = 2
         return None
     return quotient if quotient.is_number and quotient.is_finite and not quotient.is_zero else None
 
@@ -308,8 +311,10 @@ def _fraction_over(plain: list[Any], divisors: list[Any]) -> bool:
 
 
 def _is_plain(part: Any) -> bool:
-    """A number without a root in it: 3, 1/2, 0.5, 2^3."""
+    """A rational number: 3, 1/2, 0.5, 2^3, sqrt(49)."""
     if isinstance(part, sympy.Number):
+        return True
+    if isinstance(part, sympy.Expr) and not part.free_symbols and part.is_rational:
         return True
     powers = isinstance(part, sympy.Pow) and all(map(_is_plain, part.args)) and part.exp.is_Integer
     products = isinstance(part, sympy.Mul) and all(map(_is_plain, part.args))

@@ -129,7 +129,7 @@ def _direct(answer: str | None, reference: str) -> Grade | None:
         return Grade(False, f"longer than {MAX_LENGTH} characters")
     mine, theirs = plain_number(answer), plain_number(reference)
     if mine is not None and theirs is not None:
-        return _verdict(mine == theirs)
+        return _verdict(mine == theirs and not _other_currency(answer, reference))
     return _by_value(answer, reference)
 
 
@@ -147,6 +147,12 @@ def _by_value(answer: str, reference: str) -> Grade | None:
     if value is None or wanted is None:
         return None
     return _verdict(reading.same_value(value, wanted))
+
+
+def _other_currency(answer: str, reference: str) -> bool:
+    """Whether both name a currency by its sign, but not the same one."""
+    mine, theirs = ({sign for sign in "$€£¥₹" if sign in text} for text in (answer, reference))
+    return bool(mine and theirs and mine != theirs)
 
 
 @lru_cache(maxsize=1024)

@@ -81,6 +81,8 @@ _START = re.compile(
     """,
     re.VERBOSE,
 )
+_NAMED = re.compile(r"^[A-Za-z]+ ?=|\\[A-Za-z]+")
+_VARIABLE = re.compile(r"[A-Za-z]")
 
 
 @cache
@@ -99,6 +101,8 @@ def without_unit(text: str) -> tuple[str, "pint.Unit | None"]:
     for start in _START.finditer(text):
         body, tail = text[: start.start()], text[start.end() :]
         spaced = start.end() > start.start() or "\\" in tail[:1] or tail[:1] in "^°"
+        if not tail.startswith("\\") and _VARIABLE.search(_NAMED.sub("", body)):
+            continue  # the h of "r^2 h" is no hour
         if body.strip() and (spaced or len(tail) > 1):
             known, unit = _unit(tail, spaced)
             if known:
@@ -120,9 +124,12 @@ def factor(unit: "pint.Unit", other: "pint.Unit") -> Fraction | None:
 def _unit(tail: str, spaced: bool) -> tuple[bool, "pint.Unit | None"]:
     """Whether a tail names a unit, and which; ``km/h``, ``square inches``, ``m^2``, ``°C``."""
     plain = _DEGREE.sub("°", _WRAPPED.sub(r" \1 ", tail))
-    plain = re.sub(r"\s+", " ", plain.replace(r"\cdot", "*")).strip(" .")
+    plain = re.sub(r"\s+", " ", plain.replace(r"\cdot", "*").replace("~", " ")).strip(" .")
     if re.fullmatch(_COUNTED, plain, re.IGNORECASE):
         return True, None
+    for spelling in (plain.replace(" ", "_"), plain.replace(" ", "")):  # light years, fl oz
+        if " " in plain and (name := _known(spelling, spaced)):
+            return True, registry().Unit(name)
     product = registry().Unit("")
     sign = 1
     for position, part in enumerate(re.split(r"( ?/ ?|(?:^| )per | ?\* ?|-)", plain)):

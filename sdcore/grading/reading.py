@@ -189,6 +189,7 @@ _WHOLE_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|tex
 _EDGES = re.compile(  # "= 6", "≈6", "6.", "six!"; 6! is a factorial
     r"^(?:[\s=:~]|\\approx\b|\\sim\b|\\[,;:!\s])+|(?:[\s.,;]|(?<=[a-z])!|(?<!\\)\\[,;:\s])+$"
 )
+_TEXT_FIRST = re.compile(r"^\\text\s*\{([A-Za-z :,]+)\}(?=.)")  # \text{Answer: }42
 _NO_LEAD = re.compile(  # words that change what follows: "not 42", "less than 42", "5 or 42"
     r"\b(?:not|no|nor|never|neither|cannot|either|or|if|unless|than|wrong|incorrect|false|except"
     r"|less|more|fewer|minus|plus|times|half|twice|least|most|between|without|over|under)\b|n't",
@@ -198,7 +199,9 @@ _THEN = re.compile(r"(?:so|thus|hence|therefore|then|finally|and|now),?\s+", re.
 _LEAD = re.compile(
     r"""(?:[A-Za-z][A-Za-z']*,?\s+){0,12}     # the total number of eggs
     (?:
-        (?:is|are|was|were|be|equals?|becomes?|gives?|gets?|get|have|has|got|obtain|find|makes?)
+        (?:is|are|was|were|be|equals?|becomes?|gives?|gets?|get|have|has|got|obtain|find|makes?|takes?|needs?
+            |costs?|earns?|pays?|paid|spends?|spent|saves?|sells?|sold|buys?|bought|weighs?|measures?
+            |contains?|holds?|uses?|used|required?s?|eats?|ate|walks?|runs?|reads?|received?s?|owes?)
         (?:\s+(?:that|now|then|thus|therefore|simply|exactly|equal\s+to))*\s*[:=]?\s+
       | (?:answer|result|solution|total|option|choice|approximately|about|roughly|around|exactly
           |nearly|only)\s*[:=]?\s+            # answer 42, option B, about 6
@@ -217,9 +220,10 @@ _TAIL = re.compile(
 def _unwrapped(text: str) -> str:
     """Without markup and without the words around an answer."""
     text = _MARKUP.sub(" ", text.replace(r"\left\{", r"\{").replace(r"\right\}", r"\}"))
-    text = _boxed(text)
+    text = _boxed(" ".join(text.split()))  # runs of spaces make the patterns below slow
     if len(_DOLLARS.findall(text)) % 2 == 0:
         text = _DOLLARS.sub(" ", text)  # $42$ is mathematics, $42 is money
+    text = _TEXT_FIRST.sub(r"\1 ", " ".join(text.split()))
     for _ in range(8):  # wrappings within wrappings
         before = text
         text = _EDGES.sub("", text)
@@ -450,7 +454,7 @@ _NAMES = set(
     ]
 )
 _FUNCTIONS = re.compile(
-    r"(?<![A-Za-z\\{])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
+    r"(?<![A-Za-z\\])(?<!text\{)(?<!mathrm\{)(?<!mbox\{)(?<!name\{)(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
     r"|alpha|beta|gamma|theta|phi|omega|pi)(?![A-Za-z])"
 )
 _PRODUCT = re.compile(r"[b-df-hj-np-tv-z]+|a[b-df-hj-rt-z]|[b-dx-z]a|[a-z]?[A-Z]|[A-Z][a-z]?(?=\d)")
@@ -479,7 +483,7 @@ def _repeating(match: re.Match[str]) -> str:
 
 _PLAIN = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
-    (re.compile(r"\\(?:varnothing|O)\b|\\text\{\s*\\?O\s*\}"), r"\\emptyset "),
+    (re.compile(r"\\(?:varnothing|O)\b|^\\\{\s*\\\}$|\\text\{\s*\\?O\s*\}"), r"\\emptyset "),
     (re.compile(r"(?<=\d)\s*x\s*(?=10\s*\^)"), r"\\cdot "),                # 2 x 10^3
     (re.compile(r"\*\*"), "^"),                                      # 2**3
     (re.compile(r"<="), r"\\le "), (re.compile(r">="), r"\\ge "), 

@@ -127,7 +127,8 @@ _TABLES = (
         Column("config", TEXT, "all resolved settings, JSON"),
         Column("code_version", TEXT, "package version and git commit"),
         Column("libraries", TEXT, "versions of the libraries that matter, JSON"),
-        Column("created_at", TIME, "UTC time of the first start"),
+        Column("created_at", TIME, "UTC time of the first start; its day is the date in every "
+               "prompt whose chat template reads the clock"),
     )),
     Table("problems", "a question of an experiment", ("experiment_id", "problem_id"), (
         Column("experiment_id", TEXT, "the experiment run"),

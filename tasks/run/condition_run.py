@@ -1,6 +1,7 @@
 """One condition and seed of an experiment in a workspace: the unit that is trained."""
 
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -14,6 +15,7 @@ from sdcore.store.database import Store
 from sdcore.store.schema import content_key
 
 if TYPE_CHECKING:
+    from sdcore.models.policies import Tokenizer
     from tasks.run.session import Session
 
 BASE = "base"
@@ -90,6 +92,18 @@ class ConditionRun:
         """Folder of its checkpoints."""
         run = self.root / "checkpoints" / self.experiment.experiment_id
         return run / self.condition / f"seed-{self.seed}"
+
+    @cached_property
+    def prompt_day(self) -> date:
+        """The date in every prompt: the day on which the experiment was first started."""
+        stored = self.store.rows("experiments", experiment_id=self.experiment.experiment_id)
+        day: date = stored["created_at"][0].date() if len(stored) else datetime.now(UTC).date()
+        return day
+
+    @cached_property
+    def tokenizer(self) -> "Tokenizer":
+        """The model's tokenizer; `prepare` has stored the experiment before."""
+        return self.session.models.tokenizer(self.experiment.model.name, self.prompt_day)
 
     @cached_property
     def train_problems(self) -> pl.DataFrame:

@@ -64,7 +64,9 @@ def open_client(run: ConditionRun, config: LlmCriticConfig) -> Client:
     if config.base_url is None:
         name = config.model
         return EngineClient(
-            run.session.models.critic_engine(name), run.session.models.tokenizer(name), config
+            run.session.models.critic_engine(name),
+            run.session.models.tokenizer(name, run.prompt_day),
+            config,
         )
     return ChatEndpoint(config, _key(config), _spent(run))
 
@@ -236,7 +238,7 @@ def _prefix_tokens(run: ConditionRun, handed: Handed, critique: Critique) -> int
     ids = handed.response_ids
     if ids is None or not critique.valid:
         return None
-    tokenizer = run.session.models.tokenizer(run.experiment.model.name)
+    tokenizer = run.tokenizer
     kept = len(verbatim_prefix(critique, parse_trace(handed.submission.trace)))
 
     def length(count: int) -> int:

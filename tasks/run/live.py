@@ -6,6 +6,7 @@ They are caches: whatever is here can be rebuilt from the tables and checkpoints
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,14 @@ class LiveModels:
 
     Attributes:
         folder: local folder with a named model's weights and tokenizer.
-        tokenizer: a named model's tokenizer.
+        tokenizer: a named model's tokenizer, whose chat template shows the given day.
         critic_engine: an engine of its own for a critic that runs in this process, by its model.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self.folder: Callable[[str], Path] = cache(hub.resolve)
-        self.tokenizer: Callable[[str], policies.Tokenizer] = cache(self._tokenizer)
+        self.tokenizer: Callable[[str, date], policies.Tokenizer] = cache(self._tokenizer)
         self.critic_engine: Callable[[str], TransformersEngine] = cache(self._critic_engine)
         self._base: Callable[[Path, ModelConfig], PreTrainedModel] = cache(policies.load_policy)
         self._sampler: Callable[..., Engine] = cache(self._new_sampler)
@@ -138,8 +139,8 @@ class LiveModels:
             trainer.load(run.checkpoint(round_))
         return trainer
 
-    def _tokenizer(self, name: str) -> policies.Tokenizer:
-        return policies.load_tokenizer(self.folder(name))
+    def _tokenizer(self, name: str, day: date) -> policies.Tokenizer:
+        return policies.load_tokenizer(self.folder(name), day)
 
     def _critic_engine(self, name: str) -> TransformersEngine:
         return self._in_process(ModelConfig(name=name))

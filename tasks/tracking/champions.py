@@ -64,4 +64,6 @@ def _register(base: ConditionRun, row: Row, aliases: list[str]) -> str:
     assert policy.path is not None, "scored policies keep their checkpoints"
     folder = base.root / policy.path
     with base.session.tracking() as tracking:
-        return tracking.register(base.experiment, policy, folder, aliases, warmed_up)
+        return tracking.register(
+            base.experiment, policy, folder, aliases, base.prompt_day, warmed_up
+        )

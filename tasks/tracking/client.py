@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from datetime import date
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -188,6 +189,7 @@ class Tracking:
         policy: StoredPolicy,
         folder: Path,
         aliases: Sequence[str],
+        day: date,
         warmed_up: Path | None = None,
     ) -> str:
         """Register a policy as a version of the model named like the experiment, with aliases.
@@ -201,6 +203,7 @@ class Tracking:
             policy: the policy.
             folder: its checkpoint.
             aliases: names that from now on point to this version.
+            day: the date in its prompts, if the chat template reads the clock.
             warmed_up: model folder of the base where a warm-up made it.
 
         Returns:
@@ -209,7 +212,7 @@ class Tracking:
         with self._lock:
             number = self._version(experiment.name, policy.policy_id)
             if number is None:
-                number = self._new_version(experiment, policy, folder, warmed_up)
+                number = self._new_version(experiment, policy, folder, day, warmed_up)
             for alias in aliases:
                 allowed = re.sub(r"[^\w-]", "-", alias)
                 self._client.set_registered_model_alias(experiment.name, allowed, number)
@@ -223,6 +226,15 @@ class Tracking:
         """Whether a person chose the champion, and did so among the policies of this run."""
         found = self._client.search_registered_models(f"name = '{experiment.name}'")
         return any(model.tags.get(_PROMOTED) == experiment.experiment_id for model in found)
+
+    def champion(self, experiment: Experiment) -> str | None:
+        """Id of the policy of this run that is called champion; None where it is of another run."""
+        name = experiment.name
+        found = self._client.search_registered_models(f"name = '{name}'")
+        if not any("champion" in model.aliases for model in found):
+            return None
+        tags = self._client.get_model_version_by_alias(name, "champion").tags
+        return str(tags["policy_id"])
 
     def page(self, experiment: Experiment) -> str:
         """Where the parent run is in MLflow's UI."""
@@ -354,6 +366,7 @@ class Tracking:
         experiment: Experiment,
         policy: StoredPolicy,
         folder: Path,
+        day: date,
         warmed_up: Path | None,
     ) -> str:
         run_id = self._run(experiment, policy.condition, policy.seed)
@@ -362,7 +375,7 @@ class Tracking:
         }
         model = self._client.create_logged_model(self._folder(experiment), "policy", run_id, tags)
         with tempfile.TemporaryDirectory() as scratch:
-            save_solver(Path(scratch, "solver"), experiment, folder, warmed_up)
+            save_solver(Path(scratch, "solver"), experiment, folder, day, warmed_up)
             save_model(
                 path=f"{scratch}/model",
                 mlflow_model=Model(model_id=model.model_id, run_id=run_id),

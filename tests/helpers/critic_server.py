@@ -1,11 +1,18 @@
 """A real HTTP server that speaks, or fails to speak, as an OpenAI-compatible endpoint."""
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from sdcore.critics.llm import OracleCritic
+from sdcore.critics.validation import Submission
+from sdcore.grading.answers import grade
+from sdcore.problems.arithmetic import parse_question
+from sdcore.traces import parse_trace
 
 Handler = BaseHTTPRequestHandler
 Behaviour = Callable[[Handler], None]
@@ -33,6 +40,21 @@ def say(text: str | None, read: int = 100, wrote: int = 50) -> Behaviour:
 
 def critique(case: str, step: int | None, corrected: str) -> Behaviour:
     return say(json.dumps({"case": case, "first_wrong_step": step, "corrected": corrected}))
+
+
+def submitted(body: dict[str, Any]) -> Submission:
+    """The submission that a critic's prompt is about; its question is of the arithmetic family."""
+    text = body["messages"][0]["content"]
+    _, question, solution, trace, _ = re.split(r"(?m)^=== \w+ .*\n", text)
+    answer = str(parse_question(question.strip()).answer)
+    correct = grade(parse_trace(trace.strip()).answer, answer).correct
+    return Submission(question.strip(), trace.removesuffix("\n"), correct, answer, solution.strip())
+
+
+def exact(body: dict[str, Any]) -> Behaviour:
+    """Answer a critic's prompt as the oracle does."""
+    ((_, found),) = OracleCritic().criticise([submitted(body)])
+    return critique(found.case, found.first_wrong_step, found.corrected)
 
 
 def drop(handler: Handler) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from datetime import date
 from pathlib import Path
 
 import polars as pl
@@ -18,6 +19,7 @@ from sdcore.models import policies
 from sdcore.models.prompts import prompt_ids, student_messages
 from sdcore.store.schema import TABLES
 from sdcore.tiny_solver.build import build_tokenizer
+from tasks.run.condition_run import StoredPolicy
 from tasks.tracking.client import MlflowClient, Tracking
 from tests.helpers.tiny import save
 
@@ -215,8 +217,12 @@ def checkpoint(tmp_path_factory):
     return settings, adapted, folder
 
 
+DAY = date(2031, 3, 9)
+
+
 def policy_row(condition="grpo", policy_id="p1"):
-    return fill("policies", {"condition": condition, "seed": 0, "policy_id": policy_id}, 20.0)
+    known = {"condition": condition, "seed": 0, "policy_id": policy_id}
+    return StoredPolicy(**fill("policies", known, 20.0))
 
 
 def expected_answers(settings, adapted):
@@ -247,7 +253,7 @@ def champion_answers(tracking, monkeypatch):
 
 def test_a_registered_policy_loads_back_and_answers(tracking, checkpoint, monkeypatch):
     settings, adapted, folder = checkpoint
-    tracking.register(settings, policy_row(), folder, ["champion", "champion-grpo"])
+    tracking.register(settings, policy_row(), folder, ["champion", "champion-grpo"], DAY)
     answers = champion_answers(tracking, monkeypatch)
     assert answers == expected_answers(settings, adapted)
     assert answers != plain_answers(settings)
@@ -255,9 +261,9 @@ def test_a_registered_policy_loads_back_and_answers(tracking, checkpoint, monkey
 
 def test_a_policy_is_registered_once(tracking, client, checkpoint):
     settings, _, folder = checkpoint
-    first = tracking.register(settings, policy_row(), folder, ["champion"])
-    assert tracking.register(settings, policy_row(), folder, ["champion"]) == first
-    second = tracking.register(settings, policy_row(policy_id="p2"), folder, ["champion"])
+    first = tracking.register(settings, policy_row(), folder, ["champion"], DAY)
+    assert tracking.register(settings, policy_row(), folder, ["champion"], DAY) == first
+    second = tracking.register(settings, policy_row(policy_id="p2"), folder, ["champion"], DAY)
     assert second != first
     named = client.get_model_version_by_alias("policy", "champion")
     assert str(named.version) == second
@@ -266,7 +272,7 @@ def test_a_policy_is_registered_once(tracking, client, checkpoint):
 
 def test_who_was_promoted_is_known_by_the_run(tracking, checkpoint):
     settings, _, folder = checkpoint
-    tracking.register(settings, policy_row(), folder, [])
+    tracking.register(settings, policy_row(), folder, [], DAY)
     assert not tracking.is_promoted(settings)
     tracking.mark_promoted(settings)
     assert tracking.is_promoted(settings)
@@ -278,7 +284,7 @@ def test_a_moved_workspace_keeps_its_artifacts(tmp_path, checkpoint, monkeypatch
     settings, adapted, folder = checkpoint
     before = Tracking(tmp_path / "before")
     before.log_text(settings, "kept", "note.txt")
-    before.register(settings, policy_row(), folder, ["champion"])
+    before.register(settings, policy_row(), folder, ["champion"], DAY)
     shutil.move(tmp_path / "before", tmp_path / "after")
     after = Tracking(tmp_path / "after")
     client = MlflowClient(after.uri, registry_uri=after.uri)

@@ -1,0 +1,131 @@
+"""Stage 1 on tiny models: what is refused before anything is sampled, and what stays for ever."""
+
+import json
+import shutil
+from datetime import date, datetime
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import chat_template_utils
+
+from sdcore.config import Experiment
+from sdcore.errors import ConfigError, ModelError
+from sdcore.models.prompts import student_prompt
+from tasks.prepare import prepare
+from tasks.run.condition_run import base_run
+from tasks.run.session import Session
+from tests.helpers.families import characters
+from tests.helpers.tiny import flip
+
+BODY = "{% for m in messages %}{{ m.content }}{% endfor %}"
+CLOCK = "{{ strftime_now('%d %B %Y') }}|" + BODY
+QUESTIONS = ["How much is 1 + 1?", "How much is 2 + 2, added up?" + 60 * " now?"] + [
+    f"How much is {n} + {n}?" for n in range(3, 40)
+]
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model of 200 positions; every character is a token."""
+    tokenizer = characters(CLOCK)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=200, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def experiment(model, **settings) -> Experiment:
+    rows = model.parent / "rows.jsonl"
+    answers = range(2, 2 * len(QUESTIONS) + 2, 2)
+    records = zip(QUESTIONS, answers, strict=True)
+    rows.write_text(
+        "\n".join(
+            json.dumps({"question": q, "answer": str(a), "solution": 10 * f"It is {a}. "})
+            for q, a in records
+        )
+    )
+    return Experiment.model_validate(
+        {
+            "name": "prepared",
+            "model": {"name": str(model), "device": "cpu"},
+            "problems": {
+                "source": "jsonl", "path": str(rows), "train": 4, "validation": 1, "test": 1,
+                "checks": {"near_duplicate": 2, "overlap": 2},
+            },
+            "prompts": {"student": "{{ question }}", "teacher": "{{ student }}|{{ context }}"},
+            "sampling": {"max_new_tokens": 32},
+            "training": {"rounds": 1, "questions_per_round": 1},
+            "conditions": {
+                "answer": {"objective": "distill", "context": "answer_only", "learning_rate": 1e-3}
+            },
+        }
+        | settings
+    )  # fmt: skip
+
+
+def prepared(model, **settings):
+    """Prepare as one process does; rows of two tables, and the prompt of a question."""
+    with Session(model.parent / "runs") as session:
+        run = base_run(session, experiment(model, **settings))
+        prepare.fn(run)
+        rejected = session.store.rows("rejected_problems")
+        prompt = student_prompt(run.tokenizer, run.experiment.prompts, "1 + 1?")
+        return session.store.rows("experiments"), rejected, run.tokenizer.decode(prompt)
+
+
+def test_a_run_shows_the_day_of_its_start_for_ever(model, monkeypatch):
+    experiments, _, prompt = prepared(model)
+    day: date = experiments["created_at"][0].date()
+    assert prompt == f"{day:%d %B %Y}|1 + 1?"
+    clock = type("Clock", (), {"now": staticmethod(lambda: datetime(2040, 1, 2))})
+    monkeypatch.setattr(chat_template_utils, "datetime", clock)
+    assert prepared(model)[2] == prompt
+    with Session(model.parent / "other") as session:  # a run that starts later shows its own day
+        assert base_run(session, experiment(model)).prompt_day >= day
+
+
+def test_a_question_or_a_reference_that_does_not_fit_is_rejected_with_the_reason(model):
+    _, rejected, _ = prepared(model)
+    assert rejected.select("row", "kind").rows() == [(2, "too long")]
+    assert "student's prompt has" in rejected["reason"][0]
+    shown = {"reference": {"objective": "distill", "context": "reference", "learning_rate": 1e-3}}
+    with pytest.raises(Exception, match="too few problems") as caught:
+        prepared(model, conditions=shown, name="shown", sampling={"max_new_tokens": 80})
+    assert "too long" in str(caught.value)  # no train problem has room for its solution
+    _, rejected, _ = prepared(
+        model, conditions=shown, name="short", sampling={"max_new_tokens": 32}
+    )
+    assert rejected.filter(experiment_id=rejected["experiment_id"][-1])["row"].to_list() == [2]
+
+
+def test_a_base_model_that_changed_since_the_start_is_refused(model):
+    before = prepared(model)
+    assert prepared(model)[0].equals(before[0])
+    flip(model / "model.safetensors")
+    with pytest.raises(ModelError, match="weights have changed") as caught:
+        prepared(model)
+    assert caught.value.got != caught.value.expected and str(model) in caught.value.where
+    flip(model / "model.safetensors")
+    assert prepared(model)[0].equals(before[0])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [({"student": "Solve it."}, "the question"), ({"teacher": "{{ student }}"}, "the context")],
+)
+def test_prompts_that_hide_something_are_refused_before_a_row_is_stored(model, prompts, message):
+    with pytest.raises(ConfigError, match=f"does not show {message}"):
+        prepared(model, prompts={"student": "{{ question }}"} | prompts)
+    with Session(model.parent / "runs") as session:
+        assert not len(session.store.rows("experiments"))
+
+
+def test_a_chat_template_without_the_messages_is_refused(model):
+    characters("Hello!").save_pretrained(model.parent / "deaf")
+    shutil.copyfile(model / "config.json", model.parent / "deaf" / "config.json")
+    shutil.copyfile(model / "model.safetensors", model.parent / "deaf" / "model.safetensors")
+    with pytest.raises(ConfigError, match="leaves out what it is given"):
+        prepared(model.parent / "deaf")
