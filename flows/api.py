@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,6 +121,12 @@ class Run:
         """The settings that it was started with."""
         return Experiment.model_validate_json(self._rows("experiments")["config"][0])
 
+    @cached_property
+    def started(self) -> date:
+        """The UTC day of the first start, which prompts render as today."""
+        day: datetime = self._rows("experiments")["created_at"][0]
+        return day.date()
+
     def rollouts(self) -> pl.DataFrame:
         """Rows of the table `rollouts`."""
         return self._rows("rollouts")
@@ -190,7 +197,7 @@ class Champion:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, "solver")
             given = warmed_up if run.experiment.warmup else None
-            save_solver(target, run.experiment, run.root / self.path, given)
+            save_solver(target, run.experiment, run.root / self.path, run.started, given)
             return Solver(target)
 
 

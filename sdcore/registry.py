@@ -26,7 +26,7 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from sdcore.errors import ConfigError
 
@@ -182,7 +182,7 @@ def importable(*folders: Path | str | None) -> Iterator[None]:
         sys.path[:] = before
 
 
-def import_path(path: str) -> object:
+def import_path(path: str) -> Any:
     """What a `module:attribute` path names.
 
     Raises:
@@ -190,7 +190,7 @@ def import_path(path: str) -> object:
     """
     name, _, attributes = path.partition(":")
     module = _module(name)
-    found: object = module
+    found: Any = module
     for attribute in attributes.split("."):
         if not hasattr(found, attribute):
             near = get_close_matches(attribute, vars(module), n=2)

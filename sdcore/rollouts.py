@@ -58,7 +58,9 @@ class Rollout(Record):
     logprobs: Sequence[float]
     finish_reason: str
     answer: str | None
+    reward: float
     correct: bool
+    grade_details: str | None
     grade_reason: str | None
     well_formed: bool
 

@@ -6,7 +6,6 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.config import LlmCriticConfig
 from sdcore.contexts import Context
 from sdcore.critics.llm import Critic
 from sdcore.models.prompts import teacher_prompt
@@ -108,14 +107,13 @@ def _wanted(run: ConditionRun, name: str) -> list[Context]:
     """The condition's context, and the one that stands in where a language model fails."""
     known, critic = run.experiment.known_contexts, run.experiment.judge
     context = known[name]
-    if isinstance(critic, LlmCriticConfig) and critic.fallback and "critique" in context.needs:
-        return [context, known[critic.fallback]]
-    return [context]
+    fallback = critic.fallback_context if critic and "critique" in context.needs else None
+    return [context, known[fallback]] if fallback else [context]
 
 
 def _note_refusals(round_: Round, contexts: pl.DataFrame) -> None:
     """Say how many critiques by a language model were refused, and what became of the rollouts."""
-    if not isinstance(round_.run.experiment.judge, LlmCriticConfig):
+    if round_.run.experiment.judge is None or round_.run.experiment.has_exact_critic:
         return
     refused = {key for key, critique in round_.critiques.items() if not critique.valid}
     if refused:

@@ -4,7 +4,7 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.config import BandConfig, LlmCriticConfig, OracleConfig
+from sdcore.config import BandConfig, LlmCriticConfig
 from sdcore.critics.difficulty import measure, try_to_solve
 from sdcore.errors import DataError
 from sdcore.rollouts import Rollout
@@ -50,7 +50,7 @@ def _measured(base: ConditionRun, problems: pl.DataFrame, band: BandConfig) -> i
     policy = base.policy(0)
     known = stored_rollouts(base, policy, "filter")
     rollouts = sample_missing(base, policy, "filter", problems, band.samples, known)
-    solver = isinstance(base.experiment.judge, OracleConfig)
+    solver = base.experiment.has_exact_critic
     rows = measure(Rollout.to_frame(rollouts), band).with_columns(
         experiment_id=pl.lit(base.experiment.experiment_id),
         critic_solves=pl.lit(True if solver else None, pl.Boolean),

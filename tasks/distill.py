@@ -94,7 +94,7 @@ def _examples(run: ConditionRun, rows: pl.DataFrame) -> list[Example]:
 
 def _group_signals(run: ConditionRun, rows: pl.DataFrame) -> tuple[list[float | None], int]:
     """Advantages in row order, and groups without a signal; a group's rows are neighbours."""
-    return group_signals(objective_of(run.settings), rows["correct"].to_list())
+    return group_signals(objective_of(run.settings), rows["reward"].to_list())
 
 
 def _saves(run: ConditionRun, round_: int) -> bool:
@@ -138,6 +138,7 @@ def _updates(
             "round": policy.round - 1,
             "step": step,
             "accuracy": rows["correct"].mean(),
+            "mean_reward": rows["reward"].mean(),
             "zero_variance_groups": silent,
             "sampled_update_share": held,
         }

@@ -8,7 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sdcore.engines import Completion, Request
-from sdcore.grading.answers import grade_many
+from sdcore.grading.graders import Response, grade_responses
 from sdcore.models.prompts import student_prompt
 from sdcore.rollouts import Problem, Rollout
 from sdcore.schedule import round_questions, sampling_seed
@@ -124,7 +124,7 @@ def _sample_batch(
             run.experiment.sampling,
             lambda finished, tokens: advance(finished, tokens=tokens),
         )
-        results = _graded(run, completions, [each.problem.reference for each in batch])
+        results = _graded(run, completions, batch)
     return [
         Rollout(
             **run.columns,  # type: ignore[arg-type]
@@ -143,12 +143,22 @@ def _sample_batch(
 
 
 def _graded(
-    run: ConditionRun, completions: Sequence[Completion], references: Sequence[str]
+    run: ConditionRun, completions: Sequence[Completion], batch: Sequence[Planned]
 ) -> list[Mapping[str, object]]:
     """The columns of rollouts that the engine and the grader give."""
     tokenizer = run.tokenizer
     traces = [parse_trace(response_text(tokenizer, c.token_ids)) for c in completions]
-    grades = grade_many([trace.answer for trace in traces], references)
+    responses = [
+        Response(
+            each.rollout_id,
+            each.problem.question,
+            each.problem.reference,
+            trace.text,
+            trace.answer,
+        )
+        for each, trace in zip(batch, traces, strict=True)
+    ]
+    rewards = grade_responses(run.experiment.grader, responses)
     return [
         {
             "response_ids": completion.token_ids,
@@ -156,9 +166,11 @@ def _graded(
             "logprobs": completion.logprobs,
             "finish_reason": completion.finish_reason,
             "answer": trace.answer,
-            "correct": grade.correct,
-            "grade_reason": grade.reason,
+            "reward": reward.value,
+            "correct": reward.correct,
+            "grade_details": reward.details,
+            "grade_reason": reward.reason,
             "well_formed": trace.well_formed,
         }
-        for completion, trace, grade in zip(completions, traces, grades, strict=True)
+        for completion, trace, reward in zip(completions, traces, rewards, strict=True)
     ]

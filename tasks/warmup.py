@@ -85,6 +85,7 @@ def _updates(base: ConditionRun, policy_id: str, updates: list[Update]) -> pl.Da
             "round": RAW,
             "step": step,
             "accuracy": 1.0,  # the traces are right ones
+            "mean_reward": 1.0,
             "zero_variance_groups": 0,
             "sampled_update_share": None,
         }

@@ -1,8 +1,9 @@
 """The commands that examine feedback before any training: contexts, diagnose, critic-eval."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import polars as pl
 import typer
@@ -15,8 +16,10 @@ from flows.commands.terminal import (
     notes,
     print_table,
 )
-from sdcore.config import load_experiment
+from sdcore.config import CRITICS, ENGINES, OBJECTIVES, SOURCES, load_experiment
 from sdcore.contexts import CONTEXTS
+from sdcore.grading.graders import GRADERS
+from sdcore.registry import Registry
 
 app = typer.Typer()
 
@@ -37,6 +40,28 @@ def contexts(as_json: JsonOption = False) -> None:
         for context in CONTEXTS.entries().values()
     ]
     print(json.dumps(rows)) if as_json else print_table(pl.DataFrame(rows))
+
+
+def _lister(registry: Registry[Any]) -> Callable[..., None]:
+    """Return the command that lists a registry, built-in and installed entries alike."""
+
+    def entries(as_json: JsonOption = False) -> None:
+        rows = [
+            {registry.kind: entry.name, "about": entry.about}
+            for entry in registry.entries().values()
+        ]
+        print(json.dumps(rows)) if as_json else print_table(pl.DataFrame(rows))
+
+    entries.__doc__ = (
+        f"List the {registry.kind}s that an experiment can name.\n\n"
+        f"Your own is named by its import path, my_module:my_{registry.kind}.\n\n"
+        f"Example: sdcore {registry.kind}s"
+    )
+    return entries
+
+
+for _registry in (OBJECTIVES, ENGINES, CRITICS, SOURCES, GRADERS):
+    app.command(f"{_registry.kind}s")(_lister(_registry))
 
 
 @app.command()

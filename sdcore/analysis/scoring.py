@@ -67,6 +67,7 @@ def score(rollouts: pl.DataFrame, k: int, settings: EvaluationConfig) -> Score:
             metrics.select(name).to_numpy(), settings.confidence, fixed=True, limits=SHARE
         )
         columns |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
+    columns["mean_reward"] = float(rollouts["reward"].mean())  # type: ignore[arg-type]
     columns["mean_length"] = float(rollouts["response_ids"].list.len().mean())  # type: ignore[arg-type]
     columns["format_rate"] = float(rollouts["well_formed"].mean())  # type: ignore[arg-type]
     return Score(columns, metrics)

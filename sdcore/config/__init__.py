@@ -2,11 +2,15 @@
 
 from sdcore.config.base import Count, Name, Settings, Share
 from sdcore.config.critic import (
+    CRITICS,
     OPERATIONAL,
     CriticConfig,
+    CriticEntry,
+    CriticSettings,
     DiagnoseConfig,
     LlmCriticConfig,
     OracleConfig,
+    critic,
 )
 from sdcore.config.experiment import RESERVED, Experiment
 from sdcore.config.objectives import (
@@ -21,12 +25,23 @@ from sdcore.config.objectives import (
 )
 from sdcore.config.overrides import drift, load_experiment, read_settings
 from sdcore.config.problems import (
+    SOURCES,
     ArithmeticConfig,
     BandConfig,
     ChecksConfig,
     ProblemsConfig,
+    SourceEntry,
+    source,
 )
-from sdcore.config.sampling import EngineConfig, ModelConfig, PromptsConfig, SamplingConfig
+from sdcore.config.sampling import (
+    ENGINES,
+    EngineConfig,
+    EngineEntry,
+    ModelConfig,
+    PromptsConfig,
+    SamplingConfig,
+    engine,
+)
 from sdcore.config.training import (
     CADENCE,
     EvaluationConfig,
@@ -36,11 +51,12 @@ from sdcore.config.training import (
 )
 
 __all__ = [
-    "CADENCE", "OBJECTIVES", "OPERATIONAL", "RESERVED", "ArithmeticConfig", "BandConfig",
-    "ChecksConfig", "Condition", "ConditionSettings", "Count", "CriticConfig", "DiagnoseConfig",
-    "DistillConfig", "EngineConfig", "EvaluationConfig", "Experiment", "GrpoConfig",
+    "CADENCE", "CRITICS", "ENGINES", "OBJECTIVES", "OPERATIONAL", "RESERVED", "SOURCES",
+    "ArithmeticConfig", "BandConfig", "ChecksConfig", "Condition", "ConditionSettings", "Count",
+    "CriticConfig", "CriticEntry", "CriticSettings", "DiagnoseConfig", "DistillConfig",
+    "EngineConfig", "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig",
     "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name", "ObjectiveEntry", "OracleConfig",
-    "ProblemsConfig", "PromptsConfig", "SamplingConfig", "Settings", "Share", "TeacherConfig",
-    "TrainingConfig", "WarmupConfig", "drift", "load_experiment", "objective",
-    "read_settings",
+    "ProblemsConfig", "PromptsConfig", "SamplingConfig", "Settings", "Share", "SourceEntry",
+    "TeacherConfig", "TrainingConfig", "WarmupConfig", "critic", "drift", "engine",
+    "load_experiment", "objective", "read_settings", "source",
 ]  # fmt: skip

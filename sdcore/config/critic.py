@@ -1,19 +1,37 @@
-"""Who gives feedback, and the preflight of it."""
+"""The critic, which says where a rollout goes wrong, and the preflight of its feedback."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from sdcore.config.base import Settings
+from sdcore.config.base import Settings, by_name
+from sdcore.registry import Entry, Registry, about
 
 
-class OracleConfig(Settings):
-    """The exact critic of the arithmetic problems; it costs nothing."""
+class CriticSettings(Settings):
+    """Settings that every critic has. The settings of a critic derive from this class.
+
+    A critic with a setting `fallback` names the context that a rollout gets if no critique of it is
+    valid; without one the rollout is left out.
+    """
+
+    kind: str
+
+    @property
+    def fallback_context(self) -> str | None:
+        """Name of the context in place of an invalid critique."""
+        return getattr(self, "fallback", None)
+
+
+class OracleConfig(CriticSettings):
+    """The exact critic of the arithmetic problems, at no cost."""
 
     kind: Literal["oracle"]
 
 
-class LlmCriticConfig(Settings):
+class LlmCriticConfig(CriticSettings):
     """A language model as critic: behind an OpenAI-compatible endpoint, or in this process."""
 
     kind: Literal["llm"]
@@ -60,14 +78,76 @@ class LlmCriticConfig(Settings):
         return self
 
 
-CriticConfig = Annotated[OracleConfig | LlmCriticConfig, Field(discriminator="kind")]
-
-
-OPERATIONAL = {
+OPERATIONAL = frozenset({
     "base_url", "api_key_env", "api_key_block", "concurrency", "tries", "timeout", "price_in",
     "price_out", "max_budget",
-}  # fmt: skip
-"""Settings of a critic that change no result, so that a run may go on with others."""
+})  # fmt: skip
+"""Settings of the language model as critic that change no result: a run may go on with others."""
+
+
+@dataclass(frozen=True)
+class CriticEntry(Entry):
+    """A registered critic.
+
+    Attributes:
+        settings: model of the section `critic`.
+        implementation: from the settings, and a function that opens a language model, to a
+            `sdcore.critics.llm.Critic`; or its import path.
+        exact_for: sources of problems on which it is exact and always right.
+        operational: settings that change no result.
+    """
+
+    settings: type[CriticSettings]
+    implementation: Callable[..., Any] | str
+    exact_for: frozenset[str] = frozenset()
+    operational: frozenset[str] = frozenset()
+
+
+CRITICS = Registry(
+    "critic",
+    CriticEntry,
+    (
+        CriticEntry(
+            "oracle", OracleConfig, "sdcore.critics.llm:OracleCritic",
+            exact_for=frozenset({"arithmetic"}), about=about(OracleConfig),
+        ),
+        CriticEntry(
+            "llm", LlmCriticConfig, "sdcore.critics.llm:open_llm",
+            operational=OPERATIONAL, about=about(LlmCriticConfig),
+        ),
+    ),
+)  # fmt: skip
+"""The critics that `critic.kind` can name."""
+
+
+def critic(settings: type[CriticSettings]) -> Callable[[type[Any]], CriticEntry]:
+    """Make a subclass of `sdcore.critics.llm.Critic` a critic with these settings.
+
+    It is constructed with the settings and a function that opens a language model. An experiment
+    file refers to it as `kind = "my_module:MyCritic"` in the section `critic`.
+    """
+
+    def register(implementation: type[Any]) -> CriticEntry:
+        name = implementation.__name__
+        return CriticEntry(name, settings, implementation, about=about(implementation))
+
+    return register
+
+
+def exact_critic(source: str) -> str | None:
+    """Return the name of the built-in critic that is exact on a source of problems."""
+    return next((each.name for each in CRITICS.builtin if source in each.exact_for), None)
+
+
+CriticConfig = Annotated[
+    SerializeAsAny[CriticSettings],
+    BeforeValidator(
+        by_name(CriticSettings, "kind", lambda name: CRITICS[name].settings),
+        json_schema_input_type=Annotated[
+            OracleConfig | LlmCriticConfig, Field(discriminator="kind")
+        ],
+    ),
+]
 
 
 class DiagnoseConfig(Settings):

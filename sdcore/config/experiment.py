@@ -14,19 +14,14 @@ from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_va
 from pydantic_core.core_schema import ValidationInfo
 
 from sdcore.config.base import Name, Settings
-from sdcore.config.critic import (
-    OPERATIONAL,
-    CriticConfig,
-    DiagnoseConfig,
-    LlmCriticConfig,
-    OracleConfig,
-)
+from sdcore.config.critic import CRITICS, CriticConfig, CriticSettings, DiagnoseConfig, exact_critic
 from sdcore.config.objectives import OBJECTIVES, Condition
-from sdcore.config.problems import ProblemsConfig
-from sdcore.config.sampling import EngineConfig, ModelConfig, PromptsConfig, SamplingConfig
+from sdcore.config.problems import SOURCES, ProblemsConfig
+from sdcore.config.sampling import ENGINES, EngineConfig, ModelConfig, PromptsConfig, SamplingConfig
 from sdcore.config.training import CADENCE, EvaluationConfig, TrainingConfig, WarmupConfig
 from sdcore.contexts import CONTEXTS, Context, template_context
 from sdcore.errors import ConfigError
+from sdcore.grading.graders import GRADERS
 from sdcore.registry import Registry, importable
 from sdcore.store.schema import content_key
 
@@ -54,6 +49,11 @@ class Experiment(Settings):
         None,
         validate_default=True,
         description="absent: the oracle if problems.source is arithmetic, otherwise no critic",
+    )
+    grader: str = Field(
+        "math",
+        description="math: reward 1 if the answer equals the reference, else 0; or "
+        "module:attribute, for rewards of your own",
     )
     contexts: dict[Name, str] = Field(
         {},
@@ -84,9 +84,13 @@ class Experiment(Settings):
     @classmethod
     def _exact_critic(cls, critic: Any, info: ValidationInfo) -> Any:
         problems = info.data.get("problems")
-        if critic is None and problems is not None and problems.source == "arithmetic":
-            return OracleConfig(kind="oracle")
-        return critic
+        name = exact_critic(problems.source) if critic is None and problems is not None else None
+        return critic if name is None else CRITICS[name].settings(kind=name)
+
+    @field_validator("grader")
+    @classmethod
+    def _known_grader(cls, grader: str) -> str:
+        return GRADERS.get(grader, where="grader").name
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -126,9 +130,12 @@ class Experiment(Settings):
                 )
 
     def _check_critic(self) -> None:
-        if isinstance(self.critic, OracleConfig) and self.problems.source != "arithmetic":
-            raise ValueError("critic.kind: the oracle judges arithmetic problems only")
-        fallback = getattr(self.critic, "fallback", None)
+        exact_for = CRITICS[self.critic.kind].exact_for if self.critic else frozenset()
+        if self.critic and exact_for and self.problems.source not in exact_for:
+            raise ValueError(
+                f"critic.kind: the {self.critic.kind} judges {', '.join(exact_for)} problems only"
+            )
+        fallback = self.critic.fallback_context if self.critic else None
         if fallback and "critique" in self.known_contexts[fallback].needs:
             raise ValueError(f"critic.fallback: {fallback} needs a critique itself")
         if self.critic is not None:
@@ -144,9 +151,16 @@ class Experiment(Settings):
                 )
 
     @property
-    def judge(self) -> OracleConfig | LlmCriticConfig | None:
+    def judge(self) -> CriticSettings | None:
         """The critic in use; None where there is none."""
         return self.critic
+
+    @property
+    def has_exact_critic(self) -> bool:
+        """Whether the critic is always right on these problems."""
+        return self.critic is not None and (
+            self.problems.source in CRITICS[self.critic.kind].exact_for
+        )
 
     @cached_property
     def known_contexts(self) -> Mapping[str, Context]:
@@ -176,8 +190,11 @@ class Experiment(Settings):
         Left out are the description, the preflight, where servers and modules are, and what
         critics cost.
         """
-        where = set(EngineConfig.model_fields) - {"kind"}
-        left_out: dict[str, Any] = {"engine": where, "critic": OPERATIONAL, "training": CADENCE}
+        left_out: dict[str, Any] = {
+            "engine": set(EngineConfig.model_fields) - {"kind", "options"},
+            "critic": set(CRITICS[self.critic.kind].operational) if self.critic else set(),
+            "training": CADENCE,
+        }
         left_out |= {"description": True, "diagnose": True, "modules": True}
         return content_key(self.model_dump(mode="json", exclude=left_out))
 
@@ -210,6 +227,10 @@ class Experiment(Settings):
         named: list[tuple[Registry[Any], str]] = [
             *((CONTEXTS, name) for name in self.known_contexts.keys() - self.contexts.keys()),
             *((OBJECTIVES, condition.objective) for condition in self.conditions.values()),
+            *((CRITICS, critic.kind) for critic in (self.critic,) if critic),
+            (SOURCES, self.problems.source),
+            (ENGINES, self.engine.kind),
+            (GRADERS, self.grader),
         ]
         digests = {f"{registry.kind} {name}": registry.digest(name) for registry, name in named}
         return {name: digest for name, digest in sorted(digests.items()) if digest}
@@ -221,5 +242,5 @@ class Experiment(Settings):
                 yield f"conditions.{name}.context", condition.teacher_context
         for name in self.diagnose.contexts:
             yield "diagnose.contexts", name
-        if isinstance(self.critic, LlmCriticConfig) and self.critic.fallback:
-            yield "critic.fallback", self.critic.fallback
+        if self.critic and self.critic.fallback_context:
+            yield "critic.fallback", self.critic.fallback_context

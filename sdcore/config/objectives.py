@@ -52,6 +52,16 @@ class ConditionSettings(Settings):
         """Name of the context in the teacher's prompt; None if the teacher needs no prompt."""
         return getattr(self, "context", None)
 
+    @property
+    def title(self) -> str:
+        """What reports call the objective."""
+        return self.objective
+
+    @property
+    def summary(self) -> str:
+        """What reports say about the loss."""
+        return OBJECTIVES[self.objective].about
+
 
 class DistillConfig(ConditionSettings):
     """Distil the self-teacher, which is shown the context, into the student."""
@@ -78,6 +88,17 @@ class DistillConfig(ConditionSettings):
     )
     clip_value: float = Field(10.0, gt=0, description="largest loss of a token, nats")
 
+    @property
+    def title(self) -> str:
+        """What reports call the objective."""
+        return "self-distillation"
+
+    @property
+    def summary(self) -> str:
+        """What reports say about the loss."""
+        divergence = self.divergence.replace("_", " ").replace("kl", "KL")
+        return f"{divergence}, {self.teacher.kind.replace('_', ' ')} teacher"
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.divergence == "policy_gradient" and (
@@ -100,6 +121,16 @@ class GrpoConfig(ConditionSettings):
     normalise: Literal["token", "sequence"] = Field(
         "token", description="average over tokens, or over sequences of their means over tokens"
     )
+
+    @property
+    def title(self) -> str:
+        """What reports call the objective."""
+        return "GRPO"
+
+    @property
+    def summary(self) -> str:
+        """What reports say about the loss."""
+        return "clipped policy gradient on the reward"
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,19 @@
-"""Where questions come from, and which of them are used."""
+"""The problems: where they come from, and which of them are used."""
 
 import math
 import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sdcore.config.base import Count, Settings, Share
+from sdcore.registry import Entry, Registry, about
 
-NEEDED = {  # settings of problems, and the sources that cannot do without
-    "path": ("jsonl", "csv", "parquet", "duckdb"),
-    "query": ("duckdb",),
-    "name": ("dataset", "reasoning_gym"),
-}
+LOCATIONS = ("path", "query", "name")
+"""The settings of problems that a source may need."""
 
 
 class ArithmeticConfig(Settings):
@@ -59,7 +59,10 @@ class BandConfig(Settings):
 class ProblemsConfig(Settings):
     """Where the questions come from, and how many go into each split."""
 
-    source: Literal["arithmetic", "jsonl", "csv", "parquet", "duckdb", "dataset", "reasoning_gym"]
+    source: str = Field(
+        description="arithmetic, jsonl, csv, parquet, duckdb, dataset, reasoning_gym, or "
+        "module:attribute"
+    )
     path: Path | None = Field(None, description="the file of jsonl, csv, parquet or duckdb")
     query: str | None = Field(None, description="SQL, for source = duckdb")
     name: str | None = Field(
@@ -67,7 +70,11 @@ class ProblemsConfig(Settings):
     )
     subset: str | None = Field(None, description="configuration of the dataset")
     part: str = Field("train", description="the dataset's own split that is read")
-    options: dict[str, Any] = Field({}, description="of the reasoning_gym generator")
+    options: dict[str, Any] = Field(
+        {},
+        validate_default=True,
+        description="of the reasoning_gym generator, or of a source of your own",
+    )
     limit: Count | None = Field(None, description="rows that are read, at most")
     question: str = Field("question", description="column of the question")
     solution: str = Field("solution", description="column of the reference solution")
@@ -91,13 +98,26 @@ class ProblemsConfig(Settings):
     checks: ChecksConfig = ChecksConfig()
     band: BandConfig | None = Field(None, description="absent: every usable problem may be chosen")
 
+    @field_validator("source")
+    @classmethod
+    def _known(cls, source: str) -> str:
+        return SOURCES.get(source, where="problems.source").name
+
+    @field_validator("options")
+    @classmethod
+    def _complete(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        settings = SOURCES[info.data["source"]].settings if "source" in info.data else None
+        return settings.model_validate(options).model_dump() if settings else options
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for setting, sources in NEEDED.items():
-            if (self.source in sources) != (getattr(self, setting) is not None):
+        needs = SOURCES[self.source].needs
+        for setting in LOCATIONS:
+            given = getattr(self, setting) is not None
+            if given != (setting in needs):
                 raise ValueError(
-                    f"problems.{setting} is needed for source = {' or '.join(sources)}, "
-                    "and only there"
+                    f"problems.{setting} is {'not for' if given else 'needed for'} "
+                    f"source = {self.source}"
                 )
         if self.test_share + self.validation_share >= 1:
             raise ValueError("problems.test_share and validation_share leave nothing to train on")
@@ -116,3 +136,81 @@ class ProblemsConfig(Settings):
         surplus = self.band.candidates if self.band else 1.0
         wanted = {"test": self.test, "validation": self.validation, "train": self.train}
         return {split: math.ceil(surplus * count) for split, count in wanted.items()}
+
+
+@dataclass(frozen=True)
+class SourceEntry(Entry):
+    """A registered source of problems.
+
+    Attributes:
+        implementation: function from `ProblemsConfig` to the rows with their numbers, or its
+            import path. A row is a mapping, or text that says why it cannot be read.
+        needs: settings of `LOCATIONS` that it needs; the others must be absent.
+        settings: model of `problems.options`; None leaves them to the source.
+        endless: a generator, whose problems are dealt to the splits in the order of drawing.
+        screened: its rows are checked for usable answers and for duplicates.
+        traces: import path of a function from `ProblemsConfig` to well-formed traces for a
+            warm-up; None: they are the reference solutions.
+    """
+
+    implementation: Callable[["ProblemsConfig"], Iterable[tuple[int, Any]]] | str
+    needs: tuple[str, ...] = ()
+    settings: type[Settings] | None = None
+    endless: bool = False
+    screened: bool = True
+    traces: str | None = None
+
+
+def _reader(name: str) -> str:
+    return f"sdcore.problems.sources:{name}_rows"
+
+
+SOURCES = Registry(
+    "source",
+    SourceEntry,
+    (
+        SourceEntry(
+            "arithmetic", _reader("arithmetic"), endless=True, screened=False,
+            traces="sdcore.training.warmup:arithmetic_traces",
+            about="Generated sums of three or four numbers, with worked solutions.",
+        ),
+        SourceEntry("jsonl", _reader("jsonl"), ("path",), about="A JSON object per line."),
+        SourceEntry("csv", _reader("csv"), ("path",), about="A CSV file with a header."),
+        SourceEntry("parquet", _reader("parquet"), ("path",), about="A Parquet file."),
+        SourceEntry(
+            "duckdb", _reader("duckdb"), ("path", "query"), about="A query on a DuckDB file."
+        ),
+        SourceEntry(
+            "dataset", _reader("dataset"), ("name",),
+            about="A data set of the Hugging Face hub, or a local folder of one.",
+        ),
+        SourceEntry(
+            "reasoning_gym", _reader("reasoning_gym"), ("name",), endless=True,
+            about="A procedural generator of reasoning-gym.",
+        ),
+    ),
+)  # fmt: skip
+"""The sources that `problems.source` can name."""
+
+Rows = Callable[[ProblemsConfig], Iterable[Mapping[str, Any]]]
+
+
+def source(
+    *, needs: tuple[str, ...] = (), settings: type[Settings] | None = None, endless: bool = False
+) -> Callable[[Rows], SourceEntry]:
+    """Make a function from `ProblemsConfig` to rows a source of problems.
+
+    A row is a mapping with the columns that `problems.question`, `solution` and `answer` name. An
+    experiment file refers to it as `source = "my_module:my_source"`. Its options are validated by
+    `settings` and arrive in `problems.options`, complete.
+    """
+
+    def register(rows: Rows) -> SourceEntry:
+        def numbered(config: ProblemsConfig) -> Iterable[tuple[int, Any]]:
+            return enumerate(rows(config), 1)
+
+        return SourceEntry(
+            rows.__name__, numbered, needs, settings, endless=endless, about=about(rows)
+        )
+
+    return register

@@ -1,11 +1,14 @@
 """The model, its prompts, and how rollouts are drawn."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sdcore.config.base import Settings
+from sdcore.registry import Entry, Registry, about
 
 
 class ModelConfig(Settings):
@@ -75,7 +78,10 @@ class EngineConfig(Settings):
     Without `urls`, a server is started for the run, in the environment that `python` belongs to.
     """
 
-    kind: Literal["transformers", "vllm"] = "transformers"
+    kind: str = Field("transformers", description="transformers, vllm, or module:attribute")
+    options: dict[str, Any] = Field(
+        {}, validate_default=True, description="of an engine of your own"
+    )
     urls: tuple[str, ...] = Field(
         (),
         description="vLLM servers that are running, e.g. http://127.0.0.1:8000, which share the "
@@ -94,8 +100,70 @@ class EngineConfig(Settings):
         (), description="further arguments of the server, e.g. --tensor-parallel-size=4"
     )
 
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # options are a dictionary
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        return ENGINES.get(kind, where="engine.kind").name
+
+    @field_validator("options")
+    @classmethod
+    def _complete(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        settings = ENGINES[info.data["kind"]].settings if "kind" in info.data else None
+        return settings.model_validate(options).model_dump() if settings else options
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.options and ENGINES[self.kind].settings is None:
+            raise ValueError(f"engine.options is not for engine.kind = {self.kind!r}")
         if self.urls and self.kind != "vllm":
             raise ValueError("engine.urls is for engine.kind = 'vllm'")
         return self
+
+
+@dataclass(frozen=True)
+class EngineEntry(Entry):
+    """A registered sampling engine.
+
+    Attributes:
+        implementation: from `EngineConfig` and `sdcore.engines.Resources` to an engine, or its
+            import path.
+        settings: model of `engine.options`.
+    """
+
+    implementation: Callable[..., Any] | str
+    settings: type[Settings] | None = None
+
+
+ENGINES = Registry(
+    "engine",
+    EngineEntry,
+    (
+        EngineEntry(
+            "transformers", "sdcore.engines.transformers:open_engine",
+            about="Sampling in this process, with the weights of the trainer.",
+        ),
+        EngineEntry(
+            "vllm", "sdcore.engines.vllm:open_engine",
+            about="vLLM servers: running ones, or one that is started for the run.",
+        ),
+    ),
+)  # fmt: skip
+"""The engines that `engine.kind` can name."""
+
+
+def engine(settings: type[Settings] | None = None) -> Callable[[type[Any]], EngineEntry]:
+    """Make a class with the methods of `sdcore.engines.Engine` an engine.
+
+    It is constructed with `EngineConfig` and `sdcore.engines.Resources`. An experiment file refers
+    to it as `kind = "my_module:MyEngine"` in the section `engine`; `engine.options` are validated
+    by `settings`.
+    """
+
+    def register(implementation: type[Any]) -> EngineEntry:
+        name = implementation.__name__
+        return EngineEntry(name, implementation, settings, about=about(implementation))
+
+    return register

@@ -5,12 +5,12 @@ asked for again with the reason, a bounded number of times. Which step is the fi
 the model's claim; only the oracle knows it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Protocol
 
-from sdcore.config import LlmCriticConfig
+from sdcore.config import CRITICS, CriticSettings, LlmCriticConfig
 from sdcore.contexts import Critique
 from sdcore.critics.oracle import critique as oracle_critique
 from sdcore.critics.parsing import read_answer, without_thinking
@@ -19,6 +19,7 @@ from sdcore.critics.validation import LENGTHS, Submission, infidelity, misalignm
 from sdcore.errors import DataError, EngineError
 from sdcore.jinja_sandbox import render
 from sdcore.models.prompts import Message
+from sdcore.registry import loaded
 from sdcore.store.schema import content_key
 
 ROOM = 4000  # characters that a corrected trace may have on top of LENGTHS times the trace's
@@ -56,27 +57,78 @@ class Client(Protocol):
 
 
 class Critic(Protocol):
-    """A judge of traces."""
+    """Criticise traces.
+
+    Attributes:
+        name: what the tables call it.
+        attempts: how often it is asked about a trace at most.
+    """
 
     name: str
+    attempts: int = 1
 
     def content_id(self, submission: Submission) -> str | None:
-        """Return the key of all that decides the critique; None where recomputing it is free."""
-        ...
+        """Return a key of all that decides the critique; None if making it again costs nothing.
+
+        A critique with a key is stored at once and is not asked for again in this workspace.
+        """
+        return None
+
+    def reread(self, raw: str, submission: Submission) -> Critique:
+        """Return the critique in a stored answer, `Critique.raw`, by the rules of today."""
+        raise NotImplementedError
 
     def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
         """Yield the index of a submission and its critique, in the order of arrival."""
         ...
 
 
-class OracleCritic:
+OpenClient = Callable[[LlmCriticConfig], Client]
+"""Open the language model that the settings of a critic name."""
+
+
+def open_critic(settings: CriticSettings, open_client: OpenClient) -> Critic:
+    """Return the critic that the settings name.
+
+    Args:
+        settings: the section `critic`.
+        open_client: opens a language model; what it has cost so far counts.
+    """
+    made: Critic = loaded(CRITICS[settings.kind].implementation)(settings, open_client)
+    code = CRITICS.digest(settings.kind)
+    return made if code is None else _Versioned(made, code)
+
+
+def open_llm(settings: LlmCriticConfig, open_client: OpenClient) -> "LlmCritic":
+    """Return the language model as critic."""
+    return LlmCritic(settings, open_client(settings))
+
+
+class _Versioned(Critic):
+    """A critic from outside, whose answers are known by its source code too."""
+
+    def __init__(self, critic: Critic, code: str) -> None:
+        self.name, self.attempts = critic.name, critic.attempts
+        self._critic, self._code = critic, code
+
+    def content_id(self, submission: Submission) -> str | None:
+        content = self._critic.content_id(submission)
+        return None if content is None else content_key("plugin", self._code, content)
+
+    def reread(self, raw: str, submission: Submission) -> Critique:
+        return self._critic.reread(raw, submission)
+
+    def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
+        return self._critic.criticise(submissions)
+
+
+class OracleCritic(Critic):
     """The exact critic of the arithmetic family."""
 
     name = "oracle"
 
-    def content_id(self, submission: Submission) -> str | None:
-        """Return None: its critiques are free."""
-        return None
+    def __init__(self, settings: object = None, open_client: object = None) -> None:
+        pass
 
     def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
         """Yield critiques in the order of the submissions.
@@ -88,7 +140,7 @@ class OracleCritic:
             yield index, oracle_critique(each.question, each.reference or "", each.trace)
 
 
-class LlmCritic:
+class LlmCritic(Critic):
     """A language model as critic.
 
     Attributes:
@@ -106,6 +158,10 @@ class LlmCritic:
             include={"model", "structured", "temperature", "max_tokens"}
         )
         return content_key("critique", settings, prompt(submission), AGAIN)
+
+    def reread(self, raw: str, submission: Submission) -> Critique:
+        """Judge a stored answer."""
+        return judge(raw, submission)
 
     def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
         """Yield critiques as they are settled: valid, refused for the last time, or unanswered.

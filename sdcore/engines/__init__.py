@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from sdcore.config import SamplingConfig
+from sdcore.config import LoraConfig, ModelConfig, SamplingConfig
 
 if TYPE_CHECKING:  # whoever only names a request needs no torch
     from sdcore.models.policies import Policy
@@ -61,6 +61,23 @@ class Served:
     live: "Policy | None" = field(default=None, compare=False, repr=False)
 
 
+@dataclass(frozen=True)
+class Resources:
+    """What an engine is opened with besides its settings.
+
+    Attributes:
+        model: the named model.
+        folder: local folder with its weights and tokenizer.
+        lora: the adapters that are trained; None if all weights are.
+        root: the workspace, for logs.
+    """
+
+    model: ModelConfig
+    folder: Path
+    lora: LoraConfig | None
+    root: Path
+
+
 class Engine(Protocol):
     """Draw samples from one policy at a time.
 
@@ -71,7 +88,7 @@ class Engine(Protocol):
     """
 
     reads_folders: bool
-    update_share: float | None
+    update_share: float | None = None
 
     def load(self, policy: Served) -> None:
         """Sample from this policy from now on.

@@ -11,14 +11,22 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from sdcore.config import SamplingConfig
-from sdcore.engines import Completion, OnProgress, Request, Served, silent
+from sdcore.config import EngineConfig, SamplingConfig
+from sdcore.engines import Completion, OnProgress, Request, Resources, Served, silent
 from sdcore.engines.decoding import PLAIN, SHARED, Rows
 from sdcore.errors import EngineError, ModelError
 from sdcore.models import adapters, policies
 from sdcore.models.adapters import LowRank
 
 SHRINK = 0.8  # share of unfinished rows below which the finished ones are dropped
+
+
+def open_engine(settings: EngineConfig, resources: Resources) -> "TransformersEngine":
+    """Return an engine with weights of its own, those of the named model."""
+    return TransformersEngine(
+        policies.load_policy(resources.folder, resources.model),
+        end_ids=policies.end_ids(resources.folder),
+    )
 
 
 class TransformersEngine:

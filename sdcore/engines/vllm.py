@@ -5,6 +5,7 @@ log-probs before temperature and top-p. A running server must not be started wit
 """
 
 import math
+import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,13 +15,29 @@ from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from sdcore.config import SamplingConfig
-from sdcore.engines import Completion, OnProgress, Request, Served, silent
+from sdcore.config import EngineConfig, SamplingConfig
+from sdcore.engines import Completion, OnProgress, Request, Resources, Served, silent
 from sdcore.engines.endpoint import Endpoint, Unavailable
+from sdcore.engines.server import VllmServer
 from sdcore.errors import EngineError
 from sdcore.models import policies
 
 ATTEMPTS = 6  # for one request; with the waits between them about half a minute
+
+
+def open_engine(settings: EngineConfig, resources: Resources) -> "VllmEngine":
+    """Return running servers, with the key in `$VLLM_API_KEY`, or start one of our own."""
+    endpoints = [Endpoint(url, os.environ.get("VLLM_API_KEY")) for url in settings.urls]
+    if not endpoints:
+        server = VllmServer(
+            settings,
+            dtype=resources.model.dtype,
+            lora_rank=resources.lora.rank if resources.lora else None,
+            log_path=resources.root / "vllm-server.log",
+        )
+        endpoints = [Endpoint(server.url, server.key, server)]
+    ends = policies.end_ids(resources.folder)
+    return VllmEngine(endpoints, end_ids=ends, concurrency=settings.concurrency)
 
 
 class VllmEngine:

@@ -7,15 +7,17 @@ can be used is decided in `screening`.
 import csv
 import importlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 import polars as pl
 
-from sdcore.config import ProblemsConfig
+from sdcore.config import SOURCES, ProblemsConfig
 from sdcore.errors import ConfigError, DataError
+from sdcore.problems.arithmetic import generate_problems, reference_solution
+from sdcore.registry import loaded
 from sdcore.store.database import query_file
 
 Record = Mapping[str, Any] | str  # a row, or why it cannot be read
@@ -47,7 +49,7 @@ def read_records(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
         DataError: the source cannot be read at all.
     """
     try:
-        yield from islice(_READERS[config.source](config), config.limit)
+        yield from islice(loaded(SOURCES[config.source].implementation)(config), config.limit)
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         if isinstance(error, ConfigError | DataError):
             raise
@@ -78,7 +80,23 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         raise DataError("the file cannot be read", got=error, where=str(path)) from error
 
 
-def _jsonl(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
+def arithmetic_rows(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
+    """Yield generated problems, as many as all splits take together."""
+    total = sum(config.counts.values())
+    drawn = generate_problems(total, config.seed, holdout=True, family=config.arithmetic)
+    rows = (
+        {
+            "question": problem.question,
+            "solution": reference_solution(problem),
+            "answer": str(problem.answer),
+        }
+        for problem in drawn
+    )
+    return enumerate(rows, 1)
+
+
+def jsonl_rows(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
+    """Yield the lines of a JSONL file."""
     return _lines(_path(config))
 
 
@@ -98,7 +116,7 @@ def _parsed(line: str) -> Record:
     return record if isinstance(record, dict) else f"not an object: {line}"
 
 
-def _csv(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
+def csv_rows(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
     """Yield rows whose cells are text, so that no answer is rounded; numbers count rows."""
     with _path(config).open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.reader(file, strict=True)
@@ -121,7 +139,8 @@ def _cells(reader: Any, header: list[str]) -> Record | None:
     return dict(zip(header, cells, strict=False))
 
 
-def _parquet(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
+def parquet_rows(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
+    """Yield the rows of a Parquet file."""
     scan = pl.scan_parquet(_path(config), n_rows=config.limit)
     wanted = [config.question, config.solution, config.answer]
     known = [name for name in scan.collect_schema().names() if name in wanted]
@@ -129,12 +148,14 @@ def _parquet(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
     return enumerate(frame.iter_rows(named=True), 1)
 
 
-def _duckdb(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
+def duckdb_rows(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
+    """Yield the rows of a query."""
     frame = query_file(_path(config), config.query or "")
     return enumerate(frame.iter_rows(named=True), 1)
 
 
-def _dataset(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
+def dataset_rows(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
+    """Yield the rows of a data set."""
     datasets = _extra("datasets")
     try:
         yield from enumerate(_opened(datasets, config), 1)
@@ -154,7 +175,7 @@ def _opened(datasets: Any, config: ProblemsConfig) -> Iterable[Record]:
     )
 
 
-def _reasoning_gym(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
+def reasoning_gym_rows(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
     """Draw questions of a procedural generator; each follows from the seed and its number."""
     wanted = sum(config.counts.values())
     try:
@@ -185,13 +206,3 @@ def _extra(library: str) -> Any:
             got=error,
             fix="pip install 'sdcore[data]'",
         ) from error
-
-
-_READERS: dict[str, Callable[[ProblemsConfig], Iterable[tuple[int, Record]]]] = {
-    "jsonl": _jsonl,
-    "csv": _csv,
-    "parquet": _parquet,
-    "duckdb": _duckdb,
-    "dataset": _dataset,
-    "reasoning_gym": _reasoning_gym,
-}

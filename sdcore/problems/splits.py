@@ -5,25 +5,22 @@ So both stay the same when rows are appended to the source.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
 
 import polars as pl
 
-from sdcore.config import ProblemsConfig
+from sdcore.config import SOURCES, ProblemsConfig
 from sdcore.errors import DataError
-from sdcore.problems.arithmetic import generate_problems, reference_solution
 from sdcore.problems.duplicates import normalised, overlapping
 from sdcore.problems.screening import Problem, Rejection, screen
-from sdcore.problems.sources import origin, read_records
+from sdcore.problems.sources import Record, origin, read_records
 from sdcore.store.schema import TABLES, content_key
 
 TooLong: TypeAlias = Callable[[Problem, str], str | None]
 """Why a problem of a split does not fit into the model; None if it does."""
-
-GENERATED = ("arithmetic", "reasoning_gym")  # endless, and all questions share a template
 
 
 @dataclass(frozen=True)
@@ -53,11 +50,7 @@ def load_problems(config: ProblemsConfig, too_long: TooLong = fits) -> Loaded:
         ConfigError: a generator or a library is missing.
         DataError: the source cannot be read, too many rows are bad, or there are too few problems.
     """
-    if config.source == "arithmetic":
-        dealt = _dealt(_arithmetic(config), config)
-        splits, rejections = _without_long(dealt, list(dealt), config, too_long)
-    else:
-        splits, rejections = sort_out(config, too_long)
+    splits, rejections = sort_out(config, too_long)
     _require_enough(splits, rejections, config)
     rows = [
         problem.columns | {"split": split, "position": position}
@@ -81,8 +74,9 @@ def sort_out(
         ConfigError: a generator or a library is missing.
         DataError: the source cannot be read, or too many of its rows are bad.
     """
-    problems, rejections = screen(read_records(config), config)
-    if config.source in GENERATED:
+    source, records = SOURCES[config.source], read_records(config)
+    problems, rejections = screen(records, config) if source.screened else _trusted(records, config)
+    if source.endless:
         dealt = _dealt(problems, config)
         splits, long = _without_long(dealt, list(dealt), config, too_long)
         return splits, sorted([*rejections, *long], key=lambda row: row.number)
@@ -99,19 +93,17 @@ def sort_out(
     return splits, sorted(rejections, key=lambda row: row.number)
 
 
-def _arithmetic(config: ProblemsConfig) -> list[Problem]:
-    total = sum(config.counts.values())
-    drawn = generate_problems(total, config.seed, holdout=True, family=config.arithmetic)
-    return [
-        Problem(
-            number,
-            each.question,
-            reference_solution(each),
-            str(each.answer),
-            f"{origin(config)}, row {number}",
-        )
-        for number, each in enumerate(drawn, 1)
+def _trusted(
+    records: Iterable[tuple[int, Record]], config: ProblemsConfig
+) -> tuple[list[Problem], list[Rejection]]:
+    """Take every row of a source that makes only usable problems, each once."""
+    place = origin(config)
+    problems = [
+        Problem(number, row["question"], row["solution"], row["answer"], f"{place}, row {number}")
+        for number, row in records
+        if isinstance(row, Mapping)
     ]
+    return problems, []
 
 
 def _dealt(problems: Iterable[Problem], config: ProblemsConfig) -> dict[str, list[Problem]]:

@@ -202,7 +202,9 @@ _TABLES = (
         Column("logprobs", FLOATS, "log-prob of each response token at temperature 1"),
         Column("finish_reason", TEXT, "stop or length"),
         Column("answer", TEXT, "the parsed final answer; empty where there is none", True),
-        Column("correct", FLAG, "the answer equals the reference"),
+        Column("reward", REAL, "what the experiment's grader gives, 0 to 1; the default grader gives 0 or 1"),
+        Column("correct", FLAG, "the reward is 1; for the default grader: the answer equals the reference"),
+        Column("grade_details", TEXT, "the grader's named values, JSON; empty where it gives none", True),
         Column("grade_reason", TEXT, "why it is not correct; empty where it is", True),
         Column("well_formed", FLAG, "steps tagged 1 .. N and one answer"),
     )),
@@ -278,6 +280,7 @@ _TABLES = (
         Column("mean_length", REAL, "response tokens a rollout"),
         Column("entropy", REAL, "mean entropy of the student, nats a token"),
         Column("accuracy", REAL, "share of the batch's rollouts that are correct"),
+        Column("mean_reward", REAL, "mean reward of the batch's rollouts"),
         Column("zero_variance_groups", INT, "GRPO groups without a signal; 0 for distillation"),
         Column("first_token_kl", REAL, "mean KL of the first token of each response, nats; empty "
                "without a teacher", True),
@@ -302,6 +305,7 @@ _TABLES = (
           for metric, meaning in _METRICS.items()
           for end, note in (("", ""), ("_low", ", lower bound over problems"),
                             ("_high", ", upper bound over problems"))),
+        Column("mean_reward", REAL, "mean reward of the rollouts"),
         Column("mean_length", REAL, "response tokens per rollout"),
         Column("format_rate", REAL, "share of well-formed traces"),
         Column("sampled_tokens", INT, "training tokens sampled to get here"),

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import polars as pl
 
-from sdcore.config import ArithmeticConfig, ProblemsConfig, PromptsConfig
+from sdcore.config import SOURCES, ProblemsConfig, PromptsConfig
 from sdcore.errors import DataError
 from sdcore.models import policies
 from sdcore.models.adapters import merged_weights
 from sdcore.models.policies import Policy, Tokenizer
 from sdcore.models.prompts import neutralise, student_prompt
 from sdcore.problems.arithmetic import STYLES, draw_problems, solve
+from sdcore.registry import import_path
 from sdcore.traces import parse_trace, render_trace
 from sdcore.training.batches import Example
 from sdcore.training.head import unwrap_peft
@@ -37,7 +38,8 @@ def traces(problems: ProblemsConfig, train: pl.DataFrame, count: int) -> list[Tr
     Raises:
         DataError: no reference solution can be cut into steps.
     """
-    made = _arithmetic(problems.arithmetic) if problems.source == "arithmetic" else _cut(train)
+    own = SOURCES[problems.source].traces
+    made = _cut(train) if own is None else import_path(own)(problems)
     found = list(islice(made, count))
     if not found:
         raise DataError(
@@ -73,7 +75,9 @@ def save_base(policy: Policy, named: Path, folder: Path) -> None:
         policies.write_weights(unwrap_peft(policy), fresh, merged_weights(policy))
 
 
-def _arithmetic(family: ArithmeticConfig) -> Iterator[Trace]:
+def arithmetic_traces(problems: ProblemsConfig) -> Iterator[Trace]:
+    """Yield solved problems of no split, without end."""
+    family = problems.arithmetic
     styles = list(STYLES)
     for problem in draw_problems(SEED, holdout=False, family=family):
         steps = solve(problem, "left", styles[problem.phrasing])

@@ -13,7 +13,8 @@ from tasks.run.condition_run import ConditionRun
 from tasks.track import log_run
 
 _GRADED = """
-    SELECT rollout_id, text, r.answer, correct, grade_reason, well_formed, p.reference
+    SELECT rollout_id, text, r.answer, reward, correct, grade_details, grade_reason, well_formed,
+        p.question, p.reference
     FROM rollouts r JOIN problems p USING (experiment_id, problem_id)
     WHERE r.experiment_id = $experiment_id
 """
@@ -31,7 +32,7 @@ def rescore(base: ConditionRun) -> dict[str, int]:
     """
     run = {"experiment_id": base.experiment.experiment_id}
     graded = base.store.query(_GRADED, run)
-    changed = regraded(graded)
+    changed = regraded(graded, base.experiment.grader)
     rollouts = base.store.rows("rollouts", rollout_id=changed["rollout_id"].to_list())
     rollouts = rollouts.update(changed, on="rollout_id", include_nulls=True)
     scores, problem_scores = _scores(base, rollouts)

@@ -4,15 +4,17 @@ import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import polars as pl
 from prefect.blocks.system import Secret
 
-from sdcore.config import LlmCriticConfig
+from sdcore.config import LlmCriticConfig, OracleConfig
 from sdcore.contexts import Critique
 from sdcore.critics.client import ChatEndpoint, EngineClient
-from sdcore.critics.llm import Client, Critic, LlmCritic, OracleCritic, judge
+from sdcore.critics.llm import Client, Critic
+from sdcore.critics.llm import open_critic as open_named
 from sdcore.critics.validation import Submission, verbatim_prefix
 from sdcore.errors import ConfigError
 from sdcore.rollouts import JudgedRollout
@@ -49,10 +51,8 @@ class Handed:
 
 def open_critic(run: ConditionRun) -> Critic:
     """The experiment's critic."""
-    config = run.experiment.judge
-    if not isinstance(config, LlmCriticConfig):
-        return OracleCritic()
-    return LlmCritic(config, open_client(run, config))
+    settings = run.experiment.judge or OracleConfig(kind="oracle")
+    return open_named(settings, partial(open_client, run))
 
 
 def open_client(run: ConditionRun, config: LlmCriticConfig) -> Client:
@@ -193,8 +193,8 @@ def _spent(run: ConditionRun) -> float:
 
 def _settled(run: ConditionRun, critic: Critic, handed: Sequence[Handed]) -> dict[str, Critique]:
     """Critiques that these very rollouts have: a round that is repeated keeps to them."""
-    if not isinstance(critic, LlmCritic):
-        return {}
+    if all(critic.content_id(each.submission) is None for each in handed):
+        return {}  # they cost nothing
     wanted = [critique_id(run, critic, each.rollout_id) for each in handed]
     rows = run.store.rows("critiques", critique_id=wanted)
     return {
@@ -209,8 +209,6 @@ def _known(run: ConditionRun, critic: Critic, handed: Mapping[str, Handed]) -> d
     An answer is judged again, by the rules of today; a refused one counts as final if the critic
     had been asked as often as now.
     """
-    if not isinstance(critic, LlmCritic):
-        return {}
     rows = run.store.with_superseded("critiques")
     answers = run.store.query(
         f"SELECT content_id, raw, attempts FROM {rows} WHERE raw IS NOT NULL AND attempts > 0 "  # noqa: S608
@@ -218,7 +216,7 @@ def _known(run: ConditionRun, critic: Critic, handed: Mapping[str, Handed]) -> d
         [list(handed)],
     )
     judged = {
-        content: (judge(raw, handed[content].submission), attempts)
+        content: (critic.reread(raw, handed[content].submission), attempts)
         for content, raw, attempts in answers.iter_rows()
     }
     return {

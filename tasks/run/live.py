@@ -3,7 +3,6 @@
 They are caches: whatever is here can be rebuilt from the tables and checkpoints, bit for bit.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -23,11 +22,8 @@ from sdcore.config import (
     WarmupConfig,
 )
 from sdcore.distributed import controller
-from sdcore.engines import Engine, Served
-from sdcore.engines.endpoint import Endpoint
-from sdcore.engines.server import VllmServer
-from sdcore.engines.transformers import TransformersEngine
-from sdcore.engines.vllm import VllmEngine
+from sdcore.engines import Engine, Resources, Served
+from sdcore.engines.opening import open_engine
 from sdcore.models import hub, policies
 from sdcore.training.trainer import Trainer
 from tasks.run.condition_run import BASE, ConditionRun
@@ -48,9 +44,9 @@ class LiveModels:
         self._root = root
         self.folder: Callable[[str], Path] = cache(hub.resolve)
         self.tokenizer: Callable[[str, date], policies.Tokenizer] = cache(self._tokenizer)
-        self.critic_engine: Callable[[str], TransformersEngine] = cache(self._critic_engine)
+        self.critic_engine: Callable[[str], Engine] = cache(self._critic_engine)
         self._base: Callable[[Path, ModelConfig], PreTrainedModel] = cache(policies.load_policy)
-        self._sampler: Callable[..., Engine] = cache(self._new_sampler)
+        self._sampler: Callable[..., Engine] = cache(self._open)
         self._engines: list[Engine] = []
         self._sampled: tuple[Engine, str] | None = None  # sampler, and the policy that it holds
         self._live: tuple[str, int, Trainer] | None = None  # run, its rounds, trainer
@@ -92,13 +88,17 @@ class LiveModels:
 
     def engine(self, run: ConditionRun, round_: int, policy_id: str) -> Engine:
         """The sampling engine with the weights of a policy loaded."""
-        experiment = run.experiment
-        sampler = self._sampler(experiment.model, experiment.engine, experiment.training.lora)
+        sampler = self.sampler(run)
         if self._sampled != (sampler, policy_id):
             self._sampled = None
             sampler.load(self._served(run, round_, policy_id, sampler))
             self._sampled = sampler, policy_id
         return sampler
+
+    def sampler(self, run: ConditionRun) -> Engine:
+        """The sampling engine, whatever it has loaded."""
+        experiment = run.experiment
+        return self._sampler(experiment.model, experiment.engine, experiment.training.lora)
 
     def _served(self, run: ConditionRun, round_: int, policy_id: str, sampler: Engine) -> Served:
         base = self.base_folder(run)
@@ -142,43 +142,20 @@ class LiveModels:
     def _tokenizer(self, name: str, day: date) -> policies.Tokenizer:
         return policies.load_tokenizer(self.folder(name), day)
 
-    def _critic_engine(self, name: str) -> TransformersEngine:
-        return self._in_process(ModelConfig(name=name))
+    def _critic_engine(self, name: str) -> Engine:
+        return self._open(ModelConfig(name=name), EngineConfig(), None)
 
-    def _new_sampler(
-        self, model: ModelConfig, settings: EngineConfig, lora: LoraConfig | None
-    ) -> Engine:
-        kind_is_vllm = settings.kind == "vllm"
-        engine = self._vllm(model, settings, lora) if kind_is_vllm else self._in_process(model)
+    def _open(self, model: ModelConfig, settings: EngineConfig, lora: LoraConfig | None) -> Engine:
+        folder = self.folder(model.name)
+        engine = open_engine(settings, Resources(model, folder, lora, self._root))
         self._engines.append(engine)
         return engine
-
-    def _in_process(self, model: ModelConfig) -> TransformersEngine:
-        folder = self.folder(model.name)
-        return TransformersEngine(
-            policies.load_policy(folder, model), end_ids=policies.end_ids(folder)
-        )
-
-    def _vllm(
-        self, model: ModelConfig, settings: EngineConfig, lora: LoraConfig | None
-    ) -> VllmEngine:
-        """Servers that run already, with the key in `$VLLM_API_KEY`, or one of our own."""
-        endpoints = [Endpoint(url, os.environ.get("VLLM_API_KEY")) for url in settings.urls]
-        if not endpoints:
-            server = VllmServer(
-                settings,
-                dtype=model.dtype,
-                lora_rank=lora.rank if lora else None,
-                log_path=self._root / "vllm-server.log",
-            )
-            endpoints = [Endpoint(server.url, server.key, server)]
-        ends = policies.end_ids(self.folder(model.name))
-        return VllmEngine(endpoints, end_ids=ends, concurrency=settings.concurrency)
 
 
 def samples_from_disk(run: ConditionRun) -> bool:
     """Whether the sampling engine reads a policy from its checkpoint: it needs one each round."""
-    return run.experiment.engine.kind == "vllm" or run.experiment.training.sharded
+    reads_folders = run.session.models.sampler(run).reads_folders
+    return reads_folders or run.experiment.training.sharded
 
 
 def _made_trainer(

@@ -58,6 +58,7 @@ def rollout(condition, seed, purpose, round_, problem, index, *, correct):
         "sampling_seed": int(key[:12], 16),
         "prompt_ids": [1], "response_ids": [2, 3], "text": text, "logprobs": [-0.1, -0.2],
         "finish_reason": "stop", "answer": "37" if correct else "38", "correct": correct,
+        "reward": float(correct), "grade_details": None,
         "grade_reason": None if correct else "differs", "well_formed": True,
     }  # fmt: skip
 

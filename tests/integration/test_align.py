@@ -89,6 +89,7 @@ def _rollout(made: ConditionRun, index: int, answer: str) -> dict[str, object]:
         "round": 1, "sample_index": index, "sampling_seed": index, "prompt_ids": [1],
         "response_ids": ids, "text": text, "logprobs": [0.0] * len(ids), "finish_reason": "stop",
         "answer": parse_trace(text).answer, "correct": grade(answer, "27").correct,
+        "reward": float(grade(parse_trace(text).answer, "27").correct), "grade_details": None,
         "grade_reason": "differs", "well_formed": True,
     }  # fmt: skip
 

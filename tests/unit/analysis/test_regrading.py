@@ -6,8 +6,9 @@ TRACE = "<step_1>1 + 1 = 2</step_1><answer>{}</answer>"
 
 
 def rollout(key, text, **grades):
-    old = {"answer": "2", "correct": True, "grade_reason": None, "well_formed": True}
-    return {"rollout_id": key, "text": text, "reference": "2"} | old | grades
+    old = {"answer": "2", "reward": 1.0, "correct": True, "well_formed": True}
+    old |= {"grade_reason": None, "grade_details": None}
+    return {"rollout_id": key, "text": text, "question": "1 + 1?", "reference": "2"} | old | grades
 
 
 def test_only_what_is_graded_differently_comes_back():
@@ -20,9 +21,9 @@ def test_only_what_is_graded_differently_comes_back():
     found = regraded(pl.DataFrame(rows))
     assert found.columns == ["rollout_id", *GRADES]
     assert found.rows() == [
-        ("was wrong", "2", True, None, True),
-        ("was right", "3", False, "differs from the reference", True),
-        ("had an answer", None, False, "no answer", False),
+        ("was wrong", "2", 1.0, True, None, None, True),
+        ("was right", "3", 0.0, False, None, "differs from the reference", True),
+        ("had an answer", None, 0.0, False, None, "no answer", False),
     ]
 
 

@@ -14,7 +14,7 @@ def rollouts(**problems: list[str | None]) -> pl.DataFrame:
         {
             "problem_id": problem, "sample_index": index, "sampling_seed": 100 * number + index,
             "answer": answer, "correct": answer in ("7", "7.0"), "well_formed": answer is not None,
-            "response_ids": [1] * (index + 1),
+            "response_ids": [1] * (index + 1), "reward": 1.0 if answer in ("7", "7.0") else 0.25,
         }
         for number, (problem, answers) in enumerate(problems.items())
         for index, answer in enumerate(answers)
@@ -90,6 +90,7 @@ def test_score_gives_the_columns_of_the_table():
     assert (row["avg_at_k_low"], row["avg_at_k_high"]) == (0, 1)
     assert row["mean_length"] == 2.5  # 1, 2, 3 and 4 tokens
     assert row["format_rate"] == 7 / 8
+    assert row["mean_reward"] == (2 * 1 + 6 * 0.25) / 8
 
 
 def test_a_score_of_repeated_samples_is_refused():
