@@ -39,6 +39,12 @@ class TrainingConfig(Settings):
     )
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    max_first_token_kl: float = Field(
+        2.0,
+        gt=0,
+        description="nats; the first step is refused if the mean KL of the first response token is "
+        "above this and ten times the median of the others: the teacher expects another beginning",
+    )
     tokens_per_microbatch: int = Field(16384, ge=1, description="prompt + response tokens, padded")
     activation_checkpointing: bool = Field(
         False, description="recompute each layer in the backward pass: less memory, a third slower"

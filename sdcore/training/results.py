@@ -20,7 +20,7 @@ _COLUMNS = (
     "loss", "grad_norm", "learning_rate", "rollouts", "tokens", "mean_length", "entropy",
     "first_token_kl", "logprob_drift", "logprob_drift_max", "padding_share", "seconds",
 )  # fmt: skip
-FIRST_TOKEN_KL, FIRST_TOKEN_RATIO = 2.0, 10.0  # nats, times; see `require_paired_start`
+FIRST_TOKEN_RATIO = 10.0  # see `require_paired_start`
 MISMATCH = {torch.float32: 0.01, torch.bfloat16: 0.2}  # nats; see `require_agreement`
 
 
@@ -187,10 +187,10 @@ def require_finite(examples: Sequence[Example], passes: Sequence[Pass], grad_nor
     )
 
 
-def require_paired_start(signals: Sequence[TokenSignals]) -> None:
+def require_paired_start(signals: Sequence[TokenSignals], bound: float) -> None:
     """Refuse a teacher that expects another beginning of the response than the student writes.
 
-    The first token is an outlier if its mean KL is above `FIRST_TOKEN_KL` nats and above
+    The first token is an outlier if its mean KL is above the `bound` in nats and above
     `FIRST_TOKEN_RATIO` times the median KL of all later tokens. Seen before any training: 1e-5
     nats (tiny-solver), 0.2 to 0.5 (SmolLM2-135M as it is, GSM8K, four contexts), but 4.4 for a
     teacher that expects a thought where the student has none. Trained on, such a student soon opens
@@ -204,16 +204,16 @@ def require_paired_start(signals: Sequence[TokenSignals]) -> None:
         return
     later_T = torch.cat([each.kl[1:] for each in signals if each.kl is not None])
     usual = float(later_T.median()) if len(later_T) else 0.0
-    if first > max(FIRST_TOKEN_KL, FIRST_TOKEN_RATIO * usual):
+    if first > max(bound, FIRST_TOKEN_RATIO * usual):
         raise TrainingError(
             "the teacher expects another beginning of the response than the student",
             got=f"a mean KL of {first:.3g} nats at the first token; the median of the later tokens "
             f"is {usual:.2g}",
-            expected=f"at most {FIRST_TOKEN_KL:g} nats, or {FIRST_TOKEN_RATIO:g} times the median",
+            expected=f"at most {bound:g} nats, or {FIRST_TOKEN_RATIO:g} times the median",
             fix="let the teacher prompt end as the student prompt does: compare "
             "contexts.teacher_prompt_ids with rollouts.prompt_ids. If the context itself asks for "
-            "another beginning, word prompts.teacher so that it asks for the student's form. "
-            "Nothing was trained",
+            "another beginning, word prompts.teacher so that it asks for the student's form, or raise "
+            "training.max_first_token_kl. Nothing was trained",
         )
 
 

@@ -113,7 +113,8 @@ class Trainer:
         try:
             results.require_finite(examples, passes, norm)
             if self._optimizer.step == 0:
-                results.require_paired_start(results.signals_of(examples, passes))
+                signals = results.signals_of(examples, passes)
+                results.require_paired_start(signals, self._training.max_first_token_kl)
         except TrainingError:
             self._optimizer.discard()
             raise

@@ -107,6 +107,7 @@ learning_rate = 1e-2
 [training]
 rounds = 2
 questions_per_round = 2
+max_first_token_kl = 9.0  # three steps of warm-up teach no teacher how to begin
 [training.lora]
 rank = 4
 alpha = 8

@@ -28,7 +28,7 @@ def sdcore(tmp_path, monkeypatch):
         runs.append(settings.experiment_id)
 
     def call(*arguments: object, workspace="runs") -> str:
-        monkeypatch.setattr(main, "_run", stored)
+        monkeypatch.setattr(main, "run_experiment", stored)
         where = ["--workspace", str(tmp_path / workspace)]
         CliRunner().invoke(main.app, [*map(str, arguments), *where], catch_exceptions=False)
         return runs[-1]
@@ -97,7 +97,9 @@ def test_comments_descriptions_defaults_and_the_preflight_are_no_change(sdcore, 
 
 
 def test_a_file_whose_run_never_started_may_change(tmp_path, monkeypatch, file, sdcore):
-    monkeypatch.setattr(main, "_run", lambda *_, **__: None)  # it failed before its first row
+    monkeypatch.setattr(
+        main, "run_experiment", lambda *_, **__: None
+    )  # it failed before its first row
     CliRunner().invoke(main.app, ["run", str(file), "--workspace", str(tmp_path / "runs")])
     edit(file, "rounds = 20", "rounds = 21")
     assert sdcore("run", file)

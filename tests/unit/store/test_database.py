@@ -122,7 +122,8 @@ def test_once_closed_the_file_alone_is_complete(store):
         from pathlib import Path
         from sdcore.store.database import Store
         from tests.unit.store.test_database import frame, problem
-        Store(Path(sys.argv[1])).append_missing(problems=frame(problem(0)))
+        with Store(Path(sys.argv[1])) as store:
+            store.append_missing(problems=frame(problem(0)))
     """
     subprocess.run([sys.executable, "-c", script, str(store.path)], check=True)
     assert not store.path.with_name(f"{store.path.name}.wal").exists()

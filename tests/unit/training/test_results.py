@@ -92,7 +92,7 @@ def with_kl(*responses):
 )
 def test_an_outlier_at_the_first_token_stops_the_run(responses):
     with pytest.raises(TrainingError, match="another beginning of the response") as caught:
-        results.require_paired_start(with_kl(*responses))
+        results.require_paired_start(with_kl(*responses), 2.0)
     mean = sum(kl[0] for kl in responses) / len(responses)
     assert f"a mean KL of {mean:.3g} nats" in caught.value.got
     assert "2 nats" in caught.value.expected and "teacher_prompt_ids" in caught.value.fix
@@ -109,8 +109,8 @@ def test_an_outlier_at_the_first_token_stops_the_run(responses):
     ],
 )
 def test_contexts_that_move_the_first_token_no_more_than_others_pass(responses):
-    results.require_paired_start(with_kl(*responses))
-    results.require_paired_start([each._replace(kl=None) for each in with_kl(*responses)])
+    results.require_paired_start(with_kl(*responses), 2.0)
+    results.require_paired_start([each._replace(kl=None) for each in with_kl(*responses)], 2.0)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 0.01), (torch.bfloat16, 0.2)])
