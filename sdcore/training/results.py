@@ -212,8 +212,8 @@ def require_paired_start(signals: Sequence[TokenSignals], bound: float) -> None:
             expected=f"at most {bound:g} nats, or {FIRST_TOKEN_RATIO:g} times the median",
             fix="let the teacher prompt end as the student prompt does: compare "
             "contexts.teacher_prompt_ids with rollouts.prompt_ids. If the context itself asks for "
-            "another beginning, word prompts.teacher so that it asks for the student's form, or raise "
-            "training.max_first_token_kl. Nothing was trained",
+            "another beginning, word prompts.teacher so that it asks for the student's form, or "
+            "raise training.max_first_token_kl. Nothing was trained",
         )
 
 
