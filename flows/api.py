@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,6 +121,12 @@ class Run:
         """The settings that it was started with."""
         return Experiment.model_validate_json(self._rows("experiments")["config"][0])
 
+    @property
+    def started(self) -> datetime:
+        """When the run was first started, in UTC."""
+        started: datetime = self._rows("experiments")["created_at"][0]
+        return started
+
     def rollouts(self) -> pl.DataFrame:
         """Rows of the table `rollouts`."""
         return self._rows("rollouts")
@@ -190,7 +197,8 @@ class Champion:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, "solver")
             given = warmed_up if run.experiment.warmup else None
-            save_solver(target, run.experiment, run.root / self.path, given)
+            day = run.started.date()
+            save_solver(target, run.experiment, run.root / self.path, day, given)
             return Solver(target)
 
 
