@@ -4,10 +4,16 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VLLM   := .venv-vllm
 
-.PHONY: run test test-browser test-kills lint bench vllm clean
+.PHONY: run check test test-browser test-kills lint unit bench vllm clean
 
 run: $(READY)  ## the main job: three kinds of feedback compared, in minutes
 	$(BIN)/sdcore run quickstart
+
+check: $(READY)  ## lint, types, layers and unit tests, side by side
+	@$(MAKE) --jobs=2 --output-sync=target lint unit
+
+unit: $(READY)
+	$(BIN)/python -m pytest tests/unit
 
 test: $(READY) lint  ## all but the next two; with `make vllm` before, a real vLLM server too
 	$(BIN)/python -m pytest -m "not browser and not kills"

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,11 +121,11 @@ class Run:
         """The settings that it was started with."""
         return Experiment.model_validate_json(self._rows("experiments")["config"][0])
 
-    @property
-    def started(self) -> datetime:
-        """When the run was first started, in UTC."""
-        started: datetime = self._rows("experiments")["created_at"][0]
-        return started
+    @cached_property
+    def started(self) -> date:
+        """The UTC day of the first start, which prompts render as today."""
+        day: datetime = self._rows("experiments")["created_at"][0]
+        return day.date()
 
     def rollouts(self) -> pl.DataFrame:
         """Rows of the table `rollouts`."""
@@ -197,8 +197,7 @@ class Champion:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, "solver")
             given = warmed_up if run.experiment.warmup else None
-            day = run.started.date()
-            save_solver(target, run.experiment, run.root / self.path, day, given)
+            save_solver(target, run.experiment, run.root / self.path, run.started, given)
             return Solver(target)
 
 

@@ -1,4 +1,4 @@
-"""The last stage: conditions compared, the chosen policies registered, the report written."""
+"""The last stage: compare the conditions, register the chosen policies, write the report."""
 
 import polars as pl
 from matplotlib.figure import Figure
@@ -9,6 +9,7 @@ from sdcore.analysis import comparison
 from sdcore.reports import plots
 from sdcore.reports.experiment import write_report
 from tasks.run.condition_run import ConditionRun
+from tasks.run.progress import note
 from tasks.tracking import artifacts, champions
 
 
@@ -16,19 +17,23 @@ from tasks.tracking import artifacts, champions
 def compare(base: ConditionRun) -> int:
     """Store the paired differences, register the champions, write the report and log it all.
 
+    What trained nothing is named in a warning, the last that the run says.
+
     Returns:
         How many differences there are.
     """
     experiment_id = base.experiment.experiment_id
-    differences = comparison.comparisons(base.store, experiment_id)
-    base.store.append_missing(comparisons=differences)
+    differences, by_seed = comparison.comparisons(base.store, experiment_id)
+    base.store.append_missing(comparisons=differences, seed_differences=by_seed)
     table, curves = log_comparison(base)
     artifacts.publish(base, table, curves)
+    for condition, text in comparison.warnings(base.store, experiment_id).iter_rows():
+        note(f"WARNING: {condition}: {text}")
     return len(differences)
 
 
 def log_comparison(base: ConditionRun) -> tuple[pl.DataFrame, Figure]:
-    """Write the report and log what the tables say to MLflow: summary, curves and champions.
+    """Write the report, and log summary, curves and champions to MLflow.
 
     Returns:
         Summary and learning curves.
@@ -36,8 +41,8 @@ def log_comparison(base: ConditionRun) -> tuple[pl.DataFrame, Figure]:
     experiment, experiment_id = base.experiment, base.experiment.experiment_id
     table = comparison.summary(base.store, experiment_id)
     report = write_report(base.store, experiment_id, base.root / "reports")
-    scores = base.store.rows("scores", experiment_id=experiment_id)
-    curves = plots.learning_curves(scores, list(experiment.conditions))
+    points = comparison.curves(base.store, experiment_id)
+    curves = plots.learning_curves(points, list(experiment.conditions))
     champions.register(base)
     with base.session.tracking() as tracking:
         tracking.log_summary(experiment, table)

@@ -5,7 +5,7 @@ import time
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.analysis.metrics import score
+from sdcore.analysis.scoring import score
 from sdcore.rollouts import Rollout
 from sdcore.store.schema import TABLES
 from tasks.run.condition_run import ConditionRun, StoredPolicy
@@ -40,7 +40,7 @@ def evaluate(run: ConditionRun, policy: StoredPolicy, split: str) -> float:
     start = time.perf_counter()
     known = stored_rollouts(run, policy, split)
     rollouts = sample_missing(run, policy, split, run.problems(split), samples, known)
-    numbers = score(Rollout.to_frame(rollouts), k=samples, settings=settings)
+    scored = score(Rollout.to_frame(rollouts), k=samples, settings=settings)
     before = run.columns | {"round": policy.round}
     row = run.columns | {
         "score_id": key,
@@ -50,7 +50,10 @@ def evaluate(run: ConditionRun, policy: StoredPolicy, split: str) -> float:
         "sampled_tokens": run.store.query(_SAMPLED, before).item(),
         "seconds": time.perf_counter() - start,
     }
-    run.store.append_missing(scores=TABLES["scores"].frame([row | numbers]))
-    average = float(numbers["avg_at_k"])
+    run.store.append_missing(
+        scores=TABLES["scores"].frame([row | scored.columns]),
+        problem_scores=scored.problem_rows(row),
+    )
+    average = float(scored.columns["avg_at_k"])
     note(f"{run.label} after {policy.round} rounds: {split} avg@{samples} {average:.1%}")
     return average

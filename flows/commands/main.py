@@ -222,7 +222,9 @@ def _summary(root: Path, experiment_id: str) -> dict[str, pl.DataFrame]:
     return {
         "summary": comparison.summary(store, experiment_id),
         "comparisons": store.rows("comparisons", experiment_id=experiment_id),
+        "seed_differences": store.rows("seed_differences", experiment_id=experiment_id),
         "signals": comparison.signal_summary(store, experiment_id),
+        "warnings": comparison.warnings(store, experiment_id),
     }
 
 

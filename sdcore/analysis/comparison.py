@@ -1,32 +1,86 @@
-"""The paper's table from stored rollouts: checkpoints chosen on validation, paired differences.
+"""The paper's table from stored scores: checkpoints chosen on validation, paired differences.
 
-All intervals are bootstraps over problems of per-problem values that are averaged over seeds first:
-a problem is the unit that a new test set would redraw.
+Conditions are compared on the same problems with the same seeds, so a difference is taken per
+problem and seed; its interval covers other problems and, with two seeds or more, other seeds. The
+base has one policy and no seed of its own: gains over it have the seeds of the condition. What no
+update has changed is never compared: a condition or seed that trained nothing is named instead.
 """
 
 from dataclasses import dataclass
+from itertools import combinations
 
+import numpy as np
 import polars as pl
-import polars.selectors as cs
 
-from sdcore.analysis.metrics import METRICS, interval, per_problem
+from sdcore.analysis.intervals import Array, Interval, grid_mean
+from sdcore.analysis.metrics import METRICS, SHARE
 from sdcore.analysis.signal_stats import REGIONS, correct_rollouts, region_advantages
-from sdcore.config import EvaluationConfig, Experiment
+from sdcore.config import Experiment
 from sdcore.errors import DataError
 from sdcore.store.database import Store
+from sdcore.store.schema import TABLES
 
 BASE = "base"
-TOKEN_TOLERANCE = 1.1  # equal sampled tokens means within ten per cent of the cheapest condition's
-_RUN = ("condition", "seed", "round")
+IDLE = "trained nothing"
+BUDGETS = ("epochs", "tokens")
+
+_POLICY = ("condition", "seed", "round")
+_SCORED = """
+    SELECT p.condition, p.seed, p.round, p.problem_id, p.avg_at_k, p.maj_at_k, p.pass_at_k
+    FROM problem_scores p SEMI JOIN scores USING (score_id)
+    WHERE p.experiment_id = ? AND p.split = 'test'
+"""
+_TRAINED = """
+    SELECT condition, seed, min(round) FILTER (trained) AS first_round, count(*) AS rounds,
+           count(*) FILTER (NOT trained) AS idle
+    FROM trained_rounds WHERE experiment_id = ? GROUP BY ALL ORDER BY ALL
+"""
+_SIGNALS = """
+    SELECT s.condition, s.round, s.rollout_id, r.problem_id, s.region, s.advantage, r.correct
+    FROM token_signals s JOIN rollouts r USING (rollout_id)
+    WHERE s.experiment_id = ? AND r.purpose = 'train'
+    ORDER BY s.rollout_id, s.position
+"""
 
 
 @dataclass(frozen=True)
 class Results:
-    """The scores of an experiment and the test metrics of every scored policy per problem."""
+    """The stored results of an experiment.
+
+    `scores` has no checkpoints whose weights no update has changed, `problems` the test metrics of
+    every policy per problem, `chosen` the rows of the view `chosen_checkpoints`, and `trained`
+    what each condition and seed trained: columns condition, seed, first_round (null: nothing),
+    rounds, idle.
+    """
 
     experiment: Experiment
     scores: pl.DataFrame
-    test: pl.DataFrame
+    problems: pl.DataFrame
+    chosen: pl.DataFrame
+    trained: pl.DataFrame
+
+    def checkpoints(self, condition: str, budget: str) -> pl.DataFrame:
+        """Return condition, seed and round of the policies that stand for a condition."""
+        if condition == BASE:
+            return self.scores.filter(split="test", condition=BASE).select(_POLICY)
+        return self.chosen.filter(condition=condition, budget=budget).select(_POLICY)
+
+    def mid_schedule(self, condition: str) -> bool:
+        """Return whether equal sampled tokens end before the condition's schedule does."""
+        rows = self.chosen.filter(condition=condition, budget="tokens", mid_schedule=True)
+        return len(rows) > 0
+
+    def idle_seeds(self, condition: str) -> list[int]:
+        """Return the seeds of a condition that have finished rounds and trained nothing."""
+        rows = self.trained.filter(pl.col("first_round").is_null(), condition=condition)
+        return rows["seed"].to_list()
+
+    def interval(
+        self, values_PS: Array, condition: str, limits: tuple[float, float] = (-1.0, 1.0)
+    ) -> Interval:
+        """Return mean and interval of a grid of values of a condition."""
+        confidence = self.experiment.evaluation.confidence
+        return grid_mean(values_PS, confidence, fixed=condition == BASE, limits=limits)
 
 
 def results(store: Store, experiment_id: str) -> Results:
@@ -38,173 +92,263 @@ def results(store: Store, experiment_id: str) -> Results:
     rows = store.rows("experiments", experiment_id=experiment_id)
     if not len(rows):
         raise DataError("no such experiment", got=experiment_id, fix="`sdcore list` names them")
-    rollouts = store.query(
-        "SELECT condition, seed, round, problem_id, sample_index, answer, correct FROM rollouts "
-        "WHERE experiment_id = ? AND purpose = 'test'",
-        [experiment_id],
-    )
+    trained = store.query(_TRAINED, [experiment_id])
+    scores = store.rows("scores", experiment_id=experiment_id)
     return Results(
         experiment=Experiment.model_validate_json(rows["config"][0]),
-        scores=store.rows("scores", experiment_id=experiment_id),
-        test=per_problem(rollouts, by=_RUN),
+        scores=_changed(scores, trained),
+        problems=store.query(_SCORED, [experiment_id]),
+        chosen=store.query("FROM chosen_checkpoints WHERE experiment_id = ?", [experiment_id]),
+        trained=trained,
     )
 
 
 def summary(store: Store, experiment_id: str) -> pl.DataFrame:
-    """One row a condition and way of choosing its checkpoint, base first, ready to print.
+    """Return one row per condition and way of choosing its checkpoint, base first.
 
     `validation` rows are chosen on validation and scored once on test; `optimistic` rows are the
-    best test checkpoint for each metric by itself, as the paper reports, and biased upwards.
+    best test checkpoint for each metric by itself, as the paper reports, and biased upwards. A
+    condition that trained nothing has rows without numbers. `covers` is the variation that the
+    intervals cover, `note` what was left out.
     """
     found = results(store, experiment_id)
-    chosen = chosen_rounds(found.scores)
-    rows = [_row(found, BASE, "untrained", dict.fromkeys(METRICS, _base_rounds(found)))]
+    base = found.checkpoints(BASE, "epochs")
+    rows = [_row(found, BASE, "untrained", dict.fromkeys(METRICS, base))] if len(base) else []
     for condition in found.experiment.conditions:
-        own = chosen.filter(condition=condition)
+        own = found.checkpoints(condition, "epochs")
         if len(own):
             best = {metric: best_test_rounds(found.scores, condition, metric) for metric in METRICS}
             rows.append(_row(found, condition, "validation", dict.fromkeys(METRICS, own)))
             rows.append(_row(found, condition, "optimistic", best))
-    return pl.DataFrame(rows)
+        elif found.idle_seeds(condition):
+            rows.append({"condition": condition, "checkpoint": "validation", "note": IDLE})
+            rows.append({"condition": condition, "checkpoint": "optimistic", "note": IDLE})
+    return pl.DataFrame(rows, schema=_SUMMARY, orient="row")
 
 
-def comparisons(store: Store, experiment_id: str) -> pl.DataFrame:
-    """Rows of the `comparisons` table: every pair of conditions, and each against the base."""
+def comparisons(store: Store, experiment_id: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the rows of the tables `comparisons` and `seed_differences`.
+
+    Every pair of conditions that trained, and each against the base, on the seeds that both have.
+    A condition without a checkpoint within the budget is not compared at it.
+    """
     found = results(store, experiment_id)
-    budgets = {
-        "epochs": chosen_rounds(found.scores),
-        "tokens": chosen_rounds(found.scores, token_budget(found.scores)),
-    }
-    names = [BASE, *found.experiment.conditions]
-    rows = [
-        {"experiment_id": experiment_id, "condition": names[j], "baseline": names[i]}
-        | {"metric": metric, "budget": budget}
-        | _difference(found, chosen, names[j], names[i], metric)
-        for budget, chosen in budgets.items()
-        for i in range(len(names))
-        for j in range(i + 1, len(names))
-        for metric in METRICS
-    ]
-    # A condition that had no checkpoint within the budget cannot be compared at it.
-    return pl.DataFrame(rows).drop_nulls("difference")
+    means: list[dict[str, object]] = []
+    seeds: list[dict[str, object]] = []
+    for budget in BUDGETS:
+        for baseline, condition in combinations([BASE, *found.experiment.conditions], 2):
+            paired = _paired_checkpoints(found, condition, baseline, budget)
+            if not len(paired):
+                continue
+            pair = {"experiment_id": experiment_id, "condition": condition, "baseline": baseline}
+            caveat = _caveat(found, paired, (condition, baseline), budget)
+            for metric in METRICS:
+                names = pair | {"metric": metric, "budget": budget}
+                difference_PS = _differences(found, paired, condition, baseline, metric)
+                mean = found.interval(difference_PS, condition)
+                means.append(
+                    names
+                    | {"difference": mean.value, "low": mean.low, "high": mean.high}
+                    | {"covers": mean.covers, "seeds": len(paired), "caveat": caveat}
+                )
+                seeds += [
+                    names | row | {"difference": float(difference)}
+                    for row, difference in zip(
+                        paired.to_dicts(), difference_PS.mean(axis=0), strict=True
+                    )
+                ]
+    tables = TABLES["comparisons"], TABLES["seed_differences"]
+    return tables[0].frame(means), tables[1].frame(seeds)
+
+
+def curves(store: Store, experiment_id: str) -> pl.DataFrame:
+    """Return test accuracy against training, over seeds, for the learning curves.
+
+    Columns: condition, round, sampled_tokens, k, seeds, value, low, high, covers. Checkpoints whose
+    weights no update has changed are left out.
+    """
+    found = results(store, experiment_id)
+    test = found.scores.filter(split="test").sort("condition", "round", "seed")
+    rows = []
+    for (condition, round_), scores in test.group_by("condition", "round", maintain_order=True):
+        grid_PS = _grid(found, scores.select(_POLICY), "avg_at_k")
+        mean = found.interval(grid_PS, str(condition), SHARE)
+        rows.append(
+            {"condition": condition, "round": round_, "seeds": len(scores), "k": scores["k"][0]}
+            | {"sampled_tokens": scores["sampled_tokens"].mean()}
+            | {"value": mean.value, "low": mean.low, "high": mean.high, "covers": mean.covers}
+        )
+    return pl.DataFrame(rows, schema=_CURVES)
 
 
 def signal_summary(store: Store, experiment_id: str) -> pl.DataFrame:
-    """What the contexts say, by condition and round: where the advantage lies (nats a token).
+    """Return what the contexts say, by condition and round (nats per token).
 
     Mean advantage before, at and after the first wrong step of wrong rollouts, and on correct
-    rollouts the share of tokens below -0.1; each with an interval over rollouts.
+    rollouts the share of tokens to which the context objects; each with an interval over problems,
+    for the policies of these seeds.
     """
-    signals = store.query(
-        "SELECT s.condition, s.round, s.rollout_id, s.region, s.advantage, r.correct "
-        "FROM token_signals s JOIN rollouts r USING (rollout_id) "
-        "WHERE s.experiment_id = ? AND r.purpose = 'train' "
-        "ORDER BY s.rollout_id, s.position",
-        [experiment_id],
-    )
+    signals = store.query(_SIGNALS, [experiment_id])
     by = ["condition", "round"]
     settings = results(store, experiment_id).experiment.evaluation
     regions = region_advantages(signals, by, settings).pivot(
         "region", REGIONS, index=by, values=["mean", "low", "high"]
     )
-    correct = correct_rollouts(signals, by, settings).select(
-        *by, cs.starts_with("negative_share"), correct_mean="mean"
-    )
+    share = ["negative_share", "negative_share_low", "negative_share_high"]
+    correct = correct_rollouts(signals, by, settings).select(*by, *share, correct_mean="mean")
     return regions.join(correct, on=by, how="full", coalesce=True).sort(by)
 
 
-def chosen_rounds(scores: pl.DataFrame, max_tokens: float = float("inf")) -> pl.DataFrame:
-    """The checkpoint of each condition and seed that is best on validation, the earliest if tied.
-
-    Only checkpoints that had sampled at most `max_tokens` training tokens compete; the base is
-    not a candidate. Columns: condition, seed, round.
-    """
-    candidates = scores.filter(
-        pl.col("split") == "validation",
-        pl.col("condition") != BASE,
-        pl.col("sampled_tokens") <= max_tokens,
-    )
-    ranked = candidates.sort("avg_at_k", "round", descending=[True, False])
-    return ranked.group_by("condition", "seed").first().select(_RUN).sort(_RUN)
+def warnings(store: Store, experiment_id: str) -> pl.DataFrame:
+    """Return what trained nothing: columns condition and warning, no row where all trained."""
+    trained = results(store, experiment_id).trained
+    found: list[tuple[str, str]] = []
+    for (condition,), rows in trained.group_by("condition", maintain_order=True):
+        name, idle = str(condition), rows.filter(pl.col("first_round").is_null())["seed"].to_list()
+        rounds, total = rows["idle"].sum(), rows["rounds"].sum()
+        if len(idle) == len(rows):
+            found.append((name, f"{IDLE}: no update in {total} rounds; not compared"))
+        elif idle:
+            found.append((name, f"{_seeds(idle)} {IDLE}: left out of every mean"))
+        if rounds and len(idle) < len(rows):
+            found.append((name, f"{rounds} of {total} rounds {IDLE}"))
+    schema = {"condition": pl.String(), "warning": pl.String()}
+    return pl.DataFrame(found, schema=schema, orient="row")
 
 
 def best_test_rounds(scores: pl.DataFrame, condition: str, metric: str) -> pl.DataFrame:
-    """The round of a condition with the best mean test metric over seeds. Columns as above."""
+    """Return the policies of a condition at its round with the best mean test metric over seeds.
+
+    Columns: condition, seed, round.
+    """
     test = scores.filter(split="test", condition=condition)
     means = (
         test.group_by("round")
         .agg(pl.col(metric).mean())
         .sort(metric, "round", descending=[True, False])
     )
-    return test.filter(round=means["round"][0]).select(_RUN).sort(_RUN)
+    return test.filter(round=means["round"][0]).select(_POLICY).sort(_POLICY)
 
 
-def token_budget(scores: pl.DataFrame) -> float:
-    """Training tokens that every condition may have sampled in the comparison at equal tokens."""
-    trained = scores.filter(pl.col("condition") != BASE)
-    finals = trained.group_by("condition").agg(pl.col("sampled_tokens").max())
-    return TOKEN_TOLERANCE * min(finals["sampled_tokens"].to_list(), default=0)
+def _changed(scores: pl.DataFrame, trained: pl.DataFrame) -> pl.DataFrame:
+    """Scores of the base, and of weights that an update has changed."""
+    first = trained.select("condition", "seed", "first_round")
+    joined = scores.join(first, on=["condition", "seed"], how="left", maintain_order="left")
+    changed = (pl.col("condition") == BASE) | (pl.col("round") > pl.col("first_round"))
+    return joined.filter(changed).drop("first_round")
 
 
-def _base_rounds(found: Results) -> pl.DataFrame:
-    return found.scores.filter(split="test", condition=BASE).select(_RUN)
+def _grid(found: Results, policies: pl.DataFrame, metric: str) -> Array:
+    """Values of a metric by problem and policy, [P, S], in the order of the policies."""
+    names = {name: policies[name].to_list() for name in _POLICY}
+    columns = [
+        found.problems.filter(condition=condition, seed=seed, round=round_).sort("problem_id")
+        for condition, seed, round_ in zip(*names.values(), strict=True)
+    ]
+    if any(not column["problem_id"].equals(columns[0]["problem_id"]) for column in columns):
+        raise DataError(
+            "policies were scored on different problems",
+            got=[len(column) for column in columns],
+            where=found.experiment.experiment_id,
+            fix="`sdcore resume` scores what is missing",
+        )
+    return np.stack([column[metric].to_numpy() for column in columns], axis=1)
 
 
-def _values(found: Results, rounds: pl.DataFrame, metric: str) -> pl.DataFrame:
-    """Per-problem values of a metric, averaged over the seeds of the chosen policies."""
-    policies = found.test.join(rounds, on=_RUN)
-    return (
-        policies.group_by("problem_id").agg(pl.col(metric).mean().alias("value")).sort("problem_id")
-    )
+def _paired_checkpoints(found: Results, condition: str, baseline: str, budget: str) -> pl.DataFrame:
+    """Seed, round and baseline_round of the policies to compare; the base pairs with any seed."""
+    one, other = (found.checkpoints(name, budget) for name in (condition, baseline))
+    theirs = other.select("seed", baseline_round="round")
+    if baseline == BASE:
+        pairs = one.join(theirs.drop("seed"), how="cross")
+    else:
+        pairs = one.join(theirs, on="seed")
+    return pairs.sort("seed").select("seed", "round", "baseline_round")
+
+
+def _differences(
+    found: Results, paired: pl.DataFrame, condition: str, baseline: str, metric: str
+) -> Array:
+    """Differences per problem and seed, [P, S]."""
+    mine = paired.select(pl.lit(condition).alias("condition"), "seed", "round")
+    if baseline == BASE:
+        theirs = found.checkpoints(BASE, "epochs")  # one policy, the same for every seed
+    else:
+        theirs = paired.select(pl.lit(baseline).alias("condition"), "seed", round="baseline_round")
+    return _grid(found, mine, metric) - _grid(found, theirs, metric)
+
+
+def _caveat(
+    found: Results, paired: pl.DataFrame, names: tuple[str, str], budget: str
+) -> str | None:
+    if budget != "tokens":
+        return None
+    total = found.experiment.training.rounds
+    rounds = dict(zip(names, ("round", "baseline_round"), strict=True))
+    cut = [
+        f"{name} at round {_listed(paired[rounds[name]].to_list())} of {total}"
+        for name in names
+        if found.mid_schedule(name)
+    ]
+    if not cut:
+        return None
+    return f"{' and '.join(cut)}: in the middle of its schedule, not a run planned for this budget"
 
 
 def _row(
     found: Results, condition: str, checkpoint: str, rounds: dict[str, pl.DataFrame]
 ) -> dict[str, object]:
-    settings = found.experiment.evaluation
-    of_avg = found.scores.filter(split="test").join(rounds["avg_at_k"], on=_RUN)
+    policies = rounds["avg_at_k"]
+    of_avg = found.scores.filter(split="test").join(policies, on=_POLICY)
+    idle = [] if condition == BASE else found.idle_seeds(condition)
     row: dict[str, object] = {
         "condition": condition,
         "checkpoint": checkpoint,
-        "seeds": len(of_avg),
+        "seeds": len(policies),
         "rounds": " ".join(dict.fromkeys("/".join(map(str, rounds[m]["round"])) for m in METRICS)),
-        "k": settings.samples,
+        "k": found.experiment.evaluation.samples,
         "problems": of_avg["problems"].max(),
+        "note": f"{_seeds(idle)} {IDLE}" if idle else "",
     }
     for metric in METRICS:
-        row |= _with_interval(metric, _values(found, rounds[metric], metric)["value"], settings)
-    row |= _gain(found, rounds["avg_at_k"], condition)
+        mean = found.interval(_grid(found, rounds[metric], metric), condition, SHARE)
+        row |= _columns(metric, mean) | {"covers": mean.covers}
+    if condition != BASE:
+        base = _grid(found, found.checkpoints(BASE, "epochs"), "avg_at_k")
+        gain_PS = _grid(found, policies, "avg_at_k") - base
+        row |= _columns("gain", found.interval(gain_PS, condition))
     for column in ("mean_length", "format_rate", "sampled_tokens"):
         row[column] = of_avg[column].mean()
     return row
 
 
-def _gain(found: Results, rounds: pl.DataFrame, condition: str) -> dict[str, object]:
-    """Difference to the base in avg@k, with its interval; empty for the base itself."""
-    if condition == BASE:
-        return dict.fromkeys(("gain", "gain_low", "gain_high"))
-    difference = _paired(found, rounds, _base_rounds(found), "avg_at_k")
-    return _with_interval("gain", difference, found.experiment.evaluation)
+def _columns(name: str, mean: Interval) -> dict[str, float]:
+    return {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
 
 
-def _difference(
-    found: Results, chosen: pl.DataFrame, condition: str, baseline: str, metric: str
-) -> dict[str, object]:
-    settings = found.experiment.evaluation
-    rounds = [
-        _base_rounds(found) if name == BASE else chosen.filter(condition=name)
-        for name in (condition, baseline)
-    ]
-    values = _with_interval("x", _paired(found, rounds[0], rounds[1], metric), settings)
-    return {"difference": values["x"], "low": values["x_low"], "high": values["x_high"]}
+def _seeds(seeds: list[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
-def _paired(found: Results, one: pl.DataFrame, other: pl.DataFrame, metric: str) -> pl.Series:
-    """Per-problem differences: both policies answered the same problems."""
-    pairs = _values(found, one, metric).join(_values(found, other, metric), on="problem_id")
-    return pairs["value"] - pairs["value_right"]
+def _listed(rounds: list[int]) -> str:
+    """The rounds, once where all are the same: "2" or "2/2/4"."""
+    return str(rounds[0]) if len(set(rounds)) == 1 else "/".join(map(str, rounds))
 
 
-def _with_interval(name: str, values_P: pl.Series, settings: EvaluationConfig) -> dict[str, object]:
-    low, high = interval(values_P.to_numpy(), settings.confidence, settings.resamples)
-    return {name: values_P.mean(), f"{name}_low": low, f"{name}_high": high}
+_NUMBERS = [f"{name}{end}" for name in (*METRICS, "gain") for end in ("", "_low", "_high")] + [
+    "mean_length",
+    "format_rate",
+    "sampled_tokens",
+]
+_SUMMARY = pl.Schema(
+    dict.fromkeys(("condition", "checkpoint"), pl.String())
+    | {"seeds": pl.Int64(), "rounds": pl.String(), "k": pl.Int64(), "problems": pl.Int64()}
+    | dict.fromkeys(_NUMBERS, pl.Float64())
+    | dict.fromkeys(("covers", "note"), pl.String())
+)
+_CURVES = pl.Schema(
+    {"condition": pl.String(), "round": pl.Int64(), "seeds": pl.Int64(), "k": pl.Int64()}
+    | {"sampled_tokens": pl.Float64()}
+    | dict.fromkeys(("value", "low", "high"), pl.Float64())
+    | {"covers": pl.String()}
+)

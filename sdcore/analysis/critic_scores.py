@@ -1,31 +1,29 @@
-"""How good a critic is, from its critiques of solutions whose first wrong step is known."""
-
-from typing import Any
+"""Scores of a critic, from its critiques of solutions whose first wrong step is known."""
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy import stats
 
-from sdcore.analysis.metrics import interval
+from sdcore.analysis.intervals import Array, bootstrap
 from sdcore.config import EvaluationConfig
 
 Vector = NDArray[np.float64]
+Numbers = dict[str, float | int | None]
 
 
-def critic_scores(trials: pl.DataFrame, settings: EvaluationConfig) -> dict[str, Any]:
-    """Scores in the manner of ProcessBench (arXiv 2412.06559), with bootstrap intervals.
+def critic_scores(trials: pl.DataFrame, settings: EvaluationConfig) -> Numbers:
+    """Return scores as ProcessBench (arXiv 2412.06559) defines them, with bootstrap intervals.
 
     `error_accuracy` is the share of wrong solutions whose first wrong step is named, and
     `correct_accuracy` the share of right ones in which no step is; `f1` is their harmonic mean.
-    What the critic claims counts there, whether its critique is valid or not; where nothing could
-    be made out it has found nothing. `false_alarms` are right solutions in which a step is called
-    wrong, `validity` the share of critiques that may be trained on. An interval is None where
-    there is nothing to resample.
+    The critic's claim counts there even if its critique is invalid; an unreadable answer claims
+    nothing and is a miss. `false_alarms` is the share of right solutions in which a step is called
+    wrong, `validity` the share of critiques that may be trained on. Intervals cover other
+    solutions; they are None where there is nothing to resample.
 
     Args:
         trials: columns truth, verdict, claimed, valid, repaired, attempts, prompt_tokens, tokens
-            and cost, a row a solution; truth and claimed are steps from 1, null for none.
+            and cost, one row per solution; truth and claimed are steps from 1, null for none.
         settings: confidence and resamples.
     """
     answered = pl.col("verdict").is_not_null()
@@ -42,13 +40,15 @@ def critic_scores(trials: pl.DataFrame, settings: EvaluationConfig) -> dict[str,
         "validity": marked["valid"],
         "repaired": marked["repaired"].is_not_null(),
     }
-    row: dict[str, Any] = {"wrong_solutions": len(wrong), "right_solutions": len(right)}
+    row: Numbers = {
+        "wrong_solutions": len(wrong),
+        "right_solutions": len(right),
+    }
     row |= _with_interval("f1", _f1(_vector(wrong["hit"]), _vector(right["hit"]), settings))
     for name, values in shares.items():
-        low, high = interval(_vector(values), settings.confidence, settings.resamples)
-        row |= _with_interval(name, (_mean(_vector(values)), low, high))
+        row |= _with_interval(name, _share(_vector(values), settings))
     for name in ("attempts", "prompt_tokens", "tokens", "cost"):
-        row[name] = marked[name].sum()
+        row[name] = float(marked[name].sum()) if name == "cost" else int(marked[name].sum())
     return row
 
 
@@ -57,30 +57,35 @@ def harmonic_mean(a: Vector, b: Vector) -> Vector:
     return np.asarray(2 * a * b / np.maximum(a + b, np.finfo(np.float64).tiny))
 
 
-def _f1(wrong: Vector, right: Vector, settings: EvaluationConfig) -> tuple[float, float, float]:
-    """F1 with its interval; wrong and right solutions are resampled apart."""
-    if min(len(wrong), len(right)) < 2:
-        return np.nan, np.nan, np.nan
+def _f1(wrong_N: Vector, right_M: Vector, settings: EvaluationConfig) -> Array:
+    """F1 with its bounds; wrong and right solutions are resampled apart."""
+    if min(len(wrong_N), len(right_M)) < 2:
+        return np.full(3, np.nan)
 
-    def statistic(a: Vector, b: Vector, axis: int = -1) -> Vector:
-        return harmonic_mean(a.mean(axis), b.mean(axis))
+    def statistic(wrong_RN: Array, right_RM: Array) -> Array:
+        hits = wrong_RN @ wrong_N / len(wrong_N), right_RM @ right_M / len(right_M)
+        return harmonic_mean(*hits)[:, None]
 
-    found = stats.bootstrap(
-        (wrong, right), statistic, confidence_level=settings.confidence,
-        n_resamples=settings.resamples, method="percentile", rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return float(statistic(wrong, right)), float(found.low), float(found.high)
+    sizes = [len(wrong_N), len(right_M)]
+    return np.asarray(bootstrap(statistic, sizes, settings.confidence, settings.resamples)[0])
+
+
+def _share(values_N: Vector, settings: EvaluationConfig) -> Array:
+    if not len(values_N):
+        return np.full(3, np.nan)
+
+    def statistic(counts_RN: Array) -> Array:
+        return (counts_RN @ values_N / len(values_N))[:, None]
+
+    size, rule = [len(values_N)], (settings.confidence, settings.resamples)
+    return np.asarray(bootstrap(statistic, size, *rule)[0])
 
 
 def _vector(values: pl.Series) -> Vector:
     return values.cast(pl.Float64).to_numpy()
 
 
-def _mean(values: Vector) -> float:
-    return float(values.mean()) if len(values) else np.nan
-
-
-def _with_interval(name: str, found: tuple[float, float, float]) -> dict[str, float | None]:
-    """The value and its bounds; None where they are not a number, which JSON does not know."""
+def _with_interval(name: str, bounds: Array) -> Numbers:
+    """The value and its bounds; None where they are NaN, which JSON does not know."""
     names = (name, f"{name}_low", f"{name}_high")
-    return {key: None if np.isnan(value) else value for key, value in zip(names, found)}
+    return {key: None if np.isnan(x) else float(x) for key, x in zip(names, bounds, strict=True)}

@@ -1,7 +1,7 @@
 """Does a context give this model a signal, and does it lie where the error is? With a verdict.
 
 All functions take the token rows of frozen rollouts, the same under every context: columns
-context, problem_id, rollout_id, position, token, region, advantage, kl, student_logprob,
+context, problem_id, rollout_id, position, token, start, region, advantage, kl, student_logprob,
 teacher_logprob, and of the rollout correct, text and the valid critique's corrected trace. The
 paper's claims are about these (arXiv 2606.11173). Intervals are bootstraps over problems.
 """
@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import polars as pl
 
 from sdcore.analysis.signal_stats import (
-    OBJECTION,
     auc_difference,
     error_auc,
     flawless,
@@ -20,12 +19,13 @@ from sdcore.analysis.signal_stats import (
     with_error,
 )
 from sdcore.config import EvaluationConfig
+from sdcore.store.sql_views import OBJECTION
 
 MEASURES = {
     "auc": "AUC of −advantage as a detector of the first wrong step's tokens; 0.5 is no signal",
     "error_auc": "the same for the error: the token where the trace leaves the corrected one, "
     "against the step tokens before it",
-    "before": "mean advantage before the first wrong step, nats a token",
+    "before": "mean advantage before the first wrong step, nats per token",
     "at": "mean advantage at the first wrong step",
     "after": "mean advantage after it",
     "error": "mean advantage of the error",
@@ -38,7 +38,7 @@ MEASURES = {
     "first_kl": "mean KL of the first token: large where the prompts ask for another beginning",
 }
 
-_BY, _CLUSTER = ("context",), "problem_id"
+_BY = ("context",)
 _COLUMNS = ("context", "measure", "value", "low", "high", "tokens", "rollouts")
 _TOKEN = ["rollout_id", "position"]
 _ADVANTAGE, _OTHER = pl.col("advantage"), pl.col("other")
@@ -51,20 +51,30 @@ _ERROR = {
 
 
 def with_errors(tokens: pl.DataFrame) -> pl.DataFrame:
-    """The token rows with the column `error`: the first token that the critic would not write.
+    """Return the token rows with the column `error`: the first token the critic would not write.
 
     That is the token, within the first wrong step, where the trace leaves the corrected trace. The
     other tokens of a wrong step are often right, so this is the sharper place to look.
     """
     wrong = tokens.filter(~pl.col("correct"), region="at").unique("rollout_id")
     leaves = {
-        row["rollout_id"]: _common(row["text"], row["corrected"])
+        row["rollout_id"]: _leaf(row["text"], row["corrected"])
         for row in wrong.iter_rows(named=True)
         if row["corrected"] is not None
     }
-    end = pl.col("token").str.len_chars().cum_sum().over(*_BY, "rollout_id", order_by="position")
-    leaf = pl.col("rollout_id").replace_strict(leaves, default=None, return_dtype=pl.Int64)
-    here = (end - pl.col("token").str.len_chars() <= leaf) & (leaf < end)
+    character, byte = (
+        pl.col("rollout_id").replace_strict(
+            {name: leaf[part] for name, leaf in leaves.items()}, default=None, return_dtype=pl.Int64
+        )
+        for part in (0, 1)
+    )
+    end = pl.col("start") + pl.col("token").str.len_chars()
+    holds = ((pl.col("start") <= character) & (character < end)).fill_null(False)
+    # A byte-level tokenizer may split the character: √ is E2 88 9A. Of the tokens that share it,
+    # the one that holds the first byte to differ; one byte each is assumed but for the last.
+    place = holds.cum_sum().over(*_BY, "rollout_id", order_by="position") - 1
+    count = holds.sum().over(*_BY, "rollout_id")
+    here = holds & (place == pl.min_horizontal(byte, count - 1))
     return tokens.with_columns(error=(here & (pl.col("region") == "at")).fill_null(False))
 
 
@@ -73,7 +83,7 @@ def measures(tokens: pl.DataFrame, settings: EvaluationConfig) -> pl.DataFrame:
 
     Columns: context, measure, value, low, high, tokens, rollouts.
     """
-    common = _BY, settings, _CLUSTER
+    common = _BY, settings
     regions = region_advantages(tokens, *common).rename({"region": "measure", "mean": "value"})
     aucs = {"auc": tokens, "error_auc": _up_to_errors(tokens)}
     correct = {"correct": _ADVANTAGE, "negative_share": _ADVANTAGE < OBJECTION}
@@ -120,7 +130,7 @@ def differences(tokens: pl.DataFrame, baseline: str, settings: EvaluationConfig)
 def _means(
     tokens: pl.DataFrame, settings: EvaluationConfig, of: Mapping[str, pl.Expr]
 ) -> pl.DataFrame:
-    return token_means(tokens, _BY, settings, of, _CLUSTER)
+    return token_means(tokens, _BY, settings, of)
 
 
 def _up_to_errors(tokens: pl.DataFrame) -> pl.DataFrame:
@@ -131,17 +141,21 @@ def _up_to_errors(tokens: pl.DataFrame) -> pl.DataFrame:
     return steps.with_columns(region=region)
 
 
-def _common(one: str, other: str) -> int:
-    """Characters that both texts begin with."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+def _leaf(text: str, corrected: str) -> tuple[int, int]:
+    """Where the text leaves the corrected one: the character, and the byte within it."""
+    pairs = enumerate(zip(text, corrected, strict=False))
+    shared = min(len(text), len(corrected))
+    character = next((i for i, (one, other) in pairs if one != other), shared)
+    one, other = (whole[character : character + 1].encode() for whole in (text, corrected))
+    byte = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+    return character, byte
 
 
 def _auc_differences(name: str, wrong: pl.DataFrame, settings: EvaluationConfig) -> pl.DataFrame:
     rows = []
     for (context,), mine in wrong.group_by(*_BY, maintain_order=True):
         theirs = mine.with_columns(advantage="other")
-        value, low, high = auc_difference(mine, theirs, settings, _CLUSTER)
+        value, low, high = auc_difference(mine, theirs, settings)
         counts = len(mine), mine["rollout_id"].n_unique()
         rows.append(dict(zip(_COLUMNS, (context, name, value, low, high, *counts), strict=True)))
     schema = _means(wrong.clear(), settings, {}).select(_COLUMNS).schema

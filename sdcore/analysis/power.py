@@ -1,18 +1,33 @@
 """What an experiment can show before it is run: its minimum detectable effect.
 
-Two policies answer the same P problems with K samples each, averaged over S seeds. The paired
-difference of their accuracies then has the variance (ω² + 2 σ² / (K S)) / P: ω² is the variance of
-the true difference over problems, σ² that of one sample around its problem's mean. The
-formula is that of Miller, Adding Error Bars to Evals, https://arxiv.org/abs/2411.00640, section 5.
+Two policies answer the same P problems with K samples each under S seeds. The difference d of one
+problem and seed has three variances, those of the intervals (`intervals.MeanSquares`):
+
+    problems   2 τ² (1 - r): τ² is the variance of problems' accuracies, r how far both policies
+               agree on which problems are hard
+    seeds      of the difference, δ² points squared: how much training runs differ by their seed
+    cells      2 σ² / K: σ² is the variance of one sample around its problem's accuracy
+
+τ² and σ² are measured on the untrained policy. r and δ show only after training, so the effect is
+stated for a range of them.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm
+from scipy.optimize import brentq
+from scipy.special import ndtr
+
+from sdcore.analysis.intervals import Array, MeanSquares, half_width
 
 POWER = 0.8
+AGREEMENT = 0.7
+"""r of the stated effects; in the quickstart the conditions agree to between 0.6 and 0.8."""
+SEED_DEVIATIONS = (0.0, 0.01, 0.02, 0.04)
+"""δ of the stated effects; in the quickstart it is up to 5 points, mostly 1 to 2."""
+
+_DRAWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -25,22 +40,21 @@ class Variance:
 
 @dataclass(frozen=True)
 class Detectable:
-    """The smallest true difference in accuracy that is found with the chance `POWER`.
+    """The smallest true difference in accuracy that is resolved with the chance `POWER`.
 
-    `shared` holds where an effect is the same on every problem (ω² = 0: only the sampling noise
-    of both sides is left), `unrelated` where the two policies solve unrelated problems (ω² is
-    twice the variance between problems). A real experiment lies in between.
+    `effect` by the seed deviation of the difference. With one seed there is one entry, for a
+    deviation of 0: it holds within this seed only.
     """
 
-    shared: float
-    unrelated: float
+    seeds: int
+    effect: dict[float, float]
 
 
 def variance(correct_PN: ArrayLike) -> Variance | None:
-    """Both parts of the variance from N samples of each of P problems, by the method of moments.
+    """Estimate both parts of the variance from N samples of each of P problems, by moments.
 
-    Each is unbiased, but that between problems is cut off at 0. None where there are fewer than
-    two problems or two samples, which do not tell the parts apart.
+    Each is unbiased, but that between problems is cut off at 0. None with fewer than two problems
+    or two samples, where the parts cannot be told apart.
     """
     correct = np.asarray(correct_PN, dtype=np.float64)
     problems, samples = correct.shape
@@ -54,16 +68,61 @@ def variance(correct_PN: ArrayLike) -> Variance | None:
 def detectable(
     found: Variance, problems: int, samples: int, seeds: int, confidence: float = 0.95
 ) -> Detectable:
-    """The minimum detectable effect of a paired, two-sided comparison; accuracies are in 0 .. 1.
+    """Return the minimum detectable effect of a planned test, for the planned seeds.
 
     Args:
         found: measured on the untrained policy; that of trained ones may differ.
         problems: of the test split.
-        samples: of each problem by each policy.
-        seeds: over which a condition is averaged.
-        confidence: of the test, such as 0.95.
+        samples: per problem, policy and seed.
+        seeds: of every condition.
+        confidence: of the intervals, such as 0.95.
     """
-    factor = float(norm.ppf((1 + confidence) / 2) + norm.ppf(POWER))
-    noise = 2 * found.within / (samples * seeds)
-    spreads = (0.0, 2 * found.between)
-    return Detectable(*(factor * float(np.sqrt((spread + noise) / problems)) for spread in spreads))
+    spread, noise = 2 * found.between * (1 - AGREEMENT), 2 * found.within / samples
+    deviations = SEED_DEVIATIONS if seeds > 1 else (0.0,)
+    effects = {
+        deviation: minimum_effect((spread, deviation**2, noise), problems, seeds, confidence)
+        for deviation in deviations
+    }
+    return Detectable(seeds, effects)
+
+
+def minimum_effect(
+    variances: tuple[float, float, float], problems: int, seeds: int, confidence: float = 0.95
+) -> float:
+    """Return the difference whose interval excludes 0 on the right side with the chance `POWER`.
+
+    Mean squares are drawn from their chi-square distributions, so this is the power of the very
+    interval that will be computed, not of one with a known width.
+
+    Args:
+        variances: of problems, of seeds and of a cell, as in the module's docstring.
+        problems: P.
+        seeds: S; with 1, the variance of seeds is left out: within this seed only.
+        confidence: of the interval.
+    """
+    problem, seed, cell = variances
+    if seeds == 1:
+        seed = 0.0
+    rng = np.random.default_rng(0)
+
+    def drawn(expected: float, freedom: int) -> Array:
+        if not freedom:
+            return np.zeros(_DRAWS)
+        return np.asarray(expected * rng.chisquare(freedom, _DRAWS) / freedom)
+
+    squares = MeanSquares(
+        problem=drawn(cell + seeds * problem, problems - 1),
+        seed=drawn(cell + problems * seed, seeds - 1),
+        residual=drawn(cell, (problems - 1) * (seeds - 1)),
+        problems=problems,
+        seeds=seeds,
+    )
+    error = float(np.sqrt(problem / problems + seed / seeds + cell / (problems * seeds)))
+    if error == 0:
+        return 0.0
+    half_R = half_width(squares, confidence)
+
+    def excess(effect: float) -> float:
+        return float(ndtr((effect - half_R) / error).mean()) - POWER
+
+    return float(brentq(excess, 0, 10 * float(half_R.max()) + 10 * error))

@@ -25,8 +25,9 @@ _PLANNED = """
 """
 _ROLLOUTS = "SELECT problem_id, sample_index, correct, well_formed FROM planned ORDER BY ALL"
 _TOKENS = """
-    SELECT s.context, s.rollout_id, r.problem_id, s.position, s.token, s.region, s.advantage, s.kl,
-           s.student_logprob, s.teacher_logprob, r.correct, r.text, c.corrected
+    SELECT s.context, s.rollout_id, r.problem_id, s.position, s.token, s.start,
+           s.region, s.advantage, s.kl, s.student_logprob, s.teacher_logprob, r.correct,
+           r.text, c.corrected
     FROM token_signals s JOIN planned r USING (rollout_id)
     LEFT JOIN critiques c ON c.rollout_id = s.rollout_id AND c.valid
     ORDER BY s.context, s.rollout_id, s.position

@@ -1,86 +1,71 @@
 """Where a context's signal lies: token advantages against the first wrong step of each rollout.
 
-All functions take token rows, the table `token_signals` with `correct` of the rollout beside it:
-columns `by`, rollout_id, correct, region, advantage. `by` are the columns that tell groups apart,
-such as condition and round. The tokens of a rollout depend on each other, so intervals are
-percentile bootstraps over rollouts or, where they share problems, over the column that `cluster`
-names; not a number where a group has a single one.
+All functions take token rows, the table `token_signals` with `problem_id` and `correct` of the
+rollout beside it: columns `by`, rollout_id, problem_id, correct, region, advantage. `by` are the
+columns that name a group, such as condition and round. The tokens of a rollout depend on each
+other, and so do the rollouts of a problem: intervals are percentile bootstraps over problems, NaN
+where a group has a single one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from sdcore.analysis.intervals import Array, bootstrap
 from sdcore.config import EvaluationConfig
-
-Array = NDArray[Any]
-Row = dict[str, Any]
+from sdcore.store.sql_views import OBJECTION
 
 REGIONS = ("before", "at", "after")
-OBJECTION = -0.1  # below this advantage the teacher objects to the token
 
-_BLOCK = 2_000_000  # resampled clusters held in memory at once
+_CLUSTER = "problem_id"
 
 
 def region_advantages(
-    signals: pl.DataFrame,
-    by: Sequence[str],
-    settings: EvaluationConfig,
-    cluster: str = "rollout_id",
+    signals: pl.DataFrame, by: Sequence[str], settings: EvaluationConfig
 ) -> pl.DataFrame:
     """Mean advantage before, at and after the first wrong step, on wrong rollouts that have one.
 
-    Columns: `by`, region, mean, low, high (nats a token), tokens, rollouts.
+    Columns: `by`, region, mean, low, high (nats per token), tokens, rollouts.
     """
     values = ("mean", "low", "high")
     rows = []
     for group, tokens in _groups(with_error(signals), by):
         for region, part in _groups(tokens, ["region"]):
-            mean = _means(part, [pl.col("advantage")], settings, cluster)[0]
+            mean = _means(part, [pl.col("advantage")], settings)[0]
             rows.append(group | region | dict(zip(values, mean)) | _counts(part))
     return _frame(rows, signals, [*by, "region"], values)
 
 
 def correct_rollouts(
-    signals: pl.DataFrame,
-    by: Sequence[str],
-    settings: EvaluationConfig,
-    cluster: str = "rollout_id",
+    signals: pl.DataFrame, by: Sequence[str], settings: EvaluationConfig
 ) -> pl.DataFrame:
-    """What the context says where there is nothing to object to: on correct rollouts.
+    """Mean advantage and share of objections where nothing is wrong: on correct rollouts.
 
-    A right answer with a wrong step in its trace is left out: there an objection is deserved.
+    Right answers with a wrong step in the trace are left out: objecting there is correct.
 
-    Columns: `by`, mean, low, high (advantage, nats a token), negative_share, negative_share_low,
+    Columns: `by`, mean, low, high (advantage, nats per token), negative_share, negative_share_low,
     negative_share_high (of tokens below OBJECTION: the diffusion), tokens, rollouts.
     """
     share = ("negative_share", "negative_share_low", "negative_share_high")
     values, rows, advantage = ("mean", "low", "high", *share), [], pl.col("advantage")
     for group, tokens in _groups(flawless(signals), by):
-        means = _means(tokens, [advantage, advantage < OBJECTION], settings, cluster)
+        means = _means(tokens, [advantage, advantage < OBJECTION], settings)
         rows.append(group | dict(zip(values, means.flat)) | _counts(tokens))
     return _frame(rows, signals, by, values)
 
 
-def error_auc(
-    signals: pl.DataFrame,
-    by: Sequence[str],
-    settings: EvaluationConfig,
-    cluster: str = "rollout_id",
-) -> pl.DataFrame:
-    """How well a low advantage finds the first wrong step, on wrong rollouts that have one.
+def error_auc(signals: pl.DataFrame, by: Sequence[str], settings: EvaluationConfig) -> pl.DataFrame:
+    """Area under the ROC curve of a low advantage as a sign of the first wrong step.
 
-    The chance that a token of that step has a lower advantage than a token of another step, over
-    all pairs of such tokens in the group; ties count half, and 0.5 is no signal.
+    The chance that, in wrong rollouts, a token of that step has a lower advantage than a token of
+    another step, over all pairs of such tokens in the group; ties count half, 0.5 is no signal.
 
     Columns: `by`, auc, low, high, tokens, rollouts.
     """
     values, rows = ("auc", "low", "high"), []
     for group, tokens in _groups(with_error(signals), by):
-        auc = _bootstrap(*_area(tokens, cluster), settings)[0]
+        auc = _interval(*_area(tokens), settings)[0]
         rows.append(group | dict(zip(values, auc)) | _counts(tokens))
     return _frame(rows, signals, by, values)
 
@@ -90,7 +75,6 @@ def token_means(
     by: Sequence[str],
     settings: EvaluationConfig,
     of: Mapping[str, pl.Expr],
-    cluster: str = "rollout_id",
 ) -> pl.DataFrame:
     """Means over tokens of any expressions, in long form.
 
@@ -98,7 +82,7 @@ def token_means(
     """
     values, rows = ("value", "low", "high"), []
     for group, tokens in _groups(signals, by):
-        found = _means(tokens, list(of.values()), settings, cluster)
+        found = _means(tokens, list(of.values()), settings)
         rows += [
             group | {"measure": name} | dict(zip(values, mean)) | _counts(tokens)
             for name, mean in zip(of, found, strict=True)
@@ -107,17 +91,15 @@ def token_means(
     return _frame(rows, keyed, [*by, "measure"], values)
 
 
-def auc_difference(
-    one: pl.DataFrame, other: pl.DataFrame, settings: EvaluationConfig, cluster: str = "rollout_id"
-) -> Array:
+def auc_difference(one: pl.DataFrame, other: pl.DataFrame, settings: EvaluationConfig) -> Array:
     """`error_auc` of one minus that of the other on the same rollouts: value, low, high.
 
     Both sides are resampled together, which is what makes the difference a paired one.
     """
     (area, clusters), (other_area, _) = (
-        _area(with_error(side).sort(cluster), cluster) for side in (one, other)
+        _area(with_error(side).sort(_CLUSTER)) for side in (one, other)
     )
-    found = _bootstrap(lambda n_RN: area(n_RN) - other_area(n_RN), clusters, settings)
+    found = _interval(lambda n_RN: area(n_RN) - other_area(n_RN), clusters, settings)
     return np.asarray(found[0])
 
 
@@ -133,20 +115,20 @@ def with_error(signals: pl.DataFrame) -> pl.DataFrame:
     return steps.join(erring, on="rollout_id", how="semi", maintain_order="left")
 
 
-def _groups(frame: pl.DataFrame, by: Sequence[str]) -> list[tuple[Row, pl.DataFrame]]:
-    """The groups in order of their values, with those values as a row."""
+def _groups(frame: pl.DataFrame, by: Sequence[str]) -> list[tuple[dict[str, object], pl.DataFrame]]:
+    """Return the groups in order of their values, with those values by column."""
     if not by or not len(frame):
         return [({}, frame)] if len(frame) else []
-    groups = frame.sort(*by, "rollout_id").group_by(*by, maintain_order=True)
+    groups = frame.sort(*by, _CLUSTER, "rollout_id").group_by(*by, maintain_order=True)
     return [(dict(zip(by, values)), group) for values, group in groups]
 
 
-def _counts(tokens: pl.DataFrame) -> Row:
+def _counts(tokens: pl.DataFrame) -> dict[str, int]:
     return {"tokens": len(tokens), "rollouts": tokens["rollout_id"].n_unique()}
 
 
 def _frame(
-    rows: list[Row], signals: pl.DataFrame, keys: Sequence[str], values: Sequence[str]
+    rows: list[dict[str, object]], signals: pl.DataFrame, keys: Sequence[str], values: Sequence[str]
 ) -> pl.DataFrame:
     schema: dict[str, pl.DataType] = {key: signals.schema[key] for key in keys}
     schema |= dict.fromkeys(values, pl.Float64())
@@ -154,26 +136,24 @@ def _frame(
     return pl.DataFrame(rows, schema=schema)
 
 
-def _means(
-    tokens: pl.DataFrame, of: Sequence[pl.Expr], settings: EvaluationConfig, cluster: str
-) -> Array:
+def _means(tokens: pl.DataFrame, of: Sequence[pl.Expr], settings: EvaluationConfig) -> Array:
     """Mean over tokens and its interval, for each of M expressions: [M, 3]."""
-    sums = tokens.group_by(cluster, maintain_order=True).agg(
+    sums = tokens.group_by(_CLUSTER, maintain_order=True).agg(
         tokens=pl.len(), **{f"sum_{i}": expression.sum() for i, expression in enumerate(of)}
     )
     tokens_N1 = sums.select("tokens").to_numpy()
-    sums_NM = sums.drop(cluster, "tokens").to_numpy().astype(np.float64)
-    return _bootstrap(lambda n_RN: (n_RN @ sums_NM) / (n_RN @ tokens_N1), len(sums), settings)
+    sums_NM = sums.drop(_CLUSTER, "tokens").to_numpy().astype(np.float64)
+    return _interval(lambda n_RN: (n_RN @ sums_NM) / (n_RN @ tokens_N1), len(sums), settings)
 
 
-def _area(tokens: pl.DataFrame, cluster: str) -> tuple[Callable[[Array], Array], int]:
+def _area(tokens: pl.DataFrame) -> tuple[Callable[[Array], Array], int]:
     """Area under the ROC curve of a low advantage against the first wrong step, as a statistic.
 
-    `wins_NN[i, j]` counts the pairs of a wrong step's token of cluster i and another step's token
-    of cluster j that are in the right order, so that a resample is a quadratic form. Returns it
-    with the number of clusters.
+    `wins_NN[i, j]` counts the pairs of a wrong step's token of problem i and another step's token
+    of problem j that are in the right order, so that a resample is a quadratic form. Returns the
+    statistic and the number of problems.
     """
-    clusters = tokens.group_by(cluster, maintain_order=True).agg(
+    clusters = tokens.group_by(_CLUSTER, maintain_order=True).agg(
         at=pl.col("advantage").filter(pl.col("region") == "at"),
         other=pl.col("advantage").filter(pl.col("region") != "at").sort(),
     )
@@ -191,35 +171,13 @@ def _area(tokens: pl.DataFrame, cluster: str) -> tuple[Callable[[Array], Array],
 
 
 def _wins(lower_T: Array, sorted_others: Array) -> Array:
-    """How many of the others each value is below, ties as a half."""
+    """Count the others that each value is below, ties as a half."""
     below_T = np.searchsorted(sorted_others, lower_T, side="left")
     not_above_T = np.searchsorted(sorted_others, lower_T, side="right")
     return np.asarray(len(sorted_others) - (below_T + not_above_T) / 2)
 
 
-def _bootstrap(
+def _interval(
     statistic: Callable[[Array], Array], clusters: int, settings: EvaluationConfig
 ) -> Array:
-    """Value, lower and upper bound of M statistics: [M, 3].
-
-    `statistic` maps how often each of the N clusters was drawn, [R, N], to [R, M].
-    """
-    value_M = statistic(np.ones((1, clusters)))[0]
-    if clusters == 1:
-        return np.stack([value_M, value_M * np.nan, value_M * np.nan], axis=1)
-    rng = np.random.default_rng(0)
-    size = max(1, _BLOCK // clusters)
-    starts = range(0, settings.resamples, size)
-    blocks = [min(size, settings.resamples - start) for start in starts]
-    resampled_RM = np.concatenate([statistic(_draws(rng, each, clusters)) for each in blocks])
-    tail = (1 - settings.confidence) / 2
-    low_M, high_M = np.nanquantile(resampled_RM, [tail, 1 - tail], axis=0)
-    return np.stack([value_M, low_M, high_M], axis=1)
-
-
-def _draws(rng: np.random.Generator, resamples: int, clusters: int) -> Array:
-    """How often each cluster is drawn when as many are drawn with replacement: [R, N]."""
-    drawn_RN = rng.integers(clusters, size=(resamples, clusters))
-    cells = drawn_RN + clusters * np.arange(resamples)[:, None]
-    counts = np.bincount(cells.ravel(), minlength=resamples * clusters)
-    return np.asarray(counts.reshape(resamples, clusters), dtype=np.float64)
+    return bootstrap(statistic, [clusters], settings.confidence, settings.resamples)

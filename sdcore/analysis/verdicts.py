@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from sdcore.analysis.signal_stats import OBJECTION
+from sdcore.store.sql_views import OBJECTION
 
 Row = Mapping[str, Any]
 Word = Literal["localised", "diffuse", "copies", "no signal", "not enough data"]

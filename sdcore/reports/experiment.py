@@ -1,4 +1,4 @@
-"""An experiment as one self-contained HTML page: nothing is loaded, no script is needed."""
+"""An experiment as one self-contained HTML page, which loads nothing and runs no script."""
 
 import json
 import re
@@ -15,14 +15,18 @@ from sdcore.analysis.metrics import METRICS
 from sdcore.config import Experiment
 from sdcore.errors import DataError
 from sdcore.reports import heatmaps, plots
-from sdcore.reports.html import cell, render_page
+from sdcore.reports.html import Cell, cell, render_page
+from sdcore.reports.printing import BUDGETS, covered
 from sdcore.store.database import Store
+from sdcore.store.sql_views import OBJECTION
 
-Row = dict[str, Any]
-_NOTHING = {"value": "", "interval": ""}
+Values = dict[str, Any]
+"""Values of one row of a table, or of a part of the page, by name."""
+
+_NOTHING = Cell("", "")
 _SIGNALS = """
-    SELECT s.condition, if(s.round = 0, 'first', 'last') AS moment, s.rollout_id, r.correct,
-           s.region, s.advantage
+    SELECT s.condition, if(s.round = 0, 'first', 'last') AS moment, s.rollout_id, r.problem_id,
+           r.correct, s.region, s.advantage
     FROM token_signals s JOIN rollouts r USING (rollout_id)
     WHERE s.experiment_id = ? AND r.purpose = 'train'
 """
@@ -32,8 +36,9 @@ _COSTS = {
     "train_seconds": ",.0f",
 }  # fmt: skip
 _HEALTH = {
-    "rollouts": ",", "cut_off": ".1%", "ill_formed": ".1%", "refused": ",", "left_out": ",",
-    "flat_groups": ",", "entropy_first": ".2f", "entropy_last": ".2f", "logprob_drift_max": ".1e",
+    "rounds": ",", "idle": ".0%", "rollouts": ",", "cut_off": ".1%", "ill_formed": ".1%",
+    "refused": ",", "left_out": ",", "flat_groups": ",",
+    "entropy_first": ".2f", "entropy_last": ".2f", "logprob_drift_max": ".1e",
 }  # fmt: skip
 _BLOCKS = {
     "validation": (
@@ -79,6 +84,8 @@ def render_report(store: Store, experiment_id: str) -> str:
         colours=plots.colours(list(experiment.conditions)),
         toml=toml(experiment.model_dump(mode="json", exclude_none=True)),
         versions={"sdcore": rows[0]["code_version"], **json.loads(rows[0]["libraries"])}.items(),
+        warnings=comparison.warnings(store, experiment_id).to_dicts(),
+        objection=f"{OBJECTION:g}".replace("-", "−"),
         **_results(store, experiment),
         costs=_view(store, "cost_per_point", experiment, _COSTS),
         health=_view(store, "training_health", experiment, _HEALTH),
@@ -107,40 +114,55 @@ def _key(text: str) -> str:
     return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else json.dumps(text)
 
 
-def _results(store: Store, experiment: Experiment) -> Row:
+def _results(store: Store, experiment: Experiment) -> Values:
     names = list(experiment.conditions)
     run = {"experiment_id": experiment.experiment_id}
     scores = store.rows("scores", **run)
     if not len(scores.filter(pl.col("split") == "test", pl.col("condition") != comparison.BASE)):
         return {"tiles": [], "result_blocks": [], "comparisons": [], "curves": []}
-    summary = comparison.summary(store, experiment.experiment_id).to_dicts()
-    chosen = [row for row in summary if row["checkpoint"] == "validation"]
+    summary = comparison.summary(store, experiment.experiment_id)
+    chosen = summary.filter(checkpoint="validation")
+    points = comparison.curves(store, experiment.experiment_id)
+    compared = store.rows("comparisons", **run)
+    by_seed = store.rows("seed_differences", **run)
     return {
-        "tiles": [{"condition": row["condition"]} | _gain(row) for row in chosen],
+        "covers": covered(chosen),
+        "tiles": [
+            {"condition": row["condition"], "gain": _gain(row), "note": row["note"]}
+            for row in chosen.to_dicts()
+        ],
         "result_blocks": [_block(name, summary) for name in _BLOCKS],
-        "comparisons": _comparisons(store.rows("comparisons", **run)),
+        "budgets": BUDGETS,
+        "comparisons": _comparisons(compared, by_seed),
+        "compared_covers": covered(compared),
+        "caveats": _caveats(compared),
         "curves": [
-            _chart(plots.learning_curves(scores, names, [axis]), "Learning curves by " + axis)
+            _chart(plots.learning_curves(points, names, [axis]), "Learning curves by " + axis)
             for axis in ("round", "sampled_tokens")
         ],
     }
 
 
-def _block(checkpoint: str, summary: list[Row]) -> Row:
+def _block(checkpoint: str, summary: pl.DataFrame) -> Values:
     title, note = _BLOCKS[checkpoint]
-    rows = [row for row in summary if row["checkpoint"] in ("untrained", checkpoint)]
-    best = {metric: max(row[metric] for row in rows) for metric in METRICS}
+    shown = summary.filter(pl.col("checkpoint").is_in(["untrained", checkpoint]))
+    best = {metric: shown[metric].max() for metric in METRICS}
     return {
         "title": title,
-        "note": f"{note} Per cent; below each value its interval over problems.",
-        "rows": [_table_row(row, best) for row in rows],
+        "note": f"{note} Per cent; below each value its interval, which covers {covered(shown)} "
+        "(for the base: problems).",
+        "rows": [_table_row(row, best) for row in shown.to_dicts()],
     }
 
 
-def _table_row(row: Row, best: Mapping[str, float]) -> Row:
+def _table_row(row: Values, best: Mapping[str, object]) -> Values:
+    """Cells of a condition; one that trained nothing has its name and the note only."""
+    if row["avg_at_k"] is None:
+        return {"condition": row["condition"], "note": row["note"], "metrics": []}
     return {
         "condition": row["condition"],
-        "metrics": [_share(row, metric) | {"best": row[metric] == best[metric]} for metric in best],
+        "note": row["note"],
+        "metrics": [(_share(row, metric), row[metric] == best[metric]) for metric in best],
         "gain": _gain(row),
         "length": f"{row['mean_length']:.0f}",
         "format": f"{row['format_rate']:.0%}",
@@ -149,19 +171,38 @@ def _table_row(row: Row, best: Mapping[str, float]) -> Row:
     }
 
 
-def _comparisons(rows: pl.DataFrame) -> list[Row]:
-    found: dict[tuple[str, str], Row] = {}
+def _comparisons(rows: pl.DataFrame, by_seed: pl.DataFrame) -> list[Values]:
+    """One row per pair: its cell at each budget, if it was compared there."""
+    pairs: dict[tuple[str, str], Values] = {}
     for row in rows.filter(metric="avg_at_k").iter_rows(named=True):
-        points = _points(row["difference"], row["low"], row["high"])
-        pair = found.setdefault((row["condition"], row["baseline"]), {})
-        pair[row["budget"]] = points | {"resolved": row["low"] > 0 or row["high"] < 0}
+        mine = by_seed.filter(
+            pl.all_horizontal(pl.col(name) == row[name] for name in ("condition", "baseline")),
+            metric="avg_at_k",
+            budget=row["budget"],
+        )
+        seeds = [
+            f"{seed}: {100 * difference:+.1f}".replace("-", "−")
+            for seed, difference in mine.sort("seed").select("seed", "difference").iter_rows()
+        ]
+        pairs.setdefault((row["condition"], row["baseline"]), {})[row["budget"]] = {
+            "points": _points(row["difference"], row["low"], row["high"]),
+            "resolved": row["low"] > 0 or row["high"] < 0,
+            "seeds": ", ".join(seeds),
+            "marked": row["caveat"] is not None,
+        }
     return [
-        {"condition": condition, "baseline": baseline} | cells
-        for (condition, baseline), cells in found.items()
+        {"condition": condition, "baseline": baseline, "cells": cells}
+        for (condition, baseline), cells in pairs.items()
     ]
 
 
-def _view(store: Store, view: str, experiment: Experiment, forms: Mapping[str, str]) -> list[Row]:
+def _caveats(rows: pl.DataFrame) -> list[str]:
+    return rows["caveat"].drop_nulls().unique(maintain_order=True).to_list()
+
+
+def _view(
+    store: Store, view: str, experiment: Experiment, forms: Mapping[str, str]
+) -> list[Values]:
     """The rows of a view in the order of the conditions, its numbers as text; "—" where none is."""
     found = store.query(
         f"FROM {view} WHERE experiment_id = ?",
@@ -179,7 +220,7 @@ def _text(number: float | None, form: str) -> str:
     return "—" if number is None else f"{number:{form}}".replace("-", "−")
 
 
-def _signals(store: Store, experiment: Experiment) -> Row:
+def _signals(store: Store, experiment: Experiment) -> Values:
     tokens = store.query(_SIGNALS, [experiment.experiment_id])
     names, by = list(experiment.conditions), ("condition", "moment")
     regions = signal_stats.region_advantages(tokens, by, experiment.evaluation)
@@ -198,9 +239,9 @@ def _signals(store: Store, experiment: Experiment) -> Row:
 
 def _signal_row(
     name: str, moment: str, regions: pl.DataFrame, aucs: pl.DataFrame, correct: pl.DataFrame
-) -> Row:
+) -> Values:
     own = {"condition": name, "moment": moment}
-    row: Row = dict(own)
+    row: Values = dict(own)
     for found in regions.filter(**own).to_dicts():
         row[found["region"]] = cell([found["mean"], found["low"], found["high"]], "+z.2f", " to ")
     for found in aucs.filter(**own).to_dicts():
@@ -210,7 +251,7 @@ def _signal_row(
     return row
 
 
-def _examples(store: Store, experiment: Experiment) -> Row:
+def _examples(store: Store, experiment: Experiment) -> Values:
     names = list(experiment.conditions)
     found = [
         *heatmaps.examples(store, experiment.experiment_id, names, correct=False, count=2),
@@ -223,17 +264,17 @@ def _chart(figure: Figure, label: str) -> Markup:
     return Markup(plots.svg(figure, label.replace("_", " ")))  # noqa: S704 - drawn by us
 
 
-def _share(row: Row, metric: str) -> Row:
+def _share(row: Values, metric: str) -> Cell:
     """A share and its interval in per cent."""
     return cell([100 * row[f"{metric}{end}"] for end in ("", "_low", "_high")], ".1f", " – ")
 
 
-def _points(value: float, low: float, high: float) -> Row:
+def _points(value: float, low: float, high: float) -> Cell:
     """A difference of shares and its interval in percentage points, with signs."""
     return cell([100 * value, 100 * low, 100 * high], "+z.1f", " to ")
 
 
-def _gain(row: Row) -> Row:
-    if row["gain"] is None:  # the base's
+def _gain(row: Values) -> Cell:
+    if row["gain"] is None:  # of the base, and of what trained nothing
         return _NOTHING
     return _points(row["gain"], row["gain_low"], row["gain_high"])

@@ -4,6 +4,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import polars as pl
@@ -38,7 +39,10 @@ _CANDIDATES = """
 
 @dataclass(frozen=True)
 class Token:
-    """A token with the colour class of its advantage (n5 .. n1, empty, p1 .. p5)."""
+    """A token with the colour class of its advantage (n5 .. n1, empty, p1 .. p5).
+
+    Tokens that share one character are one Token here: their log-probs add up to the character's.
+    """
 
     text: str
     level: str
@@ -108,13 +112,11 @@ def level(advantage: float) -> str:
 
 
 def lines(tokens: Sequence[dict[str, Any]], text: str) -> tuple[Line, ...]:
-    """Rows of `token_signals` of one rollout, in order, cut into the lines of its trace."""
+    """Cut the rows of `token_signals` of one rollout, in order, into the lines of its trace."""
     ends = [match.end() for match in _STEP_END.finditer(text)]
     grouped: dict[int, list[dict[str, Any]]] = {}
-    start = 0
     for token in tokens:
-        grouped.setdefault(bisect_right(ends, start), []).append(token)
-        start += len(token["token"])
+        grouped.setdefault(bisect_right(ends, token["start"]), []).append(token)
     return tuple(_line(rows) for rows in grouped.values())
 
 
@@ -166,8 +168,19 @@ def _of_rollouts(store: Store, table: str, rollout_ids: list[str]) -> pl.DataFra
 def _line(tokens: list[dict[str, Any]]) -> Line:
     region = next((t["region"] for t in tokens if t["region"] in _VERDICTS), "other")
     mean = sum(token["advantage"] for token in tokens) / len(tokens)
-    shown = tuple(Token(t["token"], level(t["advantage"]), _title(t)) for t in tokens)
+    # An end token has no text; it shares its start with nothing that has.
+    runs = groupby(tokens, key=lambda token: (token["start"], token["token"]))
+    shown = tuple(_token(list(shared)) for _, shared in runs)
     return Line(region, _VERDICTS.get(region, ""), _signed(mean), shown)
+
+
+def _token(shared: list[dict[str, Any]]) -> Token:
+    """One token, or the tokens of one character (√ is three bytes) as their sum."""
+    sums: dict[str, Any] = {"token": shared[0]["token"]}
+    for name in ("advantage", "student_logprob", "teacher_logprob", "kl"):
+        values = [token[name] for token in shared]
+        sums[name] = None if None in values else sum(values)
+    return Token(sums["token"], level(sums["advantage"]), _title(sums))
 
 
 def _title(token: dict[str, Any]) -> str:

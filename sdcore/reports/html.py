@@ -1,10 +1,10 @@
-"""What the HTML pages share: how a template is filled, and how a number with its interval is told.
+"""Shared by the HTML pages: filling a template, and a number with its interval as text.
 
-A page loads nothing and runs no script; all that comes from tables is escaped.
+A page loads nothing and runs no script; everything that comes from tables is escaped.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -12,6 +12,7 @@ from sdcore.reports.heatmaps import THRESHOLDS
 
 _PAGES = Environment(
     loader=PackageLoader("sdcore.reports"), autoescape=True, undefined=StrictUndefined,
+    extensions=["jinja2.ext.loopcontrols"],
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
 
@@ -27,7 +28,15 @@ def render_page(template: str, **values: object) -> str:
     return _PAGES.get_template(template).render(legend=LEGEND, **values)
 
 
-def cell(numbers: Sequence[float], form: str, to: str) -> dict[str, Any]:
-    """A value and its interval as text; an interval that is not known is left out."""
+@dataclass(frozen=True)
+class Cell:
+    """A value and its interval as text; the interval is empty where it is unknown."""
+
+    value: str
+    interval: str
+
+
+def cell(numbers: Sequence[float], form: str, to: str) -> Cell:
+    """Format a value and its bounds."""
     value, low, high = (f"{number:{form}}".replace("-", "−") for number in numbers)
-    return {"value": value, "interval": "" if "nan" in low + high else f"{low}{to}{high}"}
+    return Cell(value, "" if "nan" in low + high else f"{low}{to}{high}")

@@ -1,4 +1,4 @@
-"""Figures of an experiment: frames in, matplotlib figures out; one colour for each condition."""
+"""Figures of an experiment: frames in, matplotlib figures out; one colour per condition."""
 
 import io
 import re
@@ -30,19 +30,17 @@ def colours(conditions: Sequence[str]) -> dict[str, str]:
 
 
 def learning_curves(
-    scores: pl.DataFrame,
+    curves: pl.DataFrame,
     conditions: Sequence[str],
     axes: Sequence[str] = ("round", "sampled_tokens"),
 ) -> Figure:
     """Test accuracy (avg@k) against training, one panel for each of `axes`.
 
     Args:
-        scores: rows of the table `scores`; only the test split is drawn. Line and band are the
-            means over seeds of the accuracy and of its interval over problems.
+        curves: the frame of `comparison.curves`: means over seeds, with intervals as bands.
         conditions: names in the order of the experiment file; 'base' is the dashed line.
         axes: columns of `scores` to draw against.
     """
-    curves = _curves(scores)
     base = curves.filter(pl.col("condition") == "base")
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(0.2 + 4.1 * len(axes), 3.3), layout="constrained")
@@ -63,7 +61,7 @@ def advantage_bars(
 
     Args:
         signals: columns condition, moment ('first' or 'last' round), region, mean, low, high;
-            advantages in nats a token.
+            advantages in nats per token.
         conditions: names in the order of the experiment file.
         moments: one panel each; all panels share the scale of the whole frame.
     """
@@ -91,7 +89,7 @@ def svg(figure: Figure, label: str) -> str:
 
     Args:
         figure: one of this module's figures.
-        label: what it shows, for those who cannot see it; plain text without markup.
+        label: description for screen readers, plain text without markup.
     """
     buffer = io.StringIO()
     with mpl.rc_context(_STYLE | {"svg.hashsalt": label}):  # makes its ids unique in the page
@@ -101,15 +99,6 @@ def svg(figure: Figure, label: str) -> str:
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", drawing)  # the same in every figure
     return drawing.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
-
-
-def _curves(scores: pl.DataFrame) -> pl.DataFrame:
-    return (
-        scores.filter(pl.col("split") == "test")
-        .group_by("condition", "round")
-        .agg(pl.col("avg_at_k", "avg_at_k_low", "avg_at_k_high", "sampled_tokens", "k").mean())
-        .sort("condition", "round")
-    )
 
 
 def _panels(figure: Figure, count: int) -> list[Axes]:
@@ -127,14 +116,12 @@ def _curve(
     panel: Axes, curve: pl.DataFrame, axis: str, name: str, colour: str, marker: str
 ) -> None:
     x = curve[axis].to_list()
-    panel.fill_between(
-        x, curve["avg_at_k_low"], curve["avg_at_k_high"], color=colour, alpha=0.16, linewidth=0
-    )
-    panel.plot(x, curve["avg_at_k"], color=colour, marker=marker, markersize=4, label=name)
+    panel.fill_between(x, curve["low"], curve["high"], color=colour, alpha=0.16, linewidth=0)
+    panel.plot(x, curve["value"], color=colour, marker=marker, markersize=4, label=name)
 
 
 def _base_line(panel: Axes, base: pl.DataFrame) -> None:
-    for accuracy in base["avg_at_k"]:
+    for accuracy in base["value"]:
         panel.axhline(accuracy, color=INK, linestyle=(0, (4, 3)), linewidth=1, label="base")
 
 

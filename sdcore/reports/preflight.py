@@ -1,4 +1,4 @@
-"""The preflight's findings as people read them: text tables, and one self-contained HTML page."""
+"""The preflight's findings as text tables and as one self-contained HTML page."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
@@ -8,16 +8,15 @@ from typing import Any
 import polars as pl
 
 from sdcore.analysis.localisation import MEASURES
-from sdcore.analysis.power import POWER
+from sdcore.analysis.power import AGREEMENT, POWER, Detectable
 from sdcore.analysis.preflight import Diagnosis
 from sdcore.analysis.verdicts import RULES
 from sdcore.config import Experiment, PromptsConfig
 from sdcore.contexts import NULL
 from sdcore.reports import heatmaps, plots
-from sdcore.reports.html import cell, render_page
+from sdcore.reports.html import Cell, cell, render_page
 from sdcore.store.database import Store
 
-Row = dict[str, Any]
 Shown = Mapping[str, tuple[str, str, float]]  # measure: heading, form of its numbers, scale
 
 _WHERE: Shown = {
@@ -49,11 +48,11 @@ _GAPS: Shown = {
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of values with intervals: a row a context, a column a measure."""
+    """A table of values with intervals: one row per context, one column per measure."""
 
     title: str
     headings: tuple[str, ...]
-    rows: dict[str, list[Row | None]]
+    rows: dict[str, list[Cell | None]]
 
     def text(self) -> pl.DataFrame:
         """The table as text, each interval in brackets."""
@@ -65,11 +64,11 @@ class Grid:
 
 
 def grids(found: Diagnosis) -> list[Grid]:
-    """The measures of each context, and the paired differences where there is a baseline."""
+    """Return the measures of each context, and paired differences where there is a baseline."""
     measures = found.measures.filter(pl.col("context") != NULL)
     gaps = f"Paired difference: {found.baseline} minus the context"
     tables = [
-        _grid("Where the advantage lies, nats a token", measures, _WHERE, found),
+        _grid("Where the advantage lies, nats per token", measures, _WHERE, found),
         _grid("How far the context moves the model", measures, _MORE, found),
         _grid(gaps, found.differences, _GAPS, found),
     ]
@@ -77,7 +76,7 @@ def grids(found: Diagnosis) -> list[Grid]:
 
 
 def facts(experiment: Experiment, found: Diagnosis) -> dict[str, str]:
-    """What holds for all contexts: the rollouts, the null check, what the experiment can show."""
+    """Facts about all contexts: the rollouts, the null check, the minimum detectable effect."""
     told = {
         "Rollouts": f"{found.rollouts}: {found.accuracy:.0%} correct, {found.well_formed:.0%} "
         "well-formed",
@@ -87,15 +86,25 @@ def facts(experiment: Experiment, found: Diagnosis) -> dict[str, str]:
     plan = f"{plan}, seeds: {len(experiment.seeds)}"
     if found.variance is None or found.detectable is None:
         return told | {"Minimum detectable effect": "needs diagnose.rollouts of 2 or more"}
-    least, most = 100 * found.detectable.shared, 100 * found.detectable.unrelated
     return told | {
         "Variance of correctness": f"{found.variance.between:.3f} between problems, "
         f"{found.variance.within:.3f} within one",
         "Planned test": plan,
-        "Minimum detectable effect": f"{least:.1f} to {most:.1f} points of avg@k, power "
-        f"{POWER:.0%} (the first if all problems gain alike, the second if two policies solve "
-        "unrelated ones)",
+        "Minimum detectable effect": _effects(found.detectable),
     }
+
+
+def _effects(found: Detectable) -> str:
+    """The effect for the planned seeds, by how far these deviate, and what it assumes."""
+    points = {100 * deviation: 100 * effect for deviation, effect in found.effect.items()}
+    assumed = f"power {POWER:.0%}; both policies agree to {AGREEMENT:g} on the hard problems"
+    if found.seeds == 1:
+        return f"{points[0.0]:.1f} points of avg@k, within this seed only ({assumed})"
+    listed = ", ".join(f"{effect:.1f} at {deviation:g}" for deviation, effect in points.items())
+    return (
+        f"in points of avg@k, by the seed deviation of the difference in points: {listed} "
+        f"(with {found.seeds} seeds, {assumed})"
+    )
 
 
 def printable(experiment: Experiment, found: Diagnosis) -> list[tuple[str, pl.DataFrame]]:
@@ -109,7 +118,7 @@ def printable(experiment: Experiment, found: Diagnosis) -> list[tuple[str, pl.Da
     ]
 
 
-def as_dict(found: Diagnosis) -> Row:
+def as_dict(found: Diagnosis) -> dict[str, Any]:
     """The findings as plain values; frames are lists of rows."""
 
     def plain(value: object) -> object:
@@ -163,7 +172,7 @@ def examples(store: Store, experiment: Experiment, found: Diagnosis) -> list[hea
 
 
 def _grid(title: str, frame: pl.DataFrame, shown: Shown, found: Diagnosis) -> Grid:
-    cells: dict[str, dict[str, Row]] = {}
+    cells: dict[str, dict[str, Cell]] = {}
     for row in frame.iter_rows(named=True):
         if row["measure"] in shown:
             _, form, scale = shown[row["measure"]]
@@ -197,7 +206,7 @@ def _lengths(found: Diagnosis) -> pl.DataFrame:
     )
 
 
-def _text(value: Row | None) -> str:
+def _text(value: Cell | None) -> str:
     if value is None:
         return ""
-    return f"{value['value']} ({value['interval']})" if value["interval"] else str(value["value"])
+    return f"{value.value} ({value.interval})" if value.interval else value.value

@@ -1,9 +1,11 @@
-"""The summary as people read it: shares in per cent, each with its interval."""
+"""The summary as text tables: shares in per cent, each with its interval and what it covers."""
 
 import math
 from collections.abc import Iterator
 
 import polars as pl
+
+from sdcore.store.sql_views import OBJECTION
 
 _METRICS = {"pass_at_k": "Pass", "maj_at_k": "Maj", "avg_at_k": "Avg"}
 _CHECKPOINTS = {
@@ -11,18 +13,43 @@ _CHECKPOINTS = {
     "optimistic": "optimistic: best test checkpoint for each metric, as the paper reports",
 }
 
+_OBJECTED = f"tokens < {OBJECTION:g} on correct rollouts".replace("-", "−")
+BUDGETS = {"epochs": "equal epochs", "tokens": "equal sampled tokens"}
+
 
 def printable(
-    summary: pl.DataFrame, comparisons: pl.DataFrame, signals: pl.DataFrame
+    summary: pl.DataFrame,
+    comparisons: pl.DataFrame,
+    seed_differences: pl.DataFrame,
+    signals: pl.DataFrame,
+    warnings: pl.DataFrame,
 ) -> Iterator[tuple[str, pl.DataFrame]]:
-    """Titles and text frames of the printed summary, from the frames of `comparison`."""
+    """Yield titles and text frames of the printed summary, from the frames of `comparison`."""
+    if len(warnings):
+        yield "WARNING", warnings
     for checkpoint, title in _CHECKPOINTS.items():
         rows = summary.filter(pl.col("checkpoint").is_in(["untrained", checkpoint]))
-        yield title, _scores(rows)
-    for budget, title in (("epochs", "at equal epochs"), ("tokens", "at equal sampled tokens")):
+        if len(rows):
+            yield f"{title}; intervals cover {covered(rows)}", _scores(rows)
+    for budget, title in BUDGETS.items():
         rows = comparisons.filter(budget=budget, metric="avg_at_k")
-        yield f"paired difference in Avg {title}, points", _differences(rows)
-    yield "mean advantage by region of wrong rollouts, nats a token", _signals(signals)
+        if len(rows):
+            seeds = seed_differences.filter(budget=budget, metric="avg_at_k")
+            yield (
+                f"paired difference in Avg at {title}, points; intervals cover {covered(rows)}",
+                _differences(rows, seeds),
+            )
+    yield (
+        "mean advantage by region of wrong rollouts, nats per token; intervals cover problems, "
+        "for the policies of these seeds",
+        _signals(signals),
+    )
+
+
+def covered(rows: pl.DataFrame) -> str:
+    """Return what the intervals of these rows of trained conditions cover, in words."""
+    named = rows.filter(pl.col("condition") != "base")["covers"].drop_nulls().unique().sort()
+    return " / ".join(named) or "problems"
 
 
 def markdown(frame: pl.DataFrame) -> str:
@@ -32,7 +59,7 @@ def markdown(frame: pl.DataFrame) -> str:
 
 
 def _scores(rows: pl.DataFrame) -> pl.DataFrame:
-    k = rows["k"][0]
+    k = rows["k"].drop_nulls()[0]
     metrics = {f"{title}@{k}": _percent(name) for name, title in _METRICS.items()}
     return rows.select(
         "condition",
@@ -42,13 +69,23 @@ def _scores(rows: pl.DataFrame) -> pl.DataFrame:
         format=(pl.col("format_rate") * 100).round(1).cast(pl.String),
         tokens=pl.col("sampled_tokens").round().cast(pl.Int64).cast(pl.String),
         rounds="rounds",
+        note="note",
+    ).fill_null("")
+
+
+def _differences(rows: pl.DataFrame, seeds: pl.DataFrame) -> pl.DataFrame:
+    """Pairs with their mean difference, that of each seed, and the caveat if there is one."""
+    points = (100 * pl.col("difference")).map_elements(_signed, pl.String)
+    by_seed = seeds.group_by("condition", "baseline").agg(
+        pl.concat_str("seed", pl.lit(": "), points).sort_by("seed").str.join(", ").alias("by seed")
     )
-
-
-def _differences(rows: pl.DataFrame) -> pl.DataFrame:
-    return rows.select(
-        pl.format("{} − {}", "condition", "baseline").alias("pair"),
+    shown = rows.join(by_seed, on=["condition", "baseline"], how="left", maintain_order="left")
+    caveat = [pl.col("caveat").fill_null("").alias("note")] if rows["caveat"].count() else []
+    return shown.select(
+        pl.concat_str("condition", pl.lit(" − "), "baseline").alias("pair"),
         _points("difference", "low", "high").alias("difference"),
+        pl.col("by seed").fill_null(""),
+        *caveat,
     )
 
 
@@ -58,8 +95,16 @@ def _signals(rows: pl.DataFrame) -> pl.DataFrame:
         "condition",
         pl.col("round").cast(pl.String),
         **{f"{name} first error": text for name, text in regions.items()},
-        **{"tokens < −0.1 on correct rollouts": _percent("negative_share")},
+        **{
+            f"tokens < {OBJECTION:g} on correct rollouts".replace("-", "−"): _percent(
+                "negative_share"
+            )
+        },
     )
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.1f}"
 
 
 def _percent(name: str) -> pl.Expr:

@@ -118,6 +118,20 @@ _RUN = (
     Column("condition", TEXT, "name of the condition; 'base' is the untrained policy"),
     Column("seed", INT, "seed of the run; the base policy has the first seed of the experiment"),
 )
+_METRICS = {
+    "avg": "mean accuracy",
+    "maj": "chance that the majority answer is right; equal answers vote as one, and samples "
+    "without an answer vote for none, which is wrong",
+    "pass": "share of problems with a correct sample",
+}
+_PAIR = ("experiment_id", "condition", "baseline", "metric", "budget")
+_COMPARED = (
+    Column("experiment_id", TEXT, "the experiment run"),
+    Column("condition", TEXT, "the condition"),
+    Column("baseline", TEXT, "what it is compared with"),
+    Column("metric", TEXT, "avg_at_k, maj_at_k or pass_at_k"),
+    Column("budget", TEXT, "epochs: equal rounds; tokens: equal sampled tokens"),
+)
 
 _TABLES = (
     Table("experiments", "a run of an experiment file", ("experiment_id",), (
@@ -242,7 +256,8 @@ _TABLES = (
         Column("round", INT, "training round"),
         Column("position", INT, "index of the response token"),
         Column("token_id", INT, "the token"),
-        Column("token", TEXT, "the token as text"),
+        Column("token", TEXT, "the token as text; tokens that share a character have it all"),
+        Column("start", INT, "character of the rollout's text at which the token begins"),
         Column("student_logprob", REAL, "log p_student of the token"),
         Column("teacher_logprob", REAL, "log p_teacher of the token; empty without a teacher", True),
         Column("advantage", REAL, "teacher minus student log-prob, or GRPO's normalised reward"),
@@ -278,34 +293,48 @@ _TABLES = (
         Column("padding_share", REAL, "share of padded positions in the micro-batches"),
         Column("seconds", REAL, "wall time of the step"),
     )),
-    Table("scores", "one policy on one split", ("score_id",), (
+    Table("scores", "one policy on one split; its intervals are within this seed only", ("score_id",), (
         *_RUN,
         Column("score_id", TEXT, "hash of policy, split and sampling"),
         Column("policy_id", TEXT, "the scored weights"),
         Column("round", INT, "rounds since the base"),
         Column("split", TEXT, "validation or test"),
         Column("problems", INT, "problems of the split"),
-        Column("k", INT, "samples a problem"),
+        Column("k", INT, "samples per problem"),
         *(Column(f"{metric}_at_k{end}", REAL, meaning + note)
-          for metric, meaning in (("avg", "mean accuracy"), ("maj", "accuracy of the majority answer"),
-                                  ("pass", "share of problems with a correct sample"))
-          for end, note in (("", ""), ("_low", ", lower bound"), ("_high", ", upper bound"))),
+          for metric, meaning in _METRICS.items()
+          for end, note in (("", ""), ("_low", ", lower bound over problems"),
+                            ("_high", ", upper bound over problems"))),
         Column("mean_reward", REAL, "mean reward of the rollouts"),
-        Column("mean_length", REAL, "response tokens a rollout"),
+        Column("mean_length", REAL, "response tokens per rollout"),
         Column("format_rate", REAL, "share of well-formed traces"),
         Column("sampled_tokens", INT, "training tokens sampled to get here"),
         Column("seconds", REAL, "wall time of sampling and grading"),
     )),
-    Table("comparisons", "a paired difference between two conditions on the test split",
-          ("experiment_id", "condition", "baseline", "metric", "budget"), (
-        Column("experiment_id", TEXT, "the experiment run"),
-        Column("condition", TEXT, "the condition"),
-        Column("baseline", TEXT, "what it is compared with"),
-        Column("metric", TEXT, "avg_at_k, maj_at_k or pass_at_k"),
-        Column("budget", TEXT, "epochs: validation-chosen checkpoints; tokens: equal sampled tokens"),
+    Table("problem_scores", "one policy on one problem of a split", ("score_id", "problem_id"), (
+        *_RUN,
+        Column("score_id", TEXT, "the row of `scores` that it is part of"),
+        Column("problem_id", TEXT, "the problem"),
+        Column("round", INT, "rounds since the base"),
+        Column("split", TEXT, "validation or test"),
+        *(Column(f"{metric}_at_k", REAL, meaning) for metric, meaning in _METRICS.items()),
+    )),
+    Table("comparisons", "a paired difference between two conditions on the test split", _PAIR, (
+        *_COMPARED,
         Column("difference", REAL, "condition minus baseline, mean over seeds"),
-        Column("low", REAL, "lower bound, bootstrap over problems"),
-        Column("high", REAL, "upper bound, bootstrap over problems"),
+        Column("low", REAL, "lower bound"),
+        Column("high", REAL, "upper bound"),
+        Column("covers", TEXT, "the variation that the bounds cover: problems and seeds, or problems within this seed only"),
+        Column("seeds", INT, "seeds that were trained under both"),
+        Column("caveat", TEXT, "what to keep in mind beside the number; empty where nothing", True),
+    )),
+    Table("seed_differences", "a paired difference of one seed; comparisons average over these",
+          (*_PAIR, "seed"), (
+        *_COMPARED,
+        Column("seed", INT, "the seed of both; of the condition alone where the baseline is the base"),
+        Column("round", INT, "round of the condition's checkpoint"),
+        Column("baseline_round", INT, "round of the baseline's checkpoint"),
+        Column("difference", REAL, "condition minus baseline"),
     )),
 )  # fmt: skip
 

@@ -20,9 +20,80 @@ class View:
         return f"{self.meaning} [{content_key(self.sql)[:8]}]"
 
 
+OBJECTION = -0.1
+"""Advantage in nats below which a context objects to a token."""
+
+TOKEN_TOLERANCE = 1.1
+"""Equal sampled tokens are up to this multiple of what the cheapest condition samples in all."""
+
 _RUN = {"experiment_id": "the experiment run", "condition": "name of the condition"}
 
 _VIEWS = (
+    View(
+        "trained_rounds",
+        "which finished rounds changed the weights: a round without a gradient trained nothing",
+        _RUN | {
+            "seed": "seed of the run",
+            "round": "training round, from 0",
+            "updates": "optimizer steps of the round",
+            "trained": "one of them had a gradient and a learning rate",
+        },
+        """
+        SELECT p.experiment_id, p.condition, p.seed, p.round - 1 AS round,
+               count(u.update_id) AS updates,
+               coalesce(bool_or(u.grad_norm > 0 AND u.learning_rate > 0), false) AS trained
+        FROM policies p
+        LEFT JOIN updates u ON (u.experiment_id, u.condition, u.seed, u.round)
+                             = (p.experiment_id, p.condition, p.seed, p.round - 1)
+        WHERE p.round > 0
+        GROUP BY p.experiment_id, p.condition, p.seed, p.round
+        ORDER BY p.experiment_id, p.condition, p.seed, p.round
+        """,
+    ),
+    View(
+        "chosen_checkpoints",
+        "the checkpoint of each condition and seed that is best on validation, the earliest if "
+        "tied; weights that no round has changed do not compete",
+        {
+            "experiment_id": "the experiment run",
+            "budget": "epochs: all checkpoints compete; tokens: those that had sampled at most "
+            f"{TOKEN_TOLERANCE:g} times the tokens of the cheapest condition",
+            "condition": "name of the condition",
+            "seed": "seed of the run",
+            "round": "rounds since the base",
+            "policy_id": "the weights",
+            "validation": "its avg@k on validation",
+            "sampled_tokens": "training tokens sampled to get here",
+            "mid_schedule": "the budget cuts the condition's schedule off: a run with a schedule "
+            "of this budget may be better",
+        },
+        f"""
+        WITH starts AS (
+            SELECT experiment_id, condition, seed, min(round) AS round
+            FROM trained_rounds WHERE trained GROUP BY ALL
+        ), candidates AS (
+            SELECT s.* FROM scores s JOIN starts t USING (experiment_id, condition, seed)
+            WHERE s.split = 'validation' AND s.round > t.round
+        ), finals AS (
+            SELECT experiment_id, condition, max(sampled_tokens) AS tokens
+            FROM candidates GROUP BY ALL
+        ), budgets AS (
+            SELECT experiment_id, unnest(['epochs', 'tokens']) AS budget,
+                   unnest(['infinity'::DOUBLE, {TOKEN_TOLERANCE} * min(tokens)]) AS tokens
+            FROM finals GROUP BY experiment_id
+        )
+        SELECT c.experiment_id, b.budget, c.condition, c.seed, c.round, c.policy_id,
+               c.avg_at_k AS validation, c.sampled_tokens, f.tokens > b.tokens AS mid_schedule
+        FROM candidates c JOIN finals f USING (experiment_id, condition)
+        JOIN budgets b USING (experiment_id)
+        WHERE c.sampled_tokens <= b.tokens
+        QUALIFY row_number() OVER (
+            PARTITION BY c.experiment_id, b.budget, c.condition, c.seed
+            ORDER BY c.avg_at_k DESC, c.round
+        ) = 1
+        ORDER BY c.experiment_id, b.budget, c.condition, c.seed
+        """,
+    ),
     View(
         "accuracy_by_step",
         "how accuracy grows with training, by condition and split, mean over seeds",
@@ -83,16 +154,13 @@ _VIEWS = (
             "critic_tokens": "tokens that the critic wrote, mean over seeds",
             "critic_cost": "what the critic cost, in the currency of its prices, mean over seeds",
             "train_seconds": "wall time of the optimizer steps, mean over seeds",
-            "sampled_tokens_per_point": "solver tokens a point; empty where nothing is gained",
-            "critic_tokens_per_point": "critic tokens a point; empty where nothing is gained",
+            "sampled_tokens_per_point": "solver tokens per point; empty where nothing is gained",
+            "critic_tokens_per_point": "critic tokens per point; empty where nothing is gained",
         },
         """
         WITH chosen AS (
-            SELECT experiment_id, condition, seed, round FROM scores
-            WHERE split = 'validation' AND condition <> 'base'
-            QUALIFY row_number() OVER (
-                PARTITION BY experiment_id, condition, seed ORDER BY avg_at_k DESC, round
-            ) = 1
+            SELECT experiment_id, condition, seed, round FROM chosen_checkpoints
+            WHERE budget = 'epochs'
         ), base AS (
             SELECT experiment_id, avg_at_k FROM scores
             WHERE split = 'test' AND condition = 'base' AND round = 0
@@ -126,33 +194,39 @@ _VIEWS = (
     ),
     View(
         "training_health",
-        "what was lost or looks odd in training, by condition, over seeds and rounds",
+        "what was lost or looks odd in training, by condition, over seeds and finished rounds",
         _RUN | {
-            "rollouts": "rollouts of the rounds that are trained",
+            "rounds": "finished rounds, over all seeds",
+            "idle": "share of them that changed no weights; 1 where the condition trained nothing",
+            "rollouts": "rollouts of these rounds",
             "cut_off": "share of them that met the token limit",
             "ill_formed": "share of them without well-formed steps and one answer",
             "refused": "critiques of them that were not valid",
             "left_out": "rollouts without a context, which a distilled condition leaves out",
             "flat_groups": "groups of GRPO without a signal: all right or all wrong",
-            "entropy_first": "entropy of the student at the first optimizer step, nats a token",
-            "entropy_last": "and at the last, both means over seeds",
+            "entropy_first": "entropy of the student at the first optimizer step, nats per token",
+            "entropy_last": "entropy at the last one; both are means over seeds, empty without one",
             "logprob_drift_max": "largest difference of engine and trainer on a sampled token",
         },
         """
-        WITH trained AS (
-            FROM rollouts SEMI JOIN updates USING (experiment_id, condition, seed, round)
+        WITH rounds AS (
+            SELECT experiment_id, condition, count(*) AS rounds,
+                   avg((NOT trained)::INT) AS idle
+            FROM trained_rounds GROUP BY ALL
+        ), finished AS (
+            FROM rollouts SEMI JOIN trained_rounds USING (experiment_id, condition, seed, round)
             WHERE purpose = 'train'
         ), sampled AS (
             SELECT experiment_id, condition, count(*) AS rollouts,
                    avg((finish_reason = 'length')::INT) AS cut_off,
                    avg((NOT well_formed)::INT) AS ill_formed
-            FROM trained GROUP BY ALL
+            FROM finished GROUP BY ALL
         ), judged AS (
             SELECT experiment_id, condition, count(*) FILTER (NOT valid) AS refused
-            FROM critiques SEMI JOIN trained USING (rollout_id) GROUP BY ALL
+            FROM critiques SEMI JOIN finished USING (rollout_id) GROUP BY ALL
         ), seen AS (
             SELECT experiment_id, condition, count(*) AS contexts
-            FROM contexts SEMI JOIN trained USING (rollout_id) GROUP BY ALL
+            FROM contexts SEMI JOIN finished USING (rollout_id) GROUP BY ALL
         ), steps AS (
             SELECT *, max(step) OVER (PARTITION BY experiment_id, condition, seed) AS last
             FROM updates WHERE round >= 0
@@ -163,10 +237,14 @@ _VIEWS = (
                    max(logprob_drift_max) AS logprob_drift_max
             FROM steps GROUP BY ALL
         )
-        SELECT experiment_id, condition, rollouts, cut_off, ill_formed,
-               coalesce(refused, 0) AS refused, coalesce(rollouts - contexts, 0) AS left_out,
-               flat_groups, entropy_first, entropy_last, logprob_drift_max
-        FROM sampled JOIN stepped USING (experiment_id, condition)
+        SELECT experiment_id, condition, rounds, idle, rollouts, cut_off, ill_formed,
+               coalesce(refused, 0) AS refused,
+               CASE WHEN contexts IS NOT NULL THEN rollouts - contexts
+                    WHEN stepped.experiment_id IS NULL THEN rollouts ELSE 0 END AS left_out,
+               coalesce(flat_groups, 0) AS flat_groups, entropy_first, entropy_last,
+               logprob_drift_max
+        FROM rounds JOIN sampled USING (experiment_id, condition)
+        LEFT JOIN stepped USING (experiment_id, condition)
         LEFT JOIN judged USING (experiment_id, condition)
         LEFT JOIN seen USING (experiment_id, condition)
         ORDER BY experiment_id, condition
@@ -180,13 +258,13 @@ _VIEWS = (
             "context": "the context of the teacher",
             "token": "the token as text",
             "tokens": "how often it was scored",
-            "objected": "how often with an advantage below -0.1 nats",
+            "objected": f"how often with an advantage below {OBJECTION} nats",
             "advantage": "mean advantage, nats",
             "objection": "sum of its negative advantages, nats",
         },
-        """
+        f"""
         SELECT experiment_id, context, any_value(token) AS token, count(*) AS tokens,
-               count(*) FILTER (advantage < -0.1) AS objected, avg(advantage) AS advantage,
+               count(*) FILTER (advantage < {OBJECTION}) AS objected, avg(advantage) AS advantage,
                sum(least(advantage, 0)) AS objection
         FROM token_signals WHERE teacher_logprob IS NOT NULL
         GROUP BY experiment_id, context, token_id ORDER BY objection

@@ -40,6 +40,7 @@ def _tokens(tokenizer: Any, rollout: Mapping[str, Any], signals: TokenSignals) -
             "position": range(len(ids)),
             "token_id": ids,
             "token": [rollout["text"][start:end] for start, end in offsets],
+            "start": [start for start, _ in offsets],
             "student_logprob": signals.student_logprob,
             "teacher_logprob": signals.teacher_logprob,
             "advantage": signals.advantage,

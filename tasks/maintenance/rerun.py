@@ -64,7 +64,7 @@ def last_checkpoint(run: ConditionRun, round_: int | None = None) -> StoredPolic
 def _supersede(run: ConditionRun, stage: Stage, round_: int) -> dict[str, int]:
     moved = run.store.supersede(_affected(stage), run.columns | {"round": round_})
     run.store.supersede(
-        {"comparisons": "experiment_id = $experiment_id"},
+        dict.fromkeys(("comparisons", "seed_differences"), "experiment_id = $experiment_id"),
         {"experiment_id": run.experiment.experiment_id},
     )
     with run.session.tracking() as tracking:
@@ -91,7 +91,8 @@ def _affected(stage: Stage) -> dict[str, str]:
     """Condition on the rows to supersede, by table; what others are found by goes last."""
     if stage is Stage.evaluate:
         scored = f"{_RUN} AND round = $round"
-        return {"scores": scored, "rollouts": f"{scored} AND purpose IN ('validation', 'test')"}
+        rollouts = f"{scored} AND purpose IN ('validation', 'test')"
+        return {"problem_scores": scored, "scores": scored, "rollouts": rollouts}
     after, from_it = f"{_RUN} AND round > $round", f"{_RUN} AND round >= $round"
     realigned = after if stage is Stage.distill else from_it
     of_rollouts = f"rollout_id IN (FROM rollouts SELECT rollout_id WHERE {realigned})"
@@ -102,6 +103,7 @@ def _affected(stage: Stage) -> dict[str, str]:
         "token_signals": from_it,
         "updates": from_it,
         "policies": after,
+        "problem_scores": after,
         "scores": after,
         "rollouts": f"({after}) OR ({resampled})",
     }

@@ -5,8 +5,8 @@ from typing import Any
 import polars as pl
 
 from sdcore.analysis import comparison
-from sdcore.analysis.metrics import score
 from sdcore.analysis.regrading import regraded
+from sdcore.analysis.scoring import Score, score
 from sdcore.store.schema import TABLES
 from tasks.compare import log_comparison
 from tasks.run.condition_run import ConditionRun
@@ -35,9 +35,10 @@ def rescore(base: ConditionRun) -> dict[str, int]:
     changed = regraded(graded, base.experiment.grader)
     rollouts = base.store.rows("rollouts", rollout_id=changed["rollout_id"].to_list())
     rollouts = rollouts.update(changed, on="rollout_id", include_nulls=True)
-    moved = base.store.replace(rollouts=rollouts, scores=_scores(base, rollouts))
-    differences = _comparisons(base)
-    base.store.replace(comparisons=differences)
+    scores, problem_scores = _scores(base, rollouts)
+    moved = base.store.replace(rollouts=rollouts, scores=scores, problem_scores=problem_scores)
+    differences, by_seed = _comparisons(base)
+    base.store.replace(comparisons=differences, seed_differences=by_seed)
     _log_again(base, rollouts)
     became = graded.join(changed, on="rollout_id")
     return {
@@ -50,15 +51,20 @@ def rescore(base: ConditionRun) -> dict[str, int]:
     }
 
 
-def _scores(base: ConditionRun, rollouts: pl.DataFrame) -> pl.DataFrame:
-    """The scores of the policies and splits that the changed rollouts belong to."""
+def _scores(base: ConditionRun, rollouts: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the scores, and problem scores, of the policies whose rollouts changed."""
     affected = rollouts.select("policy_id", split="purpose").unique()
     stored = base.store.rows("scores", experiment_id=base.experiment.experiment_id)
     rows = stored.join(affected, on=["policy_id", "split"], how="semi").sort("score_id").to_dicts()
-    return TABLES["scores"].frame([row | _numbers(base, row, rollouts) for row in rows])
+    scored = [(row, _score(base, row, rollouts)) for row in rows]
+    parts = [found.problem_rows(row) for row, found in scored]
+    return (
+        TABLES["scores"].frame([row | found.columns for row, found in scored]),
+        pl.concat(parts) if parts else TABLES["problem_scores"].frame([]),
+    )
 
 
-def _numbers(base: ConditionRun, row: dict[str, Any], rollouts: pl.DataFrame) -> dict[str, Any]:
+def _score(base: ConditionRun, row: dict[str, Any], rollouts: pl.DataFrame) -> Score:
     run = {name: row[name] for name in base.columns}
     samples = base.store.rows(
         "rollouts", policy_id=row["policy_id"], purpose=row["split"], **run
@@ -66,15 +72,19 @@ def _numbers(base: ConditionRun, row: dict[str, Any], rollouts: pl.DataFrame) ->
     return score(samples, k=row["k"], settings=base.experiment.evaluation)
 
 
-def _comparisons(base: ConditionRun) -> pl.DataFrame:
-    """The comparisons that differ from the stored ones, if the run has come to compare at all."""
+def _comparisons(base: ConditionRun) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return comparisons and seed differences that changed; none before the run compares."""
     experiment_id = base.experiment.experiment_id
-    stored = base.store.rows("comparisons", experiment_id=experiment_id)
-    if not len(stored):
-        return stored
-    return comparison.comparisons(base.store, experiment_id).join(
-        stored, on=stored.columns, how="anti"
+    names = ("comparisons", "seed_differences")
+    stored = [base.store.rows(name, experiment_id=experiment_id) for name in names]
+    if not len(stored[0]):
+        return stored[0], stored[1]
+    now = comparison.comparisons(base.store, experiment_id)
+    means, by_seed = (
+        new.join(old, on=old.columns, how="anti", nulls_equal=True)
+        for new, old in zip(now, stored, strict=True)
     )
+    return means, by_seed
 
 
 def _log_again(base: ConditionRun, rollouts: pl.DataFrame) -> None:

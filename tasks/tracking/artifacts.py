@@ -47,9 +47,13 @@ def publish_diagnosis(
 
 def _tables(base: ConditionRun, table: pl.DataFrame) -> str:
     experiment_id = base.experiment.experiment_id
-    differences = base.store.rows("comparisons", experiment_id=experiment_id)
+    differences, by_seed = (
+        base.store.rows(name, experiment_id=experiment_id)
+        for name in ("comparisons", "seed_differences")
+    )
     signals = comparison.signal_summary(base.store, experiment_id)
-    return _titled(printing.printable(table, differences, signals))
+    warnings = comparison.warnings(base.store, experiment_id)
+    return _titled(printing.printable(table, differences, by_seed, signals, warnings))
 
 
 def _titled(parts: Iterable[tuple[str, pl.DataFrame]]) -> str:

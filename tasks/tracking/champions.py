@@ -1,29 +1,35 @@
-"""The policies that MLflow's registry names: each condition's best, the champion, the latest."""
+"""Register policies in MLflow: the best of each condition, and the champion."""
 
-from typing import Any
+from typing import NamedTuple
 
-from sdcore.analysis import comparison
 from sdcore.errors import SdcoreError
 from tasks.run.condition_run import ConditionRun
 
-Row = dict[str, Any]
+
+class Chosen(NamedTuple):
+    """The checkpoint of a condition and seed that is best on validation."""
+
+    condition: str
+    seed: int
+    round: int
 
 
 def register(base: ConditionRun) -> None:
     """Register each condition's best seed on validation, and name the best of these.
 
-    `champion` is the best one on validation, unless somebody promoted another of this run.
+    `champion` is the best of all on validation, unless someone promoted another of this run.
+    What trained nothing is not registered.
     """
     seen = set[str]()
     with base.session.tracking() as tracking:
         promoted = tracking.is_promoted(base.experiment)
-    for row in _ranked(base):
-        aliases = [f"champion-{row['condition']}"]
+    for chosen in _ranked(base):
+        aliases = [f"champion-{chosen.condition}"]
         if not seen and not promoted:
             aliases.append("champion")
-        if row["condition"] not in seen:
-            seen.add(row["condition"])
-            _register(base, row, aliases)
+        if chosen.condition not in seen:
+            seen.add(chosen.condition)
+            _register(base, chosen, aliases)
 
 
 def promote(run: ConditionRun) -> str:
@@ -33,33 +39,38 @@ def promote(run: ConditionRun) -> str:
         The version of the registered model.
 
     Raises:
-        SdcoreError: it has not been scored on validation yet.
+        SdcoreError: it has not been scored on validation yet, or trained nothing.
     """
-    for row in _ranked(run.base):
-        if (row["condition"], row["seed"]) == (run.condition, run.seed):
-            version = _register(run.base, row, ["champion"])
+    for chosen in _ranked(run.base):
+        if (chosen.condition, chosen.seed) == (run.condition, run.seed):
+            version = _register(run.base, chosen, ["champion"])
             with run.session.tracking() as tracking:
                 tracking.mark_promoted(run.experiment)
             return version
     raise SdcoreError(
-        "nothing to promote yet",
-        got=f"no validation score of {run.label}",
+        "nothing to promote",
+        got=f"{run.label} has no validation score of weights that it trained",
         where=run.experiment.experiment_id,
-        fix="`sdcore resume` finishes the run",
+        fix="`sdcore resume` finishes the run; `training_health` says what trained nothing",
     )
 
 
-def _ranked(base: ConditionRun) -> list[Row]:
-    """The checkpoint that validation chose for each condition and seed, best first."""
-    experiment_id = base.experiment.experiment_id
-    scores = base.store.rows("scores", experiment_id=experiment_id, split="validation")
-    chosen = comparison.chosen_rounds(scores).join(scores, on=["condition", "seed", "round"])
-    return chosen.sort("avg_at_k", "condition", "seed", descending=[True, False, False]).to_dicts()
+def _ranked(base: ConditionRun) -> list[Chosen]:
+    """Return the checkpoint that validation chose for each condition and seed, best first.
+
+    A condition or seed that trained nothing has none.
+    """
+    rows = base.store.query(
+        "SELECT condition, seed, round FROM chosen_checkpoints "
+        "WHERE experiment_id = ? AND budget = 'epochs' ORDER BY validation DESC, condition, seed",
+        [base.experiment.experiment_id],
+    )
+    return [Chosen(*row) for row in rows.iter_rows()]
 
 
-def _register(base: ConditionRun, row: Row, aliases: list[str]) -> str:
-    run = ConditionRun(base.session, base.experiment, row["condition"], row["seed"])
-    policy = run.policy(row["round"])
+def _register(base: ConditionRun, chosen: Chosen, aliases: list[str]) -> str:
+    run = ConditionRun(base.session, base.experiment, chosen.condition, chosen.seed)
+    policy = run.policy(chosen.round)
     warmed_up = base.session.models.base_folder(base) if base.experiment.warmup else None
     assert policy.path is not None, "scored policies keep their checkpoints"
     folder = base.root / policy.path

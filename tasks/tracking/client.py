@@ -241,7 +241,7 @@ class Tracking:
         return f"experiments/{self._folder(experiment)}/runs/{self._run(experiment)}"
 
     def forget(self, experiment: Experiment, condition: str, seed: int) -> None:
-        """Delete the run of one condition and seed, so that it is logged anew from the start.
+        """Delete the run of one condition and seed, so that it is logged again from the start.
 
         MLflow keeps deleted runs until `mlflow gc`, and can restore them.
         """

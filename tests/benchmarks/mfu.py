@@ -2,7 +2,7 @@
 
 FLOPs are the model's: 2 a weight and token forward, 4 backward, of real tokens only; padding,
 attention scores, softmax and recomputation count as nothing, so the share is a lower bound. The
-peak is taken anew before each step, because a shared machine is not always equally fast.
+peak is measured again before each step, because a shared machine is not always equally fast.
 """
 
 import math

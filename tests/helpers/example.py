@@ -2,9 +2,12 @@
 
 import json
 from datetime import datetime
+from itertools import accumulate
+
+import polars as pl
 
 from sdcore.analysis.comparison import comparisons
-from sdcore.analysis.metrics import score
+from sdcore.analysis.scoring import score
 from sdcore.config import Experiment
 from sdcore.store.schema import TABLES, content_key
 
@@ -61,9 +64,12 @@ def rollout(condition, seed, purpose, round_, problem, index, *, correct):
 
 
 def _tokens(correct):
+    """Text, region and start of each token."""
+    starts = accumulate((len(text) for text, _ in TOKENS), initial=0)
+    tokens = [(text, region, start) for (text, region), start in zip(TOKENS, starts)]
     if not correct:
-        return TOKENS
-    return [(text.replace("38", "37"), region.replace("at", "before")) for text, region in TOKENS]
+        return tokens
+    return [(t.replace("38", "37"), r.replace("at", "before"), s) for t, r, s in tokens]
 
 
 def signals(row, context):
@@ -73,12 +79,13 @@ def signals(row, context):
         | {
             "rollout_id": row["rollout_id"], "context": context, "policy_id": row["policy_id"],
             "round": row["round"], "position": position, "token_id": position, "token": token,
-            "student_logprob": -0.1, "teacher_logprob": -0.1 + known.get(region, 0.0),
+            "start": start, "student_logprob": -0.1,
+            "teacher_logprob": -0.1 + known.get(region, 0.0),
             "advantage": known.get(region, 0.0) if known else -0.7,
             "kl": 0.0 if context == "none" else 0.3, "entropy": 0.2,
             "step": 2 if region == "at" else None, "region": region,
         }
-        for position, (token, region) in enumerate(_tokens(row["correct"]))
+        for position, (token, region, start) in enumerate(_tokens(row["correct"]))
     ]  # fmt: skip
 
 
@@ -104,11 +111,13 @@ def scored(condition, seed, round_, quality):
 def score_rows(rows, split):
     frame = TABLES["rollouts"].frame(rows)
     first = rows[0]
-    numbers = score(frame, k=2, settings=EXPERIMENT.evaluation) | {"seconds": 1.0}
-    return lineage(first["condition"], first["seed"]) | {
+    found = score(frame, k=2, settings=EXPERIMENT.evaluation)
+    row = lineage(first["condition"], first["seed"]) | {
         "score_id": content_key(first["policy_id"], split), "policy_id": first["policy_id"],
         "round": first["round"], "split": split, "sampled_tokens": 100 * first["round"],
-    } | numbers  # fmt: skip
+        "seconds": 1.0,
+    }  # fmt: skip
+    return row | found.columns, found.problem_rows(row)
 
 
 def problem(name, split, position, question="12 + 30 - 5 = ?"):
@@ -128,8 +137,27 @@ def run_row():
     }  # fmt: skip
 
 
-def fill(store):
-    """Base 2 of 6 right; reference 3, step_aligned 4 and 5, GRPO 3 then 2."""
+def policy(condition, seed, round_):
+    return lineage(condition, seed) | {
+        "policy_id": f"{condition}/{seed}/{round_}", "parent_id": None, "step": 3 * round_,
+        "round": round_, "kind": "full", "path": None, "sha256": "0",
+    }  # fmt: skip
+
+
+def update(condition, seed, round_, **changes):
+    """All numbers are 1, unless told otherwise."""
+    numbers = dict.fromkeys(TABLES["updates"].dtypes, 1)
+    return numbers | lineage(condition, seed) | {
+        "update_id": f"{condition}/{seed}/{round_}", "policy_id": "p", "round": round_,
+        "step": round_ + 1, "seconds": 1.5,
+    } | changes  # fmt: skip
+
+
+def fill(store, idle=()):
+    """Base 2 of 6 right; reference 3, step_aligned 4 and 5, GRPO 3 then 2.
+
+    The pairs of condition and seed in `idle` have no updates.
+    """
     qualities = {"grpo": (3, 2), "reference": (3, 3), "step_aligned": (4, 5)}
     tests = [scored("base", 0, 0, 2)] + [
         scored(name, seed, round_, quality)
@@ -144,6 +172,8 @@ def fill(store):
         for round_ in (0, 3)
         for index in (0, 1)
     ]
+    runs = [(name, seed) for name in qualities for seed in EXPERIMENT.seeds]
+    scores = [score_rows(rows, split) for rows in tests for split in ("validation", "test")]
     contexts = {"grpo": "grpo", "reference": "reference", "step_aligned": "step_aligned"}
     tokens = [token for row in train for token in signals(row, contexts[row["condition"]])]
     seen = [
@@ -164,11 +194,18 @@ def fill(store):
         rollouts=TABLES["rollouts"].frame([row for rows in tests for row in rows] + train),
         contexts=TABLES["contexts"].frame(seen),
         token_signals=TABLES["token_signals"].frame(tokens),
-        scores=TABLES["scores"].frame(
-            [score_rows(rows, split) for rows in tests for split in ("validation", "test")]
+        scores=TABLES["scores"].frame([row for row, _ in scores]),
+        problem_scores=pl.concat(problems for _, problems in scores),
+        policies=TABLES["policies"].frame(
+            [policy("base", 0, 0)]
+            + [policy(*run, round_) for run in runs for round_ in range(1, 5)]
+        ),
+        updates=TABLES["updates"].frame(
+            [update(*run, round_) for run in runs if run not in idle for round_ in range(4)]
         ),
     )
-    store.append_missing(comparisons=comparisons(store, EXPERIMENT.experiment_id))
+    means, by_seed = comparisons(store, EXPERIMENT.experiment_id)
+    store.append_missing(comparisons=means, seed_differences=by_seed)
     return store
 
 

@@ -1,5 +1,7 @@
 """The benchmarks compare like with like: on small inputs every path gives the same loss."""
 
+import json
+import random
 import sys
 import warnings
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import DATA, ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +19,31 @@ def benchmarks(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-    for name in ("_losses", "_measure", "_steps", "mfu"):
+    for name in ("_losses", "_measure", "_steps", "mfu", "validation"):
         sys.modules.pop(name, None)
+
+
+def test_validation_runs_on_a_small_file_in_gsm8ks_form(capsys):
+    import validation
+
+    validation.main(DATA / "worked_solutions.jsonl")
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["name"] == "validation" and figures["critiques"] == 3
+    assert figures["true_steps"] == figures["planted"] == 9
+    assert figures["refused"] == figures["flagged"] == figures["flagged_latex"] == 0
+    assert figures["noticed"] == 1 and figures["noticed_latex"] > 0.6
+
+
+def test_a_planted_result_differs_and_keeps_its_decimal_places():
+    import validation
+
+    rng = random.Random(0)
+    for text in ("7", "0", "19.90", "1,200", "1{,}200", ".5"):
+        plain = text.replace("{,}", "").replace(",", "")
+        for _ in range(50):
+            changed = validation.slip(text, rng)
+            assert float(changed) != float(plain)
+            assert len(changed.partition(".")[2]) == len(plain.partition(".")[2])
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -19,30 +19,12 @@ def score_row(condition, seed, round_, split, avg, tokens):
 
 SCORES = pl.DataFrame(
     [
-        score_row("base", 0, 0, "validation", 0.9, 0),
-        score_row("a", 0, 1, "validation", 0.5, 100),
-        score_row("a", 0, 2, "validation", 0.5, 200),
-        score_row("a", 0, 3, "validation", 0.4, 300),
-        score_row("b", 0, 1, "validation", 0.1, 290),
-        score_row("b", 0, 2, "validation", 0.8, 2000),
         score_row("a", 0, 1, "test", 0.2, 100),
         score_row("a", 0, 3, "test", 0.9, 300),
         score_row("a", 1, 3, "test", 0.1, 300),
         score_row("a", 1, 1, "test", 0.2, 100),
     ]
 )
-
-
-def test_the_checkpoint_is_best_on_validation_and_the_earliest_of_equals():
-    # Test scores and the base do not count: a is best at rounds 1 and 2, b at round 2.
-    assert comparison.chosen_rounds(SCORES).rows() == [("a", 0, 1), ("b", 0, 2)]
-
-
-def test_at_equal_tokens_only_checkpoints_within_the_budget_compete():
-    # The cheapest condition, a, samples 300 tokens in all: 300 * 1.1 = 330 are allowed.
-    budget = comparison.token_budget(SCORES)
-    assert budget == pytest.approx(330)
-    assert comparison.chosen_rounds(SCORES, budget).rows() == [("a", 0, 1), ("b", 0, 1)]
 
 
 def test_the_optimistic_round_is_best_on_test_averaged_over_seeds():
@@ -72,30 +54,114 @@ def test_the_summary_averages_over_seeds_and_subtracts_the_base(store):
 
 
 def test_every_pair_is_compared_at_both_budgets(store):
-    rows = comparison.comparisons(store, EXPERIMENT.experiment_id)
+    rows, by_seed = comparison.comparisons(store, EXPERIMENT.experiment_id)
     pairs = rows.select("condition", "baseline").unique().sort("condition", "baseline").rows()
     assert pairs == [
         ("grpo", "base"), ("reference", "base"), ("reference", "grpo"),
         ("step_aligned", "base"), ("step_aligned", "grpo"), ("step_aligned", "reference"),
     ]  # fmt: skip
     assert (rows["low"] <= rows["difference"]).all() and (rows["difference"] <= rows["high"]).all()
+    assert set(rows["covers"]) == {"problems and seeds"} and set(rows["seeds"]) == {2}
+    assert len(by_seed) == 2 * len(rows)  # two seeds
+
+
+def test_each_seed_has_its_own_difference_and_their_mean_is_the_comparison(store):
+    rows, by_seed = comparison.comparisons(store, EXPERIMENT.experiment_id)
+    keys = ["condition", "baseline", "metric", "budget"]
+    means = by_seed.group_by(keys).agg(pl.col("difference").mean().alias("mean"))
+    both = rows.join(means, on=keys)
+    assert both["difference"].to_list() == pytest.approx(both["mean"].to_list())
+    own = by_seed.filter(condition="step_aligned", baseline="base", metric="avg_at_k", seed=1)
+    assert own.select("budget", "round", "baseline_round").rows() == [
+        ("epochs", 4, 0), ("tokens", 4, 0),
+    ]  # fmt: skip
 
 
 def test_differences_are_paired_by_problem(store):
     """Test accuracy by problem: base 1/2, 1/2, 0; reference 1/2, 1/2, 1/2; step-aligned 1, 1, 1/2.
 
     Step-aligned is 1/2 better on each, so that its interval has no width, though both spread.
-    Against the reference it is better by 1/2, 1/2, 0: the chance of a mean of 0 in a resample is
-    1/27 and that of 1/2 is 8/27, both above the 2.5 % that the interval leaves out.
+    Against the reference it is better by 1/2, 1/2, 0, in both seeds alike: standard error 1/6,
+    t(2) = 4.30265.
     """
-    rows = comparison.comparisons(store, EXPERIMENT.experiment_id).filter(
+    rows = comparison.comparisons(store, EXPERIMENT.experiment_id)[0].filter(
         condition="step_aligned", metric="avg_at_k", budget="epochs"
     )
     found = {
         row["baseline"]: (row["difference"], row["low"], row["high"]) for row in rows.to_dicts()
     }
     assert found["base"] == (0.5, 0.5, 0.5)
-    assert found["reference"] == pytest.approx((1 / 3, 0, 0.5))
+    half = 4.30265 / 6
+    assert found["reference"] == pytest.approx((1 / 3, 1 / 3 - half, 1), rel=1e-5)
+
+
+def test_with_one_seed_every_interval_says_so(tmp_path):
+    store = fill(Store(tmp_path / "sdcore.duckdb"), idle=[(n, 1) for n in EXPERIMENT.conditions])
+    rows = store.rows("comparisons")
+    assert set(rows["covers"]) == {"problems, within this seed only"} and set(rows["seeds"]) == {1}
+    summary = comparison.summary(store, EXPERIMENT.experiment_id)
+    covers = summary.filter(pl.col("condition") != "base")["covers"]
+    assert set(covers) == {"problems, within this seed only"}
+    titles = [title for title, _ in printing.printable(**printed_tables(store))]
+    assert sum("within this seed only" in title for title in titles) == 4
+
+
+def test_a_condition_that_trained_nothing_is_named_and_never_compared(tmp_path):
+    """Its scores are there, as of the checkpoints that a run saves after every round."""
+    idle = [("reference", 0), ("reference", 1), ("grpo", 0)]
+    store = fill(Store(tmp_path / "sdcore.duckdb"), idle=idle)
+    rows = store.rows("comparisons")
+    assert "reference" not in {*rows["condition"], *rows["baseline"]}
+    assert set(rows.filter(condition="grpo")["seeds"]) == {1}
+    assert set(rows.filter(condition="step_aligned", baseline="base")["seeds"]) == {2}
+    summary = comparison.summary(store, EXPERIMENT.experiment_id)
+    reference = summary.filter(condition="reference", checkpoint="validation").row(0, named=True)
+    assert reference["note"] == "trained nothing"
+    assert reference["gain"] is None and reference["avg_at_k"] is None
+    grpo = summary.filter(condition="grpo", checkpoint="validation").row(0, named=True)
+    assert grpo["note"] == "seed 0 trained nothing" and grpo["seeds"] == 1
+    assert comparison.warnings(store, EXPERIMENT.experiment_id).rows() == [
+        ("grpo", "seed 0 trained nothing: left out of every mean"),
+        ("grpo", "4 of 8 rounds trained nothing"),
+        ("reference", "trained nothing: no update in 8 rounds; not compared"),
+    ]
+    assert "reference" not in set(comparison.curves(store, EXPERIMENT.experiment_id)["condition"])
+    (title, warned), *_ = printing.printable(**printed_tables(store))
+    assert title == "WARNING" and len(warned) == 3
+
+
+def test_no_warning_where_all_trained(store):
+    assert not len(comparison.warnings(store, EXPERIMENT.experiment_id))
+
+
+def test_a_schedule_cut_off_by_the_budget_is_said_beside_the_number(tmp_path):
+    """GRPO samples eight times as much: its round 2 is in the budget, its schedule has 4."""
+    store = fill(Store(tmp_path / "sdcore.duckdb"))
+    scores = store.rows("scores")
+    dear = pl.when(pl.col("condition") == "grpo").then(2).otherwise(1)
+    store.replace(scores=scores.with_columns(sampled_tokens=pl.col("sampled_tokens") * dear))
+    rows, _ = comparison.comparisons(store, EXPERIMENT.experiment_id)
+    caveats = rows.filter(budget="tokens", metric="avg_at_k").select(
+        "condition", "baseline", "caveat"
+    )
+    for condition, baseline, caveat in caveats.iter_rows():
+        if "grpo" in (condition, baseline):
+            assert caveat.startswith("grpo at round 2 of 4: in the middle of its schedule")
+        else:
+            assert caveat is None
+    assert rows.filter(budget="epochs")["caveat"].null_count() == len(rows) // 2
+    store.replace(comparisons=rows)
+    parts = dict(printing.printable(**printed_tables(store)))
+    (tokens,) = [frame for title, frame in parts.items() if "equal sampled tokens" in title]
+    assert tokens.filter(pair="grpo − base")["note"][0].startswith("grpo at round 2 of 4")
+
+
+def test_a_curve_has_the_interval_over_its_seeds(store):
+    rows = comparison.curves(store, EXPERIMENT.experiment_id)
+    last = rows.filter(condition="step_aligned", round=4).row(0, named=True)
+    assert last["value"] == pytest.approx(5 / 6) and last["seeds"] == 2
+    assert last["covers"] == "problems and seeds"
+    assert rows.filter(condition="base")["covers"].to_list() == ["problems"]
 
 
 def test_signals_are_told_apart_by_region(store):
@@ -111,30 +177,35 @@ def test_an_unknown_experiment_is_named(store):
         comparison.summary(store, "nothing")
 
 
-def test_the_printed_tables_show_per_cent_and_points(store):
+def printed_tables(store):
     name = EXPERIMENT.experiment_id
-    parts = dict(
-        printing.printable(
-            comparison.summary(store, name),
-            store.rows("comparisons", experiment_id=name),
-            comparison.signal_summary(store, name),
-        )
-    )
-    chosen = parts["checkpoint chosen on validation, scored once on test"]
+    return {
+        "summary": comparison.summary(store, name),
+        "comparisons": store.rows("comparisons", experiment_id=name),
+        "seed_differences": store.rows("seed_differences", experiment_id=name),
+        "signals": comparison.signal_summary(store, name),
+        "warnings": comparison.warnings(store, name),
+    }
+
+
+def test_the_printed_tables_show_per_cent_points_and_each_seed(store):
+    parts = dict(printing.printable(**printed_tables(store)))
+    title = "checkpoint chosen on validation, scored once on test"
+    chosen = parts[f"{title}; intervals cover problems and seeds"]
     assert chosen["Avg@2"][0].startswith("33.3 (")
     assert chosen.filter(condition="reference")["gain"][0].startswith("+16.7 (")
+    (pairs,) = [frame for title, frame in parts.items() if "equal epochs" in title]
+    (pair,) = pairs.filter(pair="step_aligned − reference").to_dicts()
+    assert pair["by seed"] == "0: +33.3, 1: +33.3"
     text = printing.markdown(chosen)
     assert text.splitlines()[1] == "| " + " | ".join(["---"] * chosen.width) + " |"
 
 
 def test_a_value_without_an_interval_is_printed_alone(store):
-    name = EXPERIMENT.experiment_id
-    single = comparison.signal_summary(store, name).with_columns(  # as of a single rollout
+    tables = printed_tables(store)
+    tables["signals"] = tables["signals"].with_columns(  # as of a single problem
         low_before=pl.lit(math.nan), high_before=pl.lit(math.nan)
     )
-    *_, (_, printed) = printing.printable(
-        comparison.summary(store, name), store.rows("comparisons", experiment_id=name), single
-    )
+    *_, (_, printed) = printing.printable(**tables)
     cells = printed.filter(condition="step_aligned", round="0").row(0, named=True)
     assert cells["before first error"] == "+0.150"
-    assert cells["at first error"] == "-2.300 (-2.300 to -2.300)"

@@ -1,8 +1,12 @@
+from itertools import accumulate
+
 import polars as pl
 import pytest
 
 from sdcore.analysis.localisation import MEASURES, differences, measures, with_errors
 from sdcore.config import EvaluationConfig
+from sdcore.traces import token_offsets
+from tests.helpers.families import byte_bpe, unigram
 
 SETTINGS = EvaluationConfig(resamples=1000)
 
@@ -10,13 +14,15 @@ SETTINGS = EvaluationConfig(resamples=1000)
 def rollout(name, problem, correct, corrected, *tokens, context="c"):
     """Token rows from triples of text, region and advantage; the student's log-prob is -1."""
     text = "".join(token for token, _, _ in tokens)
+    starts = accumulate((len(token) for token, _, _ in tokens), initial=0)
     rows = [
         {
-            "position": position, "token": token, "region": region, "advantage": float(advantage),
+            "position": position, "start": start, "token": token, "region": region,
+            "advantage": float(advantage),
             "kl": 1.0 if position == 0 else 0.25,
             "student_logprob": -1.0, "teacher_logprob": -1.0 + advantage,
         }
-        for position, (token, region, advantage) in enumerate(tokens)
+        for position, (start, (token, region, advantage)) in enumerate(zip(starts, tokens))
     ]  # fmt: skip
     constants = {"context": context, "rollout_id": name, "problem_id": problem}
     constants |= {"correct": correct, "text": text, "corrected": corrected}
@@ -72,6 +78,40 @@ def test_an_error_within_a_token_is_that_token():
     tokens = [("1+1=2;", "before", 0), ("2+2=51", "at", 0)]
     found = with_errors(rollout("a", "p", False, "1+1=2;2+2=4", *tokens))
     assert found["error"].to_list() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("made", "text", "corrected", "error"),
+    [
+        # √ ∑ ≠ are three bytes: three tokens share one character each before the error.
+        (byte_bpe, "√9≠4;2+2=5", "√9≠4;2+2=4", "5"),
+        (byte_bpe, "½+½=1;2²÷2≈3", "½+½=1;2²÷2≈2", "3"),
+        (unigram, "∑≠√;1=2", "∑≠√;1=1", "2"),
+        (byte_bpe, "1=1;x=√", "1=1;x=∑", "√"),  # E2 88 9A and E2 88 91: the third token
+        (byte_bpe, "1=1;x=½", "1=1;x=é", "½"),  # C2 BD and C3 A9: the first
+    ],
+)
+def test_characters_split_over_tokens_do_not_move_the_error(made, text, corrected, error):
+    tokenizer = made(None)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    offsets = token_offsets(tokenizer, ids)
+    assert len(ids) > len(text)
+    wrong = text.index(";") + 1
+    rows = pl.DataFrame(
+        [
+            {
+                "position": position, "token": text[start:end], "start": start,
+                "region": "at" if start >= wrong else "before", "context": "c", "rollout_id": "a",
+                "problem_id": "p", "correct": False, "text": text, "corrected": corrected,
+            }
+            for position, (start, end) in enumerate(offsets)
+        ]
+    )  # fmt: skip
+    found = with_errors(rows).filter("error")
+    assert found["token"].to_list() == [error]
+    assert found["start"].to_list() == [text.rindex(error)]
+    shared = rows.filter(start=text.rindex(error))
+    assert found["position"][0] - shared["position"][0] == {"√": 2}.get(error, 0)
 
 
 def test_measures_of_hand_made_rollouts():

@@ -15,7 +15,8 @@ SETTINGS = EvaluationConfig(resamples=1000)
 def tokens(rollout: str, correct: bool, *pairs: tuple[str, float], **columns: object):
     """Token rows of one rollout from pairs of region and advantage."""
     rows = [{"region": region, "advantage": float(advantage)} for region, advantage in pairs]
-    constants = {"rollout_id": rollout, "correct": correct, "condition": "c"} | columns
+    constants = {"rollout_id": rollout, "problem_id": rollout, "correct": correct}
+    constants |= {"condition": "c"} | columns
     return pl.DataFrame([row | constants for row in rows])
 
 
@@ -100,3 +101,11 @@ def test_groups_are_told_apart_and_resamples_repeat():
 def test_nothing_to_look_at_gives_an_empty_frame_of_the_same_columns(function):
     full, empty = (function(frame, ["condition"], SETTINGS) for frame in (BOTH, BOTH.clear()))
     assert len(empty) == 0 and empty.schema == full.schema
+
+
+def test_rollouts_of_one_problem_are_resampled_together():
+    """Two problems with the means -2 and -0.7; more rollouts of the same add no certainty."""
+    twice = pl.concat([WRONG, WRONG.with_columns(rollout_id=pl.col("rollout_id") + "'")])
+    once, both = (region_advantages(each, ["condition"], SETTINGS) for each in (WRONG, twice))
+    for end in ("mean", "low", "high"):
+        assert both[end].to_list() == pytest.approx(once[end].to_list(), nan_ok=True)

@@ -8,7 +8,7 @@ from sdcore.reports.experiment import render_report, toml, write_report
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
 from tests.helpers.elements import Elements, standing_alone
-from tests.helpers.example import EXPERIMENT, critique, fill, fill_diagnosis, lineage, run_row
+from tests.helpers.example import EXPERIMENT, critique, fill, fill_diagnosis, run_row
 
 
 @pytest.fixture(scope="module")
@@ -77,20 +77,51 @@ def test_advantages_by_region(page):
 
 
 def test_the_cost_is_that_of_the_chosen_checkpoints(page):
-    # GRPO's gain is 100 / 6 points at round 2, for 200 tokens; step_aligned's 50 at round 4.
+    # GRPO's gain is 100 / 6 points at round 2, for 200 tokens; step_aligned's 50 at round 4, after
+    # four updates of 1.5 s.
     rows = {row[0][0]: [cell[0] for cell in row[1:]] for row in table(page, "Cost")[1:]}
     assert rows["grpo"][:3] == ["+16.7", "200", "12"]
-    assert rows["step_aligned"] == ["+50.0", "400", "8", "0", "0", "0.00", "0"]
+    assert rows["step_aligned"] == ["+50.0", "400", "8", "0", "0", "0.00", "6"]
 
 
 def test_health_is_shown_once_something_is_trained(page, tmp_path):
-    assert "Health of training" not in page
-    store = fill(Store(tmp_path / "sdcore.duckdb"))
-    numbers = dict.fromkeys(TABLES["updates"].dtypes, 1)
-    update = numbers | lineage("step_aligned", 0) | {"update_id": "u", "policy_id": "p", "round": 0}
-    store.append_missing(updates=TABLES["updates"].frame([update]))
-    (row,) = table(render_report(store, EXPERIMENT.experiment_id), "Health of training")[1:]
-    assert [" ".join(cell) for cell in row[:3]] == ["step_aligned", "2", "0.0%"]
+    rows = table(page, "Health of training")[1:]
+    assert [[" ".join(cell) for cell in row[:4]] for row in rows] == [
+        [name, "8", "0%", "8"] for name in EXPERIMENT.conditions
+    ]
+    store = Store(tmp_path / "sdcore.duckdb")
+    store.append_missing(experiments=TABLES["experiments"].frame([run_row()]))
+    assert "Health of training" not in render_report(store, EXPERIMENT.experiment_id)
+
+
+def test_intervals_say_what_they_cover_and_seeds_have_their_own_difference(page):
+    assert "they cover problems and seeds" in " ".join(page.split())
+    rows = {" ".join(row[0]): row[1] for row in table(page, "Paired differences")[1:]}
+    seeds = " ".join(rows["step_aligned − reference"])
+    assert seeds.endswith("seed 0: +33.3, 1: +33.3")
+
+
+def test_what_trained_nothing_is_marked_and_has_no_number(tmp_path):
+    idle = [("reference", 0), ("reference", 1), ("grpo", 0)]
+    store = fill(Store(tmp_path / "sdcore.duckdb"), idle=idle)
+    page = render_report(store, EXPERIMENT.experiment_id)
+    assert "reference: trained nothing: no update in 8 rounds; not compared" in page
+    tiles = page[page.index('class="tiles"') :].split("</ul>")[0]
+    (tile,) = [part for part in tiles.split("<li")[1:] if ">reference<" in part]
+    assert "<b>—</b>" in tile and "trained nothing" in tile
+    rows = table(page, "Chosen on validation, scored once on test")[1:]
+    assert rows[2] == [["reference"], ["trained", "nothing"]]
+    assert rows[1][0] == ["grpo", "seed", "0", "trained", "nothing"]
+    health = {row[0][0]: row[2] for row in table(page, "Health of training")[1:]}
+    assert health == {"grpo": ["50%"], "reference": ["100%"], "step_aligned": ["0%"]}
+
+
+def test_one_seed_says_so_wherever_an_interval_is(tmp_path):
+    idle = [(name, 1) for name in EXPERIMENT.conditions]
+    page = render_report(
+        fill(Store(tmp_path / "sdcore.duckdb"), idle=idle), EXPERIMENT.experiment_id
+    )
+    assert page.count("problems, within this seed only") == 5  # tiles, 2 tables, pairs, curves
 
 
 def test_an_example_has_its_critique(page, tmp_path):

@@ -33,9 +33,9 @@ def test_a_trace_is_cut_into_its_steps():
 
 def test_a_token_across_two_steps_stays_in_the_first():
     tokens = [
-        {"token": text, "region": "before", "advantage": 0.0, "student_logprob": 0.0,
-         "teacher_logprob": None, "kl": None}
-        for text in ("<step_1>a</step_1", "><", "step_2>b</step_2>")
+        {"token": text, "start": start, "region": "before", "advantage": 0.0,
+         "student_logprob": 0.0, "teacher_logprob": None, "kl": None}
+        for start, text in ((0, "<step_1>a</step_1"), (17, "><"), (19, "step_2>b</step_2>"))
     ]  # fmt: skip
     cut = lines(tokens, "<step_1>a</step_1><step_2>b</step_2>")
     assert [len(line.tokens) for line in cut] == [2, 1]
@@ -59,3 +59,21 @@ def test_correct_traces_have_no_wrong_step(store):
     (example, _) = examples(store, EXPERIMENT.experiment_id, ["reference"], correct=True, count=5)
     assert example.wrong_step is None
     assert {line.region for line in example.maps[0].lines} == {"before", "answer"}
+
+
+def test_a_character_of_several_tokens_is_shown_once_with_their_sum():
+    """√ as three tokens: log-probs and KL add up, and the line's mean stays that of tokens."""
+    tokens = [
+        {"token": text, "start": start, "region": "at", "advantage": advantage,
+         "student_logprob": -0.5, "teacher_logprob": -0.5 + advantage, "kl": 0.1}
+        for text, start, advantage in (("√", 8, -0.2), ("√", 8, -0.4), ("√", 8, 0.0), ("9", 9, 1.0))
+    ]  # fmt: skip
+    text = "<step_1>√9</step_1><step_2>3</step_2>"
+    later = [tokens[3] | {"token": "3", "start": 27}]
+    first, second = lines(tokens + later, text)
+    assert [(token.text, token.level) for token in first.tokens] == [("√", "n3"), ("9", "p4")]
+    assert first.tokens[0].title == (
+        "advantage −0.60, log p −1.50, with the context −2.10, KL 0.30"
+    )
+    assert first.mean == "+0.10"
+    assert [token.text for token in second.tokens] == ["3"]

@@ -9,24 +9,14 @@ from sdcore.reports.plots import COLOURS, advantage_bars, colours, learning_curv
 CONDITIONS = ["grpo", "reference"]
 
 
-def score_row(condition, seed, round_, accuracy):
+def point(condition, round_, accuracy):
     return {
-        "condition": condition, "seed": seed, "round": round_, "split": "test", "k": 12,
-        "avg_at_k": accuracy, "avg_at_k_low": accuracy - 0.1, "avg_at_k_high": accuracy + 0.1,
-        "sampled_tokens": 1000 * round_,
+        "condition": condition, "round": round_, "k": 12, "value": accuracy,
+        "low": accuracy - 0.1, "high": accuracy + 0.1, "sampled_tokens": 1000 * round_,
     }  # fmt: skip
 
 
-SCORES = pl.DataFrame(
-    [
-        score_row("base", 0, 0, 0.2),
-        score_row("grpo", 0, 10, 0.3),
-        score_row("grpo", 1, 10, 0.5),
-        score_row("reference", 0, 10, 0.6),
-        score_row("reference", 1, 10, 0.6),
-        score_row("grpo", 0, 10, 0.9) | {"split": "validation"},
-    ]
-)
+POINTS = pl.DataFrame([point("base", 0, 0.2), point("grpo", 10, 0.4), point("reference", 10, 0.6)])
 SIGNALS = pl.DataFrame(
     [
         {"condition": condition, "moment": moment, "region": region, "mean": mean,
@@ -44,9 +34,8 @@ def lines(panel):
     }
 
 
-def test_a_curve_is_the_mean_over_seeds_and_starts_at_the_base():
-    by_round, by_tokens = learning_curves(SCORES, CONDITIONS).axes
-    # Seeds at 0.3 and 0.5 have the mean 0.4; the validation row is not drawn.
+def test_a_curve_starts_at_the_base():
+    by_round, by_tokens = learning_curves(POINTS, CONDITIONS).axes
     assert lines(by_round)["grpo"] == ([0, 10], [0.2, pytest.approx(0.4)])
     assert lines(by_tokens)["reference"] == ([0, 10_000], [0.2, pytest.approx(0.6)])
     assert lines(by_round)["base"][1] == [0.2, 0.2]
@@ -54,7 +43,7 @@ def test_a_curve_is_the_mean_over_seeds_and_starts_at_the_base():
 
 def test_a_condition_has_one_colour_everywhere():
     assert colours(CONDITIONS) == {"grpo": COLOURS[0], "reference": COLOURS[1]}
-    (panel,) = learning_curves(SCORES, CONDITIONS, ["round"]).axes
+    (panel,) = learning_curves(POINTS, CONDITIONS, ["round"]).axes
     assert [line.get_color() for line in panel.lines[:2]] == list(COLOURS[:2])
     (bars,) = advantage_bars(SIGNALS, CONDITIONS, ["first"]).axes
     assert {patch.get_facecolor()[:3] for patch in bars.containers[1]} == {
@@ -71,13 +60,13 @@ def test_bars_of_both_rounds_share_the_scale():
 
 
 def test_svg_is_one_element_with_a_label_and_the_same_every_time():
-    drawn = [svg(learning_curves(SCORES, CONDITIONS, ["round"]), "Curves") for _ in range(2)]
+    drawn = [svg(learning_curves(POINTS, CONDITIONS, ["round"]), "Curves") for _ in range(2)]
     assert drawn[0] == drawn[1]
     assert drawn[0].startswith('<svg role="img" aria-label="Curves"')
     assert "currentColor" in drawn[0] and "<?xml" not in drawn[0]
-    assert svg(learning_curves(SCORES, CONDITIONS, ["round"]), "Others") != drawn[0]
+    assert svg(learning_curves(POINTS, CONDITIONS, ["round"]), "Others") != drawn[0]
 
 
 def test_png_is_wide_enough_for_a_page():
-    image = Image.open(io.BytesIO(png(learning_curves(SCORES, CONDITIONS))))
+    image = Image.open(io.BytesIO(png(learning_curves(POINTS, CONDITIONS))))
     assert image.format == "PNG" and image.width >= 1600

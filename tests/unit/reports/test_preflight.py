@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from sdcore.analysis.power import detectable
 from sdcore.analysis.preflight import contexts_of, diagnose
 from sdcore.config import load_experiment
 from sdcore.errors import DataError
@@ -67,8 +68,16 @@ def test_the_findings_are_those_of_the_stored_signals(found):
 def test_the_variance_is_that_of_the_rollouts(found):
     """Each problem has one right and one wrong sample: all of it is within."""
     assert (found.variance.between, found.variance.within) == (0, pytest.approx(0.5))
-    # 3 test problems, 2 samples, 2 seeds: 2.80159 * sqrt(2 * 0.5 / 4 / 3) = 0.80875
-    assert found.detectable.shared == found.detectable.unrelated == pytest.approx(0.80875, abs=1e-5)
+    assert found.detectable == detectable(found.variance, problems=3, samples=2, seeds=2)
+    text = facts(SEEN, found)["Minimum detectable effect"]
+    assert "with 2 seeds" in text and " at 2, " in text
+
+
+def test_with_one_seed_the_effect_is_within_it(found):
+    one = SEEN.model_copy(update={"seeds": (0,)})
+    effect = detectable(found.variance, problems=3, samples=2, seeds=1)
+    text = facts(one, replace(found, detectable=effect))["Minimum detectable effect"]
+    assert "within this seed only" in text
 
 
 def test_fewer_planned_rollouts_are_looked_at(store):
@@ -83,10 +92,10 @@ def test_nothing_scored_is_an_error(tmp_path):
         diagnose(Store(tmp_path / "sdcore.duckdb"), SEEN, PROBLEMS)
 
 
-def test_text_tables_have_a_row_a_context(found):
+def test_text_tables_have_a_row_per_context(found):
     tables = dict(printable(SEEN, found))
     assert tables["Verdicts"]["context"].to_list() == ["reference", "step_aligned"]
-    where = tables["Where the advantage lies, nats a token"]
+    where = tables["Where the advantage lies, nats per token"]
     assert where["first wrong step"].to_list() == [
         "−0.60 (−0.60 to −0.60)",
         "−2.30 (−2.30 to −2.30)",

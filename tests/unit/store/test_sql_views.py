@@ -1,26 +1,12 @@
+import polars as pl
 import pytest
 
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
 from sdcore.store.sql_views import VIEWS
-from tests.helpers.example import EXPERIMENT, critique, fill, lineage
+from tests.helpers.example import EXPERIMENT, critique, fill, update
 
 CHOSEN = {"grpo": 2, "reference": 2, "step_aligned": 4}  # best on validation, the earliest if tied
-
-
-def policy(condition, seed, round_):
-    return lineage(condition, seed) | {
-        "policy_id": f"{condition}/{seed}/{round_}", "parent_id": None, "step": 3 * round_,
-        "round": round_, "kind": "full", "path": None, "sha256": "0",
-    }  # fmt: skip
-
-
-def update(condition, seed, round_):
-    numbers = dict.fromkeys(TABLES["updates"].dtypes, 1)
-    return numbers | lineage(condition, seed) | {
-        "update_id": f"{condition}/{seed}/{round_}", "policy_id": "p", "round": round_,
-        "seconds": 1.5,
-    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +17,7 @@ def store(tmp_path_factory):
     right = [row for row in train.to_dicts() if row["correct"]]
     steps = [critique(row, step) for row, step in zip(wrong, (1, 2, 2, 2), strict=True)]
     steps += [critique(row, None) for row in right[1:]] + [critique(right[0], 7, valid=False)]
-    runs = [(name, seed) for name in CHOSEN for seed in EXPERIMENT.seeds]
-    store.append_missing(
-        critiques=TABLES["critiques"].frame(steps),
-        policies=TABLES["policies"].frame(
-            [policy("base", 0, 0)] + [policy(*run, round_) for run in runs for round_ in (2, 4)]
-        ),
-        updates=TABLES["updates"].frame([update(*run, n) for run in runs for n in range(4)]),
-    )
+    store.append_missing(critiques=TABLES["critiques"].frame(steps))
     return store
 
 
@@ -92,6 +71,47 @@ def test_training_health(store):
     assert found == [(8, 0.0, 0.0, 1, 0, 8)]
     found = rows(store, "training_health", columns, condition="grpo")
     assert found == [(8, 0.0, 0.0, 0, 0, 8)]
+
+
+@pytest.fixture(scope="module")
+def partly(tmp_path_factory):
+    """No seed of `reference` has an update, and GRPO's first one only from round 2 on."""
+    idle = [("reference", 0), ("reference", 1), ("grpo", 0)]
+    store = fill(Store(tmp_path_factory.mktemp("partly") / "sdcore.duckdb"), idle=idle)
+    late = [update("grpo", 0, 2), update("grpo", 0, 3, grad_norm=0.0)]
+    store.append_missing(updates=TABLES["updates"].frame(late))
+    return store
+
+
+def test_what_trained_nothing_has_a_share_in_training_health(partly):
+    # Of GRPO's eight rounds, seed 0 trained in one: two have no update, one has no gradient.
+    found = dict(rows(partly, "training_health", "condition, idle"))
+    assert found == {"grpo": 3 / 8, "reference": 1.0, "step_aligned": 0.0}
+    # Nothing of the reference was trained on, whatever contexts there are.
+    assert rows(partly, "training_health", "rounds, flat_groups", condition="reference") == [(8, 0)]
+
+
+def test_weights_that_no_update_has_changed_are_not_chosen(partly):
+    # Validation ties or prefers GRPO's round 2, but seed 0 has only been trained after it.
+    found = rows(partly, "chosen_checkpoints", "condition, seed, round", budget="epochs")
+    assert found == [("grpo", 0, 4), ("grpo", 1, 2), ("step_aligned", 0, 4), ("step_aligned", 1, 4)]
+    assert rows(partly, "cost_per_point", "condition") == [("grpo",), ("step_aligned",)]
+
+
+def test_the_checkpoint_is_best_on_validation_and_the_earliest_of_equals(store):
+    found = rows(store, "chosen_checkpoints", "condition, seed, round", budget="epochs")
+    assert found == [(name, seed, CHOSEN[name]) for name in CHOSEN for seed in EXPERIMENT.seeds]
+
+
+def test_at_equal_tokens_only_checkpoints_within_the_budget_compete(tmp_path):
+    # The others sample 400 tokens in all, so 440 are allowed; step_aligned needs 800 for round 4.
+    store = fill(Store(tmp_path / "sdcore.duckdb"))
+    dear = pl.when(pl.col("condition") == "step_aligned").then(2).otherwise(1)
+    changed = store.rows("scores").with_columns(sampled_tokens=pl.col("sampled_tokens") * dear)
+    store.replace(scores=changed)
+    columns = "condition, round, mid_schedule"
+    found = set(rows(store, "chosen_checkpoints", columns, budget="tokens"))
+    assert found == {("grpo", 2, False), ("reference", 2, False), ("step_aligned", 2, True)}
 
 
 def test_objected_tokens(store):

@@ -1,0 +1,73 @@
+import math
+
+import numpy as np
+import pytest
+
+from sdcore.analysis.intervals import BOTH, ONE_SEED, PROBLEMS, bootstrap, grid_mean, mean_squares
+
+
+def test_mean_squares_of_a_hand_computed_grid():
+    """Problems' means 1 and 4, seeds' means 2 and 3, grand mean 2.5; residuals 1/2, -1/2."""
+    found = mean_squares([[0, 2], [4, 4]])
+    assert (found.problem, found.seed, found.residual) == pytest.approx((9, 1, 1))
+
+
+def test_one_seed_is_a_t_interval_over_problems():
+    """Mean 2, standard deviation 1, three problems: t(2) = 4.30265 times 1 / sqrt(3)."""
+    found = grid_mean([[1], [2], [3]], 0.95)
+    half = 4.30265 / math.sqrt(3)
+    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), rel=1e-5)
+    assert found.covers == ONE_SEED
+    assert grid_mean([[1], [2], [3]], 0.95, fixed=True).covers == PROBLEMS
+
+
+def test_where_seeds_dominate_it_is_a_t_interval_over_seeds():
+    """Every problem says 1, 2, 3: three seeds, so t(2) as above and nothing from 500 problems."""
+    found = grid_mean(np.tile([1.0, 2.0, 3.0], (500, 1)), 0.95)
+    half = 4.30265 / math.sqrt(3)
+    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), rel=1e-5)
+    assert found.covers == BOTH
+
+
+def test_seeds_that_do_not_differ_leave_the_interval_over_problems():
+    values = np.arange(30.0)
+    one, three = (grid_mean(np.tile(values[:, None], seeds), 0.95) for seeds in (1, 3))
+    assert (three.low, three.high) == pytest.approx((one.low, one.high))
+
+
+def test_the_quickstarts_difference_over_its_seeds_is_not_resolved():
+    """Seeds at +1.4, +2.0 and +11.2 points: over three seeds alone 4.85 +- 13.6."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.2, (200, 3))
+    grid = np.array([0.0138, 0.0196, 0.1121]) + noise - noise.mean(0)
+    found = grid_mean(grid, 0.95)
+    assert found.value == pytest.approx(0.0485, abs=1e-4)
+    assert not found.resolved and found.low < -0.05
+    assert grid_mean(grid[:, 2:], 0.95).resolved
+
+
+def test_bounds_end_where_the_value_can_be_and_are_unknown_for_one_problem():
+    found = grid_mean([[0.0], [0.1]], 0.95, limits=(0, 1))
+    assert (found.low, found.high) == (0, pytest.approx(0.05 + 12.7062 * 0.05, rel=1e-4))
+    single = grid_mean([[0.5, 0.7]], 0.95)
+    assert math.isnan(single.low) and math.isnan(single.high) and not single.resolved
+
+
+@pytest.mark.parametrize("deviation", [0, 0.01, 0.05])
+def test_intervals_over_problems_and_seeds_cover_as_often_as_they_say(deviation):
+    """1000 grids; the standard error of the share is 0.7 points. An interval over problems alone
+    covers 33 % at a deviation of 5 points."""
+    rng = np.random.default_rng(1)
+    runs, problems, seeds = 1000, 80, 3
+    grids = rng.normal(0, 0.2, (runs, problems, 1)) + rng.normal(0, 0.15, (runs, problems, seeds))
+    grids = grids + rng.normal(0, deviation, (runs, 1, seeds)) if deviation else grids
+    found = [grid_mean(grid, 0.95) for grid in grids]
+    assert 0.93 <= np.mean([each.low <= 0 <= each.high for each in found]) <= 0.98
+
+
+def test_bootstrap_of_two_clusters_has_their_values_as_bounds():
+    values = np.array([1.0, 3.0])
+    found = bootstrap(lambda n_RN: (n_RN @ values / 2)[:, None], [2], 0.95, 500)
+    assert found.tolist() == [[2, 1, 3]]
+    alone = bootstrap(lambda n_RN: (n_RN @ values[:1])[:, None], [1], 0.95, 500)
+    assert alone[0, 0] == 1 and np.isnan(alone[0, 1:]).all()
