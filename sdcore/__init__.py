@@ -15,10 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdcore.config import Experiment as Experiment
+    from sdcore.config import critic as critic
+    from sdcore.config import engine as engine
     from sdcore.config import load_experiment as load_experiment
+    from sdcore.config import objective as objective
+    from sdcore.config import source as source
     from sdcore.contexts import ContextInputs as ContextInputs
     from sdcore.contexts import context as context
     from sdcore.errors import SdcoreError as SdcoreError
+    from sdcore.grading.graders import grader as grader
 
 __version__ = "0.1.0"
 
@@ -27,6 +32,11 @@ _PUBLIC = {
     "load_experiment": "sdcore.config",
     "ContextInputs": "sdcore.contexts",
     "context": "sdcore.contexts",
+    "objective": "sdcore.config",
+    "engine": "sdcore.config",
+    "critic": "sdcore.config",
+    "source": "sdcore.config",
+    "grader": "sdcore.grading.graders",
     "SdcoreError": "sdcore.errors",
     "run": "flows.api",
     "open": "flows.api",
