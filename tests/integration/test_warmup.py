@@ -103,7 +103,7 @@ max_new_tokens = 96
 traces = 8
 steps = 3
 batch_size = 4
-learning_rate = 1e-3
+learning_rate = 1e-2
 [training]
 rounds = 2
 questions_per_round = 2
