@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from sdcore.contexts import Context
 from sdcore.critics.llm import Critic
 from sdcore.models.prompts import teacher_prompt
-from sdcore.rollouts import JudgedRollout, Neighbours, Rollout, context_inputs, neighbours
+from sdcore.rollouts import JudgedRollout, Neighbours, context_inputs, neighbours
 from sdcore.schedule import signal_rounds
 from sdcore.store.schema import TABLES
 from tasks.run.condition_run import ConditionRun
@@ -38,7 +38,7 @@ def align(round_: Round) -> int:
     run, critic = round_.run, open_critic(round_.run)
     if _wants_critiques(run, round_.number):
         handed = [Handed.of(each) for each in round_.judged()]
-        beside = {"rollouts": Rollout.to_frame(round_.rollouts)}
+        beside = {"rollouts": round_.frames["rollouts"]}
         round_.critiques = criticise(run, critic, handed, beside)
         round_.frames["critiques"] = critique_rows(run, critic, handed, round_.critiques)
     if run.settings.teacher_context is None:

@@ -8,7 +8,6 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.rollouts import Rollout
 from sdcore.schedule import checkpoint_rounds, signal_rounds
 from sdcore.store.schema import TABLES
 from sdcore.training.objectives import group_signals, objective_of
@@ -70,7 +69,7 @@ def _trained(run: ConditionRun, trainer: Trainer, examples: list[Example]) -> li
 
 def _with_contexts(round_: Round) -> pl.DataFrame:
     """The rollouts that train: with their context for distillation, all of them for GRPO."""
-    rollouts = Rollout.to_frame(round_.rollouts)
+    rollouts = round_.frames["rollouts"]
     if not objective_of(round_.run.settings).prompted:
         return rollouts.with_columns(context=pl.lit(None), teacher_prompt_ids=pl.lit(None))
     contexts = round_.frames["contexts"].select("rollout_id", "context", "teacher_prompt_ids")

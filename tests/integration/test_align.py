@@ -101,7 +101,8 @@ def aligned(run: ConditionRun) -> int:
         sha256="",
     )  # fmt: skip
     round_ = Round(run, policy, resumed=True)
-    round_.rollouts = Rollout.from_frame(run.store.rows("rollouts", **run.columns))
+    round_.frames["rollouts"] = run.store.rows("rollouts", **run.columns)
+    round_.rollouts = Rollout.from_frame(round_.frames["rollouts"])
     count = align.fn(round_)
     run.store.append_missing(**round_.frames)
     return count
