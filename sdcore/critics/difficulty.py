@@ -47,7 +47,7 @@ def try_to_solve(
         problems: pairs of question and reference answer.
 
     Yields:
-        Index of a problem, whether the answer is right (None where none came), and its cost.
+        Index of a problem, whether the answer is right (None without an answer), and its cost.
 
     Raises:
         EngineError: the model cannot be asked at all.

@@ -33,7 +33,7 @@ AGAIN = (_TEMPLATES / "critic-again.jinja").read_text("utf-8")
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer of a language model; `text` is None where none came, and `failure` says why."""
+    """An answer of a language model; if none came, `text` is None and `failure` says why."""
 
     text: str | None
     prompt_tokens: int = 0

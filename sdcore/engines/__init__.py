@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from sdcore.config import LoraConfig, ModelConfig, SamplingConfig
 
-if TYPE_CHECKING:  # whoever only names a request needs no torch
+if TYPE_CHECKING:  # naming a request needs no torch
     from sdcore.models.policies import Policy
 
 FinishReason = Literal["stop", "length"]
