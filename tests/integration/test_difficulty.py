@@ -118,7 +118,8 @@ def test_a_condition_that_needs_solutions_says_so_before_anything_is_sampled(tmp
     pytest.importorskip("reasoning_gym", reason="the extra sdcore[data] is not installed")
     settings = EXPERIMENT.model_dump(mode="json")
     settings["problems"] |= {"source": "reasoning_gym", "name": "basic_arithmetic"}
-    del settings["conditions"]["step_aligned"]  # no critic judges these problems
+    settings["sampling"]["max_new_tokens"] = 64  # more would not fit beside a question
+    del settings["conditions"]["step_aligned"], settings["critic"]  # none judges these problems
     base = base_run(Session(tmp_path), Experiment.model_validate(settings))
     with pytest.raises(ConfigError, match=r"'reference' shows[\s\S]*2 train problems without"):
         prepare.fn(base)

@@ -490,7 +490,7 @@ HOSTILE = (
 def test_a_hostile_critic_stops_no_run_and_nothing_trains_on_what_it_says(
     tmp_path, prefect, sometimes_right
 ):
-    turns = [critic_server.exact] * 3 + [*HOSTILE] if sometimes_right else [INJECTED]
+    turns = [critic_server.exact] * len(HOSTILE) + [*HOSTILE] if sometimes_right else [INJECTED]
 
     def answer(body):
         """The same to the same request however often it comes, and in whatever order."""
