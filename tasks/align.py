@@ -52,7 +52,7 @@ def align(round_: Round) -> int:
 
 
 def has_work(round_: Round) -> bool:
-    """Whether the round has this stage: GRPO needs it only where signals are stored."""
+    """Return whether the round has this stage: GRPO needs it only where signals are stored."""
     run = round_.run
     return run.settings.teacher_context is not None or _wants_critiques(run, round_.number)
 
