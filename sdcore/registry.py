@@ -296,7 +296,7 @@ def _file(name: str) -> str | None:
 
 
 def _beside(module: ModuleType, name: str, file: str) -> bool:
-    """Return whether a module belongs to another's package, or lies below the folder that holds it."""
+    """Return whether a module is in another's package, or below the folder that holds it."""
     top, mine = name.partition(".")[0], module.__name__.partition(".")[0]
     if top == mine:
         return True

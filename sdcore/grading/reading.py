@@ -106,7 +106,7 @@ def words(text: str) -> str | None:
 
 
 def is_word(token: str) -> bool:
-    """Return whether letters are a word rather than a product such as ``xyz``, ``ab`` or a function."""
+    """Return whether letters are a word, not a product such as ``xyz``, ``ab`` or a function."""
     return len(token) > 1 and not _PRODUCT.fullmatch(token) and token not in _NAMES
 
 
