@@ -70,7 +70,7 @@ def test_reference_solutions_of_the_arithmetic_family_get_one_slip_and_a_wrong_a
         first += one.steps[0].text != other.steps[0].text  # and so it is carried on
         off.append(abs(int(other.answer) - problem.answer) in SLIPS)
     # Elsewhere the first result is also a number of the question, or two results are equal.
-    assert first > 290 and sum(off) > 290
+    assert first > 270 and sum(off) > 270
 
 
 def test_only_the_slip_itself_is_a_false_equation():
