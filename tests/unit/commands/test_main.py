@@ -54,9 +54,10 @@ except SystemExit as end:
 """
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_loads_no_heavy_library(name):
-    assert not loaded_after(command(name, "--help")) & {*HEAVY, "numpy"}
+def test_help_loads_no_heavy_library():
+    assert len(COMMANDS) > 15
+    helped = "\n".join(command(name, "--help") for name in COMMANDS)
+    assert not loaded_after(helped) & {*HEAVY, "numpy"}
 
 
 def test_reading_a_workspace_loads_no_heavy_library(workspace):

@@ -14,7 +14,7 @@ from sdcore.grading.bounded import ALONE_SECONDS, CPU_SECONDS, Workers, run_boun
 from sdcore.grading.worker import MEMORY, Exceeded
 from tests.helpers.paths import ROOT
 
-HERE = "tests.unit.grading.test_bounded"
+HERE = "tests.integration.test_bounded"
 
 
 def square(number):
