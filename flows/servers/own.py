@@ -44,6 +44,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
             standing.prefect_command(address),
             stdout=log,
             stderr=log,
+            env=os.environ | standing.prefect_server(root, address),
             preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads run yet
         )
     os.environ["PREFECT_API_URL"] = f"{address}/api"

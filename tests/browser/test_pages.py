@@ -81,6 +81,16 @@ def test_mlflow_finds_the_runs_and_compares_them(first, page, addresses):
     expect(page.get_by_text("test/avg_at_k").first).to_be_visible()
 
 
+def test_who_does_not_log_in_sees_nothing(browser, addresses):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(addresses["prefect"])
+    expect(page.get_by_label("Password").or_(page.get_by_role("textbox")).first).to_be_visible()
+    assert "login" in page.url
+    assert page.goto(addresses["mlflow"]).status == 401
+    context.close()
+
+
 def test_the_report_needs_no_network_and_has_no_errors(first, page, workspace):
     (report,) = (workspace / "reports").glob("first-*.html")
     errors, requests = [], []
