@@ -65,7 +65,7 @@ class ConditionSettings(Settings):
 
     @property
     def title(self) -> str:
-        """What reports call the objective."""
+        """Name of the objective in reports."""
         return self.objective
 
     @property
@@ -77,7 +77,7 @@ class ConditionSettings(Settings):
 
     @property
     def summary(self) -> str:
-        """What reports say about the loss."""
+        """Summary of the loss for reports."""
         return OBJECTIVES[self.objective].about
 
 
@@ -108,12 +108,12 @@ class DistillConfig(ConditionSettings):
 
     @property
     def title(self) -> str:
-        """What reports call the objective."""
+        """Name of the objective in reports."""
         return "self-distillation"
 
     @property
     def summary(self) -> str:
-        """What reports say about the loss."""
+        """Summary of the loss for reports."""
         divergence = self.divergence.replace("_", " ").replace("kl", "KL")
         return f"{divergence}, {self.teacher.kind.replace('_', ' ')} teacher"
 
@@ -142,12 +142,12 @@ class GrpoConfig(ConditionSettings):
 
     @property
     def title(self) -> str:
-        """What reports call the objective."""
+        """Name of the objective in reports."""
         return "GRPO"
 
     @property
     def summary(self) -> str:
-        """What reports say about the loss."""
+        """Summary of the loss for reports."""
         return "clipped policy gradient on the reward"
 
 

@@ -78,7 +78,7 @@ class WeightingEntry(Entry):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether it looks at what the teacher says of the tokens."""
+        """Return whether it looks at what the teacher says of the tokens."""
         return bool(self.needs & {"advantages", "divergences"})
 
 

@@ -108,7 +108,7 @@ class Weigher:
 
     @property
     def needs_signals(self) -> bool:
-        """Whether it looks at what student and teacher say of the tokens before the step."""
+        """Return whether it looks at the signals of the tokens before the step."""
         return bool(self.needs & {"advantages", "divergences"})
 
     def weights(self, example: Example, signals: TokenSignals | None = None) -> Tensor:
