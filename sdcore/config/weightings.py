@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from sdcore.config.base import Settings, by_name
+from sdcore.config.base import NAMES_CODE, Settings, by_name
 from sdcore.errors import ConfigError
 from sdcore.registry import Entry, Registry, about
 
@@ -27,7 +27,7 @@ class WeightingSettings(Settings):
 class RegionWeights(WeightingSettings):
     """A weight for each region of a wrong rollout; correct rollouts keep all tokens."""
 
-    kind: Literal["regions"] = "regions"
+    kind: Literal["regions"] = Field("regions", json_schema_extra=NAMES_CODE)
     before: float = Field(1.0, ge=0, description="of tokens before the first wrong step")
     at: float = Field(1.0, ge=0, description="of tokens of the first wrong step, tags included")
     after: float = Field(1.0, ge=0, description="of tokens of later steps")
@@ -37,7 +37,7 @@ class RegionWeights(WeightingSettings):
 class PositionWeights(WeightingSettings):
     """Weights that rise along the response from `floor` to 1 as a sigmoid (arXiv 2605.21606)."""
 
-    kind: Literal["positions"]
+    kind: Literal["positions"] = Field(json_schema_extra=NAMES_CODE)
     floor: float = Field(0.25, ge=0, le=1, description="weight long before the centre")
     centre: float = Field(
         0.30, ge=0, le=1, description="share of the response at which half of the rise is done"
@@ -48,14 +48,14 @@ class PositionWeights(WeightingSettings):
 class AdvantageWeights(WeightingSettings):
     """Weights in proportion to |advantage|, up to a bound: where the teacher takes sides."""
 
-    kind: Literal["advantages"]
+    kind: Literal["advantages"] = Field(json_schema_extra=NAMES_CODE)
     bound: float = Field(1.0, gt=0, description="nats; a larger |advantage| counts as this")
 
 
 class RelevanceWeights(WeightingSettings):
     """Only tokens whose distribution the context really changes."""
 
-    kind: Literal["relevance"]
+    kind: Literal["relevance"] = Field(json_schema_extra=NAMES_CODE)
     threshold: float = Field(
         0.1, ge=0, description="nats; least KL, teacher to student, of a token to learn from"
     )
