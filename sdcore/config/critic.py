@@ -162,7 +162,7 @@ class DiagnoseConfig(Settings):
 
     contexts: tuple[str, ...] = Field(
         (),
-        description="absent: reference, the quoting regimes, the control, and whatever the "
+        description="absent: reference, the quoting regimes, the controls, and whatever the "
         "conditions and the section [contexts] name",
         json_schema_extra=NAMES_CODE,
     )

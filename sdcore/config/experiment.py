@@ -60,7 +60,8 @@ class Experiment(Settings):
     contexts: dict[Name, str] = Field(
         {},
         description="your own contexts by name: Jinja templates over question, solution, "
-        "reference, trace, correct, critique, other_critique and sibling",
+        "reference, trace, correct, critique, other_critique, sibling, other_solution and "
+        "wrong_solution",
     )
     diagnose: DiagnoseConfig = DiagnoseConfig()
     conditions: dict[Name, Condition] = Field(min_length=1)

@@ -33,7 +33,7 @@ class PromptsConfig(Settings):
     system: str | None = Field(None, description="system message")
     teacher_system: str | None = Field(
         None,
-        description="system message of a teacher that is shown a context; unset: the same as the "
+        description="system message of the teacher, with or without a context; unset: the "
         "student's, empty: none",
     )
     student_thinking: bool | None = Field(
