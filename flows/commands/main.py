@@ -32,6 +32,7 @@ from sdcore.config import Experiment, load_experiment, read_settings
 from sdcore.config.shipped import experiment_file
 from sdcore.errors import SdcoreError
 from sdcore.schedule import Stage
+from sdcore.store.database import Store
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(files.app)
@@ -164,7 +165,7 @@ def run_experiment(
         started = time.perf_counter()
         finished = compare_contexts(settings, root)
     seconds = {"start-up": started - start} | finished.seconds
-    tables = _summary(root, finished.experiment_id)
+    tables = _summary(open_store(root, timeout=None), finished.experiment_id)
     _print_summary(tables, {"seconds": seconds}, as_json=as_json)
     notes.print(f"Report: {root / 'reports' / finished.experiment_id}.html", soft_wrap=True)
     wall = sum(seconds.values())
@@ -182,10 +183,13 @@ def report(
 
     Example: sdcore report quickstart
     """
-    experiment_id = find_run(open_store(workspace), run)
+    from sdcore.reports.experiment import write_report
+
+    store = open_store(workspace)
+    experiment_id = find_run(store, run)
     with notes.status("writing the report"):
-        page = _report(workspace, experiment_id)
-    _print_summary(_summary(workspace, experiment_id), {}, as_json=as_json)
+        page = write_report(store, experiment_id, workspace / "reports")
+    _print_summary(_summary(store, experiment_id), {}, as_json=as_json)
     notes.print(f"Report: {page}", soft_wrap=True)
 
 
@@ -208,17 +212,10 @@ def build_tiny_solver(
         console.print(flow(folder.absolute()))
 
 
-def _report(root: Path, experiment_id: str) -> Path:
-    from sdcore.reports.experiment import write_report
-
-    return write_report(open_store(root), experiment_id, root / "reports")
-
-
-def _summary(root: Path, experiment_id: str) -> dict[str, pl.DataFrame]:
+def _summary(store: Store, experiment_id: str) -> dict[str, pl.DataFrame]:
     """Frames of the printed summary, by name."""
     from sdcore.analysis import comparison
 
-    store = open_store(root)
     return {
         "summary": comparison.summary(store, experiment_id),
         "comparisons": store.rows("comparisons", experiment_id=experiment_id),

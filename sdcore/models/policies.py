@@ -42,6 +42,7 @@ from sdcore.distributed import collectives
 from sdcore.errors import ModelError
 from sdcore.models.adapters import require_adaptable
 from sdcore.models.prompts import freeze_clock
+from sdcore.system.private import private_files
 
 Policy: TypeAlias = PreTrainedModel | PeftModel
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
@@ -319,16 +320,17 @@ def replacing(folder: Path) -> Iterator[Path]:
     """Give a fresh sibling folder to fill; on success it is synced and takes the folder's place.
 
     The digests of its files are added in `CHECKSUMS`. A crash at any moment leaves the old folder,
-    the new one, or none, but never a part of one.
+    the new one, or none, but never a part of one. Only the owner can read it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with private_files():
+        folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        yield fresh
-        _write_checksums(fresh)
+        with private_files():
+            yield fresh
+            _write_checksums(fresh)
         with ThreadPoolExecutor() as pool:  # flushes at the same time share the disk's commits
             list(pool.map(_sync, [*fresh.rglob("*"), fresh]))
-        fresh.chmod(0o755)  # mkdtemp makes it private
         if folder.exists():
             shutil.rmtree(folder.rename(f"{fresh}-old"))
         fresh.rename(folder)

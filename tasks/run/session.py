@@ -10,7 +10,7 @@ from sdcore.store.database import Store
 from sdcore.system.stopwatch import Stopwatch
 from tasks.run.interrupts import Interrupts
 from tasks.run.live import LiveModels
-from tasks.run.progress import Panel
+from tasks.run.progress import Panel, note
 from tasks.tracking.client import Tracking
 
 DATABASE = "sdcore.duckdb"
@@ -29,7 +29,13 @@ class Session:
         self.panel = Panel()
         self.interrupts = Interrupts()
         self.models = LiveModels(root)
-        self.store = Store(root / DATABASE, threads=1, timed=partial(self.clock.measure, "storage"))
+        self.store = Store(
+            root / DATABASE,
+            timeout=None,  # nothing is lost while it waits
+            threads=1,
+            timed=partial(self.clock.measure, "storage"),
+            say=note,
+        )
 
     @contextmanager
     def tracking(self) -> Iterator[Tracking]:
