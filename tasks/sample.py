@@ -70,7 +70,8 @@ def sample_missing(
     Returns:
         The rollouts, in the order of the problems and samples.
     """
-    planned = _plan(run, policy, purpose, problems, samples)
+    with run.session.clock.measure("compute"):
+        planned = _plan(run, policy, purpose, problems, samples)
     rollouts = {rollout.rollout_id: rollout for rollout in stored}
     size = run.experiment.sampling.batch_size
     with run.session.panel.bar(f"{purpose} samples of {run.label}", len(planned)) as advance:

@@ -1,6 +1,7 @@
 """Why a row is what it is: the rows that it was made from, and what is different elsewhere."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,6 @@ from sdcore.config import drift
 from sdcore.errors import DataError
 from sdcore.store.database import Store
 from sdcore.store.schema import content_key
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Ancestor:
     """A row of a lineage and its table."""
 
     table: str
-    row: Row
+    row: Mapping[str, Any]
 
     @property
     def key(self) -> str:
@@ -91,7 +90,7 @@ def lineage(store: Store, table: str, prefix: str) -> list[Ancestor]:
     return rows
 
 
-def since(rows: list[Ancestor], now: Row, weights: str) -> list[Change]:
+def since(rows: list[Ancestor], now: Mapping[str, Any], weights: str) -> list[Change]:
     """What has changed since the rows were made.
 
     Args:
@@ -106,7 +105,7 @@ def since(rows: list[Ancestor], now: Row, weights: str) -> list[Change]:
     return changes
 
 
-def against(store: Store, rows: list[Ancestor], run: Row) -> list[Change]:
+def against(store: Store, rows: list[Ancestor], run: Mapping[str, Any]) -> list[Change]:
     """What differs in the lineage of the row at the same place of another run.
 
     Args:
@@ -131,7 +130,7 @@ def against(store: Store, rows: list[Ancestor], run: Row) -> list[Change]:
     return changes
 
 
-def _find(store: Store, table: str, prefix: str) -> Row:
+def _find(store: Store, table: str, prefix: str) -> Mapping[str, Any]:
     if table not in KINDS:
         raise DataError(
             "not a table whose rows have a key of their own", got=table, expected=", ".join(KINDS),
@@ -152,7 +151,7 @@ def _find(store: Store, table: str, prefix: str) -> Row:
     return found.row(0, named=True)
 
 
-def _run_changes(before: Row, now: Row) -> list[Change]:
+def _run_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     changes = _drift("settings", json.loads(before["config"]), json.loads(now["config"]))
     code = "code_version"
     changes += _drift("code", {code: before[code]}, {code: now[code]})
@@ -160,7 +159,7 @@ def _run_changes(before: Row, now: Row) -> list[Change]:
     return changes + _drift("libraries", *libraries)
 
 
-def _drift(where: str, before: Row, now: Row) -> list[Change]:
+def _drift(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     return [Change(where, line) for line in drift(before, now)]
 
 

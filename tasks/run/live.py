@@ -57,6 +57,10 @@ class LiveModels:
             self._engines.pop().close()
         self._live = self._sampled = None
 
+    def context_length(self, name: str) -> int | None:
+        """Positions of a named model, prompt and response together; None: it has no limit."""
+        return policies.context_length(self.folder(name))
+
     def base_folder(self, run: ConditionRun) -> Path:
         """Model folder that all conditions start from: the named model's, or its warmed-up form."""
         experiment = run.experiment
