@@ -44,11 +44,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Read the settings of an experiment file as they are written, without validating them.
 
     Raises:
-        ConfigError: the file is not TOML.
+        ConfigError: the file cannot be read or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError("experiment file cannot be read", got=error, where=str(path)) from error
+    except (ValueError, RecursionError) as error:  # tomllib's own errors are ValueErrors
         raise ConfigError("experiment file is not TOML", got=error, where=str(path)) from error
 
 
@@ -75,6 +77,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word or path needs no quotes on the command line
+    except (ValueError, RecursionError) as error:  # 5,000 digits, 5,000 brackets
+        raise ConfigError("not an override", got=error, where=override) from error
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})
@@ -88,7 +92,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _path(key: str, override: str) -> list[str]:
     """The names in a dotted key, which is TOML's: one with a dot in it stands in quotes."""
     names = list[str]()
-    with suppress(tomllib.TOMLDecodeError):
+    with suppress(ValueError, RecursionError):
         tree: Any = tomllib.loads(f"{key} = 0")
         while tree:
             ((name, tree),) = tree.items()
