@@ -1,6 +1,8 @@
 """The user's Jinja templates, in a sandbox: values are data and never read as templates."""
 
 from functools import cache
+from itertools import chain
+from typing import TypeAlias
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateRuntimeError, meta, nodes
 from jinja2.runtime import Context
@@ -12,6 +14,7 @@ STEPS = 100_000  # iterations of all loops, and calls of macros, that one render
 LARGEST = 1_000_000  # characters or elements of a product, and characters of a result
 LARGEST_BITS = 100_000  # of a whole number
 
+_Block: TypeAlias = nodes.For | nodes.Macro | nodes.CallBlock
 _STEP, _LIMITED = "sdcore_step", "sdcore_limited"  # names that templates are given
 
 
@@ -38,7 +41,7 @@ class _Bounded(SandboxedEnvironment):
 
 _JINJA = _Bounded(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
 
-# What the expressions of a template may raise; SyntaxError is of Python, for 21 loops in each other.
+# What expressions may raise; SyntaxError is Python's, for more than 20 loops within each other.
 _FAILURES = (
     TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
     RecursionError, MemoryError, SyntaxError,
@@ -102,11 +105,12 @@ def _limited(value: object) -> object:
 def _compiled(template: str) -> Template:
     """Compile a template in which each iteration of a loop and each call of a macro is counted."""
     tree = _JINJA.parse(template)
-    for block in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
-        step = _call(_STEP)
-        block.body.insert(0, nodes.ExprStmt(step))
+    kinds: tuple[type[_Block], ...] = (nodes.For, nodes.Macro, nodes.CallBlock)
+    for block in chain.from_iterable(map(tree.find_all, kinds)):
+        block.body.insert(0, nodes.ExprStmt(_call(_STEP)))
         if isinstance(block, nodes.For) and block.test is not None:
-            block.test = nodes.And(step, block.test)  # {% for x in xs if false %} has no body
+            # {% for x in xs if false %} never comes to its body
+            block.test = nodes.And(_call(_STEP), block.test)
     for joined in tree.find_all(nodes.Concat):  # one ~ two
         joined.nodes = [_call(_LIMITED, part) for part in joined.nodes]
     return Template.from_code(_JINJA, _JINJA.compile(tree), _JINJA.make_globals(None))
