@@ -1,8 +1,6 @@
 """The user's Jinja templates, in a sandbox: values are data and never read as templates."""
 
 from functools import cache
-from itertools import chain
-from typing import TypeAlias
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateRuntimeError, meta, nodes
 from jinja2.runtime import Context
@@ -14,7 +12,6 @@ STEPS = 100_000  # iterations of all loops, and calls of macros, that one render
 LARGEST = 1_000_000  # characters or elements of a product, and characters of a result
 LARGEST_BITS = 100_000  # of a whole number
 
-_Block: TypeAlias = nodes.For | nodes.Macro | nodes.CallBlock
 _STEP, _LIMITED = "sdcore_step", "sdcore_limited"  # names that templates are given
 
 
@@ -105,8 +102,10 @@ def _limited(value: object) -> object:
 def _compiled(template: str) -> Template:
     """Compile a template in which each iteration of a loop and each call of a macro is counted."""
     tree = _JINJA.parse(template)
-    kinds: tuple[type[_Block], ...] = (nodes.For, nodes.Macro, nodes.CallBlock)
-    for block in chain.from_iterable(map(tree.find_all, kinds)):
+    blocks: list[nodes.For | nodes.Macro | nodes.CallBlock] = [
+        *tree.find_all(nodes.For), *tree.find_all(nodes.Macro), *tree.find_all(nodes.CallBlock)
+    ]  # fmt: skip
+    for block in blocks:
         block.body.insert(0, nodes.ExprStmt(_call(_STEP)))
         if isinstance(block, nodes.For) and block.test is not None:
             # {% for x in xs if false %} never comes to its body
