@@ -89,7 +89,7 @@ def sample_missing(
 
 
 def stored_rollouts(run: ConditionRun, policy: StoredPolicy, purpose: str) -> list[Rollout]:
-    """What the tables hold of a policy's rollouts for a purpose, in no order."""
+    """Return the stored rollouts of a policy for a purpose, in no order."""
     same = {"policy_id": policy.policy_id, "purpose": purpose} | run.columns
     return Rollout.from_frame(run.store.rows("rollouts", **same))
 

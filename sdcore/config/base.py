@@ -1,10 +1,10 @@
-"""What all sections share: frozen, and an unknown key is an error."""
+"""Base of all sections: frozen, and an unknown key is an error."""
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 
 class Settings(BaseModel):
@@ -16,15 +16,33 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+FILE_ONLY: dict[str, JsonValue] = {"x-sdcore-set": "file"}
+"""Marks a setting, as `json_schema_extra` of its field, that names a program, a server, a file of
+code or of weights, or a variable of the environment: no form and no API may set it."""
+
+NAMES_CODE: dict[str, JsonValue] = {"x-sdcore-set": "name"}
+"""Marks a setting that may name code as `module:attribute`: a form or an API may set it to what is
+built in or installed only."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
-LARGEST = 2**63 - 1  # what a column of integers holds
+Address = Annotated[
+    str, Field(pattern=r"^https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[^?#\s]*)?$")
+]
+"""Of a server, without a user or a key in it: it is stored with the experiment."""
 
-Count = Annotated[int, Field(ge=1, le=LARGEST)]
+
+def _storable(number: int) -> int:
+    if number >= 2**63:
+        raise ValueError("Input should be less than 2**63: a column holds no more")
+    return number
 
 
-Seed = Annotated[int, Field(ge=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=1), AfterValidator(_storable)]
+
+
+Seed = Annotated[int, Field(ge=0), AfterValidator(_storable)]
 """Of random numbers: NumPy refuses negative seeds."""
 
 

@@ -11,11 +11,11 @@ from fractions import Fraction
 
 from sdcore.grading.equations import NUMBER, value
 from sdcore.problems.arithmetic import STYLES, Move, Problem, phrase
+from sdcore.slips import is_written_plainly, written
 
 SLIPS = (1, -1, 2, -2, 10, -10)
 
 _NOTE = re.compile(r"<<([^<>=\n]+)=([^<>=\n]+)>>")  # GSM8K's <<48/2=24>>
-_PLACES = 100  # a result has at most two decimal places
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _propagated(
             seen += 1
         steps.append("".join(parts) + _renumbered(line[end:], changed))
     final = _renumbered(answer, changed)
-    if final == answer or not all(_plain(new) for new in changed.values()):
+    if final == answer or not all(is_written_plainly(new) for new in changed.values()):
         return None
     return Solution(tuple(steps), final, wrong), changed
 
@@ -105,7 +105,7 @@ def _renumbered(text: str, changed: dict[Fraction, Fraction]) -> str:
 
     def new(match: re.Match[str]) -> str:
         old = _number(match[0])
-        return match[0] if old not in changed else _written(changed[old])
+        return match[0] if old not in changed else written(changed[old])
 
     return NUMBER.sub(new, text) if changed else text
 
@@ -113,11 +113,3 @@ def _renumbered(text: str, changed: dict[Fraction, Fraction]) -> str:
 def _number(text: str) -> Fraction | None:
     plain = text.strip().lstrip("$").replace(",", "")
     return Fraction(plain) if re.fullmatch(r"-?(?:\d+\.?\d*|\.\d+)", plain) else None
-
-
-def _plain(number: Fraction) -> bool:
-    return number > 0 and (number * _PLACES).denominator == 1
-
-
-def _written(number: Fraction) -> str:
-    return f"{float(number):.2f}".rstrip("0").rstrip(".") if number.denominator > 1 else str(number)

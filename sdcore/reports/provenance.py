@@ -1,4 +1,4 @@
-"""Why a row is what it is: the rows that it was made from, and what is different elsewhere."""
+"""Provenance of a row: the rows that it was made from, and how they differ from others."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from sdcore.store.schema import content_key
 
 @dataclass(frozen=True)
 class Kind:
-    """How a table's rows are told apart within a run, and what goes into their keys.
+    """Identity of a table's rows within a run, and the inputs of their keys.
 
     The settings of the run and the rows that a row refers to go into its key as well.
     """
@@ -55,7 +55,7 @@ class Ancestor:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """What goes into the key, as text; token ids as their number and a digest."""
+        """Inputs of the key as text; token ids as their number and a digest."""
         return {name: _text(self.row[name]) for name in KINDS[self.table].inputs}
 
 
@@ -91,7 +91,7 @@ def lineage(store: Store, table: str, prefix: str) -> list[Ancestor]:
 
 
 def since(rows: list[Ancestor], now: Mapping[str, Any], weights: str) -> list[Change]:
-    """What has changed since the rows were made.
+    """Return what has changed since the rows were made.
 
     Args:
         rows: a lineage.
@@ -106,7 +106,7 @@ def since(rows: list[Ancestor], now: Mapping[str, Any], weights: str) -> list[Ch
 
 
 def against(store: Store, rows: list[Ancestor], run: Mapping[str, Any]) -> list[Change]:
-    """What differs in the lineage of the row at the same place of another run.
+    """Return what differs in the lineage of the row at the same place of another run.
 
     Args:
         store: the workspace's tables.

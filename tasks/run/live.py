@@ -157,7 +157,7 @@ class LiveModels:
 
 
 def samples_from_disk(run: ConditionRun) -> bool:
-    """Whether the sampling engine reads a policy from its checkpoint: it needs one each round."""
+    """Return whether the engine reads policies from checkpoints: it needs one each round."""
     reads_folders = run.session.models.sampler(run).reads_folders
     return reads_folders or run.experiment.training.sharded
 

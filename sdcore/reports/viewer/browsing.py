@@ -1,4 +1,4 @@
-"""What the local viewer asks of the tables: problems, their rollouts, and all about one rollout."""
+"""Queries of the local viewer: problems, their rollouts, and all about one rollout."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
