@@ -1,5 +1,6 @@
 """The command `sdcore`: its entry point, and the commands that make and run experiments."""
 
+import errno
 import json
 import os
 import sys
@@ -40,6 +41,15 @@ app.add_typer(preflight.app)
 app.add_typer(tables.app)
 app.add_typer(operate.app)
 _UNEXPECTED = "fix: `--debug` shows the traceback"
+_FIXES = {
+    errno.ENOSPC: "free disk space, then run the same command again",
+    errno.EDQUOT: "free disk space, then run the same command again",
+    errno.EROFS: "name a folder that can be written, such as with --workspace",
+    errno.EACCES: "name a folder that can be written, such as with --workspace",
+    errno.EPERM: "name a folder that can be written, such as with --workspace",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.EMFILE: "raise the limit of open files: `ulimit -n 4096`",
+}
 
 
 def _version(asked: bool) -> None:
@@ -254,13 +264,26 @@ def main() -> None:
         if debug:
             raise
         code, text = 1, f"{type(error).__name__}: {error}\n  {_UNEXPECTED}"
-        if isinstance(error, SdcoreError):
-            code, text = error.exit_code, str(error)
+        known = _of_the_system(error) if isinstance(error, OSError) else error
+        if isinstance(known, SdcoreError):
+            code, text = known.exit_code, str(known)
         notes.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
         raise SystemExit(code) from None
     finally:
         if "prefect" in sys.modules and not debug:
             _mute_exit()
+
+
+def _of_the_system(error: OSError) -> OSError | SdcoreError:
+    """Explain an error of the operating system that names a file, as all of its kind do."""
+    if isinstance(error, SdcoreError) or error.filename is None or error.errno is None:
+        return error
+    return SdcoreError(
+        "the system refuses a file",
+        got=error.strerror,
+        where=os.fspath(error.filename) if isinstance(error.filename, str) else "",
+        fix=_FIXES.get(error.errno, "see to that file, then run the same command again"),
+    )
 
 
 def _mute_exit() -> None:

@@ -140,13 +140,13 @@ def why(
     """
     from sdcore.reports.provenance import against, lineage, since
 
+    store = open_store(workspace)
+    rows = lineage(store, table, key)
     root = enter(workspace)
     from tasks.prepare import base_policy, experiment_row
     from tasks.run.condition_run import base_run
     from tasks.run.session import Session
 
-    store = open_store(workspace)
-    rows = lineage(store, table, key)
     if other is not None and (run := newest_run(store, other)):
         changes = against(
             store, rows, store.rows("experiments", experiment_id=run).row(0, named=True)
@@ -177,12 +177,12 @@ def rescore(
 
     Example: sdcore rescore quickstart
     """
+    settings = stored_experiment(open_store(workspace), run)
     root = enter(workspace)
     from tasks.maintenance.rescore import rescore as regrade
     from tasks.run.condition_run import base_run
     from tasks.run.session import Session
 
-    settings = stored_experiment(open_store(root), run)
     with notes.status("grading, scoring and comparing"), Session(root) as session:
         counts = regrade(base_run(session, settings))
     print(json.dumps(counts)) if as_json else print_table(pl.DataFrame([counts]))

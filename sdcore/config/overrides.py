@@ -170,10 +170,14 @@ def _complaint(item: ErrorDetails, tree: dict[str, Any]) -> str:
     names, said, hint = _names(item["loc"], tree), item["msg"], ""
     if item["type"] == "extra_forbidden":
         said, hint = "no such setting", suggestion(Experiment.model_json_schema(), names)
-    elif names[:-1] == ["conditions"] and "objective" not in item["input"]:
+    elif names[:-1] == ["conditions"] and "objective" not in _mapping(item["input"]):
         hint = did_you_mean(names[-1], _node(tree, names[:-1]).keys() - {names[-1]})
     said = ", ".join(filter(None, [said, hint]))
     return f"{'.'.join(names) or 'experiment'}: {said} (got {item['input']!r:.80})"
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _names(location: Sequence[int | str], tree: Any) -> list[str]:

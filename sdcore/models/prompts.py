@@ -35,6 +35,11 @@ _MARKER = re.compile(
     r"<[^<>\s]+>|\[/?[A-Z_]+\]"
 )  # </think>, <|call|>, <｜end｜>, [/INST]; not <, [1]
 
+_TEMPLATE_FAILURES = (  # what expressions of a template may raise
+    TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
+    RecursionError,
+)  # fmt: skip
+
 FROZEN_CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set written = namespace(text=format) -%}"
     "{%- for directive, text in TEXTS.items() -%}"
@@ -258,10 +263,11 @@ def _rendered(
             tokenize=False,
             **switches,
         )
-    except TemplateError as error:
+    except _TEMPLATE_FAILURES as error:
+        refused = isinstance(error, TemplateError)
         raise ConfigError(
             "the model's chat template refuses the messages",
-            got=error,
+            got=error if refused else f"{type(error).__name__}: {error}",
             where=f"roles {', '.join(message['role'] for message in messages)}",
             fix="some models know no system message: leave prompts.system out",
         ) from error

@@ -6,7 +6,7 @@ is locked, and no file, address or extension can be reached unless the caller al
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -126,7 +126,8 @@ def _result(
                 raise query_error(error, store.path) from error
             finally:
                 if output is not None:
-                    output.unlink(missing_ok=True)
+                    with suppress(OSError):
+                        output.unlink()
 
 
 def _config() -> dict[str, str | bool | int | float | list[str]]:
