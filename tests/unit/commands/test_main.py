@@ -112,7 +112,7 @@ def test_wide_results_show_what_fits_and_say_how_to_get_the_rest(call, monkeypat
 def test_long_results_are_capped_and_counted(call):
     lines = call("query", "SELECT unnest(range(1000)) AS n").splitlines()
     assert 40 <= len(lines) < 55
-    assert "at most 40 rows are shown" in lines[-1] and "--output FILE.parquet" in lines[-1]
+    assert "the first 40 rows at most" in lines[-1] and "--output FILE.parquet" in lines[-1]
     whole = call("query", "SELECT unnest(range(1000)) AS n", "--format", "csv").splitlines()
     assert len(whole) == 1001
 
