@@ -275,7 +275,9 @@ def _show(store: Store, sql: str, *, allow_files: bool) -> None:
     shown = reading.show(store, sql, rows=SHOWN_ROWS, width=console.width, allow_files=allow_files)
     emit(shown.text)
     if not shown.complete:
-        emit(f"the first {SHOWN_ROWS} rows at most, and what fits; all of it: --output FILE.parquet")
+        emit(
+            f"the first {SHOWN_ROWS} rows at most, and what fits; all of it: --output FILE.parquet"
+        )
 
 
 def _form(suffix: str) -> reading.FileFormat:

@@ -1,6 +1,8 @@
 """What the command prints and refuses, in this process; no run is started."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -177,3 +179,21 @@ def test_the_list_has_the_progress_of_each_run(call, workspace):
     (run,) = json.loads(call("list", "--json"))
     assert run["experiment_id"] == ID and run["compared"]
     assert run["rollouts"] == len(Store(workspace / "sdcore.duckdb").rows("rollouts"))
+
+
+@pytest.mark.parametrize(
+    ("code", "fix"),
+    [(errno.ENOSPC, "disk space"), (errno.EROFS, "--workspace"), (errno.EACCES, "--workspace"),
+     (errno.ENAMETOOLONG, "shorter path"), (errno.EIO, "that file")],
+)  # fmt: skip
+def test_an_error_of_the_system_has_a_cause_a_place_and_a_fix(monkeypatch, capsys, code, fix):
+    def fail():
+        raise OSError(code, os.strerror(code), "/data/runs/x")
+
+    monkeypatch.setattr(main, "app", lambda arguments: fail())
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    printed = capsys.readouterr().err
+    assert caught.value.code == 1 and "--debug" not in printed
+    assert f"got: {os.strerror(code)}" in printed and "where: /data/runs/x" in printed
+    assert fix in printed.partition("fix: ")[2]
