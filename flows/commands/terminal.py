@@ -106,7 +106,7 @@ def open_store(workspace: Path, *, timeout: float | None = 60.0) -> Store:
     if cause is not None:
         raise SdcoreError(
             "the workspace has no tables",
-            got=cause,
+            got=getattr(cause, "strerror", None) or cause,
             where=str(path),
             fix="make them with `sdcore run quickstart`, or name another folder with --workspace",
         ) from cause
