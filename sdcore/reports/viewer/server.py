@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from sdcore.config import Experiment
-from sdcore.errors import StoreBusyError
+from sdcore.errors import StoreError
 from sdcore.reports.html import render_page
 from sdcore.reports.plots import colours
 from sdcore.reports.viewer import browsing
@@ -57,7 +57,7 @@ def viewer(store: Store) -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS)],
-        exception_handlers={HTTPException: _failed, StoreBusyError: _busy},
+        exception_handlers={HTTPException: _failed, StoreError: _busy},
     )
     app.state.store = store
     return app
