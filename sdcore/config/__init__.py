@@ -58,6 +58,6 @@ __all__ = [
     "EngineConfig", "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig",
     "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name", "ObjectiveEntry", "OracleConfig",
     "ProblemsConfig", "PromptsConfig", "SamplingConfig", "Settings", "Share", "SourceEntry",
-    "TeacherConfig", "TrainingConfig", "WarmupConfig", "WordProblemsConfig", "critic", "drift", "engine",
-    "load_experiment", "objective", "read_settings", "source",
+    "TeacherConfig", "TrainingConfig", "WarmupConfig", "WordProblemsConfig", "critic", "drift",
+    "engine", "load_experiment", "objective", "read_settings", "source",
 ]  # fmt: skip

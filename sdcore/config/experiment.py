@@ -48,7 +48,7 @@ class Experiment(Settings):
     critic: CriticConfig | None = Field(
         None,
         validate_default=True,
-        description="absent: the exact critic of problems.source if there is one, otherwise no critic",
+        description="absent: the exact critic of problems.source if it has one, otherwise none",
     )
     grader: str = Field(
         "math",

@@ -1,7 +1,7 @@
 """Wrong solutions with a known first error, made from right ones.
 
-One step is spoilt, as a rule by a small slip in its result, and everything after it is computed from
-the changed value. So the first wrong step is known, and no other step is wrong in itself.
+One step is spoilt, as a rule by a small slip in its result, and everything after it is computed
+from the changed value. So the first wrong step is known, and no other step is wrong in itself.
 """
 
 import random
@@ -27,8 +27,8 @@ from sdcore.problems.word_problems import WORDINGS, Step, as_text, computed
 
 SLIPS = (1, -1, 2, -2, 10, -10)
 Fault = Literal["slip", "operand", "distractor", "operation"]
-"""What is wrong in a step: its result; one of its numbers, by a slip; one of its numbers, since it is
-that of a distractor; or its operation."""
+"""What is wrong in a step: its result, by a slip; a number in it, by a slip; a number in it, which
+is a distractor's; or its operation."""
 
 _NOTE = re.compile(r"<<([^<>=\n]+)=([^<>=\n]+)>>")  # GSM8K's <<48/2=24>>
 _PLACES = 100  # a result has at most two decimal places
@@ -123,11 +123,13 @@ def _spoilings(problem: word_problems.Problem, place: int, fault: Fault) -> list
         steps = [replace(step, operation=each) for each in operations]
     else:
         steps = []
-        for side, operand in zip(("left", "right"), quantities[place].operands, strict=True):
+        for side, operand in enumerate(quantities[place].operands):
             old = quantities[operand].value
             shifted = [old + slip for slip in SLIPS if old + slip not in values]
             new = others if fault == "distractor" else shifted
-            steps += [replace(step, **{side: number}) for number in new if number > 1]
+            for number in (each for each in new if each > 1):
+                left, right = (number, step.right) if side == 0 else (step.left, number)
+                steps.append(replace(step, left=left, right=right))
     made = [replace(s, result=computed(s.operation, s.left, s.right)) for s in steps]
     return [each for each in made if each.result != step.result]
 

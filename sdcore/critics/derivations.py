@@ -1,26 +1,34 @@
 """What a solution of a word problem computes, step by step, and where it goes wrong.
 
 The equations of a step are found by `sdcore.grading.equations`, whatever words stand around them.
-Each number in them is traced back to the question: a number of the question, an earlier result, 0, 1
-or 100, or what one operation on two of these gives, if that is of use. So every result is a function
-of the question's numbers, a Laurent polynomial. It is *of use* if it is, up to a product, a part of
-the formula of a quantity that the answer needs: for (a*b - c)*d these are a*b, b*d, a*b*d - c*d, but
-not a + b, a*c, or anything with the number of a distractor.
+Each number in them is traced back to the question. It *follows* if it is
 
-A step is wrong if one of these holds, and the first such step is the first wrong one:
+- a number of the question, 0, 1 or 100, a percentage as 0.2, 0.8 or 80, a fraction as 0.25 or 0.75;
+- the result of an earlier equation, or of a part of one;
+- a quantity that the answer needs, computed in the mind;
+- what one operation on two of these gives, if that is of use (it is *assumed* then, since it may be
+  a wrong number that fits by chance).
+
+So every result is a function of the question's numbers, a Laurent polynomial. It is *of use* if
+it is, up to a product, a part of the formula of a quantity that the answer needs. For (a*b - c)*d
+these are a*b, b*d and a*b*d - c*d, but neither a + b nor a*c, nor anything with a distractor's
+number.
+
+A step is wrong in one of three cases, and the first such step is the first wrong one:
 
 1. An equation in it is false. A rounded result is false where the exact one has a finite decimal
    expansion, unless the step says "about".
-2. An equation uses a number that does not follow in the way above.
-3. Its result is not of use, the stated final answer is computed from it, and that answer is wrong.
-   (A solution that brings in a surplus and takes it out again is right: what counts then is that the
-   formula of its answer equals that of the question.)
+2. An equation uses a number that does not follow.
+3. Its result is of no use, and the stated final answer, which is wrong, is computed from it. A
+   surplus that is taken out again is no error: where the formula of the stated answer is that of
+   the question, only false equations count.
 
-Words are not read. So these are *undecided*, and are said to be: a number in the words of a step
-that does not follow and stands in no equation, before the first wrong step or in a solution whose
-answer is wrong; a wrong answer that is not derived in equations, after a result that is not of use; a
-right answer from another formula; equations with powers, or divisions by sums. A step with true and
-useful equations whose words name them wrongly counts as right.
+Words are not read: true and useful equations under wrong names count as right. Where a doubtful
+step stands before the first one that is surely wrong, or in a solution whose answer is wrong for
+no other reason, the case is *undecided*. Doubtful is a step that states in words a number that
+does not follow; that uses an assumed number; whose equations cannot be followed (powers,
+divisions by sums); or whose result is of no use, if it may be meant as another quantity of the
+same value, leads back to a number of the question, or is not shown to lead to the stated answer.
 """
 
 import ast
@@ -219,6 +227,8 @@ class _Reader:
             origins = self.known.get(answer, [])
             derived = max((each.step for each in origins if each.parents), default=None)
             waiting.append([each for each in origins if derived in (None, each.step)])
+        if not self._derived(answer):  # it may come from any result
+            waiting += [self.known[value] for _, value in self.made]
         while waiting:
             origins = waiting.pop()
             sound = any(map(self._sound, origins))

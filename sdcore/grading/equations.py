@@ -90,7 +90,7 @@ class Equation:
 
     Attributes:
         text: as it is written, in plain notation.
-        left: what stands before the relation, in each way that it can be read, in Python's notation.
+        left: what stands before the relation, in each way it can be read, in Python's notation.
         right: what stands after it.
         holds: one reading of the left agrees with one of the right, rounding allowed.
         exact: it holds without rounding.
@@ -127,7 +127,7 @@ def equations(text: str) -> Iterator[Equation]:
 
 
 def false_equation(text: str) -> str | None:
-    """The first of a text's `equations`, such as ``47+23=71``, that does not hold; None if all do."""
+    """The first equation of a text that does not hold, such as ``47+23=71``; None if all do."""
     return next((each.text for each in equations(text) if not each.holds), None)
 
 

@@ -1,7 +1,7 @@
 """Laurent polynomials with exact coefficients: sums of products of variables and their inverses.
 
-``12 * 8 - 5`` with variables for its numbers is ``a*b - c``. What a solution computes, as a function
-of a question's numbers, is such a polynomial as long as it divides by products only.
+``12 * 8 - 5`` with variables for its numbers is ``a*b - c``. What a solution computes, as a
+function of a question's numbers, is such a polynomial as long as it divides by products only.
 """
 
 from collections import defaultdict

@@ -11,14 +11,14 @@ EXAMPLES = tuple(
             "29",
         ),
         (
-            "Wendy cycles 13 miles on each of 5 days, and 24 miles on the day after. How many miles "
-            "does she cycle in all?",
+            "Wendy cycles 13 miles on each of 5 days, and 24 miles on the day after. How many "
+            "miles does she cycle in all?",
             ["On the 5 days she cycles 5 * 13 = 65 miles.", "In all that is 65 + 24 = 89 miles."],
             "89",
         ),
         (
-            "Of 80 seats in a cinema, 15% are broken. A ticket costs $6, and every seat that is not "
-            "broken is sold. How many dollars does the cinema take in?",
+            "Of 80 seats in a cinema, 15% are broken. A ticket costs $6, and every seat that is "
+            "not broken is sold. How many dollars does the cinema take in?",
             [
                 "Broken are 80 * 15 / 100 = 12 seats.",
                 "So 80 - 12 = 68 seats are sold.",

@@ -124,7 +124,7 @@ def _problem(number: int, record: Record, config: ProblemsConfig) -> Problem:
         if len(text or "") > LONGEST[name]:
             raise DataError(f"the {name} has {len(text or '')} characters")
     template = None
-    if config.split_by == "template" or record.get(config.template) is not None:
+    if config.split_by == "template":
         template = _text(record, "template", config.template)
     return Problem(number, question, solution, final, f"{origin(config)}, row {number}", template)
 

@@ -38,7 +38,7 @@ NAMES = (
     "Amara", "Bruno", "Chen", "Dalia", "Emil", "Farah", "Goran", "Hana", "Ivan", "Jonas", "Kofi",
     "Leila", "Mateo", "Nadia", "Olga", "Pablo", "Quinn", "Rosa", "Samir", "Tara", "Uma", "Viktor",
 )  # fmt: skip
-PARTS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
+PARTS = {3: "a third", 4: "a quarter", 5: "a fifth"}
 """How {x} is written in a sentence of the kind `fraction`."""
 
 STYLES = {
@@ -55,8 +55,9 @@ class Kind:
 
     Attributes:
         operations: operator and operands of each quantity that it adds. Operands are the fact's
-            numbers ``x`` and ``y``, the running quantity ``main`` of the facts before, and ``last``,
-            the one added before. The last one added becomes ``main``. ``%`` is a percentage.
+            numbers ``x`` and ``y``, the running quantity ``main`` of the facts before, and
+            ``last``, the one added before. The last one added becomes ``main``. ``%`` is a
+            percentage.
         meanings: what each added quantity counts; ``{items}`` is the story's.
         after: the states in which it may come.
         state: the state that it leads to; the question of a state is ``ask_`` and its name.
@@ -108,7 +109,7 @@ COUNTED = {"plus", "minus", "goal"}  # kinds whose number is an amount of dollar
 
 @dataclass(frozen=True)
 class Fact:
-    """A sentence of a question: its kind, one of `KINDS` or ``noise0`` and so on, and its numbers."""
+    """A sentence of a question: its kind, one of `KINDS` or ``noise0`` to ``noise2``, and numbers."""
 
     kind: str
     numbers: tuple[Fraction, ...]
@@ -425,6 +426,19 @@ def reference_steps(problem: Problem) -> list[Step]:
     return [problem.step(place) for place in ordered]
 
 
+def sample(count: int, seed: int = 0) -> str:
+    """Return generated problems with answers and reference solutions, in Markdown."""
+    drawn = islice(draw_problems(seed, holdout=True), count)
+    return "\n".join(map(_shown, range(1, count + 1), drawn))
+
+
+def _shown(number: int, problem: Problem) -> str:
+    lines = problem.question.replace("\n\n", "\n").splitlines()
+    question = "<br>".join(line.replace("$", "\\$") for line in lines)
+    steps = "; ".join(REFERENCE_WORDING(step) for step in reference_steps(problem))
+    return f"{number}. {question}<br>*{steps}.* **{as_text(problem.answer)}**"
+
+
 def reference_solution(problem: Problem) -> str:
     """Return a correct trace in an order and wording that no trace of `solve` has."""
     steps = [REFERENCE_WORDING(step) for step in reference_steps(problem)]
@@ -478,6 +492,7 @@ def _numbers(
 ) -> tuple[Fraction, ...] | None:
     """Numbers of a fact after facts that come to `value`; None where none fit."""
     top = family.largest
+    drawn: tuple[int, ...]
     few = max(3, min(12, top // 3))  # a number of groups, or of what is in one
     match kind:
         case "groups" | "packs" | "daily":
@@ -516,7 +531,7 @@ def _plain(value: Fraction, kind: str, family: WordProblemsConfig) -> bool:
 
 
 def _fits(problem: Problem, family: WordProblemsConfig) -> bool:
-    """Whether all values are positive, countable, not too large, and stand for one quantity each."""
+    """Whether all values are positive, countable, not too large, and of one quantity each."""
     values = [each.value for each in problem.quantities]
     countable = (
         (each.value * (100 if each.unit == "dollars" and family.decimals else 1)).denominator == 1
@@ -557,7 +572,7 @@ def _parsed(text: str, story: Story, style: str) -> Problem | None:
     """The problem whose sentences a text has, one after the other; None where there is none."""
     names: dict[str, str] = {}
     facts: list[Fact] = []
-    opening, _, closing = STYLES[style].partition("{facts}")
+    opening = STYLES[style].partition("{facts}")[0]
     at = 0
     if "{ask}" in opening:
         after = opening.partition("{ask}")[2]
