@@ -14,7 +14,7 @@ from tasks.run.retries import RETRIES
 from tasks.sample import sample_missing, stored_rollouts
 
 _SAMPLED = """
-    SELECT coalesce(sum(len(response_ids)), 0) FROM rollouts
+    SELECT coalesce(sum(len(response_ids)), 0)::BIGINT FROM rollouts
     WHERE experiment_id = $experiment_id AND condition = $condition AND seed = $seed
         AND purpose = 'train' AND round < $round
 """
@@ -40,7 +40,8 @@ def evaluate(run: ConditionRun, policy: StoredPolicy, split: str) -> float:
     start = time.perf_counter()
     known = stored_rollouts(run, policy, split)
     rollouts = sample_missing(run, policy, split, run.problems(split), samples, known)
-    scored = score(Rollout.to_frame(rollouts), k=samples, settings=settings)
+    with run.session.clock.measure("analysis"):
+        scored = score(Rollout.to_frame(rollouts), k=samples, settings=settings)
     before = run.columns | {"round": policy.round}
     row = run.columns | {
         "score_id": key,

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sdcore.config.base import Count, Settings, Share
+from sdcore.config.base import FILE_ONLY, NAMES_CODE, Count, Settings, Share
 from sdcore.registry import Entry, Registry, about
 
 LOCATIONS = ("path", "query", "name")
@@ -17,7 +17,7 @@ LOCATIONS = ("path", "query", "name")
 
 
 class ArithmeticConfig(Settings):
-    """How hard the problems of source = arithmetic are."""
+    """Difficulty of the problems of source = arithmetic."""
 
     operands: int = Field(4, ge=3, le=4)
     smallest: int = Field(10, ge=1, description="operand")
@@ -77,11 +77,12 @@ class BandConfig(Settings):
 
 
 class ProblemsConfig(Settings):
-    """Where the questions come from, and how many go into each split."""
+    """Source of the questions, and the size of each split."""
 
     source: str = Field(
         description="arithmetic, word_problems, jsonl, csv, parquet, duckdb, dataset, "
-        "reasoning_gym, or module:attribute"
+        "reasoning_gym, or module:attribute",
+        json_schema_extra=NAMES_CODE,
     )
     path: Path | None = Field(None, description="the file of jsonl, csv, parquet or duckdb")
     query: str | None = Field(None, description="SQL, for source = duckdb")
@@ -94,6 +95,7 @@ class ProblemsConfig(Settings):
         {},
         validate_default=True,
         description="of the reasoning_gym generator, or of a source of your own",
+        json_schema_extra=FILE_ONLY,
     )
     limit: Count | None = Field(None, description="rows that are read, at most")
     question: str = Field("question", description="column of the question")

@@ -24,6 +24,7 @@ from sdcore.problems.arithmetic import (
     reference_solution,
 )
 from sdcore.problems.word_problems import WORDINGS, Step, as_text, computed
+from sdcore.slips import is_written_plainly, written
 
 SLIPS = (1, -1, 2, -2, 10, -10)
 Fault = Literal["slip", "operand", "distractor", "operation"]
@@ -31,7 +32,6 @@ Fault = Literal["slip", "operand", "distractor", "operation"]
 is a distractor's; or its operation."""
 
 _NOTE = re.compile(r"<<([^<>=\n]+)=([^<>=\n]+)>>")  # GSM8K's <<48/2=24>>
-_PLACES = 100  # a result has at most two decimal places
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def spoiled(
                 values[current] = step.result
                 steps.append(step)
             results = [step.result for step in steps]
-            if results[-1] != problem.answer and all(map(_plain, results)):
+            if results[-1] != problem.answer and all(map(is_written_plainly, results)):
                 return steps, places.index(place) + 1
     return None
 
@@ -202,7 +202,7 @@ def _propagated(
             seen += 1
         steps.append("".join(parts) + _renumbered(line[end:], changed))
     final = _renumbered(answer, changed)
-    if final == answer or not all(_plain(new) for new in changed.values()):
+    if final == answer or not all(is_written_plainly(new) for new in changed.values()):
         return None
     return Solution(tuple(steps), final, wrong), changed
 
@@ -212,7 +212,7 @@ def _renumbered(text: str, changed: dict[Fraction, Fraction]) -> str:
 
     def new(match: re.Match[str]) -> str:
         old = _number(match[0])
-        return match[0] if old not in changed else _written(changed[old])
+        return match[0] if old not in changed else written(changed[old])
 
     return NUMBER.sub(new, text) if changed else text
 
@@ -220,11 +220,3 @@ def _renumbered(text: str, changed: dict[Fraction, Fraction]) -> str:
 def _number(text: str) -> Fraction | None:
     plain = text.strip().lstrip("$").replace(",", "")
     return Fraction(plain) if re.fullmatch(r"-?(?:\d+\.?\d*|\.\d+)", plain) else None
-
-
-def _plain(number: Fraction) -> bool:
-    return number > 0 and (number * _PLACES).denominator == 1
-
-
-def _written(number: Fraction) -> str:
-    return f"{float(number):.2f}".rstrip("0").rstrip(".") if number.denominator > 1 else str(number)

@@ -109,7 +109,7 @@ COUNTED = {"plus", "minus", "goal"}  # kinds whose number is an amount of dollar
 
 @dataclass(frozen=True)
 class Fact:
-    """A sentence of a question: its kind, one of `KINDS` or ``noise0`` to ``noise2``, and numbers."""
+    """A sentence of a question: its kind, from `KINDS` or ``noise0`` to ``noise2``, and numbers."""
 
     kind: str
     numbers: tuple[Fraction, ...]

@@ -83,7 +83,7 @@ class Table:
         return frame
 
     def repeats(self, frame: pl.DataFrame) -> bool:
-        """Whether a key occurs twice."""
+        """Return whether a key occurs twice."""
         if len(self.key) == 1:  # many small frames are checked, and this takes a tenth of the time
             return frame[self.key[0]].n_unique() < len(frame)
         return bool(frame[self.key].is_duplicated().any())
@@ -278,7 +278,7 @@ _TABLES = (
         Column("rollouts", INT, "rollouts in the batch"),
         Column("tokens", INT, "response tokens in the batch"),
         Column("mean_length", REAL, "response tokens a rollout"),
-        Column("entropy", REAL, "mean entropy of the student, nats a token"),
+        Column("entropy", REAL, "mean entropy of the student, nats per token"),
         Column("accuracy", REAL, "share of the batch's rollouts that are correct"),
         Column("mean_reward", REAL, "mean reward of the batch's rollouts"),
         Column("zero_variance_groups", INT, "GRPO groups without a signal; 0 for distillation"),
