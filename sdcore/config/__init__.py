@@ -13,6 +13,7 @@ from sdcore.config.critic import (
     critic,
 )
 from sdcore.config.experiment import RESERVED, Experiment
+from sdcore.config.health import HealthConfig
 from sdcore.config.objectives import (
     OBJECTIVES,
     Condition,
@@ -54,7 +55,7 @@ __all__ = [
     "CADENCE", "CRITICS", "ENGINES", "OBJECTIVES", "OPERATIONAL", "RESERVED", "SOURCES",
     "ArithmeticConfig", "BandConfig", "ChecksConfig", "Condition", "ConditionSettings", "Count",
     "CriticConfig", "CriticEntry", "CriticSettings", "DiagnoseConfig", "DistillConfig",
-    "EngineConfig", "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig",
+    "EngineConfig", "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig", "HealthConfig",
     "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name", "ObjectiveEntry", "OracleConfig",
     "ProblemsConfig", "PromptsConfig", "SamplingConfig", "Settings", "Share", "SourceEntry",
     "TeacherConfig", "TrainingConfig", "WarmupConfig", "critic", "drift", "engine",

@@ -75,7 +75,7 @@ def test_a_run_fills_every_table_with_what_was_planned(finished):
     rows = tables(workspace)
     empty = {name for name, frame in rows.items() if not len(frame)}
     # arithmetic has no bad rows; there is no band, and nobody tried the critic
-    assert empty == {"rejected_problems", "difficulties", "critic_trials"}
+    assert empty == {"rejected_problems", "difficulties", "critic_trials", "stops"}
     counts = rows["rollouts"].group_by("condition", "purpose").len().sort("condition", "purpose")
     # validation: 4 problems x 2, test: 6 x 3; checkpoints after rounds 2 and 3, for GRPO also
     # after round 3 // 4 -> 1 (as many rollouts as the cheapest condition); training: 3 rounds x 4
@@ -162,6 +162,51 @@ def test_rounds_without_a_checkpoint_are_made_again(tmp_path, updates):
     kill(process)
     sdcore("run", *rare, "--workspace", tmp_path / "killed")
     assert_same(tmp_path / "killed", tmp_path / "whole")
+
+
+COLLAPSING = """
+name = "collapsing"
+model = {{ name = "builtin:tiny-solver" }}
+problems = {{ source = "arithmetic", train = 8, validation = 4, test = 6 }}
+sampling = {{ max_new_tokens = 48, batch_size = 64 }}
+training = {{ rounds = 8, questions_per_round = 4, save_every = 8 }}
+evaluation = {{ every = 8, samples = 2, validation_samples = 2, resamples = 200 }}
+health = {{ stop_when = ["format", "drift"] }}
+[prompts]
+student = "{{{{ question }}}}"
+teacher = "Hint: {{{{ context }}}}\\n{{{{ question }}}}"
+[conditions.reckless]
+objective = "distill"
+context = "wrong_hint"
+learning_rate = {rate}
+"""
+
+
+def test_a_collapse_ends_a_condition_at_its_last_good_checkpoint_and_a_resumed_run_too(tmp_path):
+    file, workspace = tmp_path / "collapsing.toml", tmp_path / "runs"
+    file.write_text(COLLAPSING.format(rate=0.02), "utf-8")
+    result = sdcore("run", file, "--workspace", workspace)
+    assert "WARNING" in result.stderr and "stopped after round" in " ".join(result.stderr.split())
+    first = tables(workspace)
+    (stop,) = first["stops"].to_dicts()
+    # The sign lasted for two rounds, and the policy before them is the last good one.
+    assert stop["round"] < 7 and stop["good_round"] == stop["round"] - 2 > 0
+    assert first["updates"]["round"].max() == stop["round"]
+    trained = first["scores"].filter(condition="reckless")
+    assert set(trained["round"]) == {stop["good_round"]} and len(trained) == 2
+    (chosen,) = first["policies"].filter(condition="reckless", round=stop["good_round"]).to_dicts()
+    assert weights_digest(workspace / chosen["path"]) == chosen["sha256"]
+    assert len(first["comparisons"])
+    page = next((workspace / "reports").glob("*.html")).read_text("utf-8")
+    assert f"compared up to the policy after {stop['good_round']} rounds" in page
+    # Killed after the round's commit, before the decision was stored.
+    lost = ("stops", "scores", "problem_scores", "comparisons", "seed_differences")
+    with duckdb.connect(workspace / "sdcore.duckdb") as connection:
+        for name in lost:
+            connection.execute(f"DELETE FROM {name} WHERE condition = 'reckless'")
+    sdcore("run", file, "--workspace", workspace)
+    again = tables(workspace)
+    assert all(again[name].equals(first[name]) for name in TABLES if name != "policies")
 
 
 def test_a_lost_checkpoint_is_trained_again_from_the_one_before(finished, tmp_path):
