@@ -89,7 +89,7 @@ class JudgedRollout:
 
     @property
     def valid(self) -> bool:
-        """Whether there is a critique that may be shown to the teacher."""
+        """Return whether there is a critique that may be shown to the teacher."""
         return self.critique is not None and self.critique.valid
 
 
@@ -179,7 +179,7 @@ def _other_solution(mine: Problem, solved: Sequence[Problem]) -> str | None:
 def context_inputs(
     mine: JudgedRollout, near: Neighbours, other_solution: str | None = None
 ) -> ContextInputs:
-    """What contexts may show of a rollout.
+    """Inputs of a context: all that it may show of a rollout.
 
     Its wrong solution is the reference solution with a slip; where none can be made, the nearest
     wrong rollout of the same problem.

@@ -107,7 +107,7 @@ def _room(base: ConditionRun, day: date) -> Room:
     experiment, models = base.experiment, base.session.models
     name, fallback = experiment.model.name, getattr(experiment.judge, "fallback", None)
     shown = dict.fromkeys([*experiment.distilled, *([fallback] if fallback else [])])
-    limit = policies.context_length(models.folder(name))
+    limit = base.context_length
     served = experiment.engine.context_length if experiment.engine.kind == "vllm" else None
     return Room(
         tokenizer=models.tokenizer(name, day),

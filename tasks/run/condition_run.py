@@ -106,6 +106,11 @@ class ConditionRun:
         return self.session.models.tokenizer(self.experiment.model.name, self.prompt_day)
 
     @cached_property
+    def context_length(self) -> int | None:
+        """Positions of the model, prompt and response together; None where it has no limit."""
+        return self.session.models.context_length(self.experiment.model.name)
+
+    @cached_property
     def train_problems(self) -> pl.DataFrame:
         """The problems to train on, in order; `prepare` has stored them before."""
         return self.problems("train")

@@ -57,6 +57,10 @@ class LiveModels:
             self._engines.pop().close()
         self._live = self._sampled = None
 
+    def context_length(self, name: str) -> int | None:
+        """Positions of a named model, prompt and response together; None: it has no limit."""
+        return policies.context_length(self.folder(name))
+
     def base_folder(self, run: ConditionRun) -> Path:
         """Model folder that all conditions start from: the named model's, or its warmed-up form."""
         experiment = run.experiment
@@ -153,7 +157,7 @@ class LiveModels:
 
 
 def samples_from_disk(run: ConditionRun) -> bool:
-    """Whether the sampling engine reads a policy from its checkpoint: it needs one each round."""
+    """Return whether the engine reads policies from checkpoints: it needs one each round."""
     reads_folders = run.session.models.sampler(run).reads_folders
     return reads_folders or run.experiment.training.sharded
 
