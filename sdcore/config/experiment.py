@@ -13,7 +13,7 @@ from typing import Any, Self
 from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from sdcore.config.base import Name, Settings
+from sdcore.config.base import FILE_ONLY, NAMES_CODE, Name, Settings
 from sdcore.config.critic import CRITICS, CriticConfig, CriticSettings, DiagnoseConfig, exact_critic
 from sdcore.config.health import HealthConfig
 from sdcore.config.objectives import OBJECTIVES, Condition
@@ -56,6 +56,7 @@ class Experiment(Settings):
         "math",
         description="math: reward 1 if the answer equals the reference, else 0; or "
         "module:attribute, for rewards of your own",
+        json_schema_extra=NAMES_CODE,
     )
     contexts: dict[Name, str] = Field(
         {},
@@ -69,11 +70,13 @@ class Experiment(Settings):
         None,
         description="folder of the Python modules that the settings name as module:attribute; "
         "absent: the folder of the experiment file",
+        json_schema_extra=FILE_ONLY,
     )
     plugins: dict[str, str] = Field(
         {},
         description="digests of the source code of everything named that is not built in; filled "
         "in by sdcore",
+        json_schema_extra=FILE_ONLY,
     )
 
     @model_validator(mode="wrap")
