@@ -98,7 +98,7 @@ def _bounds(start: Mapping[str, Any], settings: HealthConfig) -> dict[str, tuple
     )
     ratio = settings.max_length_ratio
     return {
-        "entropy": (settings.min_entropy * entropy, math.inf),
+        "entropy": (settings.min_entropy * entropy, settings.max_entropy * entropy),
         "length": (length / ratio, length * ratio),
         "format": (well_formed - settings.max_format_loss, math.inf),
         "first_token_kl": (-math.inf, settings.max_first_token_kl),

@@ -22,6 +22,9 @@ class HealthConfig(Settings):
         le=1,
         description="share of the first round's entropy; below it the policy repeats itself",
     )
+    max_entropy: float = Field(
+        3.0, ge=1, description="times the first round's entropy; above it the policy rambles"
+    )
     max_length_ratio: float = Field(
         2.0, gt=1, description="times that the mean length may grow or shrink"
     )

@@ -166,25 +166,25 @@ def test_rounds_without_a_checkpoint_are_made_again(tmp_path, updates):
 
 COLLAPSING = """
 name = "collapsing"
-model = {{ name = "builtin:tiny-solver" }}
-problems = {{ source = "arithmetic", train = 8, validation = 4, test = 6 }}
-sampling = {{ max_new_tokens = 48, batch_size = 64 }}
-training = {{ rounds = 8, questions_per_round = 4, save_every = 8 }}
-evaluation = {{ every = 8, samples = 2, validation_samples = 2, resamples = 200 }}
-health = {{ stop_when = ["format", "drift"] }}
+model = { name = "builtin:tiny-solver" }
+problems = { source = "arithmetic", train = 8, validation = 4, test = 6 }
+sampling = { max_new_tokens = 48, batch_size = 64 }
+training = { rounds = 8, questions_per_round = 4, save_every = 8, warmup_steps = 6 }
+evaluation = { every = 8, samples = 2, validation_samples = 2, resamples = 200 }
+health = { stop_when = ["format", "drift"] }
 [prompts]
-student = "{{{{ question }}}}"
-teacher = "Hint: {{{{ context }}}}\\n{{{{ question }}}}"
+student = "{{ question }}"
+teacher = "Hint: {{ context }}\\n{{ question }}"
 [conditions.reckless]
 objective = "distill"
 context = "wrong_hint"
-learning_rate = {rate}
+learning_rate = 0.005
 """
 
 
 def test_a_collapse_ends_a_condition_at_its_last_good_checkpoint_and_a_resumed_run_too(tmp_path):
     file, workspace = tmp_path / "collapsing.toml", tmp_path / "runs"
-    file.write_text(COLLAPSING.format(rate=0.02), "utf-8")
+    file.write_text(COLLAPSING, "utf-8")
     result = sdcore("run", file, "--workspace", workspace)
     assert "WARNING" in result.stderr and "stopped after round" in " ".join(result.stderr.split())
     first = tables(workspace)

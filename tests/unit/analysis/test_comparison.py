@@ -142,11 +142,13 @@ def test_what_was_stopped_or_shows_a_sign_of_a_collapse_is_named(tmp_path):
     stop = {"experiment_id": name, "round": 3, "sign": "format", "reason": "40% well-formed"}
     store.append_missing(
         stops=TABLES["stops"].frame(
-            stop | {"condition": condition, "seed": seed, "good_round": good}
-            for condition, seed, good in (
-                ("step_aligned", 0, 2), ("step_aligned", 1, 0), ("reference", 0, 0),
-                ("reference", 1, 0),
-            )
+            [
+                stop | {"condition": condition, "seed": seed, "good_round": good}
+                for condition, seed, good in (
+                    ("step_aligned", 0, 2), ("step_aligned", 1, 0), ("reference", 0, 0),
+                    ("reference", 1, 0),
+                )
+            ]
         )
     )  # fmt: skip
     updates = [update("grpo", 0, 3, entropy=0.1)]
