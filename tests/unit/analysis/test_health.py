@@ -23,7 +23,7 @@ def seen(found):
 @pytest.mark.parametrize(
     ("sign", "within", "beyond", "text"),
     [
-        # the defaults: 0.3 or 3 times the entropy, twice or half the length, 20 points of the format
+        # defaults: 0.3 or 3 times the entropy, twice or half the length, 20 points of the format
         ("entropy", {"entropy": 0.15}, {"entropy": 0.14}, "entropy of 0.14 nats per token, 0.5 in"),
         ("entropy", {"entropy": 1.5}, {"entropy": 1.51}, "entropy of 1.51 nats per token, 0.5 in"),
         ("length", {"mean_length": 80.0}, {"mean_length": 80.1}, "80.1 tokens per rollout, 40 in"),
