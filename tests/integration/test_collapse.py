@@ -1,4 +1,4 @@
-"""A training that collapses, with real parts: it ends early, and a resumed one takes the same turn."""
+"""A training that collapses, with real parts: it ends early, and so does a resumed one."""
 
 import duckdb
 import pytest
