@@ -8,12 +8,14 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from sdcore.analysis.health import last_good
 from sdcore.schedule import checkpoint_rounds, signal_rounds
 from sdcore.store.schema import TABLES
 from sdcore.training.objectives import group_signals, objective_of
 from sdcore.training.results import require_agreement
 from sdcore.training.token_signals import signal_frame
 from sdcore.training.trainer import Example, Trainer, Update
+from tasks.health import health_of
 from tasks.run.condition_run import ConditionRun, StoredPolicy
 from tasks.run.live import samples_from_disk
 from tasks.run.progress import note
@@ -195,7 +197,7 @@ def _prune(run: ConditionRun, last: int) -> None:
     """Drop the checkpoints before the last one, except those that are scored or may yet be."""
     kept = {last, *checkpoint_rounds(run.experiment, run.settings)}
     if run.experiment.health.stop_when:
-        kept.update(range(last - run.experiment.health.patience - 1, last))
+        kept.add(last_good(health_of(run), run.experiment.health))
     for folder in run.folder.glob("round-*"):
         number = int(folder.name.removeprefix("round-"))
         if number < last and number not in kept:

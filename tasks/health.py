@@ -4,7 +4,7 @@ import shutil
 
 import polars as pl
 
-from sdcore.analysis.health import stopping
+from sdcore.analysis.health import last_good, stopping
 from sdcore.store.schema import TABLES
 from tasks.run.condition_run import ConditionRun, StoredPolicy
 from tasks.run.progress import note
@@ -27,10 +27,11 @@ def stopped(run: ConditionRun) -> int | None:
     stored = run.store.rows("stops", **run.columns)
     if len(stored):
         return int(stored["good_round"].item())
-    alarm = stopping(run.store.query(_ROUNDS, run.columns), settings)
+    rounds = health_of(run)
+    alarm = stopping(rounds, settings)
     if alarm is None:
         return None
-    good = max(0, alarm.first - 1)
+    good = last_good(rounds, settings)
     row = run.columns | {
         "round": alarm.counts,
         "good_round": good,
@@ -41,6 +42,11 @@ def stopped(run: ConditionRun) -> int | None:
     run.store.append_missing(stops=TABLES["stops"].frame([row]))
     note(f"WARNING: {run.label} stopped after round {alarm.counts}: {alarm.text}")
     return good
+
+
+def health_of(run: ConditionRun) -> pl.DataFrame:
+    """Return the rows of `round_health` of a run, in order."""
+    return run.store.query(_ROUNDS, run.columns)
 
 
 def _keep(run: ConditionRun, round_: int) -> None:

@@ -80,6 +80,18 @@ def stopping(rounds: pl.DataFrame, settings: HealthConfig) -> Alarm | None:
     return next(found, None)
 
 
+def last_good(rounds: pl.DataFrame, settings: HealthConfig) -> int:
+    """Return the rounds behind the last policy that shows no sign of `stop_when`; 0 for the base."""
+    rows = rounds.to_dicts()
+    bounds = _bounds(rows[0], settings) if rows else {}
+    good = (
+        int(row["round"])
+        for row in reversed(rows)
+        if not any(_beyond(row, sign, *bounds[sign]) for sign in settings.stop_when)
+    )
+    return next(good, 0)
+
+
 def run_alarms(store: Store, experiment: Experiment) -> dict[tuple[str, int], list[Alarm]]:
     """Return the signs of each condition and seed that has trained."""
     sql = "FROM round_health WHERE experiment_id = ? ORDER BY condition, seed, round"
@@ -106,13 +118,18 @@ def _bounds(start: Mapping[str, Any], settings: HealthConfig) -> dict[str, tuple
     }
 
 
+def _beyond(row: Mapping[str, Any], sign: str, low: float, high: float) -> bool:
+    """Whether a sign is beyond its threshold; an unknown value is not."""
+    value = row[COLUMNS[sign]]
+    return value is not None and (value < low or value > high)
+
+
 def _alarms(
     rows: list[dict[str, Any]], sign: str, low: float, high: float, patience: int
 ) -> Iterator[Alarm]:
     streak: list[dict[str, Any]] = []
     for row in [*rows, None]:
-        value = None if row is None else row[COLUMNS[sign]]
-        if row is not None and value is not None and (value < low or value > high):
+        if row is not None and _beyond(row, sign, low, high):
             streak.append(row)
             continue
         if len(streak) >= patience:

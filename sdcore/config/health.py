@@ -48,6 +48,6 @@ class HealthConfig(Settings):
     )
     stop_when: tuple[Sign, ...] = Field(
         (),
-        description="signs that end a condition and seed early, at the last checkpoint before "
-        "the sign; they are saved every round then. The default only warns",
+        description="signs that end a condition and seed early, at the last policy that showed "
+        "none of them; checkpoints are then written every round. The default only warns",
     )

@@ -1,7 +1,7 @@
 import polars as pl
 import pytest
 
-from sdcore.analysis.health import alarms, stopping
+from sdcore.analysis.health import alarms, last_good, stopping
 from sdcore.config import HealthConfig
 
 HEALTHY = {
@@ -59,6 +59,15 @@ def test_only_the_signs_that_are_named_stop():
     assert seen([stopping(shown, HealthConfig(stop_when=("entropy",)))]) == [("entropy", 2, 3, 3)]
     both = HealthConfig(stop_when=("entropy", "format"))
     assert stopping(shown, both).sign == "format"
+
+
+def test_the_last_good_policy_shows_none_of_the_signs_that_stop():
+    bad, dull = {"format_rate": 0.0}, {"entropy": 0.0}
+    shown = rounds({}, dull, bad, dull, bad, bad)
+    assert last_good(shown, HealthConfig(stop_when=("format",))) == 4
+    assert last_good(shown, HealthConfig(stop_when=("format", "entropy"))) == 1
+    assert last_good(rounds(bad, bad), HealthConfig(stop_when=("format",))) == 0
+    assert last_good(shown.head(0), HealthConfig(stop_when=("format",))) == 0
 
 
 def test_rounds_that_come_later_do_not_change_the_decision():
