@@ -81,7 +81,7 @@ def stopping(rounds: pl.DataFrame, settings: HealthConfig) -> Alarm | None:
 
 
 def last_good(rounds: pl.DataFrame, settings: HealthConfig) -> int:
-    """Return the rounds behind the last policy that shows no sign of `stop_when`; 0 for the base."""
+    """Return the rounds behind the last policy without a sign of `stop_when`; 0 for the base."""
     rows = rounds.to_dicts()
     bounds = _bounds(rows[0], settings) if rows else {}
     good = (
