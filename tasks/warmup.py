@@ -45,7 +45,8 @@ def _trained(base: ConditionRun, settings: WarmupConfig, trainer: Trainer) -> li
         for step in range(settings.steps):
             chosen = round_questions(list(examples), size, step, base.seed)
             with base.session.clock.measure("compute"):
-                updates.append(trainer.step([examples[each] for each in chosen]))
+                update = trainer.step([examples[each] for each in chosen])
+            updates += [update] if update else []
             advance(1)
     note(f"warm-up: loss {updates[0].loss:.2f} at first, {updates[-1].loss:.2f} at last")
     return updates
