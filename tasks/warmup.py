@@ -89,6 +89,7 @@ def _updates(base: ConditionRun, policy_id: str, updates: list[Update]) -> pl.Da
             "mean_reward": 1.0,
             "zero_variance_groups": 0,
             "sampled_update_share": None,
+            "base_drift": None,
         }
         | update.columns
         for step, update in enumerate(updates, 1 - len(updates))

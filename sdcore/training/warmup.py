@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +13,7 @@ from sdcore.models import policies
 from sdcore.models.adapters import merged_weights
 from sdcore.models.policies import Policy, Tokenizer
 from sdcore.models.prompts import neutralise, student_prompt
+from sdcore.problems import word_problems
 from sdcore.problems.arithmetic import STYLES, draw_problems, solve
 from sdcore.registry import import_path
 from sdcore.traces import parse_trace, render_trace
@@ -27,8 +28,8 @@ SEED = 9973  # of the problems
 def traces(problems: ProblemsConfig, train: pl.DataFrame, count: int) -> list[Trace]:
     """Return at most `count` right traces to learn the form from; the same settings give the same.
 
-    Arithmetic traces are on problems of no split, from left to right and in the phrasing that goes
-    with the question's; others are the reference solutions of the train split, one step per line.
+    Those of a generated family are on problems of no split, in its own order and wordings; others
+    are the reference solutions of the train split, one step per line.
 
     Args:
         problems: where the experiment's problems come from.
@@ -82,6 +83,19 @@ def arithmetic_traces(problems: ProblemsConfig) -> Iterator[Trace]:
     for problem in draw_problems(SEED, holdout=False, family=family):
         steps = solve(problem, "left", styles[problem.phrasing])
         yield problem.question, render_trace(steps, str(problem.answer))
+
+
+def word_problem_traces(problems: ProblemsConfig) -> Iterator[Trace]:
+    """Yield solved word problems of no split, of the train split's stories, without end."""
+    of = None
+    if problems.split_by == "template":
+        shares = problems.test_share, problems.validation_share
+        of = word_problems.split_stories(problems.seed, *shares)["train"]
+    family, wordings = problems.word_problems, cycle(word_problems.WORDINGS)
+    drawn = word_problems.draw_problems(SEED, holdout=False, family=family, of=of)
+    for problem, wording in zip(drawn, wordings, strict=False):
+        steps = word_problems.solve(problem, wording)
+        yield problem.question, render_trace(steps, word_problems.as_text(problem.answer))
 
 
 def _cut(train: pl.DataFrame) -> Iterator[Trace]:
