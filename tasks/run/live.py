@@ -67,6 +67,13 @@ class LiveModels:
         """The weights that all conditions start from; nobody may change them."""
         return self._base(self.base_folder(run), run.experiment.model)
 
+    def context_length(self, run: ConditionRun) -> int | None:
+        """Positions of the sampling engine, prompt and response together; None means no limit."""
+        engine = run.experiment.engine
+        served = engine.context_length if engine.kind == "vllm" else None
+        limit = policies.context_length(self.folder(run.experiment.model.name))
+        return min((each for each in (limit, served) if each is not None), default=None)
+
     def trainer(self, run: ConditionRun, round_: int) -> Trainer:
         """The run's trainer after `round_` rounds: the live one, or one restored from disk."""
         if self._live is None or self._live[:2] != (run.key(), round_):
