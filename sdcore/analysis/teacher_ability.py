@@ -27,7 +27,7 @@ GAIN = "gain"
 MEASURES = {
     "teacher": "share of right answers with the context in the prompt",
     "student": "share of right answers without it, on the same problems",
-    GAIN: "their paired difference: what the student can gain at most by learning from this teacher",
+    GAIN: "their paired difference: what the student can gain at most from this teacher",
     "helped": "share of right answers with the contexts of wrong rollouts",
     "continued": "share of right answers where a wrong rollout is continued after its first wrong "
     "step",

@@ -100,7 +100,8 @@ def test_bounds_that_are_not_known_support_nothing():
     [
         (
             (-0.2, -0.4, -0.1, 40),
-            "with it the model is right less often: 50%, against 30% without (−20 points, −40 to −10)",
+            "with it the model is right less often: 50%, against 30% without "
+            "(−20 points, −40 to −10)",
         ),
         (
             (0.2, -0.001, 0.4, 40),
