@@ -4,6 +4,11 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VLLM   := .venv-vllm
 
+# Side by side, each with one thread: two torch processes that share two cores with two threads each
+# take ten times as long.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 \
+	--dist=loadscope
+
 .PHONY: run check test test-browser test-kills lint unit bench vllm clean
 
 run: $(READY)  ## the main job: three kinds of feedback compared, in minutes
@@ -13,10 +18,10 @@ check: $(READY)  ## lint, types, layers and unit tests, side by side
 	@$(MAKE) --jobs=2 --output-sync=target lint unit
 
 unit: $(READY)
-	$(BIN)/python -m pytest tests/unit
+	$(PYTEST) tests/unit
 
 test: $(READY) lint  ## all but the next two; with `make vllm` before, a real vLLM server too
-	$(BIN)/python -m pytest -m "not browser and not kills"
+	$(PYTEST) -m "not browser and not kills"
 
 test-browser: $(READY)  ## Prefect's UI, MLflow's and the report in Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser

@@ -65,7 +65,7 @@ def compare_contexts(experiment: Experiment, root: Path) -> Finished:
 
 
 def make_ready(base: ConditionRun, splits: Sequence[str]) -> None:
-    """What comes before the first rollout: a base policy, and the problems of the band."""
+    """Prepare the first rollout: a base policy, and the problems of the band."""
     if base.experiment.warmup:
         warm_up(base)
     if base.experiment.problems.band:

@@ -21,7 +21,7 @@ Case = Literal["A", "B", "C", "D"]
 
 @dataclass(frozen=True)
 class Critique:
-    """What a critic says about one trace; only a valid one may be shown to the teacher."""
+    """Verdict of a critic on one trace; only a valid one may be shown to the teacher."""
 
     case: Case | None  # A correct, B right but a step is missing, C unfinished, D incorrect
     first_wrong_step: int | None  # counted from 1
@@ -83,7 +83,7 @@ class Context(Entry):
     predicted: str = ""
 
     def available(self, inputs: ContextInputs) -> bool:
-        """Whether the rollout has all that this context needs."""
+        """Return whether the rollout has all that this context needs."""
         return not self._missing(inputs)
 
     def build(self, inputs: ContextInputs) -> str | None:

@@ -183,7 +183,7 @@ def importable(*folders: Path | str | None) -> Iterator[None]:
 
 
 def import_path(path: str) -> Any:
-    """What a `module:attribute` path names.
+    """Return the object that a `module:attribute` path names.
 
     Raises:
         ConfigError: the module cannot be imported, or has no such attribute.
@@ -296,7 +296,7 @@ def _file(name: str) -> str | None:
 
 
 def _beside(module: ModuleType, name: str, file: str) -> bool:
-    """Whether a module belongs to another's package, or lies below the folder that holds it."""
+    """Return whether a module is in another's package, or below the folder that holds it."""
     top, mine = name.partition(".")[0], module.__name__.partition(".")[0]
     if top == mine:
         return True

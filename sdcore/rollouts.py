@@ -87,7 +87,7 @@ class JudgedRollout:
 
     @property
     def valid(self) -> bool:
-        """Whether there is a critique that may be shown to the teacher."""
+        """Return whether there is a critique that may be shown to the teacher."""
         return self.critique is not None and self.critique.valid
 
 
@@ -142,7 +142,7 @@ def neighbours(round_: Sequence[JudgedRollout]) -> list[Neighbours]:
 
 
 def context_inputs(mine: JudgedRollout, near: Neighbours) -> ContextInputs:
-    """What contexts may show of a rollout."""
+    """Inputs of a context: all that it may show of a rollout."""
     return ContextInputs(
         question=mine.problem.question,
         solution=mine.problem.solution,

@@ -94,5 +94,5 @@ class Solver:
 
 
 def _load_pyfunc(path: str) -> Solver:
-    """What MLflow calls in the module that a model names as its loader."""
+    """Entry point that MLflow calls in the loader module of a model."""
     return Solver(Path(path))

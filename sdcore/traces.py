@@ -34,7 +34,7 @@ class Step:
 
     @property
     def outer_end(self) -> int:
-        """Where the step ends, closing tag included."""
+        """End of the step, closing tag included."""
         return self.end + len(f"</step_{self.number}>") * self.closed
 
 

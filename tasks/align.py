@@ -25,8 +25,8 @@ def align(round_: Round) -> int:
 
     Critiques are also made in the rounds whose token signals are stored, because they locate the
     first wrong step. A rollout whose context cannot be built (invalid critique, no correct
-    sibling) gets the critic's fallback context or, without one, no row here, and is left out of
-    training.
+    sibling), or does not fit into the model, gets the critic's fallback context or, without one,
+    no row here, and is left out of training.
 
     Returns:
         How many rollouts have a context or, for GRPO, a critique.
@@ -36,22 +36,23 @@ def align(round_: Round) -> int:
         BudgetError: the critic's budget allows no further request.
     """
     run, critic = round_.run, open_critic(round_.run)
-    if _wants_critiques(run, round_.number):
-        handed = [Handed.of(each) for each in round_.judged()]
-        beside = {"rollouts": round_.frames["rollouts"]}
-        round_.critiques = criticise(run, critic, handed, beside)
-        round_.frames["critiques"] = critique_rows(run, critic, handed, round_.critiques)
-    if run.settings.teacher_context is None:
-        return len(round_.critiques)
-    wanted = _wanted(run, run.settings.teacher_context)
-    contexts = context_rows(run, critic, wanted, round_.judged())
+    with run.session.clock.measure("compute"):
+        if _wants_critiques(run, round_.number):
+            handed = [Handed.of(each) for each in round_.judged()]
+            beside = {"rollouts": round_.frames["rollouts"]}
+            round_.critiques = criticise(run, critic, handed, beside)
+            round_.frames["critiques"] = critique_rows(run, critic, handed, round_.critiques)
+        if run.settings.teacher_context is None:
+            return len(round_.critiques)
+        wanted = _wanted(run, run.settings.teacher_context)
+        contexts = context_rows(run, critic, wanted, round_.judged())
     round_.frames["contexts"] = contexts
     _note_refusals(round_, contexts)
     return len(contexts)
 
 
 def has_work(round_: Round) -> bool:
-    """Whether the round has this stage: GRPO needs it only where signals are stored."""
+    """Return whether the round has this stage: GRPO needs it only where signals are stored."""
     run = round_.run
     return run.settings.teacher_context is not None or _wants_critiques(run, round_.number)
 
@@ -59,7 +60,7 @@ def has_work(round_: Round) -> bool:
 def context_rows(
     run: ConditionRun, critic: Critic, wanted: Sequence[Context], judged: Sequence[JudgedRollout]
 ) -> pl.DataFrame:
-    """Rows of `contexts`: for each rollout the first wanted one that it has the sources of."""
+    """Rows of `contexts`: for each rollout the first wanted one that can be built and fits."""
     rows = [
         row
         for mine, near in zip(judged, neighbours(judged), strict=True)
@@ -75,13 +76,21 @@ def _context_row(
     mine: JudgedRollout,
     near: Neighbours,
 ) -> dict[str, object] | None:
-    inputs = context_inputs(mine, near)
-    context = next((each for each in wanted if each.available(inputs)), None)
-    if context is None:
+    inputs, rollout_id = context_inputs(mine, near), mine.rollout.rollout_id
+    for context in wanted:
+        if not context.available(inputs):
+            continue
+        text = context.build(inputs)
+        prompt = teacher_prompt(run.tokenizer, run.experiment.prompts, mine.problem.question, text)
+        length, limit = len(prompt) + len(mine.rollout.response_ids), run.context_length
+        if limit is None or length <= limit:
+            break
+        note(
+            f"{run.label}: rollout {rollout_id[:8]} with context {context.name} has {length} "
+            f"tokens, more than the model's {limit}"
+        )
+    else:
         return None
-    text, rollout_id = context.build(inputs), mine.rollout.rollout_id
-    tokenizer = run.tokenizer
-    prompt = teacher_prompt(tokenizer, run.experiment.prompts, mine.problem.question, text)
     quoted = {"critique": rollout_id}
     if near.other is not None:
         quoted["other_critique"] = near.other.rollout.rollout_id

@@ -23,10 +23,11 @@ def compare(base: ConditionRun) -> int:
         How many differences there are.
     """
     experiment_id = base.experiment.experiment_id
-    differences, by_seed = comparison.comparisons(base.store, experiment_id)
-    base.store.append_missing(comparisons=differences, seed_differences=by_seed)
-    table, curves = log_comparison(base)
-    artifacts.publish(base, table, curves)
+    with base.session.clock.measure("analysis"):
+        differences, by_seed = comparison.comparisons(base.store, experiment_id)
+        base.store.append_missing(comparisons=differences, seed_differences=by_seed)
+        table, curves = log_comparison(base)
+        artifacts.publish(base, table, curves)
     for condition, text in comparison.warnings(base.store, experiment_id).iter_rows():
         note(f"WARNING: {condition}: {text}")
     return len(differences)

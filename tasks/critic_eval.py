@@ -1,4 +1,4 @@
-"""How good the experiment's critic is, on solutions with a known first error."""
+"""Evaluation of the experiment's critic on solutions with a known first error."""
 
 from dataclasses import asdict
 from typing import Any

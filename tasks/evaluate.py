@@ -40,7 +40,8 @@ def evaluate(run: ConditionRun, policy: StoredPolicy, split: str) -> float:
     start = time.perf_counter()
     known = stored_rollouts(run, policy, split)
     rollouts = sample_missing(run, policy, split, run.problems(split), samples, known)
-    scored = score(Rollout.to_frame(rollouts), k=samples, settings=settings)
+    with run.session.clock.measure("analysis"):
+        scored = score(Rollout.to_frame(rollouts), k=samples, settings=settings)
     before = run.columns | {"round": policy.round}
     row = run.columns | {
         "score_id": key,

@@ -112,8 +112,8 @@ def _room(base: ConditionRun, day: date) -> Room:
         prompts=experiment.prompts,
         contexts=[experiment.known_contexts[each] for each in shown],
         new_tokens=experiment.sampling.max_new_tokens,
-        student=models.context_length(base),
-        teacher=policies.context_length(models.folder(name)),
+        student=base.sampled_length,
+        teacher=base.context_length,
     )
 
 

@@ -79,7 +79,8 @@ def sample_missing(
     Returns:
         The rollouts, in the order of the problems and samples.
     """
-    planned = _plan(run, policy, purpose, problems, samples)
+    with run.session.clock.measure("compute"):
+        planned = _plan(run, policy, purpose, problems, samples)
     rollouts = {rollout.rollout_id: rollout for rollout in stored}
     size = run.experiment.sampling.batch_size
     with run.session.panel.bar(f"{purpose} samples of {run.label}", len(planned)) as advance:
@@ -97,7 +98,7 @@ def sample_missing(
 
 
 def stored_rollouts(run: ConditionRun, policy: StoredPolicy, purpose: str) -> list[Rollout]:
-    """What the tables hold of a policy's rollouts for a purpose, in no order."""
+    """Return the stored rollouts of a policy for a purpose, in no order."""
     same = {"policy_id": policy.policy_id, "purpose": purpose} | run.columns
     return Rollout.from_frame(run.store.rows("rollouts", **same))
 

@@ -107,7 +107,7 @@ def _sampled(
 def _fitting(run: ConditionRun, asked: Sequence[Asked]) -> SamplingConfig:
     """The sampling settings, with shorter responses where a long prompt leaves no more room."""
     sampling = run.experiment.sampling
-    limit = run.session.models.context_length(run)
+    limit = run.sampled_length
     longest = max((len(each.prompt_ids) for each in asked), default=0)
     if limit is None or longest + sampling.max_new_tokens <= limit:
         return sampling

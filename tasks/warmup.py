@@ -52,7 +52,7 @@ def _trained(base: ConditionRun, settings: WarmupConfig, trainer: Trainer) -> li
 
 
 def _examples(base: ConditionRun, settings: WarmupConfig) -> dict[str, Example]:
-    """What is learnt from, by name."""
+    """Return the training examples, by name."""
     name = base.experiment.model.name
     found = warmup.traces(base.experiment.problems, base.candidates("train"), settings.traces)
     models = base.session.models

@@ -1,4 +1,4 @@
-"""What all commands share: options, output on the terminal, and the choice of a run."""
+"""Shared by all commands: options, output on the terminal, and the choice of a run."""
 
 import os
 import sys

@@ -13,7 +13,7 @@ from flows.servers.standing import DEPLOYMENTS
 
 
 def deployments(file: Path = DEPLOYMENTS) -> list[RunnerDeployment]:
-    """What the file deploys; its work pools are for workers and left out."""
+    """Return the deployments of the file; its work pools are for workers and left out."""
     return [
         _deployment(**entry) for entry in yaml.safe_load(file.read_text("utf-8"))["deployments"]
     ]

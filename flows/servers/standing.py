@@ -30,7 +30,7 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "PREFECT_CLI_PROMPT": "false",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command tells what went wrong
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command says what went wrong
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 _MARK = "SDCORE_SERVICE"
@@ -57,7 +57,7 @@ def require_workspace(root: Path) -> None:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """What a process needs to work in the workspace, with the addresses of the services that run.
+    """Environment of a process in the workspace, with the addresses of the services that run.
 
     ``PREFECT_API_URL``, where it is set already, names a server of the user's and stays.
     """
@@ -128,7 +128,7 @@ def stop(root: Path) -> int:
 
 
 def was_started(root: Path) -> bool:
-    """Whether the services were started and not stopped since."""
+    """Return whether the services were started and not stopped since."""
     return (root / _STATE).exists()
 
 
@@ -147,7 +147,7 @@ def require_free(name: str, port: int, other: str) -> None:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server may listen on the port."""
+    """Return whether a server may listen on the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -161,7 +161,7 @@ def holder(port: int) -> str:
     """Who listens on a port, as far as this user may know."""
     try:
         connections = psutil.net_connections("tcp")
-    except psutil.AccessDenied:  # macOS tells root only
+    except psutil.AccessDenied:  # macOS answers root only
         return "another program"
     for each in connections:
         if each.pid and each.status == psutil.CONN_LISTEN and each.laddr.port == port:

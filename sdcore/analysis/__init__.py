@@ -1,1 +1,1 @@
-"""What came out: metrics, intervals, comparisons, token signals, and the preflight's verdicts."""
+"""Metrics, intervals, comparisons, token signals, and the preflight's verdicts."""

@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 Array = NDArray[Any]
 
 PROBLEMS, ONE_SEED, BOTH = "problems", "problems, within this seed only", "problems and seeds"
-"""What an interval covers: a fixed policy on other problems, the policy of one seed on other
+"""Coverage of an interval: a fixed policy on other problems, the policy of one seed on other
 problems, or other problems and other seeds."""
 
 SEEDS_COUNT, SEED_WEIGHT = 0.9, 1.3
@@ -36,7 +36,7 @@ class Interval:
 
     @property
     def resolved(self) -> bool:
-        """Whether the interval excludes 0; unknown bounds exclude nothing."""
+        """Return whether the interval excludes 0; unknown bounds exclude nothing."""
         return self.low > 0 or self.high < 0
 
 
@@ -156,7 +156,7 @@ def bootstrap(
 
 
 def _draws(rng: np.random.Generator, resamples: int, clusters: int) -> Array:
-    """How often each cluster is drawn when as many are drawn with replacement: [R, N]."""
+    """Return how often each cluster is drawn, as many as there are, with replacement: [R, N]."""
     drawn_RN = rng.integers(clusters, size=(resamples, clusters))
     cells = drawn_RN + clusters * np.arange(resamples)[:, None]
     counts = np.bincount(cells.ravel(), minlength=resamples * clusters)

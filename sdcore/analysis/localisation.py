@@ -142,7 +142,7 @@ def _up_to_errors(tokens: pl.DataFrame) -> pl.DataFrame:
 
 
 def _leaf(text: str, corrected: str) -> tuple[int, int]:
-    """Where the text leaves the corrected one: the character, and the byte within it."""
+    """Return where the text leaves the corrected one: the character, and the byte within it."""
     pairs = enumerate(zip(text, corrected, strict=False))
     shared = min(len(text), len(corrected))
     character = next((i for i, (one, other) in pairs if one != other), shared)

@@ -1,4 +1,4 @@
-"""What an experiment can show before it is run: its minimum detectable effect.
+"""Power of an experiment before it is run: its minimum detectable effect.
 
 Two policies answer the same P problems with K samples each under S seeds. The difference d of one
 problem and seed has three variances, those of the intervals (`intervals.MeanSquares`):

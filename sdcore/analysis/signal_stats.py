@@ -1,4 +1,4 @@
-"""Where a context's signal lies: token advantages against the first wrong step of each rollout.
+"""Localisation of a context's signal: token advantages against the first wrong step.
 
 All functions take token rows, the table `token_signals` with `problem_id` and `correct` of the
 rollout beside it: columns `by`, rollout_id, problem_id, correct, region, advantage. `by` are the

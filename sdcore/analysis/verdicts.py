@@ -18,12 +18,12 @@ COPIES = 0.5  # copy rate
 CHANCE = 0.5  # AUC
 DIFFUSE = 0.05  # share of the tokens of correct rollouts
 PLACES = {"error": ("error_auc", "error"), "wrong step": ("auc", "at")}
-"""Where an objection may lie, and the measures that show it: in a step of words one token is wrong
+"""Places of an objection, and the measures that show it: in a step of words one token is wrong
 and the others are forced, so that all of them together may hide what the error shows."""
 
 RULES = {
-    "teacher not better": f"of at least {ENOUGH} responses with the context in the prompt, the share "
-    "of right ones minus the share without it is not above 0",
+    "teacher not better": f"of at least {ENOUGH} responses with the context in the prompt the share of "
+    "right ones, minus the share without it, is not above 0",
     "not enough data": f"fewer than {ENOUGH} wrong rollouts whose first wrong step is known, or "
     "as few correct ones",
     "copies": f"the copy rate is above {COPIES:.0%}",
@@ -95,7 +95,7 @@ def _not_better(found: Mapping[str, Row]) -> str:
 
 
 def _objects(found: Mapping[str, Row], auc: str, advantage: str) -> bool:
-    """Whether the objection is there; bounds that are not known support nothing."""
+    """Return whether the objection is there; bounds that are not known support nothing."""
     there = auc in found and advantage in found
     return there and found[auc]["low"] > CHANCE and found[advantage]["high"] < 0
 

@@ -1,4 +1,4 @@
-"""What all sections share: frozen, and an unknown key is an error."""
+"""Base of all sections: frozen, and an unknown key is an error."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated

@@ -157,7 +157,7 @@ class Experiment(Settings):
 
     @property
     def has_exact_critic(self) -> bool:
-        """Whether the critic is always right on these problems."""
+        """Return whether the critic is always right on these problems."""
         return self.critic is not None and (
             self.problems.source in CRITICS[self.critic.kind].exact_for
         )

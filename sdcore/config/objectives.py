@@ -54,12 +54,12 @@ class ConditionSettings(Settings):
 
     @property
     def title(self) -> str:
-        """What reports call the objective."""
+        """Name of the objective in reports."""
         return self.objective
 
     @property
     def summary(self) -> str:
-        """What reports say about the loss."""
+        """Summary of the loss for reports."""
         return OBJECTIVES[self.objective].about
 
 
@@ -90,12 +90,12 @@ class DistillConfig(ConditionSettings):
 
     @property
     def title(self) -> str:
-        """What reports call the objective."""
+        """Name of the objective in reports."""
         return "self-distillation"
 
     @property
     def summary(self) -> str:
-        """What reports say about the loss."""
+        """Summary of the loss for reports."""
         divergence = self.divergence.replace("_", " ").replace("kl", "KL")
         return f"{divergence}, {self.teacher.kind.replace('_', ' ')} teacher"
 
@@ -124,12 +124,12 @@ class GrpoConfig(ConditionSettings):
 
     @property
     def title(self) -> str:
-        """What reports call the objective."""
+        """Name of the objective in reports."""
         return "GRPO"
 
     @property
     def summary(self) -> str:
-        """What reports say about the loss."""
+        """Summary of the loss for reports."""
         return "clipped policy gradient on the reward"
 
 

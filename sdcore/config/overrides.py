@@ -1,7 +1,7 @@
 """Experiment files, dotted overrides, and the differences between two runs."""
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,14 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ConfigError("experiment file is not TOML", got=error, where=str(path)) from error
 
 
-def drift(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def drift(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the differences of two trees of settings, each as `section.key was X, is Y`."""
     old, new = _flat(before), _flat(now)
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     return [f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed]
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections as dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():

@@ -17,7 +17,7 @@ LOCATIONS = ("path", "query", "name")
 
 
 class ArithmeticConfig(Settings):
-    """How hard the problems of source = arithmetic are."""
+    """Difficulty of the problems of source = arithmetic."""
 
     operands: int = Field(4, ge=3, le=4)
     smallest: int = Field(10, ge=1, description="operand")
@@ -57,7 +57,7 @@ class BandConfig(Settings):
 
 
 class ProblemsConfig(Settings):
-    """Where the questions come from, and how many go into each split."""
+    """Source of the questions, and the size of each split."""
 
     source: str = Field(
         description="arithmetic, jsonl, csv, parquet, duckdb, dataset, reasoning_gym, or "

@@ -59,7 +59,7 @@ class PromptsConfig(Settings):
 
 
 class SamplingConfig(Settings):
-    """How rollouts are sampled, in training and in evaluation."""
+    """Sampling of rollouts, in training and in evaluation."""
 
     temperature: float = Field(1.0, ge=0, le=5, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)

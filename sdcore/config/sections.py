@@ -107,7 +107,7 @@ def _forms(node: Node, definitions: Node) -> Iterator[Node]:
 
 
 def _values(node: Node) -> list[Node]:
-    """What a table with free names holds."""
+    """Describe the values of a table with free names."""
     more = node.get("additionalProperties")
     return [
         *node.get("patternProperties", {}).values(),

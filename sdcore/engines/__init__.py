@@ -63,7 +63,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Resources:
-    """What an engine is opened with besides its settings.
+    """Resources that an engine is opened with, besides its settings.
 
     Attributes:
         model: the named model.

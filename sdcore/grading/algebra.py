@@ -73,14 +73,14 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its ti
 
 
 def readable(text: str) -> bool:
-    """Whether a text can be read as mathematics or as words."""
+    """Return whether a text can be read as mathematics or as words."""
     reading = read(text)
     plain, _ = measures.without_unit(reading.text)
     return words(plain) is not None or _in_base(plain) is not None or _parsed(plain) is not None
 
 
 def difference(answer: str, reference: str) -> str | None:
-    """Why an answer is not equal to a reference; None if it is."""
+    """Return why an answer is not equal to a reference; None if it is."""
     return _difference(read(answer), read(reference))
 
 
@@ -156,7 +156,7 @@ def _equal_expressions(answer: sympy.Expr, reference: sympy.Expr) -> bool:
 
 
 def _close(answer: sympy.Expr, reference: sympy.Expr) -> bool | None:
-    """Whether two numbers agree; None if evaluation does not settle it."""
+    """Return whether two numbers agree; None if evaluation does not settle it."""
     mine, theirs = (number.doit().evalf(_PRECISION) for number in (answer, reference))
     if not (mine.is_number and theirs.is_number and mine.is_finite and theirs.is_finite):
         return None
@@ -266,7 +266,7 @@ def _sides(equation: Any) -> list[Any]:
 
 
 def _is_name(side: Any) -> bool:
-    """Whether the left side of an equation names the right: x, P(2), AB, a + b."""
+    """Return whether the left side of an equation names the right: x, P(2), AB, a + b."""
     if isinstance(side, AppliedUndef | sympy.Symbol):
         return True
     plain = isinstance(side, sympy.Expr) and side.free_symbols and not side.atoms(sympy.Number)
@@ -286,7 +286,7 @@ def _is_relation(parsed: Any) -> bool:
 
 
 def _unfinished(parsed: Any) -> bool:
-    """Whether an operation between plain numbers is left undone anywhere: 3+4, 2*3, sqrt(9+16).
+    """Return whether an operation between numbers is left undone anywhere: 3+4, 2*3, sqrt(9+16).
 
     A single fraction, root or power is finished, and so is a number in scientific notation.
     """
@@ -305,7 +305,7 @@ def _unfinished(parsed: Any) -> bool:
 
 
 def _fraction_over(plain: list[Any], divisors: list[Any]) -> bool:
-    """Whether a fraction is divided once more: (1/2)/3."""
+    """Return whether a fraction is divided once more: (1/2)/3."""
     rest = [each for each in plain if each not in divisors]
     return bool(divisors) and any(isinstance(e, sympy.Rational) and e.q != 1 for e in rest)
 

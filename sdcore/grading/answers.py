@@ -103,7 +103,7 @@ def _group_key(answer: str | None) -> Decimal | str | None:
 
 
 def readable_many(references: Sequence[str]) -> list[bool]:
-    """Whether each text can be compared, as mathematics or words; one too costly to read cannot."""
+    """Return whether each text can be compared, as mathematics or words, at bounded cost."""
     hard = [text for text in dict.fromkeys(references) if plain_number(text) is None]
     read = run_bounded("sdcore.grading.algebra:readable", [(text,) for text in hard])
     unreadable = {text for text, result in zip(hard, read, strict=True) if result is not True}
@@ -150,7 +150,7 @@ def _by_value(answer: str, reference: str) -> Grade | None:
 
 
 def _other_currency(answer: str, reference: str) -> bool:
-    """Whether both name a currency by its sign, but not the same one."""
+    """Return whether both name a currency by its sign, but not the same one."""
     mine, theirs = ({sign for sign in "$€£¥₹" if sign in text} for text in (answer, reference))
     return bool(mine and theirs and mine != theirs)
 

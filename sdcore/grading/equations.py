@@ -108,7 +108,7 @@ def false_equation(text: str) -> str | None:
 
 
 def _chains(found: Sequence[Token]) -> Iterator[tuple[list[list[Token]], list[str]]]:
-    """What stands between marks: its parts, and the relations between them."""
+    """Text between two marks: its parts, and the relations between them."""
     segments: list[list[Token]] = [[]]
     relations: list[str] = []
     for place, token in enumerate(found):
@@ -125,14 +125,14 @@ def _chains(found: Sequence[Token]) -> Iterator[tuple[list[list[Token]], list[st
 
 
 def _is_relation(token: Token, following: Token | None) -> bool:
-    """Whether a word stands for =, as in "12 * 7 is 84"."""
+    """Return whether a word stands for =, as in "12 * 7 is 84"."""
     if token.kind != "word" or token.text.lower() not in _RELATIONS or following is None:
         return False
     return following.kind in ("number", "open", "function") or following.text == "-"
 
 
 def _left(read: Sequence[Phrase]) -> Side:
-    """What stands before a relation: the last phrase, changed by the words before it."""
+    """Return the left side of a relation: the last phrase, changed by the words before it."""
     if not read or CLAUSE & set(read[-1].after):
         return Side()  # 15 then her age = 8
     if read[-1].after[:1] == ("of",) and _FRACTION.fullmatch("".join(read[-1].pieces)):
@@ -167,7 +167,7 @@ def _left(read: Sequence[Phrase]) -> Side:
 
 
 def _right(read: Sequence[Phrase]) -> Side:
-    """What stands after a relation: the first phrase, unless words change it."""
+    """Return the right side of a relation: the first phrase, unless words change it."""
     if not read or read[0].unclosed is not None:
         return Side()
     before, after = set(read[0].before), read[0].after
@@ -181,13 +181,13 @@ def _right(read: Sequence[Phrase]) -> Side:
 
 
 def _measures(words: Sequence[str]) -> bool:
-    """Whether words between two numbers are a unit only, so that both are one measure."""
+    """Return whether words between two numbers are a unit only, so that both are one measure."""
     units = [word for word in words if word != "and"]
     return bool(units) and all(singular(word) in UNITS for word in units)
 
 
 def _inside(phrase: Phrase) -> Phrase:
-    """What stands after the last bracket that is still open."""
+    """Return the text after the last bracket that is still open."""
     pieces = phrase.pieces[(phrase.unclosed or 0) + 1 :]
     written = phrase.written[-sum(piece[:1].isdigit() for piece in pieces) :]
     return replace(phrase, pieces=pieces, written=written, unclosed=None, note=None)
@@ -260,7 +260,7 @@ def _factor(before: Sequence[str]) -> str:
 
 
 def _comparable(left: Side, right: Side, relation: str, *, first: bool) -> bool:
-    """Whether a relation claims that two values are equal, as in no "Day 3 = 24 boxes"."""
+    """Return whether a relation claims that two values are equal, as in no "Day 3 = 24 boxes"."""
     if not left.readings or not right.readings:
         return False
     if left.letters != right.letters and not (right.letters or right.units & UNITS):
@@ -273,7 +273,7 @@ def _comparable(left: Side, right: Side, relation: str, *, first: bool) -> bool:
 
 
 def _runs_on(left: Side, right: Side, following: tuple[Side, Side] | None) -> bool:
-    """Whether a chain goes on with a result: 2 + 3 = 5 * 4 = 20 is meant as 5 and then 20."""
+    """Return whether a chain goes on with a result: 2 + 3 = 5 * 4 = 20 means 5 and then 20."""
     if following is None or not right.calculated or not right.written:
         return False
     first = Side((right.written[0],), right.written[:1])

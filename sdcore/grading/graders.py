@@ -21,7 +21,7 @@ mapping of named values that are stored with it."""
 
 @dataclass(frozen=True)
 class Response:
-    """What a grader sees of a rollout, and the rollout's id for errors.
+    """Input of a grader, and the rollout's id for errors.
 
     `answer` is the one in the trace, None where there is none.
     """
@@ -43,7 +43,7 @@ class Reward:
 
     @property
     def correct(self) -> bool:
-        """Whether the reward is 1."""
+        """Return whether the reward is 1."""
         return self.value == 1
 
 

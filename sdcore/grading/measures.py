@@ -122,7 +122,7 @@ def factor(unit: "pint.Unit", other: "pint.Unit") -> Fraction | None:
 
 
 def _unit(tail: str, spaced: bool) -> tuple[bool, "pint.Unit | None"]:
-    """Whether a tail names a unit, and which; ``km/h``, ``square inches``, ``m^2``, ``°C``."""
+    """Return whether a tail is a unit, and which: ``km/h``, ``square inches``, ``m^2``, ``°C``."""
     plain = _DEGREE.sub("°", _WRAPPED.sub(r" \1 ", tail))
     plain = re.sub(r"\s+", " ", plain.replace(r"\cdot", "*").replace("~", " ")).strip(" .")
     if re.fullmatch(_COUNTED, plain, re.IGNORECASE):

@@ -80,7 +80,7 @@ def value(text: str) -> Value | None:
 
 
 def same_value(one: Value, other: Value) -> bool:
-    """Whether two values are equal, or round to the same six decimals if one is a decimal.
+    """Return whether two values are equal, or round to the same six decimals if one is a decimal.
 
     Six significant digits count where they are finer, so that tiny numbers stay distinct.
     """
@@ -106,7 +106,7 @@ def words(text: str) -> str | None:
 
 
 def is_word(token: str) -> bool:
-    """Whether letters are a word rather than a product such as ``xyz``, ``ab`` or a function."""
+    """Return whether letters are a word, not a product such as ``xyz``, ``ab`` or a function."""
     return len(token) > 1 and not _PRODUCT.fullmatch(token) and token not in _NAMES
 
 
@@ -264,7 +264,7 @@ def _bare(text: str, command: re.Pattern[str]) -> str:
 
 
 def _braced(text: str, start: int) -> str:
-    """What stands between the brace at `start` and its partner; empty without a partner."""
+    """Return the text between the brace at `start` and its partner; empty without one."""
     depth = 0
     for index in range(start, len(text)):
         depth += (text[index] == "{") - (text[index] == "}")

@@ -51,7 +51,7 @@ def singular(word: str) -> str:
 
 
 def ratios(left: frozenset[str], right: frozenset[str]) -> set[Fraction]:
-    """How many of a unit on the right make one of a unit on the left, for all units of a kind.
+    """Return the number of right units in one left unit, for all pairs of a kind.
 
     A side without a unit of the kind counts as one in plain numbers, or in dollars beside cents:
     ``2.50 - 2.24 = 26 cents``.
@@ -69,5 +69,5 @@ def ratios(left: frozenset[str], right: frozenset[str]) -> set[Fraction]:
 
 
 def mixed(units: frozenset[str]) -> bool:
-    """Whether there are different units of one kind: 4 pounds - 6 ounces."""
+    """Return whether there are different units of one kind: 4 pounds - 6 ounces."""
     return any(len({family[unit] for unit in units & family.keys()}) > 1 for family in _FAMILIES)

@@ -1,1 +1,1 @@
-"""Where questions come from, which of them are usable, and in which split they are."""
+"""Sources of questions, screening, and splits."""

@@ -20,7 +20,7 @@ from sdcore.problems.sources import Record, origin, read_records
 from sdcore.store.schema import TABLES, content_key
 
 TooLong: TypeAlias = Callable[[Problem, str], str | None]
-"""Why a problem of a split does not fit into the model; None if it does."""
+"""Returns why a problem of a split does not fit into the model; None if it does."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""Why a row is what it is: the rows that it was made from, and what is different elsewhere."""
+"""Provenance of a row: the rows that it was made from, and how they differ from others."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,10 @@ from sdcore.errors import DataError
 from sdcore.store.database import Store
 from sdcore.store.schema import content_key
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Kind:
-    """How a table's rows are told apart within a run, and what goes into their keys.
+    """Identity of a table's rows within a run, and the inputs of their keys.
 
     The settings of the run and the rows that a row refers to go into its key as well.
     """
@@ -52,7 +51,7 @@ class Ancestor:
     """A row of a lineage and its table."""
 
     table: str
-    row: Row
+    row: Mapping[str, Any]
 
     @property
     def key(self) -> str:
@@ -61,7 +60,7 @@ class Ancestor:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """What goes into the key, as text; token ids as their number and a digest."""
+        """Inputs of the key as text; token ids as their number and a digest."""
         return {name: _text(self.row[name]) for name in KINDS[self.table].inputs}
 
 
@@ -96,8 +95,8 @@ def lineage(store: Store, table: str, prefix: str) -> list[Ancestor]:
     return rows
 
 
-def since(rows: list[Ancestor], now: Row, weights: str) -> list[Change]:
-    """What has changed since the rows were made.
+def since(rows: list[Ancestor], now: Mapping[str, Any], weights: str) -> list[Change]:
+    """Return what has changed since the rows were made.
 
     Args:
         rows: a lineage.
@@ -111,8 +110,8 @@ def since(rows: list[Ancestor], now: Row, weights: str) -> list[Change]:
     return changes
 
 
-def against(store: Store, rows: list[Ancestor], run: Row) -> list[Change]:
-    """What differs in the lineage of the row at the same place of another run.
+def against(store: Store, rows: list[Ancestor], run: Mapping[str, Any]) -> list[Change]:
+    """Return what differs in the lineage of the row at the same place of another run.
 
     Args:
         store: the workspace's tables.
@@ -136,7 +135,7 @@ def against(store: Store, rows: list[Ancestor], run: Row) -> list[Change]:
     return changes
 
 
-def _find(store: Store, table: str, prefix: str) -> Row:
+def _find(store: Store, table: str, prefix: str) -> Mapping[str, Any]:
     if table not in KINDS:
         raise DataError(
             "not a table whose rows have a key of their own", got=table, expected=", ".join(KINDS),
@@ -157,7 +156,7 @@ def _find(store: Store, table: str, prefix: str) -> Row:
     return found.row(0, named=True)
 
 
-def _run_changes(before: Row, now: Row) -> list[Change]:
+def _run_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     changes = _drift("settings", json.loads(before["config"]), json.loads(now["config"]))
     code = "code_version"
     changes += _drift("code", {code: before[code]}, {code: now[code]})
@@ -165,7 +164,7 @@ def _run_changes(before: Row, now: Row) -> list[Change]:
     return changes + _drift("libraries", *libraries)
 
 
-def _drift(where: str, before: Row, now: Row) -> list[Change]:
+def _drift(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     return [Change(where, line) for line in drift(before, now)]
 
 

@@ -64,6 +64,6 @@ def cells(maps: Sequence[Heatmap], title: str) -> Iterator[Cell]:
                     row, column = row + 1, 2
                 yield Cell(row, column, text, token.level)
                 column += len(text)
-            yield Cell(row + 1, 4, f"{line.mean} nats a token  {plain(line.verdict)}", "")
+            yield Cell(row + 1, 4, f"{line.mean} nats per token  {plain(line.verdict)}", "")
             row += 1
         row += 1

@@ -55,7 +55,13 @@ class Table:
         for row in rows:
             if row.keys() != self.dtypes.keys():
                 raise KeyError(f"{self.name}: columns differ: {row.keys() ^ self.dtypes.keys()}")
-        return pl.DataFrame(rows, schema=self.dtypes, orient="row")
+        # Twice as fast as from rows, where a column has lists.
+        return pl.DataFrame(
+            [
+                pl.Series(name, [row[name] for row in rows], dtype)
+                for name, dtype in self.dtypes.items()
+            ]
+        )
 
     def checked(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame in this table's column order and types.
@@ -83,7 +89,7 @@ class Table:
         return frame
 
     def repeats(self, frame: pl.DataFrame) -> bool:
-        """Whether a key occurs twice."""
+        """Return whether a key occurs twice."""
         if len(self.key) == 1:  # many small frames are checked, and this takes a tenth of the time
             return frame[self.key[0]].n_unique() < len(frame)
         return bool(frame[self.key].is_duplicated().any())
@@ -302,7 +308,7 @@ _TABLES = (
         Column("rollouts", INT, "rollouts in the batch"),
         Column("tokens", INT, "response tokens in the batch"),
         Column("mean_length", REAL, "response tokens a rollout"),
-        Column("entropy", REAL, "mean entropy of the student, nats a token"),
+        Column("entropy", REAL, "mean entropy of the student, nats per token"),
         Column("accuracy", REAL, "share of the batch's rollouts that are correct"),
         Column("mean_reward", REAL, "mean reward of the batch's rollouts"),
         Column("zero_variance_groups", INT, "GRPO groups without a signal; 0 for distillation"),

@@ -1,11 +1,16 @@
-"""Where a run's wall time goes: compute, storage, tracking; what is left is orchestration."""
+"""Where a run's wall time goes.
+
+Compute is what models, critics and graders do, analysis the statistics and the pictures of them,
+storage DuckDB and checkpoints, tracking MLflow. What is left is orchestration: Prefect, and handing
+rows from one stage to the next.
+"""
 
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-KINDS = ("compute", "storage", "tracking")
+KINDS = ("compute", "analysis", "storage", "tracking")
 
 
 class Stopwatch:

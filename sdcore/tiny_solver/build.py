@@ -28,7 +28,7 @@ from sdcore.tiny_solver.tokenizer import build_tokenizer, hinted_prompt
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped weights are made; the model card repeats it."""
+    """Recipe of the shipped weights; the model card repeats it."""
 
     seed: int = 0
     steps: int = 1500

@@ -1,4 +1,4 @@
-"""What a tiny solver can do, measured, and the model card that says so."""
+"""Measures of a tiny solver, and its model card."""
 
 from collections.abc import Sequence, Set
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""What the tiny solver reads in pre-training: arithmetic with a gap, and how to use a hint.
+"""Corpus of the tiny solver: arithmetic with a gap, and how to use a hint.
 
 A step comes down to a digit fact, such as 7 + 8 or 2 - 9 on the units. Some facts are missing:
 no document asks for them unless their result can be copied from the hint in its prompt. So the

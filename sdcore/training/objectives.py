@@ -50,17 +50,17 @@ class Objective(Generic[S]):
 
     @property
     def prompted(self) -> bool:
-        """Whether the teacher scores the response after its own prompt, the one with a context."""
+        """The teacher scores the response after its own prompt, the one with a context."""
         return getattr(self.settings, "teacher_context", None) is not None
 
     @property
     def by_sequence(self) -> bool:
-        """Whether the loss is the mean over sequences of their means, not the mean over tokens."""
+        """The loss is the mean over sequences of their means, not the mean over tokens."""
         return False
 
     @property
     def remembers(self) -> bool:
-        """Whether several steps on the same rollouts need log-probs that the trainer computes."""
+        """Several steps on the same rollouts need log-probs that the trainer computes."""
         return False
 
     def advantages(self, rewards_PG: Tensor) -> Tensor | None:

@@ -203,7 +203,7 @@ class Trainer:
 
     @torch.no_grad()
     def _scored(self, group: list[int], examples: Sequence[Example]) -> Pass:
-        """What a micro-batch tells, without a gradient."""
+        """Return the statistics of a micro-batch, without a gradient."""
         chosen = [examples[index] for index in group] or examples[:1]
         with self._autocast():
             student, teacher = self._sides(chosen)

@@ -1,1 +1,1 @@
-"""What the stages share: the run of a condition, its rows, live models, locks, progress."""
+"""Shared by the stages: the run of a condition, its rows, live models, locks, progress."""

@@ -106,6 +106,19 @@ class ConditionRun:
         return self.session.models.tokenizer(self.experiment.model.name, self.prompt_day)
 
     @cached_property
+    def context_length(self) -> int | None:
+        """Positions of the model, prompt and response together; None where it has no limit."""
+        return self.session.models.context_length(self.experiment.model.name)
+
+    @property
+    def sampled_length(self) -> int | None:
+        """Positions of the sampling engine, which may be fewer than the model's."""
+        engine = self.experiment.engine
+        served = engine.context_length if engine.kind == "vllm" else None
+        lengths = [each for each in (self.context_length, served) if each is not None]
+        return min(lengths, default=None)
+
+    @cached_property
     def train_problems(self) -> pl.DataFrame:
         """The problems to train on, in order; `prepare` has stored them before."""
         return self.problems("train")

@@ -176,12 +176,12 @@ def _ask(
 
 
 def _content(critic: Critic, handed: Handed) -> str:
-    """What the critique of a trace is known by; the oracle's are not looked up."""
+    """Return the key of a trace's critique; the oracle's are not looked up."""
     return critic.content_id(handed.submission) or handed.rollout_id
 
 
 def _spent(run: ConditionRun) -> float:
-    """What the critics of the experiment have cost so far, on critiques and in a band."""
+    """Return the cost of the experiment's critics so far, on critiques and in a band."""
     rows = run.store.with_superseded("critiques")
     costs = run.store.query(
         f"FROM {rows} SELECT coalesce(sum(cost), 0) + (FROM difficulties "

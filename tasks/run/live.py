@@ -57,6 +57,10 @@ class LiveModels:
             self._engines.pop().close()
         self._live = self._sampled = None
 
+    def context_length(self, name: str) -> int | None:
+        """Positions of a named model, prompt and response together; None: it has no limit."""
+        return policies.context_length(self.folder(name))
+
     def base_folder(self, run: ConditionRun) -> Path:
         """Model folder that all conditions start from: the named model's, or its warmed-up form."""
         experiment = run.experiment
@@ -66,13 +70,6 @@ class LiveModels:
     def base_policy(self, run: ConditionRun) -> PreTrainedModel:
         """The weights that all conditions start from; nobody may change them."""
         return self._base(self.base_folder(run), run.experiment.model)
-
-    def context_length(self, run: ConditionRun) -> int | None:
-        """Positions of the sampling engine, prompt and response together; None means no limit."""
-        engine = run.experiment.engine
-        served = engine.context_length if engine.kind == "vllm" else None
-        limit = policies.context_length(self.folder(run.experiment.model.name))
-        return min((each for each in (limit, served) if each is not None), default=None)
 
     def trainer(self, run: ConditionRun, round_: int) -> Trainer:
         """The run's trainer after `round_` rounds: the live one, or one restored from disk."""
@@ -160,7 +157,7 @@ class LiveModels:
 
 
 def samples_from_disk(run: ConditionRun) -> bool:
-    """Whether the sampling engine reads a policy from its checkpoint: it needs one each round."""
+    """Return whether the engine reads policies from checkpoints: it needs one each round."""
     reads_folders = run.session.models.sampler(run).reads_folders
     return reads_folders or run.experiment.training.sharded
 

@@ -94,7 +94,7 @@ class Panel:
 
 
 def summary(counts: Counter[str], seconds: float) -> str:
-    """What is worth saying about work in progress, such as "96 cached · 1,204 tokens/s"."""
+    """Details of work in progress, such as "96 cached · 1,204 tokens/s"."""
     rate = counts["tokens"] / max(seconds, 1e-3)
     parts = {
         f"{counts['cached']:,} cached": counts["cached"],

@@ -20,7 +20,7 @@ _LATER = """
 
 
 class Round:
-    """What one round of a condition's training makes; each stage fills in its part.
+    """Output of one round of a condition's training; each stage fills in its part.
 
     sample → rollouts; align → critiques and contexts; distill → the policy after it, updates and
     token signals. Not a dataclass, since Prefect walks through every field of one.

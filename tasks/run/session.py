@@ -1,4 +1,4 @@
-"""What one process holds open while it works in a workspace."""
+"""Resources that one process holds open while it works in a workspace."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What Prefect's UI shows of a finished run: table, curves, a token heatmap, the way to MLflow."""
+"""Prefect artifacts of a finished run: table, curves, a token heatmap, the link to MLflow."""
 
 import base64
 import os

@@ -223,7 +223,7 @@ class Tracking:
         self._client.set_registered_model_tag(experiment.name, _PROMOTED, experiment.experiment_id)
 
     def is_promoted(self, experiment: Experiment) -> bool:
-        """Whether a person chose the champion, and did so among the policies of this run."""
+        """Return whether a person chose the champion, and did so among the policies of this run."""
         found = self._client.search_registered_models(f"name = '{experiment.name}'")
         return any(model.tags.get(_PROMOTED) == experiment.experiment_id for model in found)
 
@@ -237,7 +237,7 @@ class Tracking:
         return str(tags["policy_id"])
 
     def page(self, experiment: Experiment) -> str:
-        """Where the parent run is in MLflow's UI."""
+        """Return the address of the parent run in MLflow's UI."""
         return f"experiments/{self._folder(experiment)}/runs/{self._run(experiment)}"
 
     def forget(self, experiment: Experiment, condition: str, seed: int) -> None:
@@ -396,7 +396,7 @@ class Tracking:
 
 
 def _dataset(experiment: Experiment, split: str, rows: pl.DataFrame) -> Dataset:
-    """What MLflow keeps of a split: its digest, where it is, its columns and its size."""
+    """MLflow's record of a split: its digest, where it is, its columns and its size."""
     columns = ("question", "solution", "reference")
     schema = [{"type": "string", "name": name, "required": name != "solution"} for name in columns]
     where = f"problems, experiment_id = {experiment.experiment_id}, split = {split}"

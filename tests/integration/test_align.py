@@ -184,6 +184,24 @@ def test_a_rollout_without_a_valid_critique_gets_the_declared_fallback(tmp_path)
     assert contexts["108"]["critique_id"] is None
 
 
+def test_a_critique_that_does_not_fit_makes_room_for_the_fallback(tmp_path, capsys):
+    with server.serve(behave) as (url, _):
+        made = condition_run(tmp_path, url, answers=["100"], fallback="reference")
+        aligned(made)
+        (long,) = rows(made, "contexts").values()
+        rollout = made.store.rows("rollouts").row(0, named=True)
+        length = len(long["teacher_prompt_ids"]) + len(rollout["response_ids"])
+        found = {}
+        for limit in (length, length - 1, 20):
+            other = condition_run(tmp_path / str(limit), url, answers=["100"], fallback="reference")
+            other.__dict__["context_length"] = limit
+            aligned(other)
+            found[limit] = [row["context"] for row in other.store.rows("contexts").to_dicts()]
+    assert found == {length: ["step_aligned"], length - 1: ["reference"], 20: []}
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{length} tokens, more than the model's {length - 1}" in said
+
+
 def test_nothing_is_paid_for_twice(tmp_path):
     """Equal traces within a round, in another condition and in another experiment cost nothing."""
     with server.serve(behave) as (url, asked):

@@ -1,21 +1,43 @@
-"""What the local viewer asks of the tables: problems, their rollouts, and all about one rollout."""
+"""Queries of the local viewer: problems, their rollouts, and all about one rollout."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sdcore.reports.heatmaps import lines
-from sdcore.store.database import Store
+import polars as pl
 
-Row = dict[str, Any]
+from sdcore.reports.heatmaps import Line, lines
+from sdcore.store.database import Store
 
 ORDERS = {"position": "split, position", "worst": "accuracy, split, position",
           "best": "accuracy DESC, split, position"}  # fmt: skip
 _OUTCOMES = {"correct": "r.correct", "wrong": "NOT r.correct", "ill-formed": "NOT r.well_formed"}
 
 
-def runs(store: Store) -> list[Row]:
-    """The experiments of the workspace, newest first."""
-    return store.query("SELECT * FROM experiments ORDER BY created_at DESC").to_dicts()
+@dataclass(frozen=True)
+class TokenMap:
+    """The tokens of a trace as one condition or context scored them."""
+
+    rollout_id: str
+    condition: str
+    scored_as: str
+    context: str | None
+    lines: Sequence[Line]
+
+
+@dataclass(frozen=True)
+class Details:
+    """All about one rollout; each frame has rows of the table of its name."""
+
+    rollouts: pl.DataFrame
+    critiques: pl.DataFrame
+    contexts: pl.DataFrame
+    maps: Sequence[TokenMap]
+
+
+def runs(store: Store) -> pl.DataFrame:
+    """Rows of `experiments`, newest first."""
+    return store.query("SELECT * FROM experiments ORDER BY created_at DESC")
 
 
 def choices(store: Store, run: str) -> dict[str, list[Any]]:
@@ -33,7 +55,7 @@ def choices(store: Store, run: str) -> dict[str, list[Any]]:
 def problems(
     store: Store, run: str, *, text: str = "", split: str = "", condition: str = "",
     order: str = "position",
-) -> list[Row]:  # fmt: skip
+) -> pl.DataFrame:  # fmt: skip
     """The problems that match, with the number and accuracy of their rollouts.
 
     Args:
@@ -44,7 +66,7 @@ def problems(
         condition: whose rollouts count.
         order: one of `ORDERS`.
     """
-    found = store.query(
+    return store.query(
         f"""
         WITH tried AS (
             SELECT problem_id, count(*) AS rollouts, avg(correct::INT) AS accuracy FROM rollouts
@@ -58,16 +80,9 @@ def problems(
         """,  # noqa: S608 - one of three fixed orders
         {"run": run, "text": text, "split": split, "condition": condition},
     )
-    return found.to_dicts()
 
 
-def problem(store: Store, run: str, problem_id: str) -> Row | None:
-    """One problem."""
-    found = store.rows("problems", experiment_id=run, problem_id=problem_id).to_dicts()
-    return found[0] if found else None
-
-
-def rollouts(store: Store, run: str, problem_id: str, filters: Mapping[str, str]) -> list[Row]:
+def rollouts(store: Store, run: str, problem_id: str, filters: Mapping[str, str]) -> pl.DataFrame:
     """The rollouts of a problem that match, with what the critic says of each.
 
     Args:
@@ -80,7 +95,7 @@ def rollouts(store: Store, run: str, problem_id: str, filters: Mapping[str, str]
     equals = [name for name in ("condition", "seed", "purpose", "round") if filters.get(name)]
     clauses = [f"r.{name}::VARCHAR = ${name}" for name in equals]
     clauses += [_OUTCOMES[filters["outcome"]]] if filters.get("outcome") in _OUTCOMES else []
-    found = store.query(
+    return store.query(
         f"""
         SELECT r.rollout_id, r.condition, r.seed, r.purpose, r.round, r.sample_index, r.answer,
                r.correct, r.grade_reason, r.well_formed, len(r.response_ids) AS tokens,
@@ -93,50 +108,47 @@ def rollouts(store: Store, run: str, problem_id: str, filters: Mapping[str, str]
         """,  # noqa: S608 - fixed names; all values are parameters
         {"run": run, "problem": problem_id} | {name: filters[name] for name in equals},
     )
-    return found.to_dicts()
 
 
-def rollout(store: Store, run: str, rollout_id: str) -> Row | None:
-    """One rollout with its critiques, its context, and its tokens under each context.
+def details(store: Store, run: str, rollout_id: str) -> Details | None:
+    """One rollout with its critiques, its contexts, and its tokens under each context.
 
     The same trace may have been scored in several conditions, which sample alike in the first
     round; `maps` has it as each of them saw it.
     """
-    found = store.rows("rollouts", experiment_id=run, rollout_id=rollout_id).to_dicts()
-    if not found:
+    found = store.rows("rollouts", experiment_id=run, rollout_id=rollout_id)
+    if not len(found):
         return None
-    row = found[0]
+    row = found.row(0, named=True)
     alike = ("problem_id", "purpose", "round", "seed", "sample_index", "text")
     same = store.rows("rollouts", experiment_id=run, **{name: row[name] for name in alike})
     ids = [rollout_id, *(each for each in same["rollout_id"] if each != rollout_id)]
     contexts = _of(store, "contexts", ids)
-    return row | {
-        "critiques": _of(store, "critiques", [rollout_id]),
-        "contexts": [each for each in contexts if each["rollout_id"] == rollout_id],
-        "maps": _maps(_of(store, "token_signals", ids), contexts, row["text"]),
-    }
+    return Details(
+        found,
+        _of(store, "critiques", [rollout_id]),
+        contexts.filter(rollout_id=rollout_id),
+        list(_maps(_of(store, "token_signals", ids), contexts, row["text"])),
+    )
 
 
-def _of(store: Store, table: str, rollout_ids: Sequence[str]) -> list[Row]:
-    rows = store.query(
-        f"SELECT * FROM {table} WHERE rollout_id IN (SELECT unnest($ids))",  # noqa: S608
+def _of(store: Store, table: str, rollout_ids: Sequence[str]) -> pl.DataFrame:
+    return store.query(
+        f"SELECT * FROM {table} WHERE rollout_id IN (SELECT unnest($ids)) "  # noqa: S608
+        "ORDER BY list_position($ids, rollout_id)",
         {"ids": list(rollout_ids)},
-    ).to_dicts()
-    return sorted(rows, key=lambda row: rollout_ids.index(row["rollout_id"]))
+    )
 
 
-def _maps(signals: list[Row], contexts: list[Row], text: str) -> list[Row]:
-    seen = {(each["rollout_id"], each["context"]): each["text"] for each in contexts}
-    scored: dict[tuple[str, str], list[Row]] = {}
-    for row in sorted(signals, key=lambda row: row["position"]):
-        scored.setdefault((row["rollout_id"], row["context"]), []).append(row)
-    return [
-        {
-            "rollout_id": key[0],
-            "condition": tokens[0]["condition"],
-            "scored_as": key[1],
-            "context": seen.get(key),
-            "lines": lines(tokens, text),
-        }
-        for key, tokens in scored.items()
-    ]
+def _maps(signals: pl.DataFrame, contexts: pl.DataFrame, text: str) -> Iterator[TokenMap]:
+    columns = contexts.select("rollout_id", "context", "text")
+    seen = {(rollout, name): shown for rollout, name, shown in columns.iter_rows()}
+    scored = signals.partition_by("rollout_id", "context", maintain_order=True, as_dict=True)
+    for (rollout_id, name), tokens in scored.items():
+        yield TokenMap(
+            rollout_id,
+            tokens["condition"][0],
+            name,
+            seen.get((rollout_id, name)),
+            lines(tokens.sort("position").to_dicts(), text),
+        )

@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import urlencode
 
+import polars as pl
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -62,7 +63,7 @@ def viewer(store: Store) -> Starlette:
 
 
 def _runs(request: Request) -> Response:
-    return _page("runs", request, title="Runs", runs=browsing.runs(_store(request)))
+    return _page("runs", request, title="Runs", runs=browsing.runs(_store(request)).to_dicts())
 
 
 def _problems(request: Request) -> Response:
@@ -81,9 +82,10 @@ def _problems(request: Request) -> Response:
 
 def _problem(request: Request) -> Response:
     run, problem_id = request.path_params["run"], request.path_params["problem"]
-    problem = browsing.problem(_store(request), run, problem_id)
-    if problem is None:
+    problems = _store(request).rows("problems", experiment_id=run, problem_id=problem_id)
+    if not len(problems):
         raise HTTPException(404, f"no problem {problem_id} in {run}")
+    problem = problems.row(0, named=True)
     filters = _filters(request)
     found = browsing.rollouts(_store(request), run, problem_id, filters)
     return _page(
@@ -94,16 +96,19 @@ def _problem(request: Request) -> Response:
 
 def _rollout(request: Request) -> Response:
     run, rollout_id = request.path_params["run"], request.path_params["rollout"]
-    row = browsing.rollout(_store(request), run, rollout_id)
-    if row is None:
+    found = browsing.details(_store(request), run, rollout_id)
+    if found is None:
         raise HTTPException(404, f"no rollout {rollout_id} in {run}")
+    row = found.rollouts.row(0, named=True)
+    own = {"experiment_id": run, "problem_id": row["problem_id"]}
     filters = _filters(request)
     listed = browsing.rollouts(_store(request), run, row["problem_id"], filters)
-    ids = [each["rollout_id"] for each in listed]
+    ids = listed["rollout_id"].to_list()
     at = ids.index(rollout_id) if rollout_id in ids else None
     return _page(
         "rollout", request, title=f"{row['condition']}, seed {row['seed']}, round {row['round']}",
-        rollout=row, problem=browsing.problem(_store(request), run, row["problem_id"]),
+        rollout=row, critiques=found.critiques.to_dicts(), contexts=found.contexts.to_dicts(),
+        maps=found.maps, problem=_store(request).rows("problems", **own).row(0, named=True),
         kept=_suffix(filters), at=at, count=len(ids),
         earlier=ids[at - 1] if at else None,
         later=ids[at + 1] if at is not None and at + 1 < len(ids) else None,
@@ -125,13 +130,13 @@ def _page(name: str, request: Request, **values: Any) -> Response:
     return HTMLResponse(render_page(f"view-{name}.html.jinja", **values), headers=_HEADERS)
 
 
-def _paged(request: Request, rows: list[browsing.Row]) -> dict[str, Any]:
+def _paged(request: Request, rows: pl.DataFrame) -> dict[str, Any]:
     """The rows of the asked page, and the addresses of its neighbours."""
     text = request.query_params.get("page", "1")
     page = min(max(int(text) if text.isdecimal() else 1, 1), max(1, -(-len(rows) // PAGE)))
     first = (page - 1) * PAGE
     return {
-        "rows": rows[first : first + PAGE],
+        "rows": rows.slice(first, PAGE).to_dicts(),
         "count": len(rows),
         "first": first + 1,
         "earlier": request.url.include_query_params(page=page - 1) if first else None,

@@ -21,7 +21,7 @@ def test_tokens_follow_each_other_and_keep_their_colour():
         (2, 0, "step_aligned:", ""),
         (3, 2, "12", ""),
         (3, 4, " + 3", "n2"),
-        (4, 4, "−0.50 nats a token  ✗ first wrong step", ""),
+        (4, 4, "−0.50 nats per token  ✗ first wrong step", ""),
     ]
 
 
