@@ -22,7 +22,7 @@ PLACES = {"error": ("error_auc", "error"), "wrong step": ("auc", "at")}
 and the others are forced, so that all of them together may hide what the error shows."""
 
 RULES = {
-    "teacher not better": f"of at least {ENOUGH} responses with the context in the prompt the share of "
+    "teacher not better": f"of at least {ENOUGH} responses with the context the share of "
     "right ones, minus the share without it, is not above 0",
     "not enough data": f"fewer than {ENOUGH} wrong rollouts whose first wrong step is known, or "
     "as few correct ones",

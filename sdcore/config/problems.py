@@ -150,7 +150,7 @@ class SourceEntry(Entry):
         endless: a generator, whose problems are dealt to the splits in the order of drawing.
         screened: its rows are checked for usable answers and for duplicates.
         traces: import path of a function from `ProblemsConfig` to well-formed traces for a
-            warm-up; None: they are the reference solutions.
+            warm-up, each a `sdcore.training.warmup.Solved`; None: they are the reference solutions.
     """
 
     implementation: Callable[["ProblemsConfig"], Iterable[tuple[int, Any]]] | str

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from sdcore.grading.equations import NUMBER, value
-from sdcore.problems.arithmetic import STYLES, Move, Problem, phrase
+from sdcore.problems.arithmetic import STYLES, Problem, carried_on, phrase
+from sdcore.problems.slips import renumbered
 
 SLIPS = (1, -1, 2, -2, 10, -10)
 
@@ -32,13 +33,10 @@ def corrupted_arithmetic(problem: Problem, rng: random.Random, *, wrong: bool) -
     order = problem.orders[rng.choice(sorted(problem.orders))]
     style = STYLES[rng.choice(sorted(STYLES))]
     place = rng.randrange(len(order)) if wrong else None
-    terms, steps = list(problem.terms), []
-    for index, (left, right) in enumerate(order):
-        move = Move(terms[left], terms[right])
-        result = move.result + (rng.choice(SLIPS) if index == place else 0)
-        steps.append(phrase(move, style, result))
-        terms.append(result)
-    return Solution(tuple(steps), str(terms[-1]), None if place is None else place + 1)
+    shift = rng.choice(SLIPS) if wrong else 0
+    done = carried_on(problem, order, place, shift)
+    steps = tuple(phrase(move, style, result) for move, result in done)
+    return Solution(steps, str(done[-1][1]), None if place is None else place + 1)
 
 
 def gsm8k_solution(worked: str) -> Solution:
@@ -82,9 +80,9 @@ def _propagated(
     for number, line in enumerate(lines, 1):
         parts, end = [], 0
         for note in _NOTE.finditer(line):
-            parts.append(_renumbered(line[end : note.start()], changed))
+            parts.append(renumbered(line[end : note.start()], changed))
             end = note.end()
-            new = value(_renumbered(note[1], changed))
+            new = value(renumbered(note[1], changed))
             old = _number(note[2])
             if new is None or old is None or (not changed and value(note[1]) != old):
                 return None
@@ -93,21 +91,11 @@ def _propagated(
             if new != old:
                 changed[old] = new
             seen += 1
-        steps.append("".join(parts) + _renumbered(line[end:], changed))
-    final = _renumbered(answer, changed)
+        steps.append("".join(parts) + renumbered(line[end:], changed))
+    final = renumbered(answer, changed)
     if final == answer or not all(_plain(new) for new in changed.values()):
         return None
     return Solution(tuple(steps), final, wrong), changed
-
-
-def _renumbered(text: str, changed: dict[Fraction, Fraction]) -> str:
-    """Return a text with each changed number replaced by its new value."""
-
-    def new(match: re.Match[str]) -> str:
-        old = _number(match[0])
-        return match[0] if old not in changed else _written(changed[old])
-
-    return NUMBER.sub(new, text) if changed else text
 
 
 def _number(text: str) -> Fraction | None:
@@ -117,7 +105,3 @@ def _number(text: str) -> Fraction | None:
 
 def _plain(number: Fraction) -> bool:
     return number > 0 and (number * _PLACES).denominator == 1
-
-
-def _written(number: Fraction) -> str:
-    return f"{float(number):.2f}".rstrip("0").rstrip(".") if number.denominator > 1 else str(number)

@@ -192,6 +192,8 @@ _TABLES = (
         Column("path", TEXT, "checkpoint folder below the workspace, or the model's name for the "
                "base; empty where only the digest was kept", True),
         Column("sha256", TEXT, "digest of the safetensors"),
+        Column("hinted", REAL, "share of the warm-up's traces that stood after a context; empty "
+               "where no warm-up made these weights", True),
     )),
     Table("rollouts", "one sampled trace", ("rollout_id",), (
         *_RUN,

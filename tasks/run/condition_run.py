@@ -38,6 +38,7 @@ class StoredPolicy(Record):
     kind: str
     path: str | None
     sha256: str
+    hinted: float | None = None
 
 
 class ConditionRun:
