@@ -1,7 +1,8 @@
 """The flows as the Prefect UI starts them: their parameters are the fields of a form.
 
 Heavy libraries are imported when a flow runs, so that serving the deployments stays light.
-The flows name no runs: the name that a person gives a run in the form stays.
+The flows name no runs: the name that a person gives a run in the form stays. What names programs,
+servers, code, weights or variables is not in the forms, and the API cannot set it either.
 """
 
 import json
@@ -15,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model,
 from pydantic.fields import FieldInfo
 
 from sdcore import config
+from sdcore.config.base import FILE_ONLY
 from sdcore.errors import ConfigError
 
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -51,7 +53,14 @@ def _section(title: str, settings: type[BaseModel], *left_out: str) -> type[Chan
 
 
 def _opened(settings: type[BaseModel]) -> dict[str, Any]:
-    return {name: _open(name, field) for name, field in settings.model_fields.items()}
+    """Every setting but those that only an experiment file may set."""
+    fields = settings.model_fields.items()
+    return {name: _open(name, field) for name, field in fields if not _is_file_only(field)}
+
+
+def _is_file_only(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and extra.items() >= FILE_ONLY.items()
 
 
 def _open(name: str, field: FieldInfo) -> Any:
@@ -119,8 +128,6 @@ class _Changes(Changed):
                 where="conditions",
                 fix="put all changes of a condition into one item of the list",
             )
-        if tree.get("critic"):
-            tree["critic"]["kind"] = "llm"
         return list(_dotted(tree))
 
 
@@ -137,7 +144,7 @@ Changes = create_model(
     },
     critic=_shown(
         _section("Critic", config.LlmCriticConfig, "kind"),
-        "a language model as critic",
+        "the file's language model as critic",
     ),
     contexts=_shown(dict[config.Name, str], "further contexts: Jinja templates by name, as JSON"),
 )
@@ -159,7 +166,7 @@ def compare_contexts(
     """
     from flows.compare_contexts import compare_contexts as run
 
-    settings = config.load_experiment(experiment, [*changes.overrides(), *overrides])
+    settings = _load(experiment, [*changes.overrides(), *overrides])
     return run.fn(settings, _workspace()).experiment_id
 
 
@@ -174,11 +181,11 @@ def diagnose(
     Args:
         experiment: a shipped experiment such as quickstart, or the path of an experiment file
         changes: settings of this run that differ from the file, such as diagnose, problems
-        overrides: any other setting as section.key=value, such as critic.model=my-critic
+        overrides: any other setting as section.key=value, such as critic.attempts=2
     """
     from flows.diagnose import diagnose as run
 
-    settings = config.load_experiment(experiment, [*changes.overrides(), *overrides])
+    settings = _load(experiment, [*changes.overrides(), *overrides])
     diagnosis = run.fn(settings, _workspace())
     return {verdict.context: verdict.word for verdict in diagnosis.verdicts}
 
@@ -196,11 +203,11 @@ def critic_eval(
         experiment: a shipped experiment such as gsm8k-critic, or the path of an experiment file
         solutions: largest number of solutions to judge
         processbench: a file of judged solutions; without one, solutions are made from the problems
-        overrides: other settings as section.key=value, such as critic.model=my-critic
+        overrides: other settings as section.key=value, such as critic.attempts=2
     """
     from flows.critic_eval import critic_eval as run
 
-    settings = config.load_experiment(experiment, overrides)
+    settings = _load(experiment, overrides)
     return run.fn(settings, _workspace(), solutions, processbench)
 
 
@@ -209,11 +216,25 @@ def build_tiny_solver(folder: Path) -> dict[str, float]:
     """Pre-train builtin:tiny-solver from scratch.
 
     Args:
-        folder: folder for the model; a relative one is below the workspace
+        folder: folder for the model, below the workspace
     """
     from flows.build_tiny_solver import build_tiny_solver as run
 
-    return run.fn(_workspace() / folder)
+    target = Path(os.path.normpath(_workspace() / folder))
+    if _workspace() not in target.parents:
+        raise ConfigError(
+            "a form writes into the workspace only",
+            got=folder,
+            expected=f"a folder below {_workspace()}",
+            where="folder",
+            fix=f"`sdcore build-tiny-solver {folder}` writes anywhere",
+        )
+    return run.fn(target)
+
+
+def _load(experiment: str, overrides: list[str]) -> config.Experiment:
+    """The settings of a run; what names programs, servers or keys comes from the file alone."""
+    return config.load_experiment(experiment, overrides, trusted=False)
 
 
 def _workspace() -> Path:

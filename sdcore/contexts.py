@@ -48,6 +48,8 @@ class ContextInputs:
     critique: Critique | None = None
     other_critique: Critique | None = None  # of a rollout of another question
     sibling: str | None = None  # a correct rollout of the same question
+    other_solution: str | None = None  # worked reference solution of another training problem
+    wrong_solution: str | None = None  # fluent, of the same question, with a wrong answer
 
 
 def _require_fields(names: set[str], where: str) -> None:
@@ -62,7 +64,9 @@ def _require_fields(names: set[str], where: str) -> None:
 
 
 NULL = "none"  # the context under which the teacher must be the student
-SOURCES = frozenset({"solution", "critique", "other_critique", "sibling"})
+SOURCES = frozenset(
+    {"solution", "critique", "other_critique", "sibling", "other_solution", "wrong_solution"}
+)
 """The fields of `ContextInputs` that some rollouts lack."""
 
 Write = Callable[[ContextInputs], str | None]
@@ -160,7 +164,9 @@ def template_context(name: str, template: str) -> Context:
 def none(inputs: ContextInputs) -> str | None:
     """No context: the null check, teacher and student see the same prompt.
 
-    Not in the paper. By construction: KL 0 and advantage 0 before the first step.
+    Not in the paper. By construction: KL 0 and advantage 0 before the first step. With a system
+    message or a thinking mode of the teacher's own (`prompts.teacher_system`,
+    `prompts.teacher_thinking`) it is a control: what this prompt does without any feedback.
     """
     return None
 
@@ -245,12 +251,33 @@ def shuffled(inputs: ContextInputs) -> str | None:
     return _corrected(inputs.other_critique)
 
 
+@context("solution", "other_solution")
+def other_reference(inputs: ContextInputs) -> str | None:
+    """Another training problem's reference solution: a control for `reference`.
+
+    Not in the paper. It is right in form, about another question, and has another answer. If
+    training on it gains as much as on `reference`, what the reference says is not what helps.
+    """
+    return inputs.other_solution
+
+
+@context("wrong_solution")
+def wrong_hint(inputs: ContextInputs) -> str | None:
+    """A fluent wrong solution of the same question: a control for `reference`.
+
+    Not in the paper. The reference solution with one slip, carried on to a wrong answer; where
+    none can be made, a wrong rollout of the same question in the same round. Expected: it harms,
+    unless the teacher repairs it.
+    """
+    return inputs.wrong_solution
+
+
 CONTEXTS = Registry(
     "context",
     Context,
     (
         none, reference, step_aligned, answer_only, outcome, full_quote, omission, sibling,
-        shuffled,
+        shuffled, other_reference, wrong_hint,
     ),
 )  # fmt: skip
 """The contexts that experiment files can name."""

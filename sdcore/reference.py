@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sdcore.config import Experiment
-from sdcore.config.sections import sections
+from sdcore.config.sections import Setting, sections
 from sdcore.config.shipped import SCHEMA
 from sdcore.store.schema import TABLES
 from sdcore.store.sql_views import VIEWS
@@ -33,7 +33,7 @@ def settings_reference() -> str:
                 *_table(
                     ("setting", "values", "default", "meaning"),
                     [
-                        (f"`{item.name}`", item.values, _default(item.default), item.meaning)
+                        (f"`{item.name}`", item.values, _default(item.default), _meaning(item))
                         for item in section.settings
                     ],
                 ),
@@ -74,6 +74,11 @@ def _heading(path: Sequence[str], choice: str) -> str:
 
 def _default(text: str) -> str:
     return text if text in ("required", "absent") else f"`{text}`"
+
+
+def _meaning(setting: Setting) -> str:
+    """What it means, and whether only a file or the command line may set it."""
+    return setting.meaning + ("; *not from a form*" if setting.set_by == "file" else "")
 
 
 def _stored() -> Iterator[str]:

@@ -10,7 +10,9 @@ from typing import ClassVar, Self
 import polars as pl
 
 from sdcore.contexts import ContextInputs, Critique
-from sdcore.store.schema import TABLES
+from sdcore.grading.answers import grade_many
+from sdcore.slips import wrong_solution
+from sdcore.store.schema import TABLES, content_key
 
 
 class Record:
@@ -97,6 +99,7 @@ class Neighbours:
 
     other: JudgedRollout | None  # with a valid critique, of another problem
     sibling: JudgedRollout | None  # correct, of the same problem
+    wrong: JudgedRollout | None = None  # with a wrong answer, of the same problem
 
 
 def judged(
@@ -124,32 +127,77 @@ def neighbours(round_: Sequence[JudgedRollout]) -> list[Neighbours]:
     """
     count = len(round_)
     quoted: list[JudgedRollout] = []  # the nearest with a valid critique, then of another problem
-    correct: dict[str, int] = {}  # where the nearest correct rollout of a problem is
+    answered: dict[tuple[str, bool], int] = {}  # place of a problem's nearest right or wrong answer
     found: list[Neighbours] = []
     for place in reversed(range(2 * count)):
         mine = round_[place % count]
         problem_id = mine.rollout.problem_id
         if place < count:
             other = next((q for q in quoted if q.rollout.problem_id != problem_id), None)
-            nearest = correct.get(problem_id, place + count)
-            sibling = None if nearest == place + count else round_[nearest % count]
-            found.append(Neighbours(other, sibling))
+            sibling, wrong = (
+                None if nearest == place + count else round_[nearest % count]
+                for right in (True, False)
+                for nearest in [answered.get((problem_id, right), place + count)]
+            )
+            found.append(Neighbours(other, sibling, wrong))
         if mine.valid:
             quoted = [mine, *(q for q in quoted if q.rollout.problem_id != problem_id)][:2]
-        if mine.rollout.correct:
-            correct[problem_id] = place
+        if mine.rollout.correct or mine.rollout.answer is not None:
+            answered[problem_id, mine.rollout.correct] = place
     return found[::-1]
 
 
-def context_inputs(mine: JudgedRollout, near: Neighbours) -> ContextInputs:
-    """Inputs of a context: all that it may show of a rollout."""
+def other_solutions(asked: Iterable[Problem], known: Sequence[Problem]) -> dict[str, str]:
+    """For each problem the worked solution of another, by problem id; none where there is none.
+
+    Neither question nor answer of the other problem are the same. Where the search through the
+    known problems begins is derived from the problem id, so that every condition, seed and round
+    shows the same solution.
+
+    Args:
+        asked: the problems that are to have one.
+        known: the training problems, in order.
+    """
+    solved = [problem for problem in known if problem.solution is not None]
+    unique = {problem.problem_id: problem for problem in asked}
+    found = {key: _other_solution(problem, solved) for key, problem in unique.items()}
+    return {key: solution for key, solution in found.items() if solution is not None}
+
+
+def _other_solution(mine: Problem, solved: Sequence[Problem]) -> str | None:
+    for place in range(len(solved)):
+        start = int(content_key(mine.problem_id)[:8], 16)
+        other = solved[(start + place) % len(solved)]
+        if " ".join(other.question.split()) == " ".join(mine.question.split()):
+            continue
+        pair = [other.reference, mine.reference]
+        if not any(grade.correct for grade in grade_many(pair, pair[::-1])):
+            return other.solution
+    return None
+
+
+def context_inputs(
+    mine: JudgedRollout, near: Neighbours, other_solution: str | None = None
+) -> ContextInputs:
+    """Inputs of a context: all that it may show of a rollout.
+
+    Its wrong solution is the reference solution with a slip; where none can be made, the nearest
+    wrong rollout of the same problem.
+    """
+    problem = mine.problem
+    slipped = problem.solution and wrong_solution(
+        problem.question, problem.solution, problem.reference
+    )
+    wrong = near.wrong.rollout.text if near.wrong else None
     return ContextInputs(
-        question=mine.problem.question,
-        solution=mine.problem.solution,
-        reference=mine.problem.reference,
+        question=problem.question,
+        solution=problem.solution,
+        reference=problem.reference,
         trace=mine.rollout.text,
         correct=mine.rollout.correct,
         critique=mine.critique,
         other_critique=near.other.critique if near.other else None,
         sibling=near.sibling.rollout.text if near.sibling else None,
+        other_solution=other_solution,
+        wrong_solution=slipped or wrong,
     )

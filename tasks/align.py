@@ -6,10 +6,17 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.contexts import Context
+from sdcore.contexts import Context, ContextInputs
 from sdcore.critics.llm import Critic
 from sdcore.models.prompts import teacher_prompt
-from sdcore.rollouts import JudgedRollout, Neighbours, context_inputs, neighbours
+from sdcore.rollouts import (
+    JudgedRollout,
+    Neighbours,
+    Problem,
+    context_inputs,
+    neighbours,
+    other_solutions,
+)
 from sdcore.schedule import signal_rounds
 from sdcore.store.schema import TABLES
 from tasks.run.condition_run import ConditionRun
@@ -61,10 +68,12 @@ def context_rows(
     run: ConditionRun, critic: Critic, wanted: Sequence[Context], judged: Sequence[JudgedRollout]
 ) -> pl.DataFrame:
     """Rows of `contexts`: for each rollout the first wanted one that can be built and fits."""
+    others = _other_solutions(run, wanted, judged)
     rows = [
         row
         for mine, near in zip(judged, neighbours(judged), strict=True)
-        if (row := _context_row(run, critic, wanted, mine, near))
+        for inputs in [context_inputs(mine, near, others.get(mine.problem.problem_id))]
+        if (row := _context_row(run, critic, wanted, mine, near, inputs))
     ]
     return TABLES["contexts"].frame(rows)
 
@@ -75,8 +84,9 @@ def _context_row(
     wanted: Sequence[Context],
     mine: JudgedRollout,
     near: Neighbours,
+    inputs: ContextInputs,
 ) -> dict[str, object] | None:
-    inputs, rollout_id = context_inputs(mine, near), mine.rollout.rollout_id
+    rollout_id = mine.rollout.rollout_id
     for context in wanted:
         if not context.available(inputs):
             continue
@@ -103,6 +113,16 @@ def _context_row(
         "critique_id": critique_id(run, critic, quoted_ids[-1]) if quoted_ids else None,
         "teacher_prompt_ids": prompt,
     }
+
+
+def _other_solutions(
+    run: ConditionRun, wanted: Sequence[Context], judged: Sequence[JudgedRollout]
+) -> dict[str, str]:
+    """Solutions of other training problems, by problem id, if any of the contexts shows them."""
+    if not any("other_solution" in context.needs for context in wanted):
+        return {}
+    known = Problem.from_frame(run.train_problems)
+    return other_solutions([each.problem for each in judged], known)
 
 
 def _wants_critiques(run: ConditionRun, round_: int) -> bool:

@@ -14,7 +14,7 @@ from tasks.run.retries import RETRIES
 from tasks.sample import sample_missing, stored_rollouts
 
 _SAMPLED = """
-    SELECT coalesce(sum(len(response_ids)), 0) FROM rollouts
+    SELECT coalesce(sum(len(response_ids)), 0)::BIGINT FROM rollouts
     WHERE experiment_id = $experiment_id AND condition = $condition AND seed = $seed
         AND purpose = 'train' AND round < $round
 """

@@ -175,11 +175,13 @@ def base_policy(base: ConditionRun) -> StoredPolicy:
 
 
 def _commit() -> str:
-    """Git commit of the code, or 'release' outside a checkout."""
+    """Git commit of this checkout, or "release" where the package is installed elsewhere."""
+    checkout = Path(__file__).parents[1]
     run = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],  # noqa: S607
+        ["git", "-C", str(checkout), "rev-parse", "--show-toplevel", "--short", "HEAD"],  # noqa: S607
         capture_output=True,
         text=True,
         check=False,
     )
-    return run.stdout.strip() or "release"
+    top, _, commit = run.stdout.strip().partition("\n")
+    return commit if commit and Path(top) == checkout else "release"

@@ -103,7 +103,8 @@ def critic_eval(
         int, typer.Option(min=2, help="number of solutions to judge, at most")
     ] = 200,
     processbench: Annotated[
-        Path | None, typer.Option(help="JSONL file of judged solutions in ProcessBench's format")
+        Path | None,
+        typer.Option(help="ProcessBench's file: a JSON array, or JSONL"),
     ] = None,
     workspace: WorkspaceOption = Path("runs"),
     as_json: JsonOption = False,

@@ -1,6 +1,7 @@
 """The commands for a workspace's tables: list, query, tables, why, rescore, export, view."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from enum import StrEnum
@@ -23,8 +24,9 @@ from flows.commands.terminal import (
     print_table,
     stored_experiment,
 )
-from sdcore.config import load_experiment
+from sdcore.config import CriticSettings, LlmCriticConfig, load_experiment
 from sdcore.errors import StoreError, did_you_mean
+from sdcore.keys import Key
 from sdcore.store.box import box
 from sdcore.store.schema import TABLES
 from sdcore.store.sql_views import VIEWS
@@ -188,16 +190,47 @@ def export(
 ) -> None:
     """Write a run's tables as Parquet files, which Hugging Face `datasets` can load.
 
+    Every text is searched first for the key of the run's critic, for those in the environment and
+    for what looks like a key; if one is found, nothing is written.
+
     Example: sdcore export quickstart quickstart-tables
     """
     from sdcore.store.export import export as write
 
     store = open_store(workspace)
     experiment_id = find_run(store, run)
+    keys = _keys(stored_experiment(store, run).critic, workspace)
     with notes.status(f"writing {target}"):
-        counts = write(store, experiment_id, target)
+        counts = write(store, experiment_id, target, keys)
     rows = pl.DataFrame(list(counts.items()), ["table", "rows"], orient="row")
     print(json.dumps(counts)) if as_json else print_table(rows, title=target)
+
+
+def _keys(critic: CriticSettings | None, workspace: Path) -> dict[str, Key]:
+    """The key of a run's critic by where it is from, if it still is there; else a note says so."""
+    if not isinstance(critic, LlmCriticConfig):
+        return {}
+    if critic.api_key_env:
+        where, text = f"${critic.api_key_env}", os.environ.get(critic.api_key_env)
+    elif critic.api_key_block:
+        where, text = f"the block secret/{critic.api_key_block}", None
+        from flows.servers.own import prefect_server
+
+        with prefect_server(workspace.absolute()) as server_address:
+            from tasks.run.critiques import secret_block
+
+            server_address()
+            text = secret_block(critic.api_key_block)
+    else:
+        return {}
+    if text and text.strip():
+        return {where: Key(text.strip())}
+    notes.print(
+        f"The run's critic had a key of {where}, which is not there now: texts are searched only "
+        "for what looks like a key.",
+        soft_wrap=True,
+    )
+    return {}
 
 
 @app.command()

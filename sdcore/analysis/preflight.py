@@ -15,6 +15,7 @@ from sdcore.store.database import Store
 
 PURPOSE = "diagnose"  # of its rollouts, and the condition that its rows are stored under
 PAPER = ("reference", "step_aligned", "full_quote", "omission", "shuffled")
+CONTROLS = ("other_reference", "wrong_hint")
 BASELINE = "step_aligned"
 
 _PLANNED = """
@@ -66,7 +67,9 @@ def contexts_of(experiment: Experiment) -> tuple[str, ...]:
     By default those that need a critique are left out where there is no critic.
     """
     named, known = experiment.diagnose.contexts, experiment.known_contexts
-    names = dict.fromkeys([NULL, *(named or (*PAPER, *experiment.contexts, *experiment.distilled))])
+    names = dict.fromkeys(
+        [NULL, *(named or (*PAPER, *CONTROLS, *experiment.contexts, *experiment.distilled))]
+    )
     if named or experiment.judge:
         return tuple(names)
     return tuple(name for name in names if "critique" not in known[name].needs)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class Settings(BaseModel):
@@ -12,8 +12,21 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+FILE_ONLY: dict[str, JsonValue] = {"x-sdcore-set": "file"}
+"""Marks a setting, as `json_schema_extra` of its field, that names a program, a server, a file of
+code or of weights, or a variable of the environment: no form and no API may set it."""
+
+NAMES_CODE: dict[str, JsonValue] = {"x-sdcore-set": "name"}
+"""Marks a setting that may name code as `module:attribute`: a form or an API may set it to what is
+built in or installed only."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
+
+Address = Annotated[
+    str, Field(pattern=r"^https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[^?#\s]*)?$")
+]
+"""Of a server, without a user or a key in it: it is stored with the experiment."""
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from sdcore.config.base import Settings, by_name
+from sdcore.config.base import FILE_ONLY, NAMES_CODE, Address, Settings, by_name
 from sdcore.registry import Entry, Registry, about
 
 
@@ -28,28 +28,33 @@ class CriticSettings(Settings):
 class OracleConfig(CriticSettings):
     """The exact critic of the arithmetic problems, at no cost."""
 
-    kind: Literal["oracle"]
+    kind: Literal["oracle"] = Field(json_schema_extra=NAMES_CODE)
 
 
 class LlmCriticConfig(CriticSettings):
     """A language model as critic: behind an OpenAI-compatible endpoint, or in this process."""
 
-    kind: Literal["llm"]
-    model: str = Field(description="the endpoint's name for it; without one, as in model.name")
-    base_url: str | None = Field(
+    kind: Literal["llm"] = Field(json_schema_extra=NAMES_CODE)
+    model: str = Field(
+        description="the endpoint's name for it; without one, as in model.name",
+        json_schema_extra=FILE_ONLY,
+    )
+    base_url: Address | None = Field(
         None,
-        pattern=r"^https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[^?#\s]*)?$",
         description="such as http://127.0.0.1:8000/v1; absent: the model runs in this process",
+        json_schema_extra=FILE_ONLY,
     )
     api_key_env: str | None = Field(
         None,
         pattern=r"^[A-Za-z_]\w*$",
         description="name of the environment variable that holds the key, never the key",
+        json_schema_extra=FILE_ONLY,
     )
     api_key_block: str | None = Field(
         None,
         pattern=r"^[a-z0-9-]+$",
         description="name of the Prefect Secret block that holds the key, in place of api_key_env",
+        json_schema_extra=FILE_ONLY,
     )
     structured: bool = Field(
         True,
@@ -60,7 +65,9 @@ class LlmCriticConfig(CriticSettings):
     max_tokens: int = Field(4096, ge=1, le=131072, description="an answer, thinking included")
     attempts: int = Field(3, ge=1, le=10, description="times to ask until a critique is valid")
     fallback: str | None = Field(
-        None, description="context where no critique is valid; absent: the rollout is left out"
+        None,
+        description="context where no critique is valid; absent: the rollout is left out",
+        json_schema_extra=NAMES_CODE,
     )
     concurrency: int = Field(8, ge=1, le=256, description="requests under way at a time")
     tries: int = Field(
@@ -155,8 +162,9 @@ class DiagnoseConfig(Settings):
 
     contexts: tuple[str, ...] = Field(
         (),
-        description="absent: reference, the quoting regimes, the control, and whatever the "
+        description="absent: reference, the quoting regimes, the controls, and whatever the "
         "conditions and the section [contexts] name",
+        json_schema_extra=NAMES_CODE,
     )
     split: Literal["train", "validation"] = "train"
     problems: int = Field(32, ge=2, description="at most; the first ones of the split")

@@ -13,7 +13,7 @@ from typing import Any, Self
 from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from sdcore.config.base import Name, Settings
+from sdcore.config.base import FILE_ONLY, NAMES_CODE, Name, Settings
 from sdcore.config.critic import CRITICS, CriticConfig, CriticSettings, DiagnoseConfig, exact_critic
 from sdcore.config.objectives import OBJECTIVES, Condition
 from sdcore.config.problems import SOURCES, ProblemsConfig
@@ -54,11 +54,13 @@ class Experiment(Settings):
         "math",
         description="math: reward 1 if the answer equals the reference, else 0; or "
         "module:attribute, for rewards of your own",
+        json_schema_extra=NAMES_CODE,
     )
     contexts: dict[Name, str] = Field(
         {},
         description="your own contexts by name: Jinja templates over question, solution, "
-        "reference, trace, correct, critique, other_critique and sibling",
+        "reference, trace, correct, critique, other_critique, sibling, other_solution and "
+        "wrong_solution",
     )
     diagnose: DiagnoseConfig = DiagnoseConfig()
     conditions: dict[Name, Condition] = Field(min_length=1)
@@ -66,11 +68,13 @@ class Experiment(Settings):
         None,
         description="folder of the Python modules that the settings name as module:attribute; "
         "absent: the folder of the experiment file",
+        json_schema_extra=FILE_ONLY,
     )
     plugins: dict[str, str] = Field(
         {},
         description="digests of the source code of everything named that is not built in; filled "
         "in by sdcore",
+        json_schema_extra=FILE_ONLY,
     )
 
     @model_validator(mode="wrap")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from sdcore.config.base import Settings, by_name
+from sdcore.config.base import NAMES_CODE, Settings, by_name
 from sdcore.errors import ConfigError
 from sdcore.registry import Entry, Registry, about
 
@@ -66,9 +66,10 @@ class ConditionSettings(Settings):
 class DistillConfig(ConditionSettings):
     """Distil the self-teacher, which is shown the context, into the student."""
 
-    objective: Literal["distill"]
+    objective: Literal["distill"] = Field(json_schema_extra=NAMES_CODE)
     context: str = Field(
-        description="a built-in context, one of the section [contexts], or module:attribute"
+        description="a built-in context, one of the section [contexts], or module:attribute",
+        json_schema_extra=NAMES_CODE,
     )
     teacher: TeacherConfig = TeacherConfig()
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "policy_gradient"] = "forward_kl"
@@ -113,7 +114,7 @@ class GrpoConfig(ConditionSettings):
 
     compares_rollouts: ClassVar[bool] = True
 
-    objective: Literal["grpo"]
+    objective: Literal["grpo"] = Field(json_schema_extra=NAMES_CODE)
     group_size: int = Field(8, ge=2, description="rollouts per question")
     clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped at 1 - clip_low")
     clip_high: float = Field(0.2, gt=0, description="the ratio is clipped at 1 + clip_high")

@@ -2,7 +2,6 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,30 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from sdcore.config.experiment import Experiment
-from sdcore.config.sections import suggestion
+from sdcore.config.sections import NAME, sections, suggestion
 from sdcore.config.shipped import experiment_file
 from sdcore.errors import ConfigError, did_you_mean
 from sdcore.registry import importable
 
 
-def load_experiment(experiment: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(
+    experiment: str | Path, overrides: Sequence[str] = (), *, trusted: bool = True
+) -> Experiment:
     """Read an experiment file and apply dotted ``key=value`` overrides, whose values are TOML.
 
     Args:
         experiment: path of a file, or the name of a shipped experiment.
         overrides: such as ``training.rounds=3``.
+        trusted: they come from the command line or a script, not from a form or an API.
 
     Raises:
-        ConfigError: the file is missing or not TOML, or a setting does not validate.
+        ConfigError: the file is missing or not TOML, a setting does not validate, or an override
+            that is not trusted sets what only a file may set.
     """
     path = experiment_file(experiment)
     tree = read_settings(path)
+    if not trusted:
+        _require_harmless(overrides)
     for override in overrides:
         _apply(tree, override)
     try:
@@ -68,13 +73,54 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _require_harmless(overrides: Sequence[str]) -> None:
+    """Refuse overrides with which a stranger could run programs, send keys or reach servers.
+
+    It is decided before anything is imported that they name. Allowed is a setting of sdcore's own
+    that is not marked; neither a whole section nor a setting of somebody's own code is.
+    """
+    schema = Experiment.model_json_schema()
+    known = {
+        (*section.path, setting.name): setting.set_by
+        for section in sections(schema)
+        for setting in section.settings
+    }
+    for override in overrides:
+        names, value = _parsed(override)
+        marks = {mark for place, mark in known.items() if _is_within(names, place)}
+        values = value if isinstance(value, list) else [value]
+        named = "name" in marks and any(isinstance(each, str) and ":" in each for each in values)
+        if not marks or "file" in marks or named:
+            raise ConfigError(
+                "a form or the API cannot set this",
+                got=override,
+                expected="a setting of sdcore's own that names no program, server, file of code or "
+                "weights, or variable",
+                where=".".join(names),
+                fix=(suggestion(schema, names) if not marks else "")
+                or "write it into an experiment file (`sdcore init` copies a shipped one) and give "
+                "the form that file's path",
+            )
+
+
+def _is_within(names: Sequence[str], place: Sequence[str]) -> bool:
+    """Whether a path is of a setting, or of an entry of it where it is a table."""
+    pairs = zip(names, place, strict=False)
+    return len(names) >= len(place) and all(own in (NAME, name) for name, own in pairs)
+
+
+def _parsed(override: str) -> tuple[list[str], Any]:
+    """The names in an override's key, and its value."""
     key, equals, text = override.partition("=")
-    *parents, leaf = _path(key if equals else "", override)
+    names = _path(key if equals else "", override)
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return names, tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text  # a bare word or path needs no quotes on the command line
+        return names, text  # a bare word or path needs no quotes on the command line
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    (*parents, leaf), value = _parsed(override)
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})
@@ -88,11 +134,13 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _path(key: str, override: str) -> list[str]:
     """The names in a dotted key, which is TOML's: one with a dot in it stands in quotes."""
     names = list[str]()
-    with suppress(tomllib.TOMLDecodeError):
+    try:
         tree: Any = tomllib.loads(f"{key} = 0")
         while tree:
             ((name, tree),) = tree.items()
             names.append(name)
+    except ValueError:  # no TOML, or several keys
+        names.clear()
     if not names:
         raise ConfigError(
             "not an override",

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sdcore.config.base import Count, Settings, Share
+from sdcore.config.base import FILE_ONLY, NAMES_CODE, Count, Settings, Share
 from sdcore.registry import Entry, Registry, about
 
 LOCATIONS = ("path", "query", "name")
@@ -61,7 +61,8 @@ class ProblemsConfig(Settings):
 
     source: str = Field(
         description="arithmetic, jsonl, csv, parquet, duckdb, dataset, reasoning_gym, or "
-        "module:attribute"
+        "module:attribute",
+        json_schema_extra=NAMES_CODE,
     )
     path: Path | None = Field(None, description="the file of jsonl, csv, parquet or duckdb")
     query: str | None = Field(None, description="SQL, for source = duckdb")
@@ -74,6 +75,7 @@ class ProblemsConfig(Settings):
         {},
         validate_default=True,
         description="of the reasoning_gym generator, or of a source of your own",
+        json_schema_extra=FILE_ONLY,
     )
     limit: Count | None = Field(None, description="rows that are read, at most")
     question: str = Field("question", description="column of the question")

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sdcore.config.base import Settings
+from sdcore.config.base import FILE_ONLY, NAMES_CODE, Address, Settings
 from sdcore.registry import Entry, Registry, about
 
 
@@ -15,7 +15,8 @@ class ModelConfig(Settings):
     """The policy that is trained, and whose initial weights are the self-teacher."""
 
     name: str = Field(
-        description="builtin:tiny-solver, builtin:smollm2, a hub id or a local folder"
+        description="builtin:tiny-solver, builtin:smollm2, a hub id or a local folder",
+        json_schema_extra=FILE_ONLY,
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -32,7 +33,7 @@ class PromptsConfig(Settings):
     system: str | None = Field(None, description="system message")
     teacher_system: str | None = Field(
         None,
-        description="system message of a teacher that is shown a context; unset: the same as the "
+        description="system message of the teacher, with or without a context; unset: the "
         "student's, empty: none",
     )
     student_thinking: bool | None = Field(
@@ -78,18 +79,27 @@ class EngineConfig(Settings):
     Without `urls`, a server is started for the run, in the environment that `python` belongs to.
     """
 
-    kind: str = Field("transformers", description="transformers, vllm, or module:attribute")
-    options: dict[str, Any] = Field(
-        {}, validate_default=True, description="of an engine of your own"
+    kind: str = Field(
+        "transformers",
+        description="transformers, vllm, or module:attribute",
+        json_schema_extra=NAMES_CODE,
     )
-    urls: tuple[str, ...] = Field(
+    options: dict[str, Any] = Field(
+        {},
+        validate_default=True,
+        description="of an engine of your own",
+        json_schema_extra=FILE_ONLY,
+    )
+    urls: tuple[Address, ...] = Field(
         (),
         description="vLLM servers that are running, e.g. http://127.0.0.1:8000, which share the "
         "requests; their API key, if any, is read from $VLLM_API_KEY",
+        json_schema_extra=FILE_ONLY,
     )
     python: Path = Field(
         Path(".venv-vllm/bin/python"),
         description="interpreter that `make vllm` installs",
+        json_schema_extra=FILE_ONLY,
     )
     context_length: int | None = Field(
         None, ge=1, description="tokens of prompt and response; unset: the model's own limit"
@@ -97,7 +107,9 @@ class EngineConfig(Settings):
     cache_gib: float = Field(4.0, gt=0, description="memory for keys and values, in GiB")
     concurrency: int = Field(128, ge=1, description="requests in flight per server")
     arguments: tuple[str, ...] = Field(
-        (), description="further arguments of the server, e.g. --tensor-parallel-size=4"
+        (),
+        description="further arguments of the server, e.g. --tensor-parallel-size=4",
+        json_schema_extra=FILE_ONLY,
     )
 
     def __hash__(self) -> int:

@@ -19,12 +19,17 @@ _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusi
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: the values it takes, its default (`required` if it has none), its meaning."""
+    """One setting: the values it takes, its default (`required` if it has none), its meaning.
+
+    `set_by` is the mark of a setting that a form may not set (`file`) or not to code of one's own
+    (`name`); the others have none.
+    """
 
     name: str
     values: str
     default: str
     meaning: str
+    set_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,8 @@ def _setting(name: str, field: Node, *, required: bool, definitions: Node) -> Se
     default = field.get("default")
     shown = "absent" if default is None else json.dumps(default, ensure_ascii=False)
     meaning = " ".join(field.get("description", "").split())
-    return Setting(name, values, "required" if required else shown, meaning)
+    set_by = str(field.get("x-sdcore-set", ""))
+    return Setting(name, values, "required" if required else shown, meaning, set_by)
 
 
 def _kind(node: Node, definitions: Node) -> str:

@@ -30,6 +30,7 @@ from sdcore.critics.llm import Reply
 from sdcore.critics.parsing import SCHEMA
 from sdcore.engines import Engine, Request
 from sdcore.errors import EngineError
+from sdcore.keys import Key, redacted
 from sdcore.models.prompts import Message, prompt_ids
 from sdcore.traces import response_text
 
@@ -45,7 +46,7 @@ class ChatEndpoint:
 
     Args:
         config: its address and sampling settings.
-        key: its bearer token; removed from everything that the endpoint sends back.
+        key: its bearer token; cut out of everything that the endpoint sends back.
         spent: cost so far, counted towards `max_budget`.
         backoff: wait between tries of one request; `Retry-After` is honoured up to a minute.
     """
@@ -53,7 +54,7 @@ class ChatEndpoint:
     def __init__(
         self,
         config: LlmCriticConfig,
-        key: str | None = None,
+        key: Key | None = None,
         spent: float = 0.0,
         backoff: wait_base = wait_random_exponential(multiplier=1, max=60),  # noqa: B008
     ) -> None:
@@ -96,7 +97,7 @@ class ChatEndpoint:
     def _http(self) -> httpx.Client:
         plain = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         return httpx.Client(
-            headers=plain | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+            headers=plain | ({"Authorization": f"Bearer {self._key.text}"} if self._key else {}),
             timeout=self._config.timeout,
             trust_env=self._url.host not in LOOPBACK,  # no proxy for this machine
         )
@@ -140,15 +141,14 @@ class ChatEndpoint:
         try:
             with http.stream("POST", self._url, content=body) as response:
                 content = _read(response, time.monotonic() + self._config.timeout)
-        except httpx.RequestError as error:
-            raise _PassingError(f"{type(error).__name__}: {error}") from error
+        except httpx.RequestError as error:  # some quote what the server sent
+            reason = redacted(f"{type(error).__name__}: {error}", self._key)
+            raise _PassingError(reason) from None
         if content is None:
             return Reply(None, failure=f"a response of more than {MAX_BYTES} bytes")
-        if self._key:
-            content = content.replace(self._key.encode(), b"[key]")
         if response.status_code == httpx.codes.OK:
             return self._read_reply(content, len(body))
-        reason = f"HTTP {response.status_code}: {_start(content)}"
+        reason = f"HTTP {response.status_code}: {self._start(content)}"
         if response.status_code in BUSY or response.status_code >= 500:
             raise _PassingError(reason, response.headers.get("Retry-After", ""))
         if response.status_code in REFUSALS or response.is_redirect:
@@ -164,15 +164,20 @@ class ChatEndpoint:
         """Parse a reply; unreported tokens are estimated at four characters each."""
         try:
             found = _Completion.model_validate_json(content)
-        except ValidationError as error:
-            raise _PassingError(f"no chat completion: {_start(content)}") from error
-        text = found.choices[0].message.content or ""
+        except ValidationError:
+            raise _PassingError(f"no chat completion: {self._start(content)}") from None
+        text = redacted(found.choices[0].message.content or "", self._key)
         try:
             usage = _Usage.model_validate(found.usage)
         except ValidationError:
             usage = _Usage(prompt_tokens=-(-sent // 4), completion_tokens=-(-len(text) // 4))
         cost = self._price(usage.prompt_tokens, usage.completion_tokens)
         return Reply(text, usage.prompt_tokens, usage.completion_tokens, cost)
+
+    def _start(self, content: bytes) -> str:
+        """Return the beginning of an unusable response, on one line, without the key."""
+        text = redacted(content.decode("utf-8", "replace"), self._key)
+        return " ".join(text[:400].split())[:200] or "nothing"
 
     def _price(self, tokens_in: int, tokens_out: int) -> float:
         prices = self._config
@@ -255,11 +260,6 @@ def _read(response: httpx.Response, deadline: float) -> bytes | None:
         if time.monotonic() > deadline:
             raise httpx.ReadTimeout("the answer took too long")
     return bytes(content)
-
-
-def _start(content: bytes) -> str:
-    """Return the beginning of an unusable response, on one line."""
-    return " ".join(content[:400].decode("utf-8", "replace").split())[:200] or "nothing"
 
 
 def _given_up(state: RetryCallState) -> Reply:

@@ -11,12 +11,11 @@ from fractions import Fraction
 
 from sdcore.grading.equations import NUMBER, value
 from sdcore.problems.arithmetic import STYLES, Problem, carried_on, phrase
-from sdcore.problems.slips import renumbered
+from sdcore.slips import is_written_plainly, written
 
 SLIPS = (1, -1, 2, -2, 10, -10)
 
 _NOTE = re.compile(r"<<([^<>=\n]+)=([^<>=\n]+)>>")  # GSM8K's <<48/2=24>>
-_PLACES = 100  # a result has at most two decimal places
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,9 @@ def _propagated(
     for number, line in enumerate(lines, 1):
         parts, end = [], 0
         for note in _NOTE.finditer(line):
-            parts.append(renumbered(line[end : note.start()], changed))
+            parts.append(_renumbered(line[end : note.start()], changed))
             end = note.end()
-            new = value(renumbered(note[1], changed))
+            new = value(_renumbered(note[1], changed))
             old = _number(note[2])
             if new is None or old is None or (not changed and value(note[1]) != old):
                 return None
@@ -91,17 +90,23 @@ def _propagated(
             if new != old:
                 changed[old] = new
             seen += 1
-        steps.append("".join(parts) + renumbered(line[end:], changed))
-    final = renumbered(answer, changed)
-    if final == answer or not all(_plain(new) for new in changed.values()):
+        steps.append("".join(parts) + _renumbered(line[end:], changed))
+    final = _renumbered(answer, changed)
+    if final == answer or not all(is_written_plainly(new) for new in changed.values()):
         return None
     return Solution(tuple(steps), final, wrong), changed
+
+
+def _renumbered(text: str, changed: dict[Fraction, Fraction]) -> str:
+    """Return a text with each changed number replaced by its new value."""
+
+    def new(match: re.Match[str]) -> str:
+        old = _number(match[0])
+        return match[0] if old not in changed else written(changed[old])
+
+    return NUMBER.sub(new, text) if changed else text
 
 
 def _number(text: str) -> Fraction | None:
     plain = text.strip().lstrip("$").replace(",", "")
     return Fraction(plain) if re.fullmatch(r"-?(?:\d+\.?\d*|\.\d+)", plain) else None
-
-
-def _plain(number: Fraction) -> bool:
-    return number > 0 and (number * _PLACES).denominator == 1

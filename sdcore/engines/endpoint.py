@@ -9,6 +9,7 @@ import httpx
 from sdcore.engines import Served
 from sdcore.engines.server import VllmServer
 from sdcore.errors import EngineError
+from sdcore.keys import Key, redacted
 from sdcore.models.policies import ADAPTER_FILE, FULL_FILE
 
 LONGEST = 3600.0  # seconds that one answer may take
@@ -21,18 +22,20 @@ class Unavailable(EngineError):
 class Endpoint:
     """A running server, started by us or not. Adapters are loaded when they are needed.
 
+    The key is its bearer token; it is cut out of everything that the server sends back.
+
     Attributes:
         active: requests in flight, counted by the engine.
         failures: requests that failed since it last answered.
     """
 
-    def __init__(self, url: str, key: str | None, server: VllmServer | None = None) -> None:
-        self.url, self._server = url, server
+    def __init__(self, url: str, key: Key | None, server: VllmServer | None = None) -> None:
+        self.url, self._key, self._server = url, key, server
         self.active, self.failures = 0, 0
         self._client = httpx.Client(
             base_url=url,
             trust_env=server is None,  # no proxy in front of our own
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={"Authorization": f"Bearer {key.text}"} if key else {},
             timeout=httpx.Timeout(10, read=LONGEST, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
@@ -121,20 +124,20 @@ class Endpoint:
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         try:
             answer = self._client.request(method, path, json=body)
-        except httpx.TransportError as error:
+        except httpx.TransportError as error:  # some quote what the server sent
             raise Unavailable(
                 "the vLLM server does not answer",
-                got=f"{type(error).__name__}: {error}",
+                got=redacted(f"{type(error).__name__}: {error}", self._key),
                 where=self.url,
                 fix=self._fix,
-            ) from error
+            ) from None
         if answer.is_success:
-            kind = answer.headers.get("content-type", "")
-            return answer.json() if kind.startswith("application/json") else answer.text
+            is_json = answer.headers.get("content-type", "").startswith("application/json")
+            return redacted(answer.json() if is_json else answer.text, self._key)
         passing = answer.is_server_error or answer.status_code == 429
         raise (Unavailable if passing else EngineError)(
             "the vLLM server refuses a request",
-            got=f"{answer.status_code} {answer.text}",
+            got=redacted(f"{answer.status_code} {answer.text}", self._key),
             where=f"{self.url}{path}",
             fix=self._fix if passing else "",
         )

@@ -14,6 +14,7 @@ import torch
 
 from sdcore.config import EngineConfig
 from sdcore.errors import EngineError
+from sdcore.keys import Key, redacted
 from sdcore.system import supervise
 from sdcore.system.ports import answers, free_port
 
@@ -59,7 +60,7 @@ class VllmServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._log_start = 0  # where the log of the present process starts
-        self.key = secrets.token_urlsafe(32)
+        self.key = Key(secrets.token_urlsafe(32))
         self.url = f"http://127.0.0.1:{self._port}"
 
     def ensure(self, folder: Path) -> None:
@@ -99,7 +100,7 @@ class VllmServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=ENVIRONMENT | os.environ | {"VLLM_API_KEY": self.key},
+                env=ENVIRONMENT | os.environ | {"VLLM_API_KEY": self.key.text},
             )
 
     def _arguments(self, folder: Path) -> list[str]:
@@ -132,7 +133,7 @@ class VllmServer:
         log = self.log_path.read_bytes()[self._log_start :].decode("utf-8", errors="replace")
         raise EngineError(
             "the vLLM server did not start",
-            got=cause(log),
+            got=redacted(cause(log), self.key),
             expected=f"an answer from {self.url} within {START_TIMEOUT:g} s",
             where=str(self.log_path),
             fix="see the log; engine.arguments are passed on to vLLM",

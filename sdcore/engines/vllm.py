@@ -20,6 +20,7 @@ from sdcore.engines import Completion, OnProgress, Request, Resources, Served, s
 from sdcore.engines.endpoint import Endpoint, Unavailable
 from sdcore.engines.server import VllmServer
 from sdcore.errors import EngineError
+from sdcore.keys import read_key
 from sdcore.models import policies
 
 ATTEMPTS = 6  # for one request; with the waits between them about half a minute
@@ -27,7 +28,9 @@ ATTEMPTS = 6  # for one request; with the waits between them about half a minute
 
 def open_engine(settings: EngineConfig, resources: Resources) -> "VllmEngine":
     """Return running servers, with the key in `$VLLM_API_KEY`, or start one of our own."""
-    endpoints = [Endpoint(url, os.environ.get("VLLM_API_KEY")) for url in settings.urls]
+    given = os.environ.get("VLLM_API_KEY")
+    key = read_key(given, "$VLLM_API_KEY") if settings.urls and given else None
+    endpoints = [Endpoint(url, key) for url in settings.urls]
     if not endpoints:
         server = VllmServer(
             settings,

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdcore.errors import ModelError
+from sdcore.keys import hub_key, redacted
 from sdcore.models import policies
 
 TINY_SOLVER = Path(__file__).parents[1] / "tiny_solver" / "weights"
@@ -81,10 +82,10 @@ def _from_hub(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError) as error:
         raise ModelError(
             "the hub refuses to hand out this model",
-            got=error,
+            got=redacted(str(error), hub_key()),
             where=name,
             fix="check the spelling; a gated model needs `hf auth login`",
-        ) from error
+        ) from None  # the hub's answer is in its error
     return _usable(Path(folder))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sdcore.config import PromptsConfig
 from sdcore.contexts import Context, ContextInputs
 from sdcore.models.prompts import Tokenizer, student_prompt, teacher_prompt
+from sdcore.slips import wrong_solution
 from sdcore.traces import render_trace
 
 
@@ -62,7 +63,10 @@ class Room:
             return
         yield "the student's prompt", asked, self.teacher
         trace = render_trace([reference], reference)  # shorter than any that will be sampled
-        inputs = ContextInputs(question, solution, reference, trace, correct=True)
+        wrong = wrong_solution(question, solution, reference) if solution else None
+        inputs = ContextInputs(
+            question, solution, reference, trace, correct=True, wrong_solution=wrong
+        )
         for context in self.contexts:
             if context.available(inputs):
                 text = context.build(inputs)

@@ -83,7 +83,7 @@ def student_prompt(tokenizer: Tokenizer, prompts: PromptsConfig, question: str) 
 def teacher_prompt(
     tokenizer: Tokenizer, prompts: PromptsConfig, question: str, context: str | None
 ) -> tuple[int, ...]:
-    """Token ids that show the teacher the context; without one, the student's messages.
+    """Token ids that show the teacher the context; without one, the student's user message.
 
     The response must be as likely a continuation here as after the student's prompt. So the prompt
     ends as the student's does, whatever the teacher's thinking mode: for a student of Qwen3 that
@@ -119,15 +119,16 @@ def student_messages(prompts: PromptsConfig, question: str) -> list[Message]:
 
 
 def teacher_messages(prompts: PromptsConfig, question: str, context: str | None) -> list[Message]:
-    """Chat messages that show the teacher the context; without one, exactly the student's.
+    """Chat messages that show the teacher the context; without one, the student's user message.
+
+    The system message is the teacher's own where one is set, with or without a context.
 
     Raises:
         ConfigError: a template does not render.
     """
-    if not context:
-        return student_messages(prompts, question)
-    student = render(prompts.student, question=question)
-    text = render(prompts.teacher, student=student, question=question, context=context)
+    text = render(prompts.student, question=question)
+    if context:
+        text = render(prompts.teacher, student=text, question=question, context=context)
     own = prompts.teacher_system
     return _messages(prompts.system if own is None else own, text)
 

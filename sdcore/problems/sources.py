@@ -16,6 +16,7 @@ import polars as pl
 
 from sdcore.config import SOURCES, ProblemsConfig
 from sdcore.errors import ConfigError, DataError
+from sdcore.keys import hub_key, redacted
 from sdcore.problems.arithmetic import generate_problems, reference_solution
 from sdcore.registry import loaded
 from sdcore.store.database import query_file
@@ -159,8 +160,12 @@ def dataset_rows(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
     datasets = _extra("datasets")
     try:
         yield from enumerate(_opened(datasets, config), 1)
-    except (KeyError, datasets.exceptions.DatasetsError) as error:
-        raise DataError("problems cannot be read", got=error, where=origin(config)) from error
+    except (KeyError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            "problems cannot be read",
+            got=redacted(f"{type(error).__name__}: {error}", hub_key()),
+            where=origin(config),
+        ) from None  # the hub's answer is in its error
 
 
 def _opened(datasets: Any, config: ProblemsConfig) -> Iterable[Record]:

@@ -51,6 +51,26 @@ _BLOCKS = {
     ),
 }
 
+_ADDED = {
+    "any context": (
+        "Any context: a control, which says nothing right about the problem, instead of none",
+        "other_reference, wrong_hint or shuffled",
+    ),
+    "right context": (
+        "A right context instead of a control",
+        "reference beside other_reference or wrong_hint, or step_aligned beside shuffled",
+    ),
+    "aligned context": (
+        "An aligned context instead of the reference solution",
+        "step_aligned beside reference",
+    ),
+    "token mask": (
+        "The token mask: some tokens of the rollout instead of all",
+        "a second condition that differs in the setting tokens only",
+    ),
+}
+"""What feedback adds, as in the view `feedback_gains`: title, and the contexts that show it."""
+
 
 def write_report(store: Store, experiment_id: str, folder: Path) -> Path:
     """Write the page `<experiment_id>.html` into the folder and return its path.
@@ -119,7 +139,14 @@ def _results(store: Store, experiment: Experiment) -> Values:
     run = {"experiment_id": experiment.experiment_id}
     scores = store.rows("scores", **run)
     if not len(scores.filter(pl.col("split") == "test", pl.col("condition") != comparison.BASE)):
-        return {"tiles": [], "result_blocks": [], "comparisons": [], "curves": []}
+        return {
+            "tiles": [],
+            "result_blocks": [],
+            "comparisons": [],
+            "added": [],
+            "caveats": [],
+            "curves": [],
+        }
     summary = comparison.summary(store, experiment.experiment_id)
     chosen = summary.filter(checkpoint="validation")
     points = comparison.curves(store, experiment.experiment_id)
@@ -134,6 +161,7 @@ def _results(store: Store, experiment: Experiment) -> Values:
         "result_blocks": [_block(name, summary) for name in _BLOCKS],
         "budgets": BUDGETS,
         "comparisons": _comparisons(compared, by_seed),
+        "added": _added(store, experiment),
         "compared_covers": covered(compared),
         "caveats": _caveats(compared),
         "curves": [
@@ -184,16 +212,45 @@ def _comparisons(rows: pl.DataFrame, by_seed: pl.DataFrame) -> list[Values]:
             f"{seed}: {100 * difference:+.1f}".replace("-", "−")
             for seed, difference in mine.sort("seed").select("seed", "difference").iter_rows()
         ]
-        pairs.setdefault((row["condition"], row["baseline"]), {})[row["budget"]] = {
-            "points": _points(row["difference"], row["low"], row["high"]),
-            "resolved": row["low"] > 0 or row["high"] < 0,
-            "seeds": ", ".join(seeds),
-            "marked": row["caveat"] is not None,
-        }
+        pairs.setdefault((row["condition"], row["baseline"]), {})[row["budget"]] = _difference_cell(
+            row, ", ".join(seeds)
+        )
     return [
         {"condition": condition, "baseline": baseline, "cells": cells}
         for (condition, baseline), cells in pairs.items()
     ]
+
+
+def _added(store: Store, experiment: Experiment) -> list[Values]:
+    """What the feedback added: for each question its pairs, or a note how to get one."""
+    sql = "FROM feedback_gains WHERE experiment_id = ? AND metric = 'avg_at_k'"
+    found = store.query(sql, [experiment.experiment_id])
+    return [
+        {"title": title, "note": note, "pairs": _added_pairs(found.filter(added=added))}
+        for added, (title, note) in _ADDED.items()
+    ]
+
+
+def _added_pairs(rows: pl.DataFrame) -> list[Values]:
+    pairs: dict[tuple[str, str], Values] = {}
+    for row in rows.iter_rows(named=True):
+        pair = pairs.setdefault(
+            (row["condition"], row["baseline"]), {"rates_differ": row["rates_differ"], "cells": {}}
+        )
+        pair["cells"][row["budget"]] = _difference_cell(row)
+    return [
+        {"condition": condition, "baseline": baseline} | pair
+        for (condition, baseline), pair in pairs.items()
+    ]
+
+
+def _difference_cell(row: Values, seeds: str = "") -> Values:
+    return {
+        "seeds": seeds,
+        "points": _points(row["difference"], row["low"], row["high"]),
+        "resolved": row["low"] > 0 or row["high"] < 0,
+        "marked": row["caveat"] is not None,
+    }
 
 
 def _caveats(rows: pl.DataFrame) -> list[str]:

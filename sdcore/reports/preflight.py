@@ -206,10 +206,13 @@ def _grid(title: str, frame: pl.DataFrame, shown: Shown, found: Diagnosis) -> Gr
 
 
 def _without_context(prompts: PromptsConfig, kl: float) -> dict[str, str]:
-    """The null check, unless the teacher's prompt has a thinking mode of its own."""
-    if prompts.teacher_thinking in (None, prompts.student_thinking):
+    """The null check, unless the teacher's prompt differs from the student's without a context."""
+    same_thinking = prompts.teacher_thinking in (None, prompts.student_thinking)
+    same_system = prompts.teacher_system in (None, prompts.system)
+    if same_thinking and same_system:
         return {"Null check": f"largest KL {kl:.1e} nats on the student's own prompt"}
-    return {"Thinking mode alone": f"largest KL {kl:.1e} nats without a context"}
+    what = "Thinking mode alone" if same_system else "The teacher's own prompt alone"
+    return {what: f"largest KL {kl:.1e} nats without a context"}
 
 
 def _lengths(found: Diagnosis) -> pl.DataFrame:

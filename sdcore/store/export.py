@@ -1,8 +1,6 @@
 """A run's tables as Parquet files, in a folder or an object store, which `datasets` can load."""
 
 import json
-import os
-import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -11,37 +9,48 @@ import fsspec
 import polars as pl
 
 from sdcore.errors import DataError, SdcoreError
+from sdcore.keys import LOOKS_LIKE_A_KEY, Key, environment_keys
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES, Table
 
 _PARTS = ("condition", "seed")
-_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
 
 
-def export(store: Store, experiment_id: str, target: str) -> dict[str, int]:
+def export(
+    store: Store, experiment_id: str, target: str, keys: Mapping[str, Key] | None = None
+) -> dict[str, int]:
     """Write the rows of a run as `<target>/data/<table>/<condition>/seed-<seed>.parquet`.
 
     Tables without these columns become one file. The card `README.md` names each table as a
     configuration of a Hugging Face dataset: `datasets.load_dataset(target, "rollouts")`.
+
+    No row is meant to hold a key; a prompt, a trace or an error message still might. Every text is
+    searched for the given keys and those of the environment, in any encoding, and for what looks
+    like a key. Nothing about a key is stored, so one that is no longer known can only be noticed by
+    its looks.
 
     Args:
         store: the workspace's tables.
         experiment_id: the run.
         target: an empty or new folder, or an address such as `s3://bucket/prefix`; whatever
             `fsspec` opens, with the credentials that it finds.
+        keys: those that the run was given, by where they are from.
 
     Returns:
         Rows written per table.
 
     Raises:
         SdcoreError: the library for this kind of address is not installed, or something is there.
-        DataError: a text holds the value of a secret of the environment.
+        DataError: a text holds a key, or what looks like one.
     """
+    known = environment_keys() | dict(keys or {})
+    for table in TABLES.values():
+        for _, rows in _parts(store, table, experiment_id):
+            _refuse_keys(table, rows, known)
     files, root = _open(target)
     written: dict[str, int] = {}
     for name, table in TABLES.items():
         for path, rows in _parts(store, table, experiment_id):
-            _refuse_secrets(table, rows)
             files.makedirs(f"{root}/data/{name}/{path}".rpartition("/")[0], exist_ok=True)
             with files.open(f"{root}/data/{name}/{path}.parquet", "wb") as file:
                 rows.write_parquet(file)
@@ -107,15 +116,16 @@ def _parts(store: Store, table: Table, experiment_id: str) -> Iterator[tuple[str
         yield f"{condition}/seed-{seed}", rows.sort(table.key)
 
 
-def _refuse_secrets(table: Table, rows: pl.DataFrame) -> None:
-    """No table is meant to hold one; a prompt, a trace or an error message still might."""
-    secrets = {k: v for k, v in os.environ.items() if _SECRET.search(k) and len(v) >= 8}
-    for column in rows.select(pl.col(pl.String)).iter_columns():
-        for name, value in secrets.items():
-            if column.str.contains(value, literal=True).any():
+def _refuse_keys(table: Table, rows: pl.DataFrame, keys: Mapping[str, Key]) -> None:
+    patterns = {f"the value of {name}": key.pattern for name, key in keys.items()}
+    patterns["what looks like a key"] = LOOKS_LIKE_A_KEY
+    for column in rows.select(pl.col(pl.String)).columns:
+        for name, pattern in patterns.items():
+            for row in rows.filter(pl.col(column).str.contains(pattern)).iter_rows(named=True):
                 raise DataError(
-                    "a secret of the environment stands in a table",
-                    got=f"the value of {name}",
-                    where=f"{table.name}.{column.name}",
+                    "a key stands in a table",
+                    got=name,
+                    where=f"{table.name}.{column}, "
+                    + ", ".join(f"{part} = {row[part]}" for part in table.key),
                     fix="find out how it came there, and withdraw it",
                 )

@@ -55,13 +55,7 @@ class Table:
         for row in rows:
             if row.keys() != self.dtypes.keys():
                 raise KeyError(f"{self.name}: columns differ: {row.keys() ^ self.dtypes.keys()}")
-        # Twice as fast as from rows, where a column has lists.
-        return pl.DataFrame(
-            [
-                pl.Series(name, [row[name] for row in rows], dtype)
-                for name, dtype in self.dtypes.items()
-            ]
-        )
+        return pl.DataFrame(rows, schema=self.dtypes, orient="row")
 
     def checked(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame in this table's column order and types.

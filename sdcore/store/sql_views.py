@@ -95,6 +95,75 @@ _VIEWS = (
         """,
     ),
     View(
+        "feedback_gains",
+        "what the feedback added: pairs of conditions that differ in one thing only, from the "
+        "table comparisons",
+        {
+            "experiment_id": "the experiment run",
+            "added": "any context: a control instead of none (or of no training); right context: "
+            "instead of a control; aligned context: step_aligned instead of reference; token mask: "
+            "some tokens instead of all",
+            "condition": "the condition with it",
+            "baseline": "the condition without it; base is the untrained policy",
+            "metric": "avg_at_k, maj_at_k or pass_at_k",
+            "budget": "epochs: equal rounds; tokens: equal sampled tokens",
+            "difference": "condition minus baseline, mean over seeds",
+            "low": "lower bound",
+            "high": "upper bound",
+            "covers": "the variation that the bounds cover",
+            "seeds": "seeds that were trained under both",
+            "rates_differ": "the conditions have learning rates of their own",
+            "caveat": "what to keep in mind beside the number; empty where nothing",
+        },
+        """
+        WITH settings AS (
+            SELECT e.experiment_id, c.key AS condition, c.value->>'context' AS context,
+                   coalesce(c.value->'tokens', '{"kind":"all"}'::JSON) AS tokens,
+                   (c.value->>'learning_rate')::DOUBLE AS rate,
+                   json_merge_patch(
+                       c.value, '{"context": null, "tokens": null, "learning_rate": null}'
+                   ) AS others
+            FROM experiments e, json_each(e.config, '$.conditions') c
+        ), ladder AS (
+            FROM (VALUES
+                ('any context', 'shuffled', 'none'),
+                ('any context', 'other_reference', 'none'),
+                ('any context', 'wrong_hint', 'none'),
+                ('right context', 'reference', 'other_reference'),
+                ('right context', 'reference', 'wrong_hint'),
+                ('right context', 'step_aligned', 'shuffled'),
+                ('aligned context', 'step_aligned', 'reference')
+            ) ladder(added, context, instead_of)
+        ), pairs AS (
+            SELECT s.experiment_id, l.added, s.condition, b.condition AS baseline,
+                   s.rate <> b.rate AS rates_differ
+            FROM settings s JOIN ladder l USING (context)
+            JOIN settings b ON b.context = l.instead_of AND b.experiment_id = s.experiment_id
+                AND b.tokens = s.tokens AND b.others = s.others
+            UNION ALL
+            SELECT DISTINCT s.experiment_id, l.added, s.condition, 'base', false
+            FROM settings s JOIN ladder l USING (context) WHERE l.instead_of = 'none'
+            UNION ALL
+            SELECT s.experiment_id, 'token mask', s.condition, b.condition, s.rate <> b.rate
+            FROM settings s JOIN settings b ON b.experiment_id = s.experiment_id
+                AND b.context IS NOT DISTINCT FROM s.context AND b.others = s.others
+            WHERE b.tokens->>'kind' = 'all' AND s.tokens->>'kind' <> 'all'
+        ), differences AS (
+            SELECT * FROM comparisons
+            UNION ALL BY NAME
+            SELECT * REPLACE (baseline AS condition, condition AS baseline,
+                              -difference AS difference, -high AS low, -low AS high)
+            FROM comparisons
+        )
+        SELECT experiment_id, added, condition, baseline, metric, budget, difference, low, high,
+               covers, seeds, rates_differ, caveat
+        FROM pairs JOIN differences USING (experiment_id, condition, baseline)
+        ORDER BY experiment_id, list_position(
+                     ['any context', 'right context', 'aligned context', 'token mask'], added
+                 ), condition, baseline, metric, budget
+        """,
+    ),
+    View(
         "accuracy_by_step",
         "how accuracy grows with training, by condition and split, mean over seeds",
         _RUN | {

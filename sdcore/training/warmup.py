@@ -22,7 +22,7 @@ from sdcore.models.adapters import merged_weights
 from sdcore.models.policies import Policy, Tokenizer
 from sdcore.models.prompts import neutralise, student_prompt, teacher_prompt
 from sdcore.problems.arithmetic import STYLES, draw_problems, reference_solution, solve
-from sdcore.problems.slips import slipped
+from sdcore.problems.slipped import slipped
 from sdcore.registry import import_path
 from sdcore.traces import Span, parse_trace, render_trace, response_text, token_offsets
 from sdcore.training.batches import Example

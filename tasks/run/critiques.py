@@ -17,6 +17,7 @@ from sdcore.critics.llm import Client, Critic
 from sdcore.critics.llm import open_critic as open_named
 from sdcore.critics.validation import Submission, verbatim_prefix
 from sdcore.errors import ConfigError
+from sdcore.keys import Key, read_key
 from sdcore.rollouts import JudgedRollout
 from sdcore.store.schema import TABLES
 from sdcore.traces import parse_trace, response_text
@@ -59,7 +60,7 @@ def open_client(run: ConditionRun, config: LlmCriticConfig) -> Client:
     """The critic's model; what it has cost so far counts towards its budget.
 
     Raises:
-        ConfigError: the endpoint's key is not where it should be.
+        ConfigError: the endpoint's key is not where it should be, or is no key.
     """
     if config.base_url is None:
         name = config.model
@@ -68,30 +69,37 @@ def open_client(run: ConditionRun, config: LlmCriticConfig) -> Client:
             run.session.models.tokenizer(name, run.prompt_day),
             config,
         )
-    return ChatEndpoint(config, _key(config), _spent(run))
+    return ChatEndpoint(config, endpoint_key(config), _spent(run))
 
 
-def _key(config: LlmCriticConfig) -> str | None:
-    """The endpoint's key, from where the settings say; it stays in memory."""
+def endpoint_key(config: LlmCriticConfig) -> Key | None:
+    """The endpoint's key, from where the settings say; None if they name none.
+
+    It stays in memory.
+
+    Raises:
+        ConfigError: it is not there, or is no key.
+    """
     variable, block = config.api_key_env, config.api_key_block
     if not (variable or block):
         return None
-    key = _secret(block) if block else os.environ.get(variable or "")
-    if not key:
+    text = secret_block(block) if block else os.environ.get(variable or "")
+    if not text:
         raise ConfigError(
             "the critic's key is not set",
             got=f"no Prefect block secret/{block}" if block else f"no variable {variable}",
             where="critic.api_key_block" if block else "critic.api_key_env",
             fix="make the block in Prefect's UI" if block else f"export {variable}=...",
         )
-    return key
+    return read_key(text, f"Prefect block secret/{block}" if block else f"${variable}")
 
 
-def _secret(block: str) -> str | None:
+def secret_block(block: str) -> str | None:
+    """The text of a Prefect Secret block; None if there is no such block."""
     try:
         secret: Any = Secret.load(block)  # its type allows for a coroutine, in an event loop
         return str(secret.get())
-    except ValueError:  # there is no such block
+    except ValueError:
         return None
 
 

@@ -1,5 +1,6 @@
 """A real HTTP server that speaks, or fails to speak, as an OpenAI-compatible endpoint."""
 
+import base64
 import json
 import re
 import threading
@@ -85,6 +86,24 @@ def echo(handler: Handler) -> None:
     send(str(handler.headers).encode(), 400)(handler)
 
 
+def quote_key(encode: Callable[[str], str]) -> Behaviour:
+    """An answer of the right form that quotes the request's key in some encoding."""
+
+    def behave(handler: Handler) -> None:
+        content = f"My key is {encode(handler.headers['Authorization'])}!"
+        text = json.dumps({"choices": [{"message": {"content": "MARK"}}]})
+        send(text.replace("MARK", content).encode())(handler)
+
+    return behave
+
+
+ENCODINGS: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "JSON": lambda text: "".join(f"\\u{ord(c):04x}" for c in text),
+    "URL": lambda text: "".join(f"%{ord(c):02X}" for c in text),
+    "base64": lambda text: base64.b64encode(text.encode()).decode().rstrip("="),
+}
+QUOTING = {name: quote_key(encode) for name, encode in ENCODINGS.items()}
 HTML = send(b"<!DOCTYPE html><h1>It works!</h1>", kind="text/html")
 BAD_GATEWAY = send(b"<h1>502</h1>", 502, kind="text/html")
 GARBAGE = send(bytes(range(256)) * 8)

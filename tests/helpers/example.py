@@ -140,7 +140,7 @@ def run_row():
 def policy(condition, seed, round_):
     return lineage(condition, seed) | {
         "policy_id": f"{condition}/{seed}/{round_}", "parent_id": None, "step": 3 * round_,
-        "round": round_, "kind": "full", "path": None, "sha256": "0",
+        "round": round_, "kind": "full", "path": None, "sha256": "0", "hinted": None,
     }  # fmt: skip
 
 

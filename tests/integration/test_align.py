@@ -1,6 +1,7 @@
 """The align stage with a language model as critic, whatever its server does."""
 
 import json
+import re
 
 import pytest
 from prefect.blocks.system import Secret
@@ -8,6 +9,7 @@ from prefect.blocks.system import Secret
 from sdcore.config import Experiment
 from sdcore.errors import BudgetError, ConfigError, EngineError
 from sdcore.grading.answers import grade
+from sdcore.keys import Key
 from sdcore.models import hub, policies
 from sdcore.rollouts import Rollout
 from sdcore.store.schema import TABLES
@@ -43,6 +45,9 @@ BEHAVIOURS = {
     "113": server.echo,
     "114": server.critique("D", 10**30, GOOD),
     "115": server.critique("D", 2, GOOD.replace("39-12=27", "39-12=27\x00")),
+    "116": server.QUOTING["JSON"],
+    "117": server.QUOTING["URL"],
+    "118": server.QUOTING["base64"],
 }
 VALID = {"100", "101"}
 
@@ -138,18 +143,35 @@ def test_a_hostile_server_loses_no_row_and_gets_nothing_trained(tmp_path):
 @pytest.mark.parametrize("where", ["env", "block"])
 def test_the_key_is_sent_and_stored_nowhere(tmp_path, monkeypatch, where):
     key = "sk-not-to-be-stored"
-    monkeypatch.setenv("CRITIC_KEY", key)
-    monkeypatch.setattr(Secret, "load", lambda name: Secret(value=key))
+    monkeypatch.setenv("CRITIC_KEY", f"{key}\n")
+    monkeypatch.setattr(Secret, "load", lambda name: Secret(value=f"{key}\n"))
     source = {"api_key_env": "CRITIC_KEY"} if where == "env" else {"api_key_block": "critic-key"}
+    answers = ["100", "108", "113", "116", "117", "118"]
     with server.serve(behave) as (url, asked):
-        made = condition_run(tmp_path, url, answers=["100", "108", "113"], **source)
+        made = condition_run(tmp_path, url, answers=answers, **source)
         aligned(made)
     assert {each["headers"]["Authorization"] for each in asked} == {f"Bearer {key}"}
-    assert "[key]" in rows(made, "critiques")["113"]["invalid_reason"]
-    assert key not in "".join(made.store.rows(name).write_json() for name in TABLES)
+    critiques = rows(made, "critiques")
+    assert "[key]" in critiques["113"]["invalid_reason"]
+    assert critiques["116"]["raw"] == "My key is Bearer [key]!"
+    assert all("[key]" in critiques[answer]["raw"] for answer in ("117", "118"))
+    stored = "".join(made.store.rows(name).write_json() for name in TABLES)
+    assert not re.search(Key(key).pattern, stored)
     made.store.close()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files and not any(key.encode() in path.read_bytes() for path in files)
+
+
+@pytest.mark.parametrize(
+    "text", ["sk-secret\nsecret", "sk-\x1b[31msecret", "secret", "sk-sécret-é"]
+)
+def test_a_text_that_is_no_key_is_refused_before_anything_is_asked(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("CRITIC_KEY", text)
+    with server.serve(behave) as (url, asked):
+        made = condition_run(tmp_path, url, answers=["100"], api_key_env="CRITIC_KEY")
+        with pytest.raises(ConfigError, match=r"the key[\s\S]*\$CRITIC_KEY") as raised:
+            aligned(made)
+    assert not asked and "secret" not in str(raised.value)
 
 
 def test_a_missing_key_is_named_before_anything_is_asked(tmp_path, monkeypatch):

@@ -68,13 +68,13 @@ def test_the_form_is_empty_and_readable_at_any_depth():
 
 def test_changes_become_overrides_of_what_was_filled_in_only():
     filled = {"seeds": [1, 2], "training": {"rounds": 3},
-              "model": {"name": 'a "b"'}}  # fmt: skip
+              "prompts": {"system": 'a "b"'}}  # fmt: skip
     changes = forms.Changes.model_validate(filled)
     assert changes.overrides() == [
-        "seeds=[1, 2]", 'model.name="a \\"b\\""', "training.rounds=3",
+        "seeds=[1, 2]", 'prompts.system="a \\"b\\""', "training.rounds=3",
     ]  # fmt: skip
     settings = load_experiment(EXPERIMENTS / "quickstart.toml", changes.overrides())
-    assert settings.seeds == (1, 2) and settings.model.name == 'a "b"'
+    assert settings.seeds == (1, 2) and settings.prompts.system == 'a "b"'
     assert settings.training.rounds == 3 and settings.training.schedule == "linear"
 
 
@@ -112,7 +112,10 @@ def test_no_flow_of_a_form_renames_its_run():
     assert [flow.flow_run_name for flow in flows] == [None] * 4
 
 
-def test_conditions_a_critic_and_contexts_are_filled_in_too():
+def test_conditions_a_critic_and_contexts_are_filled_in_too(tmp_path):
+    judged = tmp_path / "judged.toml"
+    critic = '[critic]\nkind = "llm"\nmodel = "judge"\n'
+    judged.write_text((EXPERIMENTS / "quickstart.toml").read_text() + critic)
     own = 'Look "here":\n{{ trace }} 🙂'
     filled = {
         "conditions": [
@@ -120,18 +123,18 @@ def test_conditions_a_critic_and_contexts_are_filled_in_too():
             {"name": "ema.9", "objective": "distill", "context": "own", "learning_rate": 1e-4,
              "teacher": {"kind": "ema"}},
         ],
-        "critic": {"model": "judge", "max_budget": 2.5},
+        "critic": {"attempts": 2, "max_budget": 2.5},
         "contexts": {"own": own},
     }  # fmt: skip
     changes = forms.Changes.model_validate(filled)
-    settings = load_experiment(EXPERIMENTS / "quickstart.toml", changes.overrides())
-    before = load_experiment(EXPERIMENTS / "quickstart.toml")
+    settings = load_experiment(judged, changes.overrides(), trusted=False)
+    before = load_experiment(judged)
     assert settings.conditions.keys() == before.conditions.keys() | {"ema.9"}
     assert settings.conditions["grpo"] == before.conditions["grpo"].model_copy(
         update={"clip_low": 0.1}
     )
     assert settings.conditions["ema.9"].teacher.kind == "ema"
-    assert settings.critic.kind == "llm" and settings.critic.max_budget == 2.5
+    assert settings.critic == before.critic.model_copy(update={"attempts": 2, "max_budget": 2.5})
     assert settings.contexts == {"own": own}
 
 
@@ -143,3 +146,69 @@ def test_the_form_refuses_what_the_experiment_refuses():
     twice = forms.Changes.model_validate({"conditions": 2 * [{"name": "grpo", "group_size": 4}]})
     with pytest.raises(ConfigError, match="listed twice"):
         twice.overrides()
+
+
+HARMFUL = [
+    "engine.python=/bin/true", "engine.'python'=/bin/true", "engine . python=/bin/true",
+    "engine.urls=['http://evil.example']", "engine.arguments=['--chat-template=x']",
+    "engine.options={a=1}", "engine.options.a=1", "engine={python='/bin/true'}",
+    "engine.kind=evil:Engine", "critic.base_url=http://evil.example/v1",
+    "critic.api_key_env=HOME", "critic.api_key_block=other-key", "critic.model=/tmp/model",
+    "critic={kind='llm', model='m', base_url='http://evil.example/v1'}", "critic.kind=evil:Critic",
+    "critic.fallback=evil:context", "critic.own_setting=1", "model.name=/tmp/model",
+    "model={name='/tmp/model'}", "modules=/tmp", "plugins={}", "plugins.x=1", "grader=evil:grade",
+    "problems.source=evil:rows", "problems.options={file='/etc/passwd'}",
+    "diagnose.contexts=['none', 'evil:context']", "conditions.grpo.objective=evil:Objective",
+    "conditions.reference.context=evil:context", "conditions.'a.b'.context='evil:context'",
+    "conditions.grpo={objective='evil:Objective'}", "conditions.grpo.own_setting=1", "nonsense=1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+    """A module that leaves a trace when it is imported, where an experiment file is."""
+    trace = tmp_path / "imported"
+    (tmp_path / "evil.py").write_text(f"open({str(trace)!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    return trace
+
+
+@pytest.mark.parametrize("override", HARMFUL)
+def test_what_names_programs_servers_code_or_keys_comes_from_a_file_alone(override, evil):
+    for flow in (forms.compare_contexts, forms.diagnose, forms.critic_eval):
+        with pytest.raises(ConfigError, match="a form or the API cannot set this") as raised:
+            flow.fn("quickstart", overrides=[override])
+    assert override in str(raised.value) and not evil.exists()
+    assert not (evil.parent / "runs").exists()
+
+
+def test_the_forms_have_no_field_for_it_and_take_no_value():
+    schema = parameter_schema(forms.compare_contexts)
+    fields = {name for each in schema.definitions.values() for name in each["properties"]}
+    secret = {"python", "urls", "arguments", "options", "base_url", "api_key_env", "api_key_block",
+              "modules", "plugins", "grader"}  # fmt: skip
+    assert not fields & secret
+    assert "name" not in schema.definitions["Model"]["properties"]
+    assert "model" not in schema.definitions["Critic"]["properties"]
+    for section, name in (("engine", "python"), ("critic", "base_url"), ("model", "name")):
+        with pytest.raises(ValueError, match="Extra inputs"):
+            forms.Changes.model_validate({section: {name: "x"}})
+
+
+def test_what_a_form_may_set_passes_and_a_file_may_set_everything(tmp_path):
+    harmless = ["training.rounds=3", "engine.kind=vllm", "problems.source=arithmetic",
+                "conditions.grpo.group_size=4", "contexts.mine='Q: {{ question }}'",
+                "conditions.new.objective=distill", "conditions.new.context=mine",
+                "conditions.new.learning_rate=1e-4",
+                "diagnose.contexts=['none', 'mine']"]  # fmt: skip
+    settings = load_experiment("quickstart", harmless, trusted=False)
+    assert settings.conditions["new"].context == "mine" and settings.engine.kind == "vllm"
+    trusted = load_experiment("quickstart", ["engine.python=/usr/bin/python3"])
+    assert str(trusted.engine.python) == "/usr/bin/python3"
+
+
+@pytest.mark.parametrize("folder", ["/tmp/elsewhere", "../elsewhere", ".", "a/../.."])
+def test_the_form_of_the_tiny_solver_writes_into_the_workspace_only(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SDCORE_WORKSPACE", str(tmp_path))
+    with pytest.raises(ConfigError, match="into the workspace only"):
+        forms.build_tiny_solver.fn(folder)

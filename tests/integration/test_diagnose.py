@@ -19,7 +19,10 @@ SMALL = [
     "training.questions_per_round=4", "evaluation.resamples=200", "diagnose.problems=6",
     "contexts.own='Step {{ critique.first_wrong_step }} of {{ trace }} is wrong.'",
 ]  # fmt: skip
-CONTEXTS = ["none", "reference", "step_aligned", "full_quote", "omission", "shuffled", "own"]
+CONTEXTS = [
+    "none", "reference", "step_aligned", "full_quote", "omission", "shuffled", "other_reference",
+    "wrong_hint", "own",
+]  # fmt: skip
 
 
 def diagnose(workspace, *overrides):
@@ -92,6 +95,22 @@ def test_the_teacher_samples_with_every_context_and_after_the_error(finished):
     assert measured["reference", "gain"] == pytest.approx(share - own)
 
 
+def test_the_controls_show_another_solution_and_a_wrong_one(finished):
+    problems = Store(finished[0] / "sdcore.duckdb").rows("problems", split="train")
+    solutions = dict(problems.select("problem_id", "solution").iter_rows())
+    answers = dict(problems.select("solution", "reference").iter_rows())
+    joined = rows(finished[0], "contexts").join(rows(finished[0], "rollouts"), on="rollout_id")
+    other = joined.filter(context="other_reference").select("problem_id", "text")
+    assert len(other) == 12 and other["problem_id"].n_unique() == other.n_unique() == 6
+    for problem_id, text in other.iter_rows():
+        assert text != solutions[problem_id] and answers[text] != answers[solutions[problem_id]]
+    wrong = joined.filter(context="wrong_hint").select("problem_id", "text")
+    assert len(wrong) == 12
+    for problem_id, text in wrong.iter_rows():
+        answer = parse_trace(text).answer
+        assert answer is not None and answer != answers[solutions[problem_id]]
+
+
 def test_page_figure_artifacts_and_metrics_are_there(finished):
     workspace, found = finished
     names = {path.suffix for path in (workspace / "reports").iterdir()}
@@ -128,7 +147,7 @@ def test_the_same_again_does_nothing_and_a_wider_one_only_what_is_missing(finish
 
 def test_contexts_are_listed_with_what_they_test():
     listed = json.loads(sdcore("contexts", "--json").stdout)
-    assert len(listed) == 9 and all(row["tests"] and row["predicted"] for row in listed)
+    assert len(listed) == 11 and all(row["tests"] and row["predicted"] for row in listed)
 
 
 def test_a_mistaken_context_is_a_message(tmp_path):

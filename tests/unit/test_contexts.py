@@ -16,6 +16,8 @@ INPUTS = ContextInputs(
     critique=Critique("D", 2, MENDED),
     other_critique=Critique("A", None, "<step_1>1+1=2</step_1><answer>2</answer>"),
     sibling="<step_1>3+4=7</step_1><step_2>2+7=9</step_2><answer>9</answer>",
+    other_solution="one and one are two",
+    wrong_solution="three and four are eight, and two are ten",
 )
 RIGHT = replace(INPUTS, trace=MENDED, correct=True, critique=Critique("A", None, MENDED))
 
@@ -33,6 +35,8 @@ RIGHT = replace(INPUTS, trace=MENDED, correct=True, critique=Critique("A", None,
         ("omission", "Step 1 is correct. <step_2>5+4=9</step_2><answer>9</answer>"),
         ("sibling", INPUTS.sibling),
         ("shuffled", "<step_1>1+1=2</step_1><answer>2</answer>"),
+        ("other_reference", "one and one are two"),
+        ("wrong_hint", "three and four are eight, and two are ten"),
     ],
 )  # fmt: skip
 def test_each_context_of_a_wrong_trace(name, text):
@@ -43,7 +47,7 @@ def test_each_context_of_a_wrong_trace(name, text):
 def test_the_list_above_is_complete_and_every_context_says_what_it_tests():
     assert set(CONTEXTS) == {
         "none", "reference", "step_aligned", "answer_only", "outcome", "full_quote", "omission",
-        "sibling", "shuffled",
+        "sibling", "shuffled", "other_reference", "wrong_hint",
     }  # fmt: skip
     for name, context in CONTEXTS.entries().items():
         assert context.name == name and context.about and context.predicted

@@ -14,6 +14,7 @@ from sdcore.rollouts import (
     context_inputs,
     judged,
     neighbours,
+    other_solutions,
 )
 from sdcore.store.schema import TABLES
 from tests.helpers.example import rollout
@@ -61,6 +62,7 @@ def test_the_nearest_that_follow_are_quoted_in_cyclic_order():
     found = neighbours([a0, a1, b0, b1])
     assert [near.other for near in found] == [b1, b1, a0, a0]
     assert [near.sibling for near in found] == [a1, None, b1, None]
+    assert [near.wrong for near in found] == [None, a0, None, b0]
     assert neighbours([]) == []
 
 
@@ -83,6 +85,8 @@ def test_one_pass_finds_what_looking_through_all_others_finds(kinds):
         others = round_[i + 1 :] + round_[:i]
         assert near.other is first(mine, others, lambda m, o: o.valid and not same(m, o))
         assert near.sibling is first(mine, others, lambda m, o: o.rollout.correct and same(m, o))
+        wrong = first(mine, others, lambda m, o: not o.rollout.correct and same(m, o))
+        assert near.wrong is wrong
 
 
 def test_contexts_see_the_rollout_its_problem_and_what_may_be_quoted():
@@ -94,6 +98,51 @@ def test_contexts_see_the_rollout_its_problem_and_what_may_be_quoted():
     assert seen.sibling == sibling.rollout.text
     alone = context_inputs(mine, Neighbours(None, None))
     assert (alone.other_critique, alone.sibling) == (None, None)
+
+
+def test_a_cut_off_rollout_is_no_wrong_solution():
+    finished, cut = given_("a", 0, None, False), given_("a", 1, None, False)
+    cut = replace(cut, rollout=replace(cut.rollout, answer=None))
+    assert [near.wrong for near in neighbours([finished, cut])] == [None, finished]
+
+
+def test_a_wrong_solution_is_the_reference_with_a_slip_or_else_a_wrong_rollout():
+    wrong = Neighbours(None, None, given_("a", 1, None, False))
+    solved = Problem("p", "Compute 3+4+2.", "3+4=7, 7+2=9", "9")
+    mine = replace(given_("a", 0, None, False), problem=solved)
+    seen = context_inputs(mine, wrong, "other")
+    assert seen.other_solution == "other"
+    # the slip of this question is 1, 2 or 10: 3+4 is not 7, and 2 is added to the wrong result
+    assert seen.wrong_solution in {f"3+4={7 + n}, {7 + n}+2={9 + n}" for n in (1, 2, 10)}
+    for solution, reference in ((None, "9"), ("x is $\\pi$", "\\pi")):
+        unslipped = replace(mine, problem=Problem("p", "q", solution, reference))
+        assert context_inputs(unslipped, wrong).wrong_solution == wrong.wrong.rollout.text
+        assert context_inputs(unslipped, Neighbours(None, None)).wrong_solution is None
+
+
+def test_the_other_solution_is_of_another_question_with_another_answer():
+    known = [
+        Problem("a", "1+1?", "one and one", "2"),
+        Problem("b", "4/2?", "four halves", "2.0"),  # the same answer as a, written otherwise
+        Problem("c", "1  +1?".replace("  ", ""), "of the same question", "3"),
+        Problem("d", "2+3?", None, "5"),
+        Problem("e", "2+4?", "two and four", "6"),
+    ]
+    found = other_solutions(known, known)
+    # a: not b (same answer), not c (same question), d has no solution
+    assert found["a"] == "two and four"
+    assert found["b"] in {"of the same question", "two and four"}
+    assert found["d"] in {"one and one", "four halves", "of the same question", "two and four"}
+    assert other_solutions(known[:2], known[:3]) == {"b": "of the same question"}
+    assert other_solutions(known, []) == {}
+
+
+def test_other_solutions_are_spread_and_do_not_depend_on_who_asks():
+    known = [Problem(f"p{n}", f"{n}+0?", f"it is {n}", str(n)) for n in range(40)]
+    found = other_solutions(known, known)
+    assert other_solutions(known[7:9], known).items() <= found.items()
+    assert len(set(found.values())) > 15
+    assert all(found[f"p{n}"] != f"it is {n}" for n in range(40))
 
 
 def test_a_record_of_a_part_of_a_table_cannot_become_its_rows():

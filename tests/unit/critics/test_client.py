@@ -1,5 +1,7 @@
+import base64
 import json
 import threading
+from urllib.parse import quote
 
 import pytest
 from tenacity import wait_none
@@ -9,6 +11,7 @@ from sdcore.config import LlmCriticConfig
 from sdcore.critics.client import ChatEndpoint, EngineClient
 from sdcore.engines import Completion
 from sdcore.errors import BudgetError, EngineError
+from sdcore.keys import Key
 from sdcore.models.hub import TINY_SOLVER
 from sdcore.testing import ScriptedEngine
 from tests.helpers import critic_server as server
@@ -21,7 +24,7 @@ def endpoint(
 ) -> ChatEndpoint:
     settings = {"tries": 2, "timeout": 5.0} | settings
     config = LlmCriticConfig(kind="llm", model="m", base_url=url, **settings)
-    return ChatEndpoint(config, key, spent, backoff=wait_none())
+    return ChatEndpoint(config, Key(key) if key else None, spent, backoff=wait_none())
 
 
 def ask_one(client: ChatEndpoint):
@@ -80,11 +83,46 @@ def test_a_failing_server_is_a_reply_without_text(behaviour, failure, requests):
     assert reply.passing == (requests == 2)
 
 
+SECRET = "s3cret/key"
+ENCODED = {
+    "plain": SECRET,
+    "JSON": "".join(f"\\u{ord(c):04x}" for c in SECRET),
+    "URL": quote(SECRET, safe=""),
+    "base64": base64.b64encode(f"user:{SECRET}".encode()).decode(),
+}
+
+
 def test_a_key_that_is_sent_back_goes_no_further():
     with server.serve(lambda body: server.echo) as (url, asked):
-        reply = ask_one(endpoint(url, "s3cret"))
-    assert asked[0]["headers"]["Authorization"] == "Bearer s3cret"
-    assert "Bearer [key]" in reply.failure and "s3cret" not in reply.failure
+        reply = ask_one(endpoint(url, SECRET))
+    assert asked[0]["headers"]["Authorization"] == f"Bearer {SECRET}"
+    assert "Bearer [key]" in reply.failure and SECRET not in reply.failure
+
+
+@pytest.mark.parametrize("encoded", ENCODED.values(), ids=ENCODED)
+def test_an_encoded_key_goes_no_further_in_an_answer_or_in_a_failure(encoded):
+    said = json.dumps({"choices": [{"message": {"content": "MARK"}}]})
+    content = said.replace("MARK", f"before {encoded} after").encode()
+    long = b"x" * 395 + encoded.encode() + b" after"  # a cut after 400 characters would halve it
+    for behaviour in (
+        server.send(content), server.send(content, 500), server.send(long, 400), server.send(long),
+    ):  # fmt: skip
+        with server.serve(lambda body, behave=behaviour: behave) as (url, _):
+            reply = ask_one(endpoint(url, SECRET))
+        shown = f"{reply.text} {reply.failure}"
+        assert not any(each[-8:] in shown for each in ENCODED.values()), shown
+        if reply.text:
+            assert reply.text.startswith("before ") and "[key]" in reply.text
+
+
+def test_a_refusal_shows_no_key():
+    refuse = server.send(b"no such key: " + quote(SECRET, safe="").encode(), 401)
+    with (
+        server.serve(lambda body: refuse) as (url, _),
+        pytest.raises(EngineError, match=r"no such key: \[key\]") as raised,
+    ):
+        ask_one(endpoint(url, SECRET))
+    assert raised.value.__cause__ is None
 
 
 def test_no_server_at_all_is_a_reply_without_text_too():

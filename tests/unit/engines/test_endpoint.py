@@ -13,6 +13,7 @@ from sdcore.engines import Completion, Request, Served
 from sdcore.engines.endpoint import Endpoint, Unavailable
 from sdcore.engines.vllm import VllmEngine, completion
 from sdcore.errors import EngineError, ModelError
+from sdcore.keys import Key
 from tests.helpers.tiny import adapted, flip, save
 
 BASE = "served-base"
@@ -74,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
         if failure == "reset":
             self.close_connection = True  # no answer at all
         elif failure is not None:
-            self.answer(failure, {"error": {"message": "as scripted"}})
+            self.answer(failure, {"error": {"message": f"as scripted for {self.echoed()}"}})
         elif self.path == "/v1/load_lora_adapter":
             self.server.adapters.append(body["lora_name"])
             self.answer(200, {})
@@ -83,6 +84,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {})
         else:
             self.answer(200, self.server.complete(body))
+
+    def echoed(self):
+        return "".join(f"%{ord(c):02x}" for c in self.headers["Authorization"])
 
     def answer(self, status, body):
         payload = json.dumps(body).encode()
@@ -109,7 +113,7 @@ def speaking(**behaviour):
 
 @contextmanager
 def engine_on(*servers, concurrency=4):
-    endpoints = [Endpoint(server.url, "secret") for server in servers]
+    endpoints = [Endpoint(server.url, Key("secret")) for server in servers]
     engine = VllmEngine(endpoints, end_ids=[9, 2], concurrency=concurrency)
     try:
         yield engine
@@ -190,6 +194,7 @@ def test_a_refusal_is_an_error_with_the_servers_words_and_no_retry(base):
         engine.load(Served("base", base, base))
         with pytest.raises(EngineError, match=r"400 .*as scripted") as caught:
             engine.generate(requests(1), SAMPLING)
+    assert "[key]" in str(caught.value) and "%73%65" not in str(caught.value)
     assert not isinstance(caught.value, Unavailable)
     assert len(server.posts) == 1
 

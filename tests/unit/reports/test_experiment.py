@@ -65,6 +65,20 @@ def test_paired_differences_name_both_sides(page):
     assert rows["reference − grpo"][0] == "+0.0"
 
 
+def test_what_the_feedback_added_has_a_row_per_pair_and_a_note_for_what_is_missing(page, tmp_path):
+    # The last checkpoints are compared: step_aligned 5 of 6, reference 3 of 6.
+    rows = table(page, "What the feedback added")[1:]
+    assert [" ".join(row[0]) for row in rows] == [
+        "An aligned context instead of the reference solution", "step_aligned − reference",
+    ]  # fmt: skip
+    assert rows[1][1][0] == "+33.3" and "seed" not in rows[1][1]
+    assert page.count("Not in this experiment") == 1
+    assert "Any context" in page and "It takes other_reference, wrong_hint or shuffled." in page
+    started = Store(tmp_path / "sdcore.duckdb")
+    started.append_missing(experiments=TABLES["experiments"].frame([run_row()]))
+    assert "What the feedback added" not in render_report(started, EXPERIMENT.experiment_id)
+
+
 def test_advantages_by_region(page):
     # Correct rollouts have 17 tokens. Under `reference` its ten step tokens at -0.2 and the answer
     # are below -0.1, 11 of 17; under `step_aligned` only the answer is, 1 of 17.
@@ -121,7 +135,7 @@ def test_one_seed_says_so_wherever_an_interval_is(tmp_path):
     page = render_report(
         fill(Store(tmp_path / "sdcore.duckdb"), idle=idle), EXPERIMENT.experiment_id
     )
-    assert page.count("problems, within this seed only") == 5  # tiles, 2 tables, pairs, curves
+    assert page.count("problems, within this seed only") == 6  # tiles, 2 tables, pairs (2), curves
 
 
 def test_an_example_has_its_critique(page, tmp_path):

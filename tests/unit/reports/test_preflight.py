@@ -44,13 +44,15 @@ def test_the_default_contexts_are_the_papers_the_controls_and_the_files_own():
         QUICKSTART, ["contexts.own='{{ reference }}'", "conditions.reference.context=outcome"]
     )
     assert contexts_of(own) == (
-        "none", "reference", "step_aligned", "full_quote", "omission", "shuffled", "own", "outcome",
+        "none", "reference", "step_aligned", "full_quote", "omission", "shuffled",
+        "other_reference", "wrong_hint", "own", "outcome",
     )  # fmt: skip
 
 
 def test_without_a_critic_the_contexts_that_need_one_are_left_out():
     file = EXPERIMENTS / "gsm8k.toml"
-    assert contexts_of(load_experiment(file, ["problems.path=some.jsonl"])) == ("none", "reference")
+    names = contexts_of(load_experiment(file, ["problems.path=some.jsonl"]))
+    assert names == ("none", "reference", "other_reference", "wrong_hint")
 
 
 def test_the_findings_are_those_of_the_stored_signals(found):

@@ -1,9 +1,13 @@
+import base64
+from urllib.parse import quote
+
 import fsspec
 import polars as pl
 import pytest
 from datasets import load_dataset
 
 from sdcore.errors import DataError, SdcoreError
+from sdcore.keys import Key
 from sdcore.store.database import Store
 from sdcore.store.export import export
 from sdcore.store.schema import TABLES
@@ -72,12 +76,53 @@ def test_an_address_that_cannot_be_used_is_refused(store, target):
         export(store, RUN, target)
 
 
-def test_a_secret_of_the_environment_is_never_exported(tmp_path, monkeypatch):
-    monkeypatch.setenv("CRITIC_API_KEY", "sk-1234567890")
+TOKEN = "sk-1234567890"
+LEAKS = {
+    "plain": f"Bearer {TOKEN}",
+    "JSON": "".join(f"\\u{ord(c):04x}" for c in TOKEN),
+    "URL": quote(f"?key={TOKEN}!", safe="").replace("s", "%73"),
+    "base64": base64.b64encode(f"me:{TOKEN}".encode()).decode(),
+}
+
+
+def leaked(tmp_path, text):
     store = Store(tmp_path / "sdcore.duckdb")
-    leaked = problem("p", "train", 0, question="Bearer sk-1234567890")
-    store.append_missing(problems=TABLES["problems"].frame([leaked]))
-    with pytest.raises(DataError, match=r"CRITIC_API_KEY[\s\S]*problems.question") as raised:
-        export(store, RUN, str(tmp_path / "out"))
-    assert "sk-1234567890" not in str(raised.value)
-    assert not list((tmp_path / "out").rglob("*.parquet"))
+    rows = [problem("p", "train", 0), problem("q", "train", 1, question=f"before {text} after")]
+    store.append_missing(problems=TABLES["problems"].frame(rows))
+    return store
+
+
+@pytest.mark.parametrize("text", LEAKS.values(), ids=LEAKS)
+def test_a_secret_of_the_environment_is_never_exported(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("CRITIC_API_KEY", f"{TOKEN}\n")
+    with pytest.raises(DataError, match=r"CRITIC_API_KEY[\s\S]*problems.question.*q") as raised:
+        export(leaked(tmp_path, text), RUN, str(tmp_path / "out"))
+    assert TOKEN not in str(raised.value) and text not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_runs_own_key_is_looked_for_whatever_its_variable_is_called(tmp_path):
+    store = leaked(tmp_path, LEAKS["URL"])
+    with pytest.raises(DataError, match=r"\$CRITIC[\s\S]*problems.question"):
+        export(store, RUN, str(tmp_path / "out"), {"$CRITIC": Key(TOKEN)})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Bearer eyJhbGciOiJIUzI1NiJ9.e30",
+        '{"Authorization": "Basic dXNlcjpzZWNyZXQtdG9rZW4="}',
+        "sk-proj-0123456789abcdefghij",
+        f"hf_{'aB3' * 12}",
+        f"ghp_{'x1' * 20}",
+        "AKIAABCDEFGHIJKLMNOP",
+    ],
+)
+def test_what_looks_like_a_key_is_noticed_when_nobody_knows_it_any_more(tmp_path, text):
+    with pytest.raises(DataError, match="looks like a key"):
+        export(leaked(tmp_path, text), RUN, str(tmp_path / "out"))
+
+
+def test_mathematics_and_cut_out_keys_do_not_look_like_keys(tmp_path):
+    text = "the bearer of 12 sk-8 risks; basic multiplication/division; Bearer [key]; ask-and-tell"
+    assert export(leaked(tmp_path, text), RUN, str(tmp_path / "out"))["problems"] == 2

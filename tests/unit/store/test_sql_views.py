@@ -1,10 +1,13 @@
+import json
+from itertools import combinations
+
 import polars as pl
 import pytest
 
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
 from sdcore.store.sql_views import VIEWS
-from tests.helpers.example import EXPERIMENT, critique, fill, update
+from tests.helpers.example import EXPERIMENT, critique, fill, run_row, update
 
 CHOSEN = {"grpo": 2, "reference": 2, "step_aligned": 4}  # best on validation, the earliest if tied
 
@@ -128,3 +131,60 @@ def test_failing_steps(store):
     # One fails at step 1, three at step 2; the critique that is not valid does not count.
     found = rows(store, "failing_steps", "step, rollouts, share", condition="step_aligned")
     assert found == [(1, 1, 0.25), (2, 3, 0.75)]
+
+
+def condition(context, **changes):
+    settings = {"objective": "distill", "context": context, "learning_rate": 1e-3}
+    return settings | {"tokens": {"kind": "all"}, "teacher": {"kind": "frozen"}} | changes
+
+
+def test_feedback_gains_are_pairs_that_differ_in_one_thing(tmp_path):
+    conditions = {
+        "grpo": {"objective": "grpo", "learning_rate": 1e-3},
+        "reference": condition("reference"),
+        "aligned": condition("step_aligned", learning_rate=2e-3),
+        "masked": condition("step_aligned", tokens={"kind": "until_error"}),
+        "averaged": condition("step_aligned", teacher={"kind": "ema"}),
+        "other": condition("other_reference"),
+        "wrong": condition("wrong_hint"),
+        "unaided": condition("none"),
+    }
+    names = ["base", *conditions]
+    order = {name: place for place, name in enumerate(names)}
+    run = run_row() | {"config": json.dumps({"conditions": conditions})}
+    pairs = [
+        {
+            "experiment_id": run["experiment_id"], "condition": later, "baseline": earlier,
+            "metric": "avg_at_k", "budget": "epochs", "covers": "problems and seeds", "seeds": 2,
+            "caveat": None, "difference": order[later] - order[earlier],
+            "low": order[later] - order[earlier] - 0.5, "high": order[later] - order[earlier] + 2,
+        }
+        for earlier, later in combinations(names, 2)
+    ]  # fmt: skip
+    made = Store(tmp_path / "sdcore.duckdb")
+    made.append_missing(
+        experiments=TABLES["experiments"].frame([run]),
+        comparisons=TABLES["comparisons"].frame(pairs),
+    )
+    found = made.query(
+        "SELECT added, condition, baseline, difference, low, high, rates_differ FROM feedback_gains"
+    ).rows()
+    # Conditions are compared with those before them in the file: a pair the other way round has
+    # its signs changed, and its bounds exchanged.
+    assert found == [
+        ("any context", "other", "base", 6, 5.5, 8, False),
+        ("any context", "other", "unaided", -2, -4, -1.5, False),
+        ("any context", "wrong", "base", 7, 6.5, 9, False),
+        ("any context", "wrong", "unaided", -1, -3, -0.5, False),
+        ("right context", "reference", "other", -4, -6, -3.5, False),
+        ("right context", "reference", "wrong", -5, -7, -4.5, False),
+        ("aligned context", "aligned", "reference", 1, 0.5, 3, True),
+        ("token mask", "masked", "aligned", 1, 0.5, 3, True),
+    ]
+
+
+def test_feedback_gains_of_a_stored_run(store):
+    # At the last round five of six are right under step_aligned, three under reference.
+    columns = "added, condition, baseline, difference, seeds"
+    (row,) = rows(store, "feedback_gains", columns, metric="avg_at_k", budget="epochs")
+    assert row == ("aligned context", "step_aligned", "reference", pytest.approx(1 / 3), 2)

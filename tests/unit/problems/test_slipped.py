@@ -3,7 +3,7 @@ import random
 import pytest
 
 from sdcore.problems.arithmetic import carried_on, parse_question, read_step
-from sdcore.problems.slips import SHIFTS, slipped
+from sdcore.problems.slipped import SHIFTS, slipped
 from sdcore.traces import parse_trace, render_trace
 
 QUESTION = "Compute 47+23-31-12."
@@ -50,34 +50,16 @@ def test_a_sum_slips_once_in_its_own_words(steps):
 BOXES = "Anna has three boxes with eight pencils in each and loses five."
 
 
-def test_equalities_are_carried_on_by_hand():
-    """Either 24 is wrong and 5 less follows from it, or only the difference is."""
+def test_other_traces_slip_at_the_first_calculated_number():
+    """24 becomes 25, 26 or 34, and 24 - 5 = 19 follows from it."""
     right = render_trace(["3 * 8 = 24 pencils", "24 - 5 = 19, so 19 are left"], "19")
-    end = "{0} - 5 = {1}, so {1} are left"
-    follows = {(f"3 * 8 = {24 + s} pencils", end.format(24 + s, 19 + s)) for s in SHIFTS}
-    itself = {("3 * 8 = 24 pencils", end.format(24, 19 + s)) for s in SHIFTS}
-    seen = set()
-    for seed in range(200):
-        found = slipped(BOXES, right, random.Random(seed))
-        trace = parse_trace(found.trace)
-        first, second = (step.text for step in trace.steps)
-        assert trace.answer == second.split()[-3]
-        wrong = found.trace[slice(*found.wrong)]
-        assert wrong == (trace.answer if "24 -" in second else first.split()[4])
-        seen.add((first, second))
-    assert seen == follows | itself
+    found = slipped(BOXES, right, random.Random(0))
+    slip = int(found.trace[slice(*found.wrong)])
+    assert slip - 24 in SHIFTS
+    steps = [f"3 * 8 = {slip} pencils", f"{slip} - 5 = {slip - 5}, so {slip - 5} are left"]
+    assert found.trace == render_trace(steps, str(slip - 5))
+    assert found.wrong[0] == found.trace.index(str(slip))
 
 
-@pytest.mark.parametrize(
-    ("question", "steps", "answer"),
-    [
-        (BOXES, ["There are some", "left"], "19"),  # no equality
-        (BOXES, ["3 * 8 = 25", "that is all"], "19"),  # one that does not hold
-        ("She had 24 and 19.", ["3 * 8 = 24", "24 - 5 = 19"], "19"),  # numbers of the question
-        (BOXES, ["3 * 8 = 24", "4 * 6 = 24"], "24"),  # which 24 is meant later?
-        (BOXES, ["3 * 8 = 24"], "7"),  # the answer does not depend on it
-    ],
-)
-def test_where_it_is_uncertain_what_depends_on_a_result_nothing_slips(question, steps, answer):
-    trace = render_trace(steps, answer)
-    assert all(slipped(question, trace, random.Random(seed)) is None for seed in range(10))
+def test_a_trace_without_its_answer_does_not_slip():
+    assert slipped(BOXES, "<step_1>There are some</step_1>", random.Random(0)) is None

@@ -1,0 +1,156 @@
+"""Keys of servers: how they are read, and how they are cut out of what a server sends back.
+
+A server that echoes its request must not bring a key into a table, a log or a page. So every text
+that a server sends goes through `redacted` where it enters, after it was decoded, and a key is
+known only where its server is asked.
+"""
+
+import base64
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar
+
+from sdcore.errors import ConfigError
+
+CUT = "[key]"  # stands where a key was
+SHORTEST = 8  # a shorter text stands in a trace by chance, and would be cut out of it
+LOOKS_LIKE_A_KEY = "|".join([
+    r"(?i:\bbearer\s+[\w.~+/=-]{16,})",  # Bearer eyJhbGciOiJIUzI1NiJ9
+    r"(?i:\bauthorization\W{1,8}basic\s+[\w+/=-]{12,})",  # Authorization: Basic dXNlcjpz
+    r"\bsk-[\w-]{20,}",  # OpenAI, Anthropic and many others
+    r"\bhf_\w{30,}",  # Hugging Face
+    r"\bgh[opsur]_\w{36,}",  # GitHub
+    r"\bAKIA[A-Z0-9]{16}\b",  # Amazon
+])  # fmt: skip
+"""Regular expression, for Python's `re` and for Polars, of texts that are keys by their looks."""
+
+_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
+_NAMED = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key for a server. Printing it does not show it.
+
+    Attributes:
+        text: what the server expects.
+    """
+
+    text: str = field(repr=False)
+
+    @cached_property
+    def pattern(self) -> str:
+        r"""Regular expression, for Python's `re` and for Polars, of the key in any encoding.
+
+        Covered are, in any mixture and escaped any number of times: the text itself, escapes of
+        JSON and Python (``\u0073``, ``\x73``, ``\/``), of URLs (``%73``) and of HTML (``&#115;``);
+        and its bytes in hex and, wherever they begin in it, in base64.
+        """
+        spellings = dict.fromkeys([self.text, self.text.encode().hex(), *_base64(self.text)])
+        return f"(?i:{'|'.join(''.join(map(_escaped, each)) for each in spellings)})"
+
+    @cached_property
+    def _compiled(self) -> re.Pattern[str]:
+        return re.compile(self.pattern)
+
+    def redact(self, text: str) -> str:
+        """Return the text with `[key]` in place of the key, however it is encoded."""
+        return text if len(text) < len(self.text) else self._compiled.sub(CUT, text)
+
+
+def read_key(text: str, where: str) -> Key:
+    """Return a key as it is sent: without the white space around it, as a file or a shell leaves.
+
+    Args:
+        text: of the variable, the block or the file.
+        where: its name, for the error, which never shows the text.
+
+    Raises:
+        ConfigError: it is shorter than 8 characters, or has a character that no header may have.
+    """
+    key = text.strip()
+    odd = [index for index, each in enumerate(key) if not "!" <= each <= "~"]
+    if odd:
+        raise ConfigError(
+            "the key has a character that a key cannot have",
+            got=f"U+{ord(key[odd[0]]):04X} at position {odd[0] + 1} of {len(key)}",
+            expected="visible ASCII characters on one line",
+            where=where,
+            fix="copy the key again, without quotes, spaces or line breaks inside it",
+        )
+    if len(key) < SHORTEST:
+        raise ConfigError(
+            "the key is too short to be kept out of the tables",
+            got=f"{len(key)} characters",
+            expected=f"at least {SHORTEST}: a shorter text may stand in a trace by chance",
+            where=where,
+            fix="give the server a longer key; a server that asks for none needs no key here",
+        )
+    return Key(key)
+
+
+def environment_keys() -> dict[str, Key]:
+    """The values of the variables of the environment whose names say that they are secret."""
+    values = {name: text.strip() for name, text in os.environ.items() if _SECRET.search(name)}
+    return {f"${name}": Key(text) for name, text in values.items() if len(text) >= SHORTEST}
+
+
+def hub_key() -> Key | None:
+    """The token that the Hugging Face hub's library sends; None where there is none."""
+    from huggingface_hub import get_token  # noqa: PLC0415 - most processes do not ask the hub
+
+    token = get_token()
+    return Key(token) if token else None
+
+
+def redacted(value: T, *keys: Key | None) -> T:
+    """Return what a server sent with `[key]` in place of these keys.
+
+    Args:
+        value: text, or decoded JSON: texts inside lists and dictionaries count.
+        keys: those that the server was sent; None where it wants none.
+    """
+    for key in filter(None, keys):
+        value = _redacted(value, key)
+    return value
+
+
+def _redacted(value: T, key: Key) -> T:
+    if isinstance(value, str):
+        return key.redact(value)  # type: ignore[return-value]
+    if isinstance(value, list):
+        return [_redacted(each, key) for each in value]  # type: ignore[return-value]
+    if isinstance(value, dict):
+        return {_redacted(k, key): _redacted(v, key) for k, v in value.items()}  # type: ignore[return-value]
+    return value
+
+
+def _escaped(character: str) -> str:
+    """Regular expression of one character, escaped or not."""
+    code = ord(character)
+    digits = f"{code:02x}"
+    named = f"|{_NAMED[character]}" if character in _NAMED else ""
+    return "|".join([
+        f"(?:{re.escape(character)}",  # s
+        rf"\\+(?:u00{digits}|x{digits}|{re.escape(character)})",  # \u0073, \\u0073, \x73, \/
+        f"%(?:25)*{digits}",  # %73, %2573
+        f"&(?:amp;)*(?:#x0*{digits}|#0*{code}{named});?)",  # &#x73; &#115; &amp;#115; &quot;
+    ])  # fmt: skip
+
+
+def _base64(text: str) -> Iterator[str]:
+    """The characters that the text alone decides where base64 encodes it with others around it.
+
+    Base64 reads three bytes at a time, so there are three ways for a text to begin in it:
+    "secret" is in "c2VjcmV0", and in "dTpzZWNyZXQ=" (of "u:secret") as "zZWNyZX".
+    """
+    data = text.encode()
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        for before in range(3):
+            whole = encode(bytes(before) + data).decode()
+            yield whole[-(-8 * before // 6) : 8 * (before + len(data)) // 6]
