@@ -7,7 +7,7 @@ import pytest
 import torch
 from mlflow import MlflowClient, pyfunc
 
-from sdcore.config import ModelConfig, ProblemsConfig
+from sdcore.config import ModelConfig, ProblemsConfig, load_experiment
 from sdcore.errors import DataError
 from sdcore.models import hub, policies
 from sdcore.problems.arithmetic import parse_question, read_step, verify_steps
