@@ -106,10 +106,13 @@ def _condition() -> type[Changed]:
     """A condition of either objective: a list in the form cannot offer a choice of two sections."""
     distill, grpo = _opened(config.DistillConfig), _opened(config.GrpoConfig)
     objective = _shown(Literal["distill", "grpo"], "how a new condition is trained")
+    tokens = _shown(str, "which tokens to learn from, such as all, until_error or positions")
     about = "a condition of the file, or a new one"
     name = {"name": (config.Name, Field(title="Name", description=about))}
     return create_model(
-        "Condition", __base__=Changed, **name | grpo | distill | {"objective": objective}
+        "Condition",
+        __base__=Changed,
+        **name | grpo | distill | {"objective": objective, "tokens": tokens},
     )
 
 

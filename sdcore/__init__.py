@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sdcore.config import load_experiment as load_experiment
     from sdcore.config import objective as objective
     from sdcore.config import source as source
+    from sdcore.config import weighting as weighting
     from sdcore.contexts import ContextInputs as ContextInputs
     from sdcore.contexts import context as context
     from sdcore.errors import SdcoreError as SdcoreError
@@ -36,6 +37,7 @@ _PUBLIC = {
     "engine": "sdcore.config",
     "critic": "sdcore.config",
     "source": "sdcore.config",
+    "weighting": "sdcore.config",
     "grader": "sdcore.grading.graders",
     "SdcoreError": "sdcore.errors",
     "run": "flows.api",

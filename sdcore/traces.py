@@ -4,14 +4,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from itertools import pairwise, zip_longest
 from typing import Literal, Protocol
 
 from sdcore.errors import DataError
 
-Region = Literal["before", "at", "after", "tag", "answer", "other"]
+RegionName = Literal["before", "at", "after", "tag", "answer", "other"]
 Span = tuple[int, int]
-Label = tuple[int | None, Region]  # step, and part of the trace
+Label = tuple[int | None, RegionName]  # step, and part of the trace
 
 _TAG = re.compile(r"<(?P<slash>/?)(?P<name>step_[1-9]\d{0,3}|answer)>")
 _TAG_PIECE = re.compile(  # </step_12>, <answer>, and pieces of them: <step_, </, _1>, step, >
@@ -20,6 +21,12 @@ _TAG_PIECE = re.compile(  # </step_12>, <answer>, and pieces of them: <step_, </
 _BOX = r"\boxed{"
 _BRACE = re.compile(r"\\boxed\{|\\[{}]|[{}]")  # the middle one, so that escaped braces are skipped
 _REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no whole character (yet)
+
+
+class Region(IntEnum):
+    """Where a token stands relative to the first error; see `relative_regions`."""
+
+    BEFORE, AT, AFTER, ANSWER = range(4)
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,36 @@ def token_regions(
     return [_majority(labels[start:end]) for start, end in offsets]
 
 
+def relative_regions(
+    trace: Trace, offsets: Sequence[Span], first_wrong_step: int | None
+) -> list[Region]:
+    """Region of each token relative to the first error, tags and spaces included.
+
+    Unlike in `token_regions`, a step reaches from its opening tag to the next one, and the answer
+    from its tag to the end. A token without text, such as the end token, is where the one before it
+    is. With `first_wrong_step` = steps + 1, the steps are right and the answer is AT the error.
+
+    Raises:
+        DataError: the offsets are those of another text.
+    """
+    if offsets and offsets[-1][1] != len(trace.text):
+        raise DataError("token offsets do not fit the trace", got=offsets[-1], expected=trace.text)
+    places = [Region.BEFORE] * len(trace.text)
+    for number, step in enumerate(trace.steps, 1):
+        opened = step.start - len(f"<step_{step.number}>")
+        region = Region[_region(number, first_wrong_step).upper()]
+        places[opened:] = [region] * (len(places) - opened)
+    if trace.answer_span and all(trace.answer_span[0] >= step.end for step in trace.steps):
+        content = trace.answer_span[0]
+        begin = next((start for start, end in trace.tags if end == content), content - len(_BOX))
+        is_error = first_wrong_step == len(trace.steps) + 1
+        places[begin:] = [Region.AT if is_error else Region.ANSWER] * (len(places) - begin)
+    found = [Region.BEFORE]
+    for start, end in offsets:
+        found.append(Counter(places[start:end]).most_common(1)[0][0] if end > start else found[-1])
+    return found[1:]
+
+
 def _step(text: str, tags: list[re.Match[str]], index: int) -> Step:
     tag, after = tags[index], tags[index + 1 : index + 2]
     end = after[0].start() if after else len(text)
@@ -223,7 +260,7 @@ def _flaw(text: str, tags: list[re.Match[str]], has_answer: bool) -> str | None:
     return None if count and has_answer else "no steps" if has_answer else "the answer is blank"
 
 
-def _region(number: int, first_wrong: int | None) -> Region:
+def _region(number: int, first_wrong: int | None) -> RegionName:
     if first_wrong is None or number < first_wrong:
         return "before"
     return "at" if number == first_wrong else "after"

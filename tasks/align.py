@@ -30,13 +30,13 @@ from tasks.run.rounds import Round
 def align(round_: Round) -> int:
     """Criticise the round's rollouts where needed, and build what the self-teacher will see.
 
-    Critiques are also made in the rounds whose token signals are stored, because they locate the
-    first wrong step. A rollout whose context cannot be built (invalid critique, no correct
-    sibling), or does not fit into the model, gets the critic's fallback context or, without one,
-    no row here, and is left out of training.
+    Critiques are also made where the weighting of the tokens asks for the first wrong step, and in
+    the rounds whose token signals are stored. A rollout whose context cannot be built (invalid
+    critique, no correct sibling), or does not fit into the model, gets the critic's fallback
+    context or, without one, no row here, and is left out of training.
 
     Returns:
-        How many rollouts have a context or, for GRPO, a critique.
+        How many rollouts have a context or, without a teacher prompt, a critique.
 
     Raises:
         EngineError: the critic cannot be asked, or answers nothing.
@@ -50,16 +50,17 @@ def align(round_: Round) -> int:
             round_.critiques = criticise(run, critic, handed, beside)
             round_.frames["critiques"] = critique_rows(run, critic, handed, round_.critiques)
         if run.settings.teacher_context is None:
+            _note_refusals(round_, {rollout.rollout_id for rollout in round_.rollouts})
             return len(round_.critiques)
         wanted = _wanted(run, run.settings.teacher_context)
         contexts = context_rows(run, critic, wanted, round_.judged())
     round_.frames["contexts"] = contexts
-    _note_refusals(round_, contexts)
+    _note_refusals(round_, set(contexts["rollout_id"]))
     return len(contexts)
 
 
 def has_work(round_: Round) -> bool:
-    """Return whether the round has this stage: GRPO needs it only where signals are stored."""
+    """Return whether the round has this stage: GRPO needs it only for critiques."""
     run = round_.run
     return run.settings.teacher_context is not None or _wants_critiques(run, round_.number)
 
@@ -128,6 +129,7 @@ def _other_solutions(
 def _wants_critiques(run: ConditionRun, round_: int) -> bool:
     context, known = run.settings.teacher_context, run.experiment.known_contexts
     needed = context is not None and "critique" in known[context].needs
+    needed = needed or "regions" in run.settings.weighting.needs
     judged = round_ in signal_rounds(run.experiment) and run.experiment.judge is not None
     return needed or judged
 
@@ -140,14 +142,21 @@ def _wanted(run: ConditionRun, name: str) -> list[Context]:
     return [context, known[fallback]] if fallback else [context]
 
 
-def _note_refusals(round_: Round, contexts: pl.DataFrame) -> None:
-    """Say how many critiques by a language model were refused, and what became of the rollouts."""
+def _note_refusals(round_: Round, trainable: set[str]) -> None:
+    """Say how many critiques by a language model were refused, and what became of the rollouts.
+
+    Args:
+        round_: with its critiques.
+        trainable: ids of the rollouts that have what the objective needs.
+    """
     if round_.run.experiment.judge is None or round_.run.experiment.has_exact_critic:
         return
     refused = {key for key, critique in round_.critiques.items() if not critique.valid}
+    if "regions" in round_.run.settings.weighting.needs:
+        correct = {each.rollout_id for each in round_.rollouts if each.correct}
+        trainable = trainable - (refused - correct)
     if refused:
-        left_out = refused - set(contexts["rollout_id"])
         note(
             f"{round_.label}: {len(refused)} of {len(round_.critiques)} critiques refused, "
-            f"{len(left_out)} rollouts left out"
+            f"{len(refused - trainable)} rollouts left out"
         )

@@ -14,6 +14,7 @@ from sdcore.training.objectives import group_signals, objective_of
 from sdcore.training.results import require_agreement
 from sdcore.training.token_signals import signal_frame
 from sdcore.training.trainer import Example, Trainer, Update
+from sdcore.training.weightings import Region, regions_of
 from tasks.run.condition_run import ConditionRun, StoredPolicy
 from tasks.run.live import samples_from_disk
 from tasks.run.progress import note
@@ -24,7 +25,8 @@ from tasks.run.rounds import Round
 def distill(round_: Round) -> int:
     """Train on the round's rollouts; commit the round, then write its checkpoint, if one is due.
 
-    Where no rollout has a context, because the critic failed at all of them, the policy stays.
+    The policy stays where nothing is to be learned: no rollout has a context, because the critic
+    failed at all of them, or every token has weight 0. A single step is left out likewise.
 
     Returns:
         How many optimizer steps were taken.
@@ -39,8 +41,9 @@ def distill(round_: Round) -> int:
     held = sampler.update_share
     with run.session.models.training(run, round_.number) as trainer:
         with run.session.clock.measure("compute"):
-            updates = _trained(run, trainer, _examples(run, rows))
+            steps = _trained(run, trainer, _examples(round_, rows))
             digest = trainer.digest()
+        updates = [step for step in steps if step is not None]
         for first in updates[:1]:
             require_agreement(first, getattr(torch, run.experiment.model.dtype))
         if not updates:
@@ -48,7 +51,7 @@ def distill(round_: Round) -> int:
         policy = _policy_after(round_, digest)
         frames = {"updates": _updates(run, policy, rows, updates, held)}
         if updates and round_.number in signal_rounds(run.experiment):
-            frames["token_signals"] = _token_signals(round_, rows, updates)
+            frames["token_signals"] = _token_signals(round_, rows, steps)
         round_.commit(policy, frames)
         if _saves(run, policy.round):
             with run.session.clock.measure("storage"):
@@ -58,8 +61,11 @@ def distill(round_: Round) -> int:
     return len(updates)
 
 
-def _trained(run: ConditionRun, trainer: Trainer, examples: list[Example]) -> list[Update]:
-    """The round's steps, each on its share of the rollouts; fewer where those are fewer."""
+def _trained(run: ConditionRun, trainer: Trainer, examples: list[Example]) -> list[Update | None]:
+    """The round's steps, each on its share of the rollouts; fewer where those are fewer.
+
+    None stands for a step that was not taken, because all weights of its tokens are 0.
+    """
     steps = min(run.experiment.training.steps_per_round, len(examples))
     objective = objective_of(run.settings, run.experiment.sampling.temperature)
     if steps > 1 and objective.remembers:
@@ -76,8 +82,9 @@ def _with_contexts(round_: Round) -> pl.DataFrame:
     return rollouts.join(contexts, on="rollout_id", maintain_order="left")
 
 
-def _examples(run: ConditionRun, rows: pl.DataFrame) -> list[Example]:
-    advantages, _ = _group_signals(run, rows)
+def _examples(round_: Round, rows: pl.DataFrame) -> list[Example]:
+    advantages, _ = _group_signals(round_.run, rows)
+    regions = _regions(round_)
     return [
         Example(
             rollout_id=row["rollout_id"],
@@ -86,9 +93,19 @@ def _examples(run: ConditionRun, rows: pl.DataFrame) -> list[Example]:
             teacher_prompt_ids=row["teacher_prompt_ids"],
             advantage=advantage,
             sampled_logprobs=row["logprobs"],
+            correct=row["correct"],
+            regions=regions.get(row["rollout_id"]),
         )
         for row, advantage in zip(rows.iter_rows(named=True), advantages, strict=True)
     ]
+
+
+def _regions(round_: Round) -> dict[str, Sequence[Region] | None]:
+    """Where each response token is, by rollout id; nothing if the weighting does not ask."""
+    run = round_.run
+    if "regions" not in run.settings.weighting.needs:
+        return {}
+    return {each.rollout.rollout_id: regions_of(run.tokenizer, each) for each in round_.judged()}
 
 
 def _group_signals(run: ConditionRun, rows: pl.DataFrame) -> tuple[list[float | None], int]:
@@ -147,8 +164,10 @@ def _updates(
     return TABLES["updates"].frame(made)
 
 
-def _token_signals(round_: Round, rows: pl.DataFrame, updates: Sequence[Update]) -> pl.DataFrame:
-    """Signals of the round's rollouts as the first optimizer step that used them saw them."""
+def _token_signals(
+    round_: Round, rows: pl.DataFrame, steps: Sequence[Update | None]
+) -> pl.DataFrame:
+    """Signals of the round's rollouts as the optimizer step that used them saw them."""
     run, critiques = round_.run, round_.critiques
     known = [critiques.get(rollout_id) for rollout_id in rows["rollout_id"]]
     rows = rows.with_columns(
@@ -156,12 +175,12 @@ def _token_signals(round_: Round, rows: pl.DataFrame, updates: Sequence[Update])
         pl.Series("judged", [c is not None and c.valid for c in known], pl.Boolean),
         pl.col("context").fill_null(run.settings.objective),
     )
-    steps = len(updates)
-    parts = [rows[start::steps].to_dicts() for start in range(steps)]
+    parts = [rows[start :: len(steps)].to_dicts() for start in range(len(steps))]
     tokenizer = run.tokenizer
     return pl.concat(
         signal_frame(tokenizer, part, update.signals, run.columns)
-        for part, update in zip(parts, updates, strict=True)
+        for part, update in zip(parts, steps, strict=True)
+        if update is not None
     )
 
 

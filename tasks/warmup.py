@@ -50,7 +50,8 @@ def _trained(base: ConditionRun, settings: WarmupConfig, trainer: Trainer) -> li
             chosen = [examples[name] for name in names]
             right = sum(each.token_weights is None for each in chosen) / size  # nothing is masked
             with base.session.clock.measure("compute"):
-                steps.append((trainer.step(chosen), right))
+                update = trainer.step(chosen)
+            steps += [(update, right)] if update else []
             advance(1)
     first, last = steps[0][0].loss, steps[-1][0].loss
     note(f"warm-up: loss {first:.2f} at first, {last:.2f} at last")

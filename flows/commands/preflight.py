@@ -16,7 +16,7 @@ from flows.commands.terminal import (
     notes,
     print_table,
 )
-from sdcore.config import CRITICS, ENGINES, OBJECTIVES, SOURCES, load_experiment
+from sdcore.config import CRITICS, ENGINES, OBJECTIVES, SOURCES, WEIGHTINGS, load_experiment
 from sdcore.contexts import CONTEXTS
 from sdcore.grading.graders import GRADERS
 from sdcore.registry import Registry
@@ -60,7 +60,7 @@ def _lister(registry: Registry[Any]) -> Callable[..., None]:
     return entries
 
 
-for _registry in (OBJECTIVES, ENGINES, CRITICS, SOURCES, GRADERS):
+for _registry in (OBJECTIVES, WEIGHTINGS, ENGINES, CRITICS, SOURCES, GRADERS):
     app.command(f"{_registry.kind}s")(_lister(_registry))
 
 

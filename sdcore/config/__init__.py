@@ -49,14 +49,25 @@ from sdcore.config.training import (
     TrainingConfig,
     WarmupConfig,
 )
+from sdcore.config.weightings import (
+    WEIGHTINGS,
+    AdvantageWeights,
+    PositionWeights,
+    RegionWeights,
+    RelevanceWeights,
+    WeightingEntry,
+    WeightingSettings,
+    weighting,
+)
 
 __all__ = [
     "CADENCE", "CRITICS", "ENGINES", "OBJECTIVES", "OPERATIONAL", "RESERVED", "SOURCES",
-    "ArithmeticConfig", "BandConfig", "ChecksConfig", "Condition", "ConditionSettings", "Count",
-    "CriticConfig", "CriticEntry", "CriticSettings", "DiagnoseConfig", "DistillConfig",
-    "EngineConfig", "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig",
+    "WEIGHTINGS", "AdvantageWeights", "ArithmeticConfig", "BandConfig", "ChecksConfig", "Condition",
+    "ConditionSettings", "Count", "CriticConfig", "CriticEntry", "CriticSettings", "DiagnoseConfig",
+    "DistillConfig", "EngineConfig", "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig",
     "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name", "ObjectiveEntry", "OracleConfig",
-    "ProblemsConfig", "PromptsConfig", "SamplingConfig", "Settings", "Share", "SourceEntry",
-    "TeacherConfig", "TrainingConfig", "WarmupConfig", "critic", "drift", "engine",
-    "load_experiment", "objective", "read_settings", "source",
+    "PositionWeights", "ProblemsConfig", "PromptsConfig", "RegionWeights", "RelevanceWeights",
+    "SamplingConfig", "Settings", "Share", "SourceEntry", "TeacherConfig", "TrainingConfig",
+    "WarmupConfig", "WeightingEntry", "WeightingSettings", "critic", "drift", "engine",
+    "load_experiment", "objective", "read_settings", "source", "weighting",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from sdcore.config.objectives import OBJECTIVES, Condition
 from sdcore.config.problems import SOURCES, ProblemsConfig
 from sdcore.config.sampling import ENGINES, EngineConfig, ModelConfig, PromptsConfig, SamplingConfig
 from sdcore.config.training import CADENCE, EvaluationConfig, TrainingConfig, WarmupConfig
+from sdcore.config.weightings import WEIGHTINGS
 from sdcore.contexts import CONTEXTS, Context, template_context
 from sdcore.errors import ConfigError
 from sdcore.grading.graders import GRADERS
@@ -117,6 +118,7 @@ class Experiment(Settings):
             )
         self._check_rollouts()
         self._check_critic()
+        self._check_tokens()
         return self
 
     def _check_rollouts(self) -> None:
@@ -152,6 +154,20 @@ class Experiment(Settings):
             if "critique" in self.known_contexts[name].needs:
                 raise ValueError(
                     f"diagnose.contexts: {name} needs a critic: add a section [critic]"
+                )
+
+    def _check_tokens(self) -> None:
+        for name, condition in self.conditions.items():
+            entry = condition.weighting
+            if "regions" in entry.needs and self.critic is None:
+                raise ValueError(
+                    f"conditions.{name}.tokens: {entry.name} needs a critic, which finds the first "
+                    "wrong step: add a section [critic], or choose all or positions"
+                )
+            if entry.needs_teacher and condition.teacher_context is None:
+                raise ValueError(
+                    f"conditions.{name}.tokens: {entry.name} needs a teacher that is shown a "
+                    f"context, which {condition.objective} does not have"
                 )
 
     @property
@@ -231,6 +247,7 @@ class Experiment(Settings):
         named: list[tuple[Registry[Any], str]] = [
             *((CONTEXTS, name) for name in self.known_contexts.keys() - self.contexts.keys()),
             *((OBJECTIVES, condition.objective) for condition in self.conditions.values()),
+            *((WEIGHTINGS, condition.tokens.kind) for condition in self.conditions.values()),
             *((CRITICS, critic.kind) for critic in (self.critic,) if critic),
             (SOURCES, self.problems.source),
             (ENGINES, self.engine.kind),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from sdcore.config.base import NAMES_CODE, Settings, by_name
+from sdcore.config.weightings import WEIGHTINGS, Weighting, WeightingEntry, WeightingSettings
 from sdcore.errors import ConfigError
 from sdcore.registry import Entry, Registry, about
 
@@ -46,6 +47,17 @@ class ConditionSettings(Settings):
     objective: str
     learning_rate: float = Field(gt=0, le=1, description="peak learning rate of AdamW")
     group_size: int = Field(1, ge=1, description="rollouts per question")
+    tokens: Weighting = Field(
+        WeightingSettings(kind="all"),
+        description="which tokens to learn from: all, until_error, error, regions, positions, "
+        "advantages, relevance, module:attribute, or a table of weights by region",
+        json_schema_extra=NAMES_CODE,
+    )
+
+    @property
+    def weighting(self) -> WeightingEntry:
+        """The registered weighting of the tokens."""
+        return WEIGHTINGS[self.tokens.kind]
 
     @property
     def teacher_context(self) -> str | None:
@@ -56,6 +68,13 @@ class ConditionSettings(Settings):
     def title(self) -> str:
         """Name of the objective in reports."""
         return self.objective
+
+    @property
+    def learns_from(self) -> str:
+        """What reports say about the tokens, such as `regions: after 0, answer 0`."""
+        chosen = self.tokens.model_dump(exclude={"kind"})
+        told = ", ".join(f"{name} {value}" for name, value in chosen.items())
+        return f"{self.tokens.kind}: {told}" if told else self.tokens.kind
 
     @property
     def summary(self) -> str:

@@ -85,9 +85,16 @@ def _require_harmless(overrides: Sequence[str]) -> None:
         for section in sections(schema)
         for setting in section.settings
     }
+    sectioned = {place[:end] for place in known for end in range(1, len(place))} & known.keys()
     for override in overrides:
         names, value = _parsed(override)
-        marks = {mark for place, mark in known.items() if _is_within(names, place)}
+        marks = {
+            mark
+            for place, mark in known.items()
+            if _is_within(names, place) and (len(names) == len(place) or place not in sectioned)
+        }
+        if isinstance(value, dict) and any(_is_within(names, place) for place in sectioned):
+            marks = set()  # a whole section, such as tokens = { kind = "module:attribute" }
         values = value if isinstance(value, list) else [value]
         named = "name" in marks and any(isinstance(each, str) and ":" in each for each in values)
         if not marks or "file" in marks or named:

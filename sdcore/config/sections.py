@@ -48,7 +48,8 @@ class Section:
 
 def sections(schema: Node) -> list[Section]:
     """Return every section of the file, the top level first."""
-    return list(_sections(schema, (), "", "", schema.get("$defs", {})))
+    found = _sections(schema, (), "", "", schema.get("$defs", {}))
+    return list(dict.fromkeys(found))  # the forms of a section may share one
 
 
 def suggestion(schema: Node, setting: Sequence[str]) -> str:
@@ -92,7 +93,7 @@ def _sections(
         for form in objects:
             chosen = _chosen(form) if len(objects) > 1 else ""
             inside += _sections(form, where, chosen, field.get("description", ""), definitions)
-        if not objects:
+        if len(objects) < len(forms) or not forms:
             required = name in node.get("required", ())
             settings.append(_setting(name, field, required=required, definitions=definitions))
     meaning = " ".join(" ".join([node.get("description", ""), about and f"({about})"]).split())
@@ -129,7 +130,8 @@ def _chosen(node: Node) -> str:
 
 
 def _setting(name: str, field: Node, *, required: bool, definitions: Node) -> Setting:
-    values = " or ".join(_kind(form, definitions) for form in _forms(field, definitions))
+    kinds = dict.fromkeys(_kind(form, definitions) for form in _forms(field, definitions))
+    values = " or ".join(kinds)
     default = field.get("default")
     shown = "absent" if default is None else json.dumps(default, ensure_ascii=False)
     meaning = " ".join(field.get("description", "").split())

@@ -42,11 +42,13 @@ class Token:
     """A token with the colour class of its advantage (n5 .. n1, empty, p1 .. p5).
 
     Tokens that share one character are one Token here: their log-probs add up to the character's.
+    `unused`: its weight is 0, so that nothing is learned from it.
     """
 
     text: str
     level: str
     title: str
+    unused: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,13 +182,18 @@ def _token(shared: list[dict[str, Any]]) -> Token:
     for name in ("advantage", "student_logprob", "teacher_logprob", "kl"):
         values = [token[name] for token in shared]
         sums[name] = None if None in values else sum(values)
-    return Token(sums["token"], level(sums["advantage"]), _title(sums))
+    weights = [token["weight"] for token in shared if token["weight"] is not None]
+    sums["weight"] = max(weights, default=None)
+    unused = sums["weight"] == 0
+    return Token(sums["token"], level(sums["advantage"]), _title(sums), unused)
 
 
 def _title(token: dict[str, Any]) -> str:
     parts = [f"advantage {_signed(token['advantage'])}", f"log p {token['student_logprob']:z.2f}"]
     if token["teacher_logprob"] is not None:
         parts.append(f"with the context {token['teacher_logprob']:z.2f}, KL {token['kl']:.2f}")
+    if token["weight"] is not None:
+        parts.append(f"weight {token['weight']:.3g}")
     return ", ".join(parts).replace("-", "−")
 
 

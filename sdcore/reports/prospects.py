@@ -82,7 +82,7 @@ def _about_tokens(name: str, rows: Measured, student: Measured) -> Iterator[Pros
         yield Prospect(
             "tokens after the error",
             f"{rows['kl_after']['value']:.0%} of the KL of wrong rollouts under {name} lies after "
-            "the first wrong step. A mask that keeps the tokens up to the error leaves it out.",
+            "the first wrong step. tokens = until_error leaves these tokens out.",
         )
     if "repeats" in rows and "repeats" in student:
         yield Prospect(

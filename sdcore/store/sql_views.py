@@ -271,7 +271,7 @@ _VIEWS = (
             "cut_off": "share of them that met the token limit",
             "ill_formed": "share of them without well-formed steps and one answer",
             "refused": "critiques of them that were not valid",
-            "left_out": "rollouts without a context, which a distilled condition leaves out",
+            "left_out": "rollouts in no loss: they have no context, or no token with a weight",
             "flat_groups": "groups of GRPO without a signal: all right or all wrong",
             "entropy_first": "entropy of the student at the first optimizer step, nats per token",
             "entropy_last": "entropy at the last one; both are means over seeds, empty without one",
@@ -293,14 +293,12 @@ _VIEWS = (
         ), judged AS (
             SELECT experiment_id, condition, count(*) FILTER (NOT valid) AS refused
             FROM critiques SEMI JOIN finished USING (rollout_id) GROUP BY ALL
-        ), seen AS (
-            SELECT experiment_id, condition, count(*) AS contexts
-            FROM contexts SEMI JOIN finished USING (rollout_id) GROUP BY ALL
         ), steps AS (
             SELECT *, max(step) OVER (PARTITION BY experiment_id, condition, seed) AS last
             FROM updates WHERE round >= 0
         ), stepped AS (
             SELECT experiment_id, condition, sum(zero_variance_groups)::BIGINT AS flat_groups,
+                   sum(rollouts - weightless)::BIGINT AS learned,
                    avg(entropy) FILTER (step = 1) AS entropy_first,
                    avg(entropy) FILTER (step = last) AS entropy_last,
                    max(logprob_drift_max) AS logprob_drift_max
@@ -308,14 +306,12 @@ _VIEWS = (
         )
         SELECT experiment_id, condition, rounds, idle, rollouts, cut_off, ill_formed,
                coalesce(refused, 0) AS refused,
-               CASE WHEN contexts IS NOT NULL THEN rollouts - contexts
-                    WHEN stepped.experiment_id IS NULL THEN rollouts ELSE 0 END AS left_out,
+               rollouts - coalesce(learned, 0) AS left_out,
                coalesce(flat_groups, 0) AS flat_groups, entropy_first, entropy_last,
                logprob_drift_max
         FROM rounds JOIN sampled USING (experiment_id, condition)
         LEFT JOIN stepped USING (experiment_id, condition)
         LEFT JOIN judged USING (experiment_id, condition)
-        LEFT JOIN seen USING (experiment_id, condition)
         ORDER BY experiment_id, condition
         """,
     ),

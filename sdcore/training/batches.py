@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sdcore.errors import TrainingError
+from sdcore.traces import Region
 
 MAX_PADDING = 0.08  # share of a micro-batch's positions, unless it is small
 SMALL = 1024  # tokens; below this a further micro-batch costs more than padding
@@ -26,7 +27,9 @@ class Example:
 
     `teacher_prompt_ids` are needed for distillation, `advantage` for GRPO. `sampled_logprobs` are
     the sampler's log-probs of the response at temperature 1, `old_logprobs` those at the sampling
-    temperature where that is another. `token_weights` scale the loss.
+    temperature where that is another. `correct` and `regions`, where each response token is, are
+    for weightings; no regions where nobody knows the first error of a wrong rollout.
+    `token_weights` are the tokens' own weights in the loss, which a weighting multiplies.
     """
 
     rollout_id: str
@@ -36,6 +39,8 @@ class Example:
     advantage: float | None = None
     sampled_logprobs: Sequence[float] | None = None
     old_logprobs: Sequence[float] | None = None
+    correct: bool = True
+    regions: Sequence[Region] | None = None
     token_weights: Sequence[float] | None = None
 
 
@@ -161,24 +166,16 @@ def padding_share(examples: Sequence[Example], groups: Sequence[Sequence[int]]) 
     return 1 - int(sides.sum()) / area
 
 
-def loss_weights(examples: Sequence[Example], by_sequence: bool) -> Tensor:
-    """Return each example's weight per token [N]; with it the loss is a mean over the whole batch.
+def loss_shares(weights: Sequence[Tensor], by_sequence: bool) -> list[Tensor]:
+    """Return each token's share in the loss of a batch, from the weights [T] of each example.
 
-    A mean over all tokens or, by sequence, the mean over sequences of their means over tokens.
+    With them the loss is the weighted mean over all tokens, Σ w L / Σ w, or, by sequence, the mean
+    of the weighted means over those sequences that have a weight above 0. The shares sum to 1, or
+    are 0 where all weights are.
     """
-    length_N = torch.tensor([len(e.response_ids) for e in examples], dtype=torch.float32)
-    if by_sequence:
-        return 1 / (len(examples) * length_N)
-    return torch.full_like(length_N, 1 / float(length_N.sum()))
-
-
-def token_weights(examples: Sequence[Example], weights_N: Tensor) -> Tensor:
-    """Return the weight [T] of each response token: its example's, times its own if it has one."""
-    weights_T = weights_N.repeat_interleave(_response_lengths(examples))
-    if all(e.token_weights is None for e in examples):
-        return weights_T
-    own = [e.token_weights or [1.0] * len(e.response_ids) for e in examples]
-    return weights_T * _floats(own)
+    sum_N = torch.stack([each.sum() for each in weights])
+    total_N = sum_N * (sum_N > 0).sum() if by_sequence else sum_N.sum().expand(len(weights))
+    return [w / total if total > 0 else w for w, total in zip(weights, total_N, strict=True)]
 
 
 def advantages(examples: Sequence[Example]) -> Tensor:

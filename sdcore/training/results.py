@@ -18,7 +18,8 @@ from sdcore.training.projection import TokenScores, cat_or_none
 
 _COLUMNS = (
     "loss", "grad_norm", "learning_rate", "rollouts", "tokens", "mean_length", "entropy",
-    "first_token_kl", "logprob_drift", "logprob_drift_max", "padding_share", "seconds",
+    "first_token_kl", "logprob_drift", "logprob_drift_max", "padding_share", "weightless",
+    "seconds",
 )  # fmt: skip
 FIRST_TOKEN_RATIO = 10.0  # see `require_paired_start`
 MISMATCH = {torch.float32: 0.01, torch.bfloat16: 0.2}  # nats; see `require_agreement`
@@ -29,7 +30,8 @@ class TokenSignals(NamedTuple):
 
     `advantage` is teacher minus student log-prob or, for GRPO, the rollout's advantage, and 1 in a
     warm-up; `kl` is the forward KL over the vocabulary. Without a teacher `teacher_logprob` and
-    `kl` are None.
+    `kl` are None. `weight` is that of the token in the loss, before normalisation; None where
+    nothing is trained.
     """
 
     student_logprob: Tensor
@@ -37,6 +39,7 @@ class TokenSignals(NamedTuple):
     advantage: Tensor
     teacher_logprob: Tensor | None = None
     kl: Tensor | None = None
+    weight: Tensor | None = None
 
     @classmethod
     def of(cls, scores: TokenScores, advantage_T: Tensor) -> Self:
@@ -59,6 +62,7 @@ class TokenSignals(NamedTuple):
             torch.cat([part.advantage for part in parts]),
             cat_or_none([part.teacher_logprob for part in parts]),
             cat_or_none([part.kl for part in parts]),
+            cat_or_none([part.weight for part in parts]),
         )
 
     def split(self, lengths: Sequence[int]) -> list[Self]:
@@ -72,12 +76,13 @@ class TokenSignals(NamedTuple):
 
 @dataclass(frozen=True)
 class Update:
-    """Figures of one optimizer step; `loss`, `entropy` and `kl` are means over response tokens.
+    """Figures of one optimizer step; `entropy` and `kl` are means over response tokens.
 
-    `grad_norm` is before clipping, `first_token_kl` the mean KL of the first token of each response
-    (None without a teacher), `logprob_drift` the mean |sampler − trainer| log-prob and
-    `logprob_drift_max` the largest (None without stored log-probs), `padding_share` that of padded
-    positions, both sides counted.
+    `loss` is the mean by the weights of the tokens; `weightless` counts the rollouts whose weights
+    are all 0, so that they teach nothing. `grad_norm` is before clipping, `first_token_kl` the mean
+    KL of the first token of each response (None without a teacher), `logprob_drift` the mean
+    |sampler − trainer| log-prob and `logprob_drift_max` the largest (None without stored
+    log-probs), `padding_share` that of padded positions, both sides counted.
     """
 
     loss: float
@@ -92,6 +97,7 @@ class Update:
     logprob_drift: float | None
     logprob_drift_max: float | None
     padding_share: float
+    weightless: int
     seconds: float
     signals: list[TokenSignals]
 
@@ -117,18 +123,22 @@ class Pass:
 def update_of(
     examples: Sequence[Example],
     passes: Sequence[Pass],
+    weights: Sequence[Tensor],
     *,
     grad_norm: float,
     learning_rate: float,
     seconds: float,
 ) -> Update:
-    """Combine the passes over all examples into one update."""
+    """Combine the passes over all examples, and the weights [T] of each one, into one update."""
     signals = TokenSignals.cat([each.signals for each in passes])
     tokens = len(signals.student_logprob)
     order = [examples[index] for each in passes for index in each.group]
     sampled_T = batches.sampled_logprobs(order)
     drift_T = None if sampled_T is None else (signals.student_logprob - sampled_T).abs()
-    by_example = signals_of(examples, passes)
+    by_example = [
+        each._replace(weight=weight_T)
+        for each, weight_T in zip(signals_of(examples, passes), weights, strict=True)
+    ]
     return Update(
         loss=sum(each.loss for each in passes),
         grad_norm=grad_norm,
@@ -142,6 +152,7 @@ def update_of(
         logprob_drift=None if drift_T is None else float(drift_T.mean()),
         logprob_drift_max=None if drift_T is None else float(drift_T.max()),
         padding_share=batches.padding_share(examples, [each.group for each in passes]),
+        weightless=sum(not bool(each.any()) for each in weights),
         seconds=seconds,
         signals=by_example,
     )

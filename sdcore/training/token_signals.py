@@ -46,10 +46,11 @@ def _tokens(tokenizer: Any, rollout: Mapping[str, Any], signals: TokenSignals) -
             "advantage": signals.advantage,
             "kl": signals.kl,
             "entropy": signals.entropy,
+            "weight": signals.weight,
             "step": [step for step, _ in labels],
             "region": [UNJUDGED if unjudged and r == "before" else r for _, r in labels],
         },
-        schema_overrides={"step": pl.Int64},
+        schema_overrides={"step": pl.Int64, "weight": pl.Float64},
     ).with_columns(pl.lit(rollout[name]).alias(name) for name in _COPIED)
 
 

@@ -4,12 +4,14 @@ A step draws no random numbers: dropout is off, and the micro-batches follow fro
 weights, moments, the teacher's average and the step number are the whole state, and a run that is
 resumed from them goes on bit for bit.
 
-Axes: N examples, T their response tokens.
+Axes: T response tokens of a micro-batch, or of an example.
 """
 
 # One optimizer step:
 #
 #   the engine samples rollouts ─► Example: prompt, response, teacher prompt or advantage
+#     ─► weightings: the weight of each response token; some look at the signals before the step,
+#        which takes one more forward pass
 #     ─► batches.microbatches: groups of similar length ─► batches.pad: ids_NL, padded on the right
 #     ─► teacher pass, student pass ─► head.head_input: hidden states that predict the response
 #     ─► projection.chunked_loss: chunks of tokens through the heads ─► loss, gradient, signals
@@ -28,7 +30,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from sdcore.config import CADENCE, ConditionSettings, TrainingConfig, WarmupConfig
+from sdcore.config import (
+    CADENCE,
+    ConditionSettings,
+    TrainingConfig,
+    WarmupConfig,
+    WeightingSettings,
+)
 from sdcore.distributed import collectives
 from sdcore.errors import TrainingError
 from sdcore.models import policies
@@ -41,6 +49,7 @@ from sdcore.training.optimizer import Optimizer
 from sdcore.training.projection import HeadInput, TokenScores, chunked_loss, token_scores
 from sdcore.training.results import Pass, TokenSignals, Update
 from sdcore.training.teacher import Teacher, trained
+from sdcore.training.weightings import Weigher
 
 __all__ = ["Example", "TokenSignals", "Trainer", "Update", "require_identity"]
 
@@ -74,6 +83,7 @@ class Trainer:
     ) -> None:
         self.model, self._training = model.eval(), training
         self._objective = objective_of(condition, temperature)
+        self._weigher = Weigher.of(getattr(condition, "tokens", WeightingSettings(kind="all")))
         self._settings: dict[str, Any] = {
             "condition": condition.model_dump(mode="json"),
             "training": training.model_dump(mode="json", exclude=CADENCE),
@@ -95,8 +105,11 @@ class Trainer:
         self._weights = trained(self.model)
         self._optimizer = Optimizer(self._weights, condition.learning_rate, training, total_steps)
 
-    def step(self, examples: Sequence[Example]) -> Update:
+    def step(self, examples: Sequence[Example]) -> Update | None:
         """Take one optimizer step on the loss of all examples, micro-batch by micro-batch.
+
+        Returns:
+            Its figures; None, and no step is taken, where the weight of every token is 0.
 
         Raises:
             TrainingError: an example does not fit, the loss or the gradient is not finite, or, at
@@ -105,8 +118,11 @@ class Trainer:
         """
         started = time.perf_counter()
         self._require_fit(examples)
-        weights_N = batches.loss_weights(examples, self._objective.by_sequence)
-        mine = [self._backward(group, examples, weights_N) for group in self._groups(examples)]
+        weights = self._token_weights(examples)
+        if not any(each.any() for each in weights):
+            return None
+        shares = batches.loss_shares(weights, self._objective.by_sequence)
+        mine = [self._backward(group, examples, shares) for group in self._groups(examples)]
         collectives.sum_gradients(self._weights.values())
         passes = _gathered(mine)
         norm = self._optimizer.clip()
@@ -123,7 +139,7 @@ class Trainer:
             self._teacher.follow()
         seconds = time.perf_counter() - started
         return results.update_of(
-            examples, passes, grad_norm=norm, learning_rate=rate, seconds=seconds
+            examples, passes, weights, grad_norm=norm, learning_rate=rate, seconds=seconds
         )
 
     @torch.no_grad()
@@ -184,10 +200,23 @@ class Trainer:
         budget = self._training.tokens_per_microbatch * size
         return [group[rank::size] for group in batches.microbatches(examples, budget)]
 
-    def _backward(self, group: list[int], examples: Sequence[Example], weights_N: Tensor) -> Pass:
+    def _token_weights(self, examples: Sequence[Example]) -> list[Tensor]:
+        """Weights [T] of each example's tokens; every rank makes those of all examples."""
+        signals: Sequence[TokenSignals | None] = [None] * len(examples)
+        if self._weigher.needs_signals:
+            signals = self.signals(examples)
+        weights = [self._weigher.weights(e, s) for e, s in zip(examples, signals, strict=True)]
+        return [
+            weight_T if e.token_weights is None else weight_T * torch.tensor(e.token_weights)
+            for e, weight_T in zip(examples, weights, strict=True)
+        ]
+
+    def _backward(
+        self, group: list[int], examples: Sequence[Example], shares: Sequence[Tensor]
+    ) -> Pass:
         """Add the gradient of one micro-batch; an empty one stands in with weight 0."""
         chosen = [examples[index] for index in group] or examples[:1]
-        weights_T = batches.token_weights(chosen, weights_N[group] if group else torch.zeros(1))
+        weights_T = torch.cat([shares[index] for index in group] or [0 * shares[0]])
 
         def forward() -> tuple[Tensor, Tensor, TokenScores]:
             with checkpointed(self.model, enabled=self._training.activation_checkpointing):

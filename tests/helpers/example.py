@@ -83,6 +83,7 @@ def signals(row, context):
             "teacher_logprob": -0.1 + known.get(region, 0.0),
             "advantage": known.get(region, 0.0) if known else -0.7,
             "kl": 0.0 if context == "none" else 0.3, "entropy": 0.2,
+            "weight": None if context == "none" else 1.0,
             "step": 2 if region == "at" else None, "region": region,
         }
         for position, (token, region, start) in enumerate(_tokens(row["correct"]))
@@ -145,8 +146,8 @@ def policy(condition, seed, round_):
 
 
 def update(condition, seed, round_, **changes):
-    """All numbers are 1, unless told otherwise."""
-    numbers = dict.fromkeys(TABLES["updates"].dtypes, 1)
+    """All numbers are 1, and no rollout is weightless, unless told otherwise."""
+    numbers = dict.fromkeys(TABLES["updates"].dtypes, 1) | {"weightless": 0}
     return numbers | lineage(condition, seed) | {
         "update_id": f"{condition}/{seed}/{round_}", "policy_id": "p", "round": round_,
         "step": round_ + 1, "seconds": 1.5,

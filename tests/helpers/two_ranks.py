@@ -18,6 +18,8 @@ CASES = {  # condition, all weights, sharded
     "adapter": (distill(), False, False),
     "full": (distill(), True, False),
     "grpo": (grpo, False, False),
+    "weighted": (distill(tokens={"kind": "advantages", "bound": 0.5}), False, False),
+    "sharded weighted": (distill(tokens={"kind": "advantages", "bound": 0.5}), True, True),
     "sharded": (distill(), True, True),
     "sharded untied": (distill(divergence="jsd"), True, True),
     "sharded ema": (distill(teacher=TeacherConfig(kind="ema", decay=0.5)), True, True),

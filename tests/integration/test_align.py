@@ -52,7 +52,7 @@ BEHAVIOURS = {
 VALID = {"100", "101"}
 
 
-def experiment(url: str, **critic: object) -> Experiment:
+def experiment(url: str, tokens: str = "all", **critic: object) -> Experiment:
     settings = {"kind": "llm", "model": "critic", "base_url": url, "tries": 1, "timeout": 1.0}
     return Experiment.model_validate(
         {
@@ -62,7 +62,10 @@ def experiment(url: str, **critic: object) -> Experiment:
             "training": {"rounds": 9, "questions_per_round": 1},
             "critic": settings | critic,
             "conditions": {
-                name: {"objective": "distill", "context": name, "learning_rate": 1e-3}
+                name: {
+                    "objective": "distill", "context": name, "learning_rate": 1e-3,
+                    "tokens": tokens,
+                }
                 for name in ("step_aligned", "full_quote", "reference")
             },
         }
@@ -204,6 +207,23 @@ def test_a_rollout_without_a_valid_critique_gets_the_declared_fallback(tmp_path)
     names = {answer: row["context"] for answer, row in contexts.items()}
     assert names == {"100": "step_aligned", "108": "reference", "102": "reference"}
     assert contexts["108"]["critique_id"] is None
+
+
+def test_a_weighting_by_region_asks_the_critic_under_any_context(tmp_path, capsys):
+    answers = ["100", "108", "102", "27"]  # valid, refused twice, and a right one that is refused
+    with server.serve(lambda body: server.drop if "<answer>27<" in str(body) else behave(body)) as (
+        url,
+        asked,
+    ):
+        plain = condition_run(tmp_path / "plain", url, "reference", answers)
+        assert aligned(plain) == 4 and asked == []
+        made = condition_run(tmp_path / "cut", url, "reference", answers, tokens="until_error")
+        assert aligned(made) == 4
+    assert len(rows(made, "critiques")) == 4
+    assert {row["context"] for row in rows(made, "contexts").values()} == {"reference"}
+    # The right one keeps all its tokens, the two wrong ones have no known error.
+    said = " ".join(capsys.readouterr().err.split())
+    assert "3 of 4 critiques refused, 2 rollouts left out" in said
 
 
 def test_a_critique_that_does_not_fit_makes_room_for_the_fallback(tmp_path, capsys):

@@ -160,6 +160,8 @@ HARMFUL = [
     "problems.source=evil:rows", "problems.options={file='/etc/passwd'}",
     "diagnose.contexts=['none', 'evil:context']", "conditions.grpo.objective=evil:Objective",
     "conditions.reference.context=evil:context", "conditions.'a.b'.context='evil:context'",
+    "conditions.reference.tokens=evil:weights", "conditions.reference.tokens.kind=evil:weights",
+    "conditions.reference.tokens={kind='evil:weights'}", "conditions.reference.tokens.own=1",
     "conditions.grpo={objective='evil:Objective'}", "conditions.grpo.own_setting=1", "nonsense=1",
 ]  # fmt: skip
 
@@ -199,10 +201,12 @@ def test_what_a_form_may_set_passes_and_a_file_may_set_everything(tmp_path):
     harmless = ["training.rounds=3", "engine.kind=vllm", "problems.source=arithmetic",
                 "conditions.grpo.group_size=4", "contexts.mine='Q: {{ question }}'",
                 "conditions.new.objective=distill", "conditions.new.context=mine",
-                "conditions.new.learning_rate=1e-4",
+                "conditions.new.learning_rate=1e-4", "conditions.new.tokens=until_error",
+                "conditions.reference.tokens.kind=regions", "conditions.reference.tokens.after=0",
                 "diagnose.contexts=['none', 'mine']"]  # fmt: skip
     settings = load_experiment("quickstart", harmless, trusted=False)
     assert settings.conditions["new"].context == "mine" and settings.engine.kind == "vllm"
+    assert settings.conditions["reference"].tokens.after == 0
     trusted = load_experiment("quickstart", ["engine.python=/usr/bin/python3"])
     assert str(trusted.engine.python) == "/usr/bin/python3"
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from sdcore.store.database import Store
@@ -16,7 +17,7 @@ from tests.helpers.runs import SDCORE
 PLUGIN = ROOT / "tests" / "helpers" / "plugin"
 ENTRIES = {
     "context": "hint", "objective": "Squared", "engine": "Careful", "critic": "Stubborn",
-    "source": "sums", "grader": "near",
+    "source": "sums", "grader": "near", "weighting": "fading",
 }  # fmt: skip
 FILE = """
 name = "own"
@@ -56,6 +57,7 @@ objective = "{objective}"
 context = "{context}"
 learning_rate = 1e-4
 group_size = 2
+tokens = {{ kind = "{weighting}", after = 0.25 }}
 
 [conditions.grpo]
 objective = "grpo"
@@ -107,6 +109,7 @@ def test_one_of_each_kind_is_found_by_name_and_hashed_by_its_source(folder, name
     assert sorted(settings["plugins"]) == sorted(f"{kind} {name}" for kind, name in names.items())
     assert settings["problems"]["options"] == {"count": 60, "word": "Please:"}  # complete
     assert settings["conditions"]["own"]["power"] == 2.0
+    assert settings["conditions"]["own"]["tokens"] == {"kind": names["weighting"], "after": 0.25}
     assert settings["critic"]["step"] == "see the reference"
     package = folder / ("site" if site else "file") / "own_plugin"
     for kind in ENTRIES:
@@ -119,7 +122,7 @@ def test_one_of_each_kind_is_found_by_name_and_hashed_by_its_source(folder, name
 
 
 def test_an_experiment_with_one_of_each_kind_runs_to_its_end(folder):
-    installed = ("engine", "critic", "source")
+    installed = ("engine", "critic", "source", "weighting")
     names = PATHS | {kind: INSTALLED[kind] for kind in installed}
     settings = resolved(folder, names, site=True)
     root = folder / "runs"
@@ -142,6 +145,11 @@ def test_an_experiment_with_one_of_each_kind_runs_to_its_end(folder):
     assert contexts["text"].str.contains("A correct solution: <step_1>see the reference").all()
     signals = store.rows("token_signals")
     assert set(signals["context"]) == {PATHS["context"], "grpo"}
+    # The critic calls every first step wrong, so that the later ones are after the error.
+    wrong = rollouts.filter(~pl.col("correct"))["rollout_id"].implode()
+    own = signals.filter(pl.col("rollout_id").is_in(wrong), condition="own", region="after")
+    assert own["weight"].to_list() == [0.25 * (kl > 0) for kl in own["kl"]] and len(own)
+    assert set(signals.filter(condition="grpo")["weight"]) == {1.0}
     updates = store.rows("updates", condition="grpo").sort("round")
     trained = rollouts.filter(condition="grpo", purpose="train").sort("round")
     rewards = [part["reward"].mean() for part in trained.partition_by("round")]

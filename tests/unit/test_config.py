@@ -83,6 +83,12 @@ def test_overrides_are_dotted_toml_or_bare_words():
         ("critic={kind='llm', model='m', api_key_env='K', api_key_block='k'}", r"only one of them"),
         ("critic={kind='llm', model='m', base_url='http://me:pw@host'}", r"got: critic.base_url"),
         ("critic={kind='llm', model='m', base_url='http://host:port'}", r"got: critic.base_url"),
+        ("conditions.reference.tokens=until", r"no weighting of this name[\s\S]*mean until_error"),
+        ("conditions.reference.tokens={befor=0}", r"tokens.befor: no such .* did you mean before"),
+        ("conditions.reference.tokens={after=-1}", r"tokens.after: .*greater than or equal to 0"),
+        ("conditions.reference.tokens={kind='positions', width=0}", r"tokens.width: .*than 0"),
+        ("conditions.reference.tokens=5", r"reference.tokens: .*a name, such as until_error"),
+        ("conditions.grpo.tokens=relevance", r"relevance needs a teacher .* grpo does not have"),
         ("rounds", r"not an override"),
         ("training..rounds=3", r"not an override"),
         ("#=3", r"not an override"),
@@ -228,6 +234,33 @@ def test_a_critic_is_needed_where_a_context_is_made_of_critiques():
         load_experiment(QUICKSTART, [*words, "critic.kind=oracle"])
     assert load_experiment(QUICKSTART, [*words, "critic={kind='llm', model='m'}"]).judge
     assert load_experiment(QUICKSTART).judge.kind == "oracle"
+
+
+def test_a_critic_is_needed_where_tokens_are_weighted_by_the_first_error():
+    words = ["problems.source=jsonl", "problems.path=some.jsonl"]
+    words += ["conditions.step_aligned.context=reference"]
+    assert load_experiment(QUICKSTART, words).judge is None
+    for tokens in ("until_error", "error", "{ after = 0 }"):
+        own = [*words, f"conditions.reference.tokens={tokens}"]
+        with pytest.raises(ConfigError, match=r"conditions.reference.tokens: \w+ needs a critic"):
+            load_experiment(QUICKSTART, own)
+        assert load_experiment(QUICKSTART, [*own, "critic={kind='llm', model='m'}"]).judge
+    assert load_experiment(QUICKSTART, [*words, "conditions.reference.tokens=positions"])
+
+
+def test_the_short_forms_of_a_weighting_are_stored_in_full():
+    def stored(tokens: str) -> object:
+        own = load_experiment(QUICKSTART, [f"conditions.reference.tokens={tokens}"])
+        again = Experiment.model_validate_json(own.model_dump_json())
+        assert again == own and again.fingerprint == own.fingerprint
+        return own.model_dump(mode="json")["conditions"]["reference"]["tokens"], own.fingerprint
+
+    regions = {"kind": "regions", "before": 1.0, "at": 1.0, "after": 0.0, "answer": 1.0}
+    assert stored("{ after = 0 }")[0] == stored("{ kind = 'regions', after = 0 }")[0] == regions
+    assert stored("until_error")[0] == {"kind": "until_error"}
+    given = ("all", "until_error", "positions", "{ kind = 'positions', floor = 0 }")
+    assert len({stored(tokens)[1] for tokens in given}) == 4
+    assert stored("all")[1] == load_experiment(QUICKSTART).fingerprint
 
 
 def test_how_a_critic_is_reached_does_not_change_the_experiment():

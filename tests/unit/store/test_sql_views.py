@@ -76,6 +76,14 @@ def test_training_health(store):
     assert found == [(8, 0.0, 0.0, 0, 0, 8)]
 
 
+def test_rollouts_without_an_update_or_a_weight_are_left_out(tmp_path):
+    # Eight rollouts: seed 0 has one in each of two updates, and one of them has no weight.
+    store = fill(Store(tmp_path / "sdcore.duckdb"), idle=[("grpo", 0), ("grpo", 1)])
+    late = [update("grpo", 0, 2), update("grpo", 0, 3, weightless=1)]
+    store.append_missing(updates=TABLES["updates"].frame(late))
+    assert rows(store, "training_health", "rollouts, left_out", condition="grpo") == [(8, 7)]
+
+
 @pytest.fixture(scope="module")
 def partly(tmp_path_factory):
     """No seed of `reference` has an update, and GRPO's first one only from round 2 on."""

@@ -82,16 +82,23 @@ def test_padding_share_by_hand():
     assert batches.padding_share([sized(2, 2, 4), sized(1, 1, 3)], [[0, 1]]) == pytest.approx(0.2)
 
 
-def test_loss_weights_average_over_tokens_or_over_sequences():
-    some = [sized(1, 1), sized(1, 3)]
-    assert batches.loss_weights(some, by_sequence=False).tolist() == pytest.approx([1 / 4, 1 / 4])
-    assert batches.loss_weights(some, by_sequence=True).tolist() == pytest.approx([1 / 2, 1 / 6])
-
-
-def test_token_weights_scale_single_tokens():
-    some = [sized(1, 1), replace(sized(1, 2), token_weights=[0.0, 2.0])]
-    weights_T = batches.token_weights(some, torch.tensor([0.5, 0.25]))
-    assert weights_T.tolist() == [0.5, 0.0, 0.5]
+@pytest.mark.parametrize(
+    ("weights", "by_token", "by_sequence"),
+    [
+        ([[1], [1, 1, 1]], [[1 / 4], [1 / 4] * 3], [[1 / 2], [1 / 6] * 3]),
+        ([[2], [0, 3, 5]], [[2 / 10], [0, 3 / 10, 5 / 10]], [[1 / 2], [0, 3 / 16, 5 / 16]]),
+        ([[0], [0, 1, 1]], [[0], [0, 1 / 2, 1 / 2]], [[0], [0, 1 / 2, 1 / 2]]),
+        ([[0], [0, 0, 0]], [[0], [0, 0, 0]], [[0], [0, 0, 0]]),
+    ],
+    ids=str,
+)
+def test_shares_are_weights_over_their_sum_or_over_that_of_their_sequence(
+    weights, by_token, by_sequence
+):
+    given = [torch.tensor(each, dtype=torch.float32) for each in weights]
+    for expected, flag in ((by_token, False), (by_sequence, True)):
+        for found, share in zip(batches.loss_shares(given, flag), expected, strict=True):
+            assert found.tolist() == pytest.approx(share)
 
 
 def test_advantages_repeat_over_the_response_and_must_be_there():

@@ -13,6 +13,7 @@ EXAMPLES = [
     Example("short", [0], [1, 2], [0, 0], sampled_logprobs=[-1.0, -2.0]),
     Example("long", [0], [1, 2, 3], [0, 0], sampled_logprobs=[-1.0, -1.0, -1.0]),
 ]
+ALIKE = [torch.ones(2), torch.ones(3)]  # weights of their tokens
 
 
 def passes():
@@ -28,8 +29,12 @@ def signals(tokens, plus):
     return TokenSignals(*(torch.full((tokens,), value + plus) for value in range(5)))
 
 
+def update_of(passes, weights=ALIKE):
+    return results.update_of(EXAMPLES, passes, weights, grad_norm=2, learning_rate=0.1, seconds=3)
+
+
 def test_update_means_are_per_token_over_all_passes():
-    update = results.update_of(EXAMPLES, passes(), grad_norm=2, learning_rate=0.1, seconds=3)
+    update = update_of(passes())
     assert (update.loss, update.grad_norm, update.learning_rate, update.seconds) == (
         0.75,
         2,
@@ -50,9 +55,16 @@ def test_update_means_are_per_token_over_all_passes():
 def test_without_a_teacher_there_is_no_kl():
     none = {"teacher_logprob": None, "kl": None}
     bare = [replace(each, signals=each.signals._replace(**none)) for each in passes()]
-    update = results.update_of(EXAMPLES, bare, grad_norm=2, learning_rate=0.1, seconds=3)
+    update = update_of(bare)
     assert update.kl is None and update.first_token_kl is None
     assert update.signals[0].teacher_logprob is None
+
+
+def test_weights_are_stored_with_the_tokens_and_rollouts_without_any_are_counted():
+    update = update_of(passes(), [torch.zeros(2), torch.tensor([0.0, 0.5, 2.0])])
+    assert [each.weight.tolist() for each in update.signals] == [[0, 0], [0, 0.5, 2]]
+    assert (update.weightless, update.columns["weightless"], update.rollouts) == (1, 1, 2)
+    assert update_of(passes()).weightless == 0
 
 
 def test_signals_are_in_the_order_of_the_examples():
@@ -115,7 +127,7 @@ def test_contexts_that_move_the_first_token_no_more_than_others_pass(responses):
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 0.01), (torch.bfloat16, 0.2)])
 def test_another_policys_log_probs_stop_the_round_and_rounding_does_not(dtype, bound):
-    update = results.update_of(EXAMPLES, passes(), grad_norm=2, learning_rate=0.1, seconds=3)
+    update = update_of(passes())
     results.require_agreement(replace(update, logprob_drift=bound), dtype)
     results.require_agreement(replace(update, logprob_drift=None), dtype)  # nothing to compare
     for drift in (1.01 * bound, math.nan):
