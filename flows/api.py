@@ -17,6 +17,7 @@ import polars as pl
 from sdcore.config import Experiment, load_experiment
 from sdcore.errors import SdcoreError, StoreError
 from sdcore.store.database import Store
+from sdcore.store.reading import read
 
 if TYPE_CHECKING:
     from sdcore.solver import Solver
@@ -104,9 +105,13 @@ class Workspace:
         return Run(self.root, rows["experiment_id"][0])
 
     def query(self, sql: str, parameters: dict[str, object] | None = None) -> pl.DataFrame:
-        """Rows of one read-only SQL statement over the tables and views."""
+        """Rows of one SELECT over the tables and views, on a copy that holds up no run.
+
+        Raises:
+            StoreError: the statement fails, or does anything but read.
+        """
         with Store(self.root / DATABASE) as store:
-            return store.query(sql, parameters or {})
+            return read(store, sql, parameters or {})
 
 
 @dataclass(frozen=True)

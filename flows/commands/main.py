@@ -1,5 +1,6 @@
 """The command `sdcore`: its entry point, and the commands that make and run experiments."""
 
+import errno
 import json
 import os
 import sys
@@ -32,6 +33,7 @@ from sdcore.config import Experiment, load_experiment, read_settings
 from sdcore.config.shipped import experiment_file
 from sdcore.errors import SdcoreError
 from sdcore.schedule import Stage
+from sdcore.store.database import Store
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(files.app)
@@ -39,6 +41,15 @@ app.add_typer(preflight.app)
 app.add_typer(tables.app)
 app.add_typer(operate.app)
 _UNEXPECTED = "fix: `--debug` shows the traceback"
+_FIXES = {
+    errno.ENOSPC: "free disk space, then run the same command again",
+    errno.EDQUOT: "free disk space, then run the same command again",
+    errno.EROFS: "name a folder that can be written, such as with --workspace",
+    errno.EACCES: "name a folder that can be written, such as with --workspace",
+    errno.EPERM: "name a folder that can be written, such as with --workspace",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.EMFILE: "raise the limit of open files: `ulimit -n 4096`",
+}
 
 
 def _version(asked: bool) -> None:
@@ -164,7 +175,7 @@ def run_experiment(
         started = time.perf_counter()
         finished = compare_contexts(settings, root)
     seconds = {"start-up": started - start} | finished.seconds
-    tables = _summary(root, finished.experiment_id)
+    tables = _summary(open_store(root, timeout=None), finished.experiment_id)
     _print_summary(tables, {"seconds": seconds}, as_json=as_json)
     notes.print(f"Report: {root / 'reports' / finished.experiment_id}.html", soft_wrap=True)
     wall = sum(seconds.values())
@@ -182,10 +193,13 @@ def report(
 
     Example: sdcore report quickstart
     """
-    experiment_id = find_run(open_store(workspace), run)
+    from sdcore.reports.experiment import write_report
+
+    store = open_store(workspace)
+    experiment_id = find_run(store, run)
     with notes.status("writing the report"):
-        page = _report(workspace, experiment_id)
-    _print_summary(_summary(workspace, experiment_id), {}, as_json=as_json)
+        page = write_report(store, experiment_id, workspace / "reports")
+    _print_summary(_summary(store, experiment_id), {}, as_json=as_json)
     notes.print(f"Report: {page}", soft_wrap=True)
 
 
@@ -208,17 +222,10 @@ def build_tiny_solver(
         console.print(flow(folder.absolute()))
 
 
-def _report(root: Path, experiment_id: str) -> Path:
-    from sdcore.reports.experiment import write_report
-
-    return write_report(open_store(root), experiment_id, root / "reports")
-
-
-def _summary(root: Path, experiment_id: str) -> dict[str, pl.DataFrame]:
+def _summary(store: Store, experiment_id: str) -> dict[str, pl.DataFrame]:
     """Frames of the printed summary, by name."""
     from sdcore.analysis import comparison
 
-    store = open_store(root)
     return {
         "summary": comparison.summary(store, experiment_id),
         "comparisons": store.rows("comparisons", experiment_id=experiment_id),
@@ -257,13 +264,26 @@ def main() -> None:
         if debug:
             raise
         code, text = 1, f"{type(error).__name__}: {error}\n  {_UNEXPECTED}"
-        if isinstance(error, SdcoreError):
-            code, text = error.exit_code, str(error)
+        known = _of_the_system(error) if isinstance(error, OSError) else error
+        if isinstance(known, SdcoreError):
+            code, text = known.exit_code, str(known)
         notes.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
         raise SystemExit(code) from None
     finally:
         if "prefect" in sys.modules and not debug:
             _mute_exit()
+
+
+def _of_the_system(error: OSError) -> OSError | SdcoreError:
+    """Explain an error of the operating system that names a file, as all of its kind do."""
+    if isinstance(error, SdcoreError) or error.filename is None or error.errno is None:
+        return error
+    return SdcoreError(
+        "the system refuses a file",
+        got=error.strerror,
+        where=os.fspath(error.filename) if isinstance(error.filename, str) else "",
+        fix=_FIXES.get(error.errno, "see to that file, then run the same command again"),
+    )
 
 
 def _mute_exit() -> None:

@@ -2,11 +2,11 @@
 
 import json
 import os
-import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, cast, get_args
 
 import polars as pl
 import typer
@@ -16,6 +16,8 @@ from flows.commands.terminal import (
     RunArgument,
     WorkspaceOption,
     console,
+    emit,
+    emit_file,
     enter,
     find_run,
     newest_run,
@@ -25,9 +27,10 @@ from flows.commands.terminal import (
     stored_experiment,
 )
 from sdcore.config import CriticSettings, LlmCriticConfig, load_experiment
-from sdcore.errors import StoreError, did_you_mean
+from sdcore.errors import SdcoreError, StoreError, did_you_mean
 from sdcore.keys import Key
-from sdcore.store.box import box
+from sdcore.store import reading
+from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
 from sdcore.store.sql_views import VIEWS
 
@@ -45,24 +48,33 @@ class Format(StrEnum):
 def query(
     sql: Annotated[str, typer.Argument(help="one SELECT over the tables of the workspace")],
     workspace: WorkspaceOption = Path("runs"),
-    output: Annotated[Format, typer.Option("--format", help="how to print")] = Format.table,
+    form: Annotated[
+        Format, typer.Option("--format", help="table: the first rows; the others: all of them")
+    ] = Format.table,
+    output: Annotated[
+        Path | None, typer.Option(help="file for all rows: FILE.parquet, FILE.csv or FILE.json")
+    ] = None,
+    allow_files: Annotated[
+        bool, typer.Option("--allow-files", help="let the statement read files, as read_csv does")
+    ] = False,
 ) -> None:
-    """Query the tables and views in SQL.
+    """Query the tables and views in SQL, on a copy that holds up no run.
 
-    A table shows as many rows and columns as fit; the other formats print all of them (`parquet`
-    as bytes on standard output).
+    The statement can only read, and only the tables. A table shows as many rows and columns as fit.
 
     Example: sdcore query "SELECT condition, avg(correct::int) FROM rollouts GROUP BY ALL"
     """
-    frame = open_store(workspace).query(sql)
-    if output is Format.csv:
-        print(_flat(frame).write_csv(), end="")
-    elif output is Format.json:
-        print(frame.write_json())
-    elif output is Format.parquet:
-        frame.write_parquet(sys.stdout.buffer)
+    store = open_store(workspace)
+    if output is not None:
+        count = reading.write(store, sql, output, _form(output.suffix), allow_files=allow_files)
+        console.print(f"{output}: {count:,} rows", highlight=False, soft_wrap=True)
+    elif form is Format.table:
+        _show(store, sql, allow_files=allow_files)
     else:
-        _print_box(frame)
+        with TemporaryDirectory(prefix="sdcore-") as folder:
+            file = Path(folder, "result")
+            reading.write(store, sql, file, _form(f".{form}"), allow_files=allow_files)
+            emit_file(file)
 
 
 @app.command("list")
@@ -80,7 +92,7 @@ def list_(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False
         FROM experiments e ORDER BY started DESC
         """
     )
-    print(frame.write_json()) if as_json else print_table(frame)
+    emit(frame.write_json()) if as_json else print_table(frame)
 
 
 @app.command()
@@ -128,13 +140,13 @@ def why(
     """
     from sdcore.reports.provenance import against, lineage, since
 
+    store = open_store(workspace)
+    rows = lineage(store, table, key)
     root = enter(workspace)
     from tasks.prepare import base_policy, experiment_row
     from tasks.run.condition_run import base_run
     from tasks.run.session import Session
 
-    store = open_store(workspace)
-    rows = lineage(store, table, key)
     if other is not None and (run := newest_run(store, other)):
         changes = against(
             store, rows, store.rows("experiments", experiment_id=run).row(0, named=True)
@@ -165,12 +177,12 @@ def rescore(
 
     Example: sdcore rescore quickstart
     """
+    settings = stored_experiment(open_store(workspace), run)
     root = enter(workspace)
     from tasks.maintenance.rescore import rescore as regrade
     from tasks.run.condition_run import base_run
     from tasks.run.session import Session
 
-    settings = stored_experiment(open_store(root), run)
     with notes.status("grading, scoring and comparing"), Session(root) as session:
         counts = regrade(base_run(session, settings))
     print(json.dumps(counts)) if as_json else print_table(pl.DataFrame([counts]))
@@ -258,12 +270,27 @@ def view(
     serve(store, port)
 
 
-def _print_box(frame: pl.DataFrame) -> None:
+def _show(store: Store, sql: str, *, allow_files: bool) -> None:
     """Print the rows and columns that fit the terminal, and how to get the others."""
-    text = box(frame, width=console.width, rows=SHOWN_ROWS)
-    print(text)
-    if " shown)" in text.rpartition("\n")[2]:
-        print("all of them: --format csv (or json, parquet)")
+    shown = reading.show(store, sql, rows=SHOWN_ROWS, width=console.width, allow_files=allow_files)
+    emit(shown.text)
+    if not shown.complete:
+        emit(
+            f"the first {SHOWN_ROWS} rows at most, and what fits; all of it: --output FILE.parquet"
+        )
+
+
+def _form(suffix: str) -> reading.FileFormat:
+    """Return the format that the end of a file's name stands for."""
+    for form in get_args(reading.FileFormat):
+        if suffix == f".{form}":
+            return cast(reading.FileFormat, form)
+    raise SdcoreError(
+        "not a file that a result can be written to",
+        got=f"a name that ends with {suffix!r}",
+        expected=".parquet, .csv or .json",
+        where="--output",
+    )
 
 
 def _described() -> dict[str, dict[str, Any]]:
@@ -279,11 +306,3 @@ def _described() -> dict[str, dict[str, Any]]:
         | {"columns": [{"column": c, "meaning": text} for c, text in view.columns.items()]}
         for name, view in VIEWS.items()
     }
-
-
-def _flat(frame: pl.DataFrame) -> pl.DataFrame:
-    """Lists as JSON text: CSV has no lists."""
-    lists = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.List)]
-    return frame.with_columns(
-        pl.col(name).map_elements(lambda v: json.dumps(v.to_list()), pl.String) for name in lists
-    )

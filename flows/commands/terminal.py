@@ -2,21 +2,30 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from shutil import copyfileobj
 from typing import Annotated
 
 import polars as pl
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from sdcore.config import Experiment
 from sdcore.errors import SdcoreError, did_you_mean
 from sdcore.store.database import Store
+from sdcore.system.consoles import PlainConsole
+from sdcore.system.printable import visible
 
-console = Console(width=None if sys.stdout.isatty() else 160)  # files and pipes have no width
-notes = Console(stderr=True)
+
+def on_terminal() -> bool:
+    """Return whether standard output is a terminal, rather than a file or a pipe."""
+    return sys.stdout.isatty()
+
+
+console = PlainConsole(width=None if on_terminal() else 160)  # files and pipes have no width
+notes = PlainConsole(stderr=True)
 
 WorkspaceOption = Annotated[
     Path,
@@ -40,8 +49,34 @@ def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
     for name, dtype in frame.schema.items():
         table.add_column(escape(name), justify="right" if dtype.is_numeric() else "left")
     for row in frame.iter_rows():
-        table.add_row(*(escape(_cell(value)) for value in row))
+        table.add_row(*(escape(visible(_cell(value))) for value in row))
     console.print(table)
+
+
+def emit(text: str) -> None:
+    """Print text as it is into files and pipes, and as `visible` gives it on a terminal."""
+    print(visible(text) if on_terminal() else text)
+
+
+def emit_file(path: Path) -> None:
+    """Print a file, as `emit` prints text.
+
+    Raises:
+        SdcoreError: it is not text, and this is a terminal.
+    """
+    if not on_terminal():
+        sys.stdout.flush()
+        with path.open("rb") as file:
+            copyfileobj(file, sys.stdout.buffer)
+        return
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                sys.stdout.write(visible(line))
+    except UnicodeDecodeError as error:
+        raise SdcoreError(
+            "this format is not text for a terminal", fix="--output FILE writes it into a file"
+        ) from error
 
 
 def enter(workspace: Path) -> Path:
@@ -57,20 +92,25 @@ def enter(workspace: Path) -> Path:
     return root
 
 
-def open_store(workspace: Path) -> Store:
-    """Open the tables of a workspace.
+def open_store(workspace: Path, *, timeout: float | None = 60.0) -> Store:
+    """Open the tables of a workspace, to read them; say whom it waits for, for up to `timeout` s.
 
     Raises:
         SdcoreError: the workspace has none.
     """
-    path = workspace / "sdcore.duckdb"
-    if not path.exists():
+    path, cause = workspace / "sdcore.duckdb", None
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        cause = error
+    if cause is not None:
         raise SdcoreError(
             "the workspace has no tables",
-            got=str(path),
+            got=getattr(cause, "strerror", None) or cause,
+            where=str(path),
             fix="make them with `sdcore run quickstart`, or name another folder with --workspace",
-        )
-    return Store(path)
+        ) from cause
+    return Store(path, timeout=timeout, say=partial(notes.print, markup=False, highlight=False))
 
 
 def newest_run(store: Store, run: str) -> str | None:

@@ -217,6 +217,7 @@ def _spawn(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            umask=0o077,  # their databases and logs are for the user alone
             start_new_session=True,  # the terminal's Ctrl-C and hang-up are not for them
         )
 

@@ -1,15 +1,19 @@
 """Base of all sections: frozen, and an unknown key is an error."""
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 
 class Settings(BaseModel):
-    """Base of all sections: immutable, and an unknown key is an error rather than a no-op."""
+    """Base of all sections: immutable, an unknown key is an error, and numbers are finite.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    JSON, in which the tables keep the settings of a run, has no infinity and no NaN.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 FILE_ONLY: dict[str, JsonValue] = {"x-sdcore-set": "file"}
@@ -28,10 +32,36 @@ Address = Annotated[
 ]
 """Of a server, without a user or a key in it: it is stored with the experiment."""
 
-Count = Annotated[int, Field(ge=1)]
+
+def _storable(number: int) -> int:
+    if number >= 2**63:
+        raise ValueError("Input should be less than 2**63: a column holds no more")
+    return number
+
+
+Count = Annotated[int, Field(ge=1), AfterValidator(_storable)]
+
+
+Seed = Annotated[int, Field(ge=0), AfterValidator(_storable)]
+"""Of random numbers: NumPy refuses negative seeds."""
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _require_finite(value: object, path: str = "") -> object:
+    """Refuse a tree of settings with a number in it that is not finite, wherever it is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{path.removeprefix('.') or 'the value'} should be a finite number")
+    branches = value.items() if isinstance(value, Mapping) else ()
+    elements = enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, branch in (*branches, *elements):
+        _require_finite(branch, f"{path}.{name}")
+    return value
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_require_finite)]
+"""Settings that somebody else validates: any tree of finite values."""
 
 
 def by_name(

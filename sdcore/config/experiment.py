@@ -13,7 +13,7 @@ from typing import Any, Self
 from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from sdcore.config.base import FILE_ONLY, NAMES_CODE, Name, Settings
+from sdcore.config.base import FILE_ONLY, NAMES_CODE, Name, Seed, Settings
 from sdcore.config.critic import CRITICS, CriticConfig, CriticSettings, DiagnoseConfig, exact_critic
 from sdcore.config.objectives import OBJECTIVES, Condition
 from sdcore.config.problems import SOURCES, ProblemsConfig
@@ -35,7 +35,7 @@ class Experiment(Settings):
 
     name: Name
     description: str = ""
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="one training run per seed")
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="one training run per seed")
     model: ModelConfig
     problems: ProblemsConfig
     prompts: PromptsConfig = PromptsConfig()

@@ -14,6 +14,8 @@ from sdcore.config.shipped import experiment_file
 from sdcore.errors import ConfigError, did_you_mean
 from sdcore.registry import importable
 
+DEEPEST = 20  # names in a dotted key; no setting has half as many
+
 
 def load_experiment(
     experiment: str | Path, overrides: Sequence[str] = (), *, trusted: bool = True
@@ -49,11 +51,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Read the settings of an experiment file as they are written, without validating them.
 
     Raises:
-        ConfigError: the file is not TOML.
+        ConfigError: the file cannot be read or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError("experiment file cannot be read", got=error, where=str(path)) from error
+    except (ValueError, RecursionError) as error:  # tomllib's own errors are ValueErrors
         raise ConfigError("experiment file is not TOML", got=error, where=str(path)) from error
 
 
@@ -124,6 +128,8 @@ def _parsed(override: str) -> tuple[list[str], Any]:
         return names, tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return names, text  # a bare word or path needs no quotes on the command line
+    except (ValueError, RecursionError) as error:  # 5,000 digits, 5,000 brackets
+        raise ConfigError("not an override", got=error, where=override) from error
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -146,9 +152,9 @@ def _path(key: str, override: str) -> list[str]:
         while tree:
             ((name, tree),) = tree.items()
             names.append(name)
-    except ValueError:  # no TOML, or several keys
+    except (ValueError, RecursionError):  # no TOML, or several keys
         names.clear()
-    if not names:
+    if not 0 < len(names) <= DEEPEST:
         raise ConfigError(
             "not an override",
             got=override,
@@ -171,10 +177,14 @@ def _complaint(item: ErrorDetails, tree: dict[str, Any]) -> str:
     names, said, hint = _names(item["loc"], tree), item["msg"], ""
     if item["type"] == "extra_forbidden":
         said, hint = "no such setting", suggestion(Experiment.model_json_schema(), names)
-    elif names[:-1] == ["conditions"] and "objective" not in item["input"]:
+    elif names[:-1] == ["conditions"] and "objective" not in _mapping(item["input"]):
         hint = did_you_mean(names[-1], _node(tree, names[:-1]).keys() - {names[-1]})
     said = ", ".join(filter(None, [said, hint]))
     return f"{'.'.join(names) or 'experiment'}: {said} (got {item['input']!r:.80})"
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _names(location: Sequence[int | str], tree: Any) -> list[str]:

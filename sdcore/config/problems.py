@@ -1,15 +1,15 @@
 """The problems: where they come from, and which of them are used."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import regex
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sdcore.config.base import FILE_ONLY, NAMES_CODE, Count, Settings, Share
+from sdcore.config.base import FILE_ONLY, NAMES_CODE, Count, Options, Seed, Settings, Share
 from sdcore.registry import Entry, Registry, about
 
 LOCATIONS = ("path", "query", "name")
@@ -71,7 +71,7 @@ class ProblemsConfig(Settings):
     )
     subset: str | None = Field(None, description="configuration of the dataset")
     part: str = Field("train", description="the dataset's own split that is read")
-    options: dict[str, Any] = Field(
+    options: Options = Field(
         {},
         validate_default=True,
         description="of the reasoning_gym generator, or of a source of your own",
@@ -83,7 +83,8 @@ class ProblemsConfig(Settings):
     answer: str = Field("answer", description="column of the final answer")
     answer_pattern: str | None = Field(
         None,
-        description="regular expression whose one group is the final answer in the answer text",
+        description="regular expression whose one group is the final answer in the answer text; "
+        "a second per row at most",
     )
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     train: Count = 256
@@ -96,7 +97,7 @@ class ProblemsConfig(Settings):
         description="of choice within a split: file takes the first usable rows, which stay chosen "
         "when rows are appended; hash samples from all rows, for a file that is sorted by topic",
     )
-    seed: int = Field(0, description="of the generator, or of the hash that splits")
+    seed: Seed = Field(0, description="of the generator, or of the hash that splits")
     checks: ChecksConfig = ChecksConfig()
     band: BandConfig | None = Field(None, description="absent: every usable problem may be chosen")
 
@@ -111,6 +112,19 @@ class ProblemsConfig(Settings):
         settings = SOURCES[info.data["source"]].settings if "source" in info.data else None
         return settings.model_validate(options).model_dump() if settings else options
 
+    @field_validator("answer_pattern")
+    @classmethod
+    def _one_group(cls, pattern: str | None) -> str | None:
+        try:
+            groups = 1 if pattern is None else regex.compile(pattern).groups
+        except (regex.error, RecursionError, OverflowError, MemoryError) as error:
+            raise ValueError(
+                f"not a regular expression: {error or type(error).__name__}"
+            ) from error
+        if groups != 1:
+            raise ValueError("needs exactly one group, e.g. '#### (.+)$'")
+        return pattern
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         needs = SOURCES[self.source].needs
@@ -123,10 +137,6 @@ class ProblemsConfig(Settings):
                 )
         if self.test_share + self.validation_share >= 1:
             raise ValueError("problems.test_share and validation_share leave nothing to train on")
-        if self.answer_pattern is not None and re.compile(self.answer_pattern).groups != 1:
-            raise ValueError(
-                "problems.answer_pattern must have exactly one group, e.g. '#### (.+)$'"
-            )
         return self
 
     @property

@@ -3,11 +3,13 @@
 Responses of an endpoint are untrusted: bounded in size and time, and parsed strictly.
 """
 
+import asyncio
 import json
+import ssl
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -73,12 +75,9 @@ class ChatEndpoint:
                 flight come first.
         """
         self._cancelled.clear()
-        with (
-            self._http() as http,
-            ThreadPoolExecutor(self._config.concurrency) as pool,
-        ):
+        with ThreadPoolExecutor(self._config.concurrency) as pool:
             index_of = {
-                pool.submit(self._reply, http, messages): index
+                pool.submit(self._reply, messages): index
                 for index, messages in enumerate(conversations)
             }
             error: BaseException | None = None
@@ -94,15 +93,21 @@ class ChatEndpoint:
             if error:
                 raise error
 
-    def _http(self) -> httpx.Client:
+    def _http(self) -> httpx.AsyncClient:
         plain = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        return httpx.Client(
+        return httpx.AsyncClient(
             headers=plain | ({"Authorization": f"Bearer {self._key.text}"} if self._key else {}),
             timeout=self._config.timeout,
             trust_env=self._url.host not in LOOPBACK,  # no proxy for this machine
+            verify=self._certificates,
         )
 
-    def _reply(self, http: httpx.Client, messages: list[Message]) -> Reply:
+    @cached_property
+    def _certificates(self) -> ssl.SSLContext:
+        """Loading them takes longer than a request."""
+        return httpx.create_ssl_context()
+
+    def _reply(self, messages: list[Message]) -> Reply:
         """Send one request, retried while its failure may pass."""
         if self._cancelled.is_set():
             raise EngineError("the request was cancelled")
@@ -118,7 +123,7 @@ class ChatEndpoint:
         self._budget.take(worst)
         cost = 0.0
         try:
-            reply: Reply = tries(self._post, http, body)
+            reply: Reply = tries(self._post, body)
             cost = reply.cost
         except EngineError:
             self._cancelled.set()  # here, so that no queued request starts in between
@@ -137,13 +142,15 @@ class ChatEndpoint:
             "max_tokens": self._config.max_tokens,
         } | (form if self._config.structured else {})
 
-    def _post(self, http: httpx.Client, body: bytes) -> Reply:
+    def _post(self, body: bytes) -> Reply:
         try:
-            with http.stream("POST", self._url, content=body) as response:
-                content = _read(response, time.monotonic() + self._config.timeout)
+            response, content = asyncio.run(self._exchange(body))
         except httpx.RequestError as error:  # some quote what the server sent
             reason = redacted(f"{type(error).__name__}: {error}", self._key)
             raise _PassingError(reason) from None
+        except TimeoutError as error:
+            seconds = f"{self._config.timeout:g} s"
+            raise _PassingError(f"no whole answer within {seconds} (critic.timeout)") from error
         if content is None:
             return Reply(None, failure=f"a response of more than {MAX_BYTES} bytes")
         if response.status_code == httpx.codes.OK:
@@ -159,6 +166,28 @@ class ChatEndpoint:
                 fix="check critic.base_url, critic.model and critic.api_key_env or api_key_block",
             )
         return Reply(None, failure=reason)
+
+    async def _exchange(self, body: bytes) -> tuple[httpx.Response, bytes | None]:
+        """Return the response and its body; None where it is too large.
+
+        `timeout` bounds the whole: connecting, every byte of the headers and of the body. The
+        bounds of httpx are per read, so that a server that sends a byte at a time never exceeds
+        them.
+
+        Raises:
+            TimeoutError: the exchange takes too long.
+        """
+        async with (
+            asyncio.timeout(self._config.timeout),
+            self._http() as http,
+            http.stream("POST", self._url, content=body) as response,
+        ):
+            content = bytearray()
+            async for chunk in response.aiter_raw():
+                content += chunk
+                if len(content) > MAX_BYTES:
+                    return response, None
+            return response, bytes(content)
 
     def _read_reply(self, content: bytes, sent: int) -> Reply:
         """Parse a reply; unreported tokens are estimated at four characters each."""
@@ -244,22 +273,6 @@ class _Completion(BaseModel):
 
     choices: list[_Choice] = Field(min_length=1)
     usage: Any = None  # optional: missing or odd usage is estimated
-
-
-def _read(response: httpx.Response, deadline: float) -> bytes | None:
-    """Return the body; None where it is too large.
-
-    Raises:
-        ReadTimeout: the body takes too long.
-    """
-    content = bytearray()
-    for chunk in response.iter_raw():
-        content += chunk
-        if len(content) > MAX_BYTES:
-            return None
-        if time.monotonic() > deadline:
-            raise httpx.ReadTimeout("the answer took too long")
-    return bytes(content)
 
 
 def _given_up(state: RetryCallState) -> Reply:

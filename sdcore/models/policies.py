@@ -42,6 +42,7 @@ from sdcore.distributed import collectives
 from sdcore.errors import ModelError
 from sdcore.models.adapters import require_adaptable
 from sdcore.models.prompts import freeze_clock
+from sdcore.system.private import private_files
 
 Policy: TypeAlias = PreTrainedModel | PeftModel
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
@@ -75,7 +76,11 @@ def load_policy(folder: Path, model: ModelConfig) -> PreTrainedModel:
     )
     _require_complete(report, folder)
     _require_tied(loaded, folder)
-    return loaded.eval().requires_grad_(False).to(device)
+    policy: PreTrainedModel = loaded.eval().requires_grad_(False).to(device)
+    # Some configs fit the tensors and still describe no model, such as a head size that is odd.
+    with _explained(folder, "a config.json that describes these weights"), torch.no_grad():
+        policy(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
+    return policy
 
 
 def load_tokenizer(folder: Path, day: date | None = None) -> Tokenizer:
@@ -112,7 +117,15 @@ def end_ids(folder: Path) -> tuple[int, ...]:
             where=str(folder),
             fix="set eos_token_id in its generation_config.json",
         )
-    return (ends,) if isinstance(ends, int) else tuple(ends)
+    all_ends = (ends,) if isinstance(ends, int) else tuple(ends)
+    if not all(isinstance(end, int) and end >= 0 for end in all_ends):
+        raise ModelError(
+            "the model's end tokens are no token ids",
+            got=f"eos_token_id = {ends!r}",
+            expected="a whole number from 0, or a list of them",
+            where=str(folder / "generation_config.json"),
+        )
+    return all_ends
 
 
 def context_length(folder: Path) -> int | None:
@@ -122,7 +135,15 @@ def context_length(folder: Path) -> int | None:
         ModelError: the folder holds no model config.
     """
     config = _loaded(AutoConfig.from_pretrained, folder).get_text_config()
-    return getattr(config, "max_position_embeddings", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and (not isinstance(positions, int) or positions < 1):
+        raise ModelError(
+            "the model's config has no usable number of positions",
+            got=f"max_position_embeddings = {positions!r}",
+            expected="a whole number from 1",
+            where=str(folder / "config.json"),
+        )
+    return positions
 
 
 def attach_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftModel:
@@ -164,7 +185,9 @@ def check_targets(folder: Path, lora: LoraConfig) -> None:
     """
     with torch.device("meta"):
         config = _loaded(AutoConfig.from_pretrained, folder)
-        attach_lora(AutoModelForCausalLM.from_config(config), lora, seed=0)
+        with _explained(folder, "a config.json that describes a causal language model"):
+            model = AutoModelForCausalLM.from_config(config)
+        attach_lora(model, lora, seed=0)
 
 
 def weights(policy: Policy) -> dict[str, Tensor]:
@@ -319,16 +342,17 @@ def replacing(folder: Path) -> Iterator[Path]:
     """Give a fresh sibling folder to fill; on success it is synced and takes the folder's place.
 
     The digests of its files are added in `CHECKSUMS`. A crash at any moment leaves the old folder,
-    the new one, or none, but never a part of one.
+    the new one, or none, but never a part of one. Only the owner can read it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with private_files():
+        folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        yield fresh
-        _write_checksums(fresh)
+        with private_files():
+            yield fresh
+            _write_checksums(fresh)
         with ThreadPoolExecutor() as pool:  # flushes at the same time share the disk's commits
             list(pool.map(_sync, [*fresh.rglob("*"), fresh]))
-        fresh.chmod(0o755)  # mkdtemp makes it private
         if folder.exists():
             shutil.rmtree(folder.rename(f"{fresh}-old"))
         fresh.rename(folder)
@@ -371,13 +395,27 @@ def _device(name: str) -> torch.device:
 def _loaded(load: Callable[..., Any], folder: Path, fix: str = "", **options: Any) -> Any:
     if not folder.is_dir():
         raise ModelError("no such model folder", got=folder)
-    try:
+    with _explained(folder, "a Hugging Face model folder with safetensors", fix):
         return load(folder, local_files_only=True, trust_remote_code=False, **options)
-    except (OSError, ValueError, SafetensorError) as error:
+
+
+@contextmanager
+def _explained(folder: Path, expected: str, fix: str = "") -> Iterator[None]:
+    """Turn whatever transformers raises over a folder's files into a `ModelError`.
+
+    It raises what it happens to meet: KeyError for a type that a file names, RuntimeError for
+    shapes, ImportError for a library that a tokenizer needs, tokenizers a plain Exception.
+    """
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        plain = isinstance(error, OSError | ValueError | SafetensorError)
         raise ModelError(
             "the folder holds no model that can be loaded",
-            got=error,
-            expected="a Hugging Face model folder with safetensors",
+            got=error if plain else f"{type(error).__name__}: {error}",
+            expected=expected,
             where=str(folder),
             fix=fix,
         ) from error

@@ -28,6 +28,18 @@ PLAIN_TEMPLATE = (
 )
 """Chat template of a tokenizer that has none: `User: ...`, an empty line, `Assistant:`."""
 
+_PLAIN_TURN = re.compile(  # "Assistant:", " user :" at the start of any kind of line
+    r"(?i)((?:^|[\n\v\f\r\x1c-\x1e\x85\u2028\u2029])\s*[aus])(ssistant|ser|ystem)(?=\s*:)"
+)
+_MARKER = re.compile(
+    r"<[^<>\s]+>|\[/?[A-Z_]+\]"
+)  # </think>, <|call|>, <｜end｜>, [/INST]; not <, [1]
+
+_TEMPLATE_FAILURES = (  # what expressions of a template may raise
+    TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
+    RecursionError,
+)  # fmt: skip
+
 FROZEN_CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set written = namespace(text=format) -%}"
     "{%- for directive, text in TEXTS.items() -%}"
@@ -251,10 +263,11 @@ def _rendered(
             tokenize=False,
             **switches,
         )
-    except TemplateError as error:
+    except _TEMPLATE_FAILURES as error:
+        refused = isinstance(error, TemplateError)
         raise ConfigError(
             "the model's chat template refuses the messages",
-            got=error,
+            got=error if refused else f"{type(error).__name__}: {error}",
             where=f"roles {', '.join(message['role'] for message in messages)}",
             fix="some models know no system message: leave prompts.system out",
         ) from error
@@ -262,21 +275,28 @@ def _rendered(
 
 
 def neutralise(text: str, tokenizer: Tokenizer) -> str:
-    """Break up special tokens with a space after their first character; other text is unchanged.
+    """Break up what a model takes for control, with a space after its first character.
 
-    So `<|im_end|>` in a question becomes `< |im_end|>` and cannot end the user's turn.
+    So `<|im_end|>` in a question becomes `< |im_end|>` and cannot end the user's turn, nor can
+    `</think>` end a thought. Without a chat template turns are plain text: there a line that
+    begins with `Assistant:` becomes `A ssistant:`. Other text is unchanged.
     """
-    return _start_of(frozenset(_special_tokens(tokenizer))).sub(r"\1 ", text)
+    safe = _start_of(frozenset(_control_tokens(tokenizer))).sub(r"\1 ", text)
+    return safe if tokenizer.chat_template else _PLAIN_TURN.sub(r"\1 \2", safe)
 
 
-def _special_tokens(tokenizer: Tokenizer) -> set[str]:
-    """All tokens marked special, except for the tags of a trace.
+def _control_tokens(tokenizer: Tokenizer) -> set[str]:
+    """Special tokens and added ones that look like markers, except for the tags of a trace.
 
-    Some tokenizers name only some of them in a role such as eos.
+    Some tokenizers name only some special tokens in a role such as eos, and many do not mark
+    `</think>` or `<tool_call>` as special. Added tokens of other forms are text: words, runs of
+    spaces, digits.
     """
     added = tokenizer.added_tokens_decoder.values()
-    special = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-    return {token for token in special if not is_tag_piece(token)}
+    control = {
+        token.content for token in added if token.special or _MARKER.fullmatch(token.content)
+    }
+    return {token for token in {*tokenizer.all_special_tokens, *control} if not is_tag_piece(token)}
 
 
 @cache

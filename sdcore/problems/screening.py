@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
+import regex
+
 from sdcore.config import ProblemsConfig
-from sdcore.errors import DataError
+from sdcore.errors import ConfigError, DataError
 from sdcore.grading.answers import MAX_LENGTH, grade_many, readable_many
 from sdcore.problems.duplicates import near_duplicates, normalised
 from sdcore.problems.sources import Record, SpelledFloat, origin
@@ -19,6 +21,7 @@ from sdcore.store.schema import content_key
 LONGEST = {"question": 20_000, "solution": 200_000, "answer": MAX_LENGTH}  # characters
 EXAMPLES = 3  # bad rows that an error shows
 EXCERPT = 200  # characters
+PATTERN_SECONDS = 1.0  # of answer_pattern per answer: some patterns take hours over 40 characters
 
 DEFAULT_SOLUTION = "solution"  # the one key that a row may lack: not every source has solutions
 
@@ -164,7 +167,16 @@ def _storable(text: str) -> str:
 def _final(answer: str, pattern: str | None) -> str:
     if pattern is None:
         return answer
-    match = re.search(pattern, answer)
+    try:
+        match = regex.search(pattern, answer, timeout=PATTERN_SECONDS)
+    except TimeoutError as error:
+        raise ConfigError(
+            "problems.answer_pattern takes too long to match",
+            got=pattern,
+            expected=f"at most {PATTERN_SECONDS:g} s per answer",
+            where=f"the answer {answer[:EXCERPT]!r}",
+            fix="leave out what can match in many ways, such as (a|aa)+ or .*.*",
+        ) from error
     if match is None or not (match[1] or "").strip():
         raise DataError(f"the answer does not fit problems.answer_pattern: {answer[-EXCERPT:]}")
     return str(match[1]).strip()

@@ -51,7 +51,7 @@ def read_records(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
     """
     try:
         yield from islice(loaded(SOURCES[config.source].implementation)(config), config.limit)
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, csv.Error, pl.exceptions.PolarsError) as error:
         if isinstance(error, ConfigError | DataError):
             raise
         raise DataError("problems cannot be read", got=error, where=origin(config)) from error
@@ -122,6 +122,13 @@ def csv_rows(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
     with _path(config).open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])
+        if repeated := sorted({name for name in header if header.count(name) > 1}):
+            raise DataError(
+                "the CSV file has two columns of one name",
+                got=", ".join(map(repr, repeated)),
+                where=origin(config),
+                fix="give each column a name of its own in the first line",
+            )
         rows = iter(lambda: _cells(reader, header), None)
         yield from enumerate((row for row in rows if row), 1)
 

@@ -9,10 +9,13 @@ Folding the log into the file takes four more and is put off until it has grown 
 whoever attaches the file, sdcore or any DuckDB, reads both.
 """
 
+import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import duckdb
 import polars as pl
@@ -22,12 +25,15 @@ from tenacity import (
     Retrying,
     retry_if_exception_type,
     stop_after_delay,
+    stop_never,
     wait_random_exponential,
 )
 
 from sdcore.errors import DataError, StoreBusyError, StoreError
 from sdcore.store.schema import TABLES, Table
 from sdcore.store.sql_views import VIEWS
+from sdcore.system.holders import described, lock_holder
+from sdcore.system.private import private_files
 
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "checkpoint_on_detach": "DISABLED",
@@ -35,6 +41,12 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
 }
 
 SUPERSEDED = "superseded"  # schema of the rows that a redone stage has replaced
+NOTICE = 1.0  # seconds of waiting after which it is worth saying for whom
+CLOSING = 1.0  # seconds that closing waits to fold the log into the file
+# 'Conflicting lock is held in /usr/bin/python3.11 (PID 4711) by user jo'
+_HELD = re.compile(
+    r"lock on file .*Conflicting lock is held(?: in (.*?) \(PID (\d+)\))?", re.DOTALL
+)
 
 
 class Store:
@@ -45,25 +57,29 @@ class Store:
 
     Args:
         path: of the file.
-        timeout: seconds to wait for another writer before `StoreBusyError` is raised.
+        timeout: seconds to wait for another process before `StoreBusyError` is raised; None to wait
+            for as long as it takes.
         threads: of a query, by default one per core. A single one is faster where many small frames
             are read and written, as by a run: attaching takes half the time.
         timed: entered around every access to the file, by whoever measures them.
+        say: called with a line for the user when another process has had the file for more than a
+            second, and when it is free again.
     """
 
     def __init__(
         self,
         path: Path,
         *,
-        timeout: float = 60.0,
+        timeout: float | None = 60.0,
         threads: int | None = None,
         timed: Callable[[], AbstractContextManager[object]] = nullcontext,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.path, self._timeout, self._timed = path, timeout, timed
-        self._lock = FileLock(f"{path}.lock", timeout=timeout, poll_interval=0.005)
+        self.path, self._timeout, self._timed, self._say = path, timeout, timed, say
+        self._lock = FileLock(f"{path}.lock", mode=0o600, poll_interval=0.005)
         own = {} if threads is None else {"threads": threads}
         self._duckdb = duckdb.connect(":memory:", config=_SETTINGS | own)
-        self._created = self._written = False
+        self._complete = self._written = False
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +91,8 @@ class Store:
         """Fold the write-ahead log into the file, if anything was written, and let go of it."""
         if self._written:
             # Where another program has the file, the log stays: no less durable, only read slower.
-            with suppress(StoreBusyError), self._attached(read_only=False) as connection:
+            self._timeout = CLOSING
+            with suppress(StoreError), self._attached(read_only=False) as connection:
                 connection.execute("CHECKPOINT")
         self._duckdb.close()
         del self._duckdb  # DuckDB's binding complains at exit of a connection that lives on
@@ -132,6 +149,24 @@ class Store:
         with self._transaction() as connection:
             return {name: _supersede(connection, name, sql[name], parameters) for name in sql}
 
+    def copied(self, folder: Path) -> Path:
+        """Return a copy of the file, and of the log beside it, in a folder of the caller's.
+
+        It takes the time of a copy, during which nobody can write; the copy holds nobody up.
+
+        Raises:
+            StoreError: there is no room for it.
+            StoreBusyError: another process held the file for too long.
+        """
+        with self._attached(read_only=True), ExitStack() as files:
+            # Both open until the end: closing the file gives up the lock that DuckDB has on it.
+            for path in (self.path, self._log):
+                with suppress(FileNotFoundError):
+                    source = files.enter_context(path.open("rb"))
+                    target = files.enter_context((folder / path.name).open("wb"))
+                    _copy(source, target)
+        return folder / self.path.name
+
     def query(
         self, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()
     ) -> pl.DataFrame:
@@ -146,13 +181,7 @@ class Store:
                 relation = connection.sql(sql, params=parameters)
                 return pl.DataFrame(None if relation is None else relation.pl())
             except duckdb.Error as error:
-                unknown = isinstance(error, duckdb.CatalogException)
-                raise StoreError(
-                    "query failed",
-                    got=error,
-                    where=str(self.path),
-                    fix=f"tables: {', '.join((*TABLES, *VIEWS))}" if unknown else "",
-                ) from error
+                raise query_error(error, self.path) from error
 
     def rows(self, table: str, **equals: object) -> pl.DataFrame:
         """Rows of a table whose columns equal the given values, or one of the values of a list.
@@ -180,82 +209,202 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with self._attached(read_only=False) as connection:
-            with _committed(connection):
-                yield connection
+            try:
+                with _committed(connection):
+                    yield connection
+            except duckdb.Error as error:
+                raise StoreError(
+                    "the tables cannot be written",
+                    got=error,
+                    where=str(self.path),
+                    fix="remove the cause, then try again: nothing was changed",
+                ) from error
             self._written = True
 
     @contextmanager
     def _attached(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
-        try:
-            with self._timed(), self._lock:
-                if not self._created:
-                    self._create()
-                self._attach(read_only=read_only)
-                try:
-                    yield self._duckdb
-                finally:
-                    self._detach()
-        except Timeout as error:
-            raise self._busy() from error
+        with self._timed(), self._locked(read_only=read_only):
+            if not self._complete:
+                self._make_complete()
+            with self._open(read_only=read_only):
+                yield self._duckdb
 
-    def _attach(self, *, read_only: bool) -> None:
-        # Another program (a DuckDB shell, a notebook) does not know our lock file: wait for it too.
-        attempts = Retrying(
-            retry=retry_if_exception_type(duckdb.IOException),
-            stop=stop_after_delay(self._timeout),
-            wait=wait_random_exponential(multiplier=0.02, max=1.0),
-            retry_error_callback=self._give_up,
-        )
+    @contextmanager
+    def _locked(self, *, read_only: bool) -> Iterator[None]:
+        """Hold the lock file; who reads where nothing can be written does without."""
+        try:
+            if not self.path.parent.exists():
+                with private_files():
+                    self.path.parent.mkdir(parents=True)
+            self._patiently(self._lock_once)
+        except OSError as error:
+            if isinstance(error, StoreError):
+                raise
+            if not (read_only and self.path.exists()):
+                raise StoreError(
+                    "the workspace cannot be written",
+                    got=error,
+                    where=str(self.path.parent),
+                    fix="name another folder with --workspace, or make this one writable",
+                ) from error
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _lock_once(self) -> None:
+        try:
+            timeout = NOTICE if self._timeout is None else min(NOTICE, self._timeout)
+            self._lock.acquire(timeout=timeout)
+        except Timeout as error:
+            raise _HeldError(described(lock_holder(Path(self._lock.lock_file)))) from error
+
+    @contextmanager
+    def _open(self, *, read_only: bool) -> Iterator[None]:
         mode = " (READ_ONLY)" if read_only else ""
         path = str(self.path).replace("'", "''")
-        attempts(self._duckdb.execute, f"ATTACH '{path}' AS workspace{mode}")
-        self._duckdb.execute("USE workspace")
+        # The log is created when something is first written, so the block is private too.
+        with nullcontext() if read_only else private_files():
+            # A DuckDB shell or a notebook does not know our lock file: wait for it too.
+            self._patiently(lambda: self._attach_once(f"ATTACH '{path}' AS workspace{mode}"))
+            self._duckdb.execute("USE workspace")
+            try:
+                yield
+            finally:
+                self._duckdb.execute("USE memory")
+                self._duckdb.execute("DETACH workspace")
 
-    def _detach(self) -> None:
-        self._duckdb.execute("USE memory")
-        self._duckdb.execute("DETACH workspace")
-
-    def _create(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._attach(read_only=False)
+    def _attach_once(self, sql: str) -> None:
         try:
-            with _committed(self._duckdb):
-                for table in TABLES.values():
-                    self._create_table(table)
-                _create_views(self._duckdb)
-        finally:
-            self._detach()
-        self._created = True
+            self._duckdb.execute(sql)
+        except duckdb.Error as error:
+            if held := _HELD.search(str(error)):
+                name, pid = held.groups(default="")
+                raise _HeldError(described(int(pid or 0), Path(name).name)) from error
+            raise self._unusable(error) from error
 
-    def _create_table(self, table: Table) -> None:
-        self._duckdb.execute(table.ddl)
-        stored = [row[0] for row in self._duckdb.execute(f"DESCRIBE {table.name}").fetchall()]
-        if stored != list(table.dtypes):
-            raise StoreError(
-                "table was made by another version of sdcore",
-                got=stored,
-                expected=list(table.dtypes),
-                where=f"{self.path}: {table.name}",
-                fix="use a new --workspace",
-            )
+    def _patiently(self, attempt: Callable[[], None]) -> None:
+        """Repeat an attempt while another process holds the file, and say whom it waits for."""
+        named: list[str] = []  # processes that have been named, the last one last
+
+        def name(state: RetryCallState) -> None:
+            holder = str(state.outcome.exception() if state.outcome else "")
+            if (state.seconds_since_start or 0.0) >= NOTICE and named[-1:] != [holder]:
+                named.append(holder)
+                self._say(f"waiting: {holder} has the tables open ({self.path})")
+
+        attempts = Retrying(
+            retry=retry_if_exception_type(_HeldError),
+            stop=stop_never if self._timeout is None else stop_after_delay(self._timeout),
+            wait=wait_random_exponential(multiplier=0.02, max=0.5),
+            before_sleep=name,
+            retry_error_callback=self._give_up,
+        )
+        attempts(attempt)
+        if named:
+            self._say("the tables are free again, going on")
+
+    def _make_complete(self) -> None:
+        """See that the file has every table and view; write only where one is missing."""
+        if self.path.exists():
+            with self._open(read_only=True):
+                self._complete = self._has_all()
+        if not self._complete and self._may_write():
+            with self._open(read_only=False), _committed(self._duckdb):
+                for table in TABLES.values():
+                    self._duckdb.execute(table.ddl)
+                _create_views(self._duckdb)
+        self._complete = True
+
+    def _has_all(self) -> bool:
+        """Return whether no table or view is missing or older than this version's.
+
+        Raises:
+            StoreError: a table has other columns than this version's.
+        """
+        stored: dict[str, list[str]] = {}
+        for table, column in self._duckdb.execute(_COLUMNS).fetchall():
+            stored.setdefault(table, []).append(column)
+        for name, table in TABLES.items():
+            if stored.get(name, list(table.dtypes)) != list(table.dtypes):
+                raise StoreError(
+                    "table was made by another version of sdcore",
+                    got=stored[name],
+                    expected=list(table.dtypes),
+                    where=f"{self.path}: {name}",
+                    fix="use a new --workspace",
+                )
+        comments = _view_comments(self._duckdb)
+        current = all(comments.get(view.name) == view.comment for view in VIEWS.values())
+        return current and stored.keys() >= TABLES.keys()
+
+    def _may_write(self) -> bool:
+        writable = os.access(self.path.parent, os.W_OK)
+        return writable and (not self.path.exists() or os.access(self.path, os.W_OK))
+
+    @property
+    def _log(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.wal")
+
+    def _unusable(self, error: duckdb.Error) -> StoreError:
+        invalid = "not a valid DuckDB database file" in str(error)
+        return StoreError(
+            "the tables cannot be opened",
+            got="an empty file" if invalid and not self.path.stat().st_size else error,
+            expected="a DuckDB file" if invalid else None,
+            where=str(self.path),
+            fix="restore the file from a copy, or name another folder with --workspace",
+        )
 
     def _give_up(self, state: RetryCallState) -> None:
         assert state.outcome is not None
-        raise self._busy() from state.outcome.exception()
-
-    def _busy(self) -> StoreBusyError:
-        return StoreBusyError(
-            "the database is open for writing elsewhere",
+        holder = state.outcome.exception()
+        raise StoreBusyError(
+            "the tables are open in another process",
+            got=holder,
             expected=f"to be free within {self._timeout:g} s",
             where=str(self.path),
-            fix="close the other program, then try again",
-        )
+            fix="close them there, then try again",
+        ) from holder
+
+
+class _HeldError(Exception):
+    """Another process holds the file; the text names it."""
+
+
+_COLUMNS = """
+    SELECT table_name, column_name FROM duckdb_columns()
+    WHERE database_name = 'workspace' AND schema_name = 'main' ORDER BY table_name, column_index
+"""
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> None:
+    try:
+        shutil.copyfileobj(source, target, 1 << 24)
+    except OSError as error:
+        raise StoreError(
+            "the tables cannot be copied to be read",
+            got=error,
+            where=target.name,
+            fix="free disk space there, or set TMPDIR to a folder that has some",
+        ) from error
 
 
 def _matches(column: str, value: object) -> str:
     if isinstance(value, list):
         return f"{column} IN (SELECT unnest(${column}))"
     return f"{column} IS NOT DISTINCT FROM ${column}"
+
+
+def query_error(error: duckdb.Error, path: Path) -> StoreError:
+    """Return the error of a statement that fails; where it names no table, with their names."""
+    unknown = isinstance(error, duckdb.CatalogException)
+    return StoreError(
+        "query failed",
+        got=error,
+        where=str(path),
+        fix=f"tables: {', '.join((*TABLES, *VIEWS))}" if unknown else "",
+    )
 
 
 def query_file(path: Path, sql: str) -> pl.DataFrame:
@@ -329,9 +478,16 @@ def _supersede(
     return int(count[0]) if count else 0
 
 
+def _view_comments(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    stored = (
+        "SELECT view_name, comment FROM duckdb_views() "
+        "WHERE NOT internal AND database_name = 'workspace'"
+    )
+    return dict(connection.execute(stored).fetchall())
+
+
 def _create_views(connection: duckdb.DuckDBPyConnection) -> None:
-    stored = "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal"
-    comments = dict(connection.execute(stored).fetchall())
+    comments = _view_comments(connection)
     for view in VIEWS.values():
         if comments.get(view.name) != view.comment:
             connection.execute(f"CREATE OR REPLACE VIEW {view.name} AS {view.sql}")

@@ -12,7 +12,6 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,7 +21,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-CONSOLE = Console(stderr=True)
+from sdcore.system.consoles import PlainConsole
+
+CONSOLE = PlainConsole(stderr=True)
 EVERY = 20.0  # seconds between two updates of Prefect's progress artifact; short work has none
 _COLUMNS = (
     TextColumn("{task.description}"),

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Self
 
 from sdcore.store.database import Store
+from sdcore.system.private import private_files
 from sdcore.system.stopwatch import Stopwatch
 from tasks.run.interrupts import Interrupts
 from tasks.run.live import LiveModels
-from tasks.run.progress import Panel
+from tasks.run.progress import Panel, note
 from tasks.tracking.client import Tracking
 
 DATABASE = "sdcore.duckdb"
@@ -29,7 +30,14 @@ class Session:
         self.panel = Panel()
         self.interrupts = Interrupts()
         self.models = LiveModels(root)
-        self.store = Store(root / DATABASE, threads=1, timed=partial(self.clock.measure, "storage"))
+        self._private = private_files()  # what is created while it is open is its owner's alone
+        self.store = Store(
+            root / DATABASE,
+            timeout=None,  # nothing is lost while it waits
+            threads=1,
+            timed=partial(self.clock.measure, "storage"),
+            say=note,
+        )
 
     @contextmanager
     def tracking(self) -> Iterator[Tracking]:
@@ -43,9 +51,11 @@ class Session:
 
     def __enter__(self) -> Self:
         self.interrupts.listen()
+        self._private.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._private.__exit__(None, None, None)
         self.interrupts.restore()
         self.models.close()
         if "_tracking" in self.__dict__:

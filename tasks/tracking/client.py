@@ -28,6 +28,7 @@ from sdcore.config import Experiment
 from sdcore.reports import plots
 from sdcore.solver import save_solver
 from sdcore.store.schema import content_key
+from sdcore.system.private import private_files
 from tasks.run.condition_run import StoredPolicy
 from tasks.tracking.mlflow_file import follow_move, pragma
 
@@ -83,7 +84,7 @@ class Tracking:
         self._lock = FileLock(root / "mlflow.db.lock", timeout=60)
         self._runs: dict[tuple[str, str | None, str | None], str] = {}
         self._monitor: SystemMetricsMonitor | None = None
-        with self._lock:
+        with private_files(), self._lock:
             # Far fewer waits for the disk, and the MLflow server can read while a run writes.
             pragma(self._database, "journal_mode = WAL")
             self._client = MlflowClient(self.uri, registry_uri=self.uri)

@@ -73,6 +73,23 @@ def break_off(handler: Handler) -> None:
     handler.wfile.write(b'{"choices": [')
 
 
+def drip_headers(handler: Handler) -> None:
+    """Headers without end, a byte at a time."""
+    handler.send_response(200)
+    handler.flush_headers()
+    handler.wfile.write(b"X-Slow: ")
+    while not CLOSING.wait(0.02):
+        handler.wfile.write(b"a")
+
+
+def endless_headers(handler: Handler) -> None:
+    """Headers without end, as fast as they are read."""
+    handler.send_response(200)
+    handler.flush_headers()
+    while not CLOSING.is_set():
+        handler.wfile.write(b"X-More: yes\r\n" * 1000)
+
+
 def drip(handler: Handler) -> None:
     """An answer without end, a byte at a time: no single read takes long."""
     handler.send_response(200)

@@ -5,6 +5,7 @@ import pytest
 from pydantic import BaseModel
 
 from sdcore.config import Experiment, drift, load_experiment
+from sdcore.config.base import Settings
 from sdcore.config.shipped import shipped_names
 from sdcore.errors import ConfigError
 from tests.helpers.paths import EXPERIMENTS, QUICKSTART
@@ -83,6 +84,21 @@ def test_overrides_are_dotted_toml_or_bare_words():
         ("critic={kind='llm', model='m', api_key_env='K', api_key_block='k'}", r"only one of them"),
         ("critic={kind='llm', model='m', base_url='http://me:pw@host'}", r"got: critic.base_url"),
         ("critic={kind='llm', model='m', base_url='http://host:port'}", r"got: critic.base_url"),
+        ("training.max_grad_norm=inf", r"training.max_grad_norm: .*finite number \(got inf"),
+        ("training.max_grad_norm=-inf", r"training.max_grad_norm: .*finite number"),
+        ("training.max_grad_norm=1e400", r"training.max_grad_norm: .*finite number"),
+        ("conditions.grpo.learning_rate=nan", r"conditions.grpo.learning_rate: .*finite"),
+        ("problems.checks.overlap=nan", r"problems.checks.overlap: .*finite"),
+        ("problems.options.a.b=[1, nan]", r"problems.options: .*a\.b\.1 should be a finite"),
+        ("training.rounds=inf", r"training.rounds: .*finite number"),
+        ("seeds=[-1]", r"seeds.0: .*greater than or equal to 0"),
+        (f"seeds=[{10**23}]", r"seeds.0: .*less than 2\*\*63"),
+        ("problems.seed=-1", r"problems.seed: .*greater than or equal to 0"),
+        (f"training.rounds={10**400}", r"training.rounds: .*less than 2\*\*63"),
+        ("training.rounds=" + "1" * 5000, r"not an override[\s\S]*digits"),
+        ("training.rounds=" + "[" * 9000, r"not an override[\s\S]*recursion"),
+        ("problems.answer_pattern='('", r"problems.answer_pattern: .*not a regular expression"),
+        ("problems.answer_pattern='(a)(b)'", r"problems.answer_pattern: .*exactly one group"),
         ("conditions.reference.tokens=until", r"no weighting of this name[\s\S]*mean until_error"),
         ("conditions.reference.tokens={befor=0}", r"tokens.befor: no such .* did you mean before"),
         ("conditions.reference.tokens={after=-1}", r"tokens.after: .*greater than or equal to 0"),
@@ -106,6 +122,18 @@ def test_a_missing_or_broken_file_is_a_config_error(tmp_path):
     (tmp_path / "broken.toml").write_text("name = ")
     with pytest.raises(ConfigError, match="not TOML"):
         load_experiment(tmp_path / "broken.toml")
+    (tmp_path / "broken.toml").write_text(f"a = {'[' * 9000}")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_experiment(tmp_path / "broken.toml")
+
+
+def test_every_number_of_the_settings_has_to_be_finite():
+    """Of all sections, whoever registers them: JSON would keep null, which no run could read."""
+    kinds = [Settings]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    assert len(kinds) > 20
+    assert all(kind.model_config["allow_inf_nan"] is False for kind in kinds)
 
 
 def test_the_fingerprint_names_every_setting_but_the_description():

@@ -19,13 +19,14 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from sdcore.config import Experiment
-from sdcore.errors import StoreBusyError
+from sdcore.errors import StoreError
 from sdcore.reports.html import render_page
 from sdcore.reports.plots import colours
 from sdcore.reports.viewer import browsing
 from sdcore.store.database import Store
 
 PAGE = 50  # rows
+MAX_DIGITS = 9  # of a page's number that is read: Python refuses to read 5,000
 # Another site's page can neither load ours nor, by a name that it points here, read it.
 _HOSTS = ["127.0.0.1", "localhost"]
 _HEADERS = {
@@ -56,7 +57,7 @@ def viewer(store: Store) -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS)],
-        exception_handlers={HTTPException: _failed, StoreBusyError: _busy},
+        exception_handlers={HTTPException: _failed, StoreError: _busy},
     )
     app.state.store = store
     return app
@@ -132,8 +133,9 @@ def _page(name: str, request: Request, **values: Any) -> Response:
 
 def _paged(request: Request, rows: pl.DataFrame) -> dict[str, Any]:
     """The rows of the asked page, and the addresses of its neighbours."""
-    text = request.query_params.get("page", "1")
-    page = min(max(int(text) if text.isdecimal() else 1, 1), max(1, -(-len(rows) // PAGE)))
+    text, last = request.query_params.get("page", "1"), max(1, -(-len(rows) // PAGE))
+    asked = int(text[-MAX_DIGITS:]) if text.isdecimal() else 1
+    page = last if len(text) > MAX_DIGITS else min(max(asked, 1), last)
     first = (page - 1) * PAGE
     return {
         "rows": rows.slice(first, PAGE).to_dicts(),

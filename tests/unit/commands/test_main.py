@@ -1,6 +1,8 @@
 """What the command prints and refuses, in this process; no run is started."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -106,20 +108,20 @@ def test_wide_results_show_what_fits_and_say_how_to_get_the_rest(call, monkeypat
     lines = call("query", "SELECT * FROM rollouts LIMIT 2").splitlines()
     assert max(map(len, lines)) <= 100
     assert ID in lines[4] and "experiment_id" in lines[1]  # no column is cut to a few characters
-    assert "columns (" in lines[-2] and "--format csv" in lines[-1]
+    assert "columns (" in lines[-2] and "--output FILE.parquet" in lines[-1]
 
 
 def test_long_results_are_capped_and_counted(call):
     lines = call("query", "SELECT unnest(range(1000)) AS n").splitlines()
     assert 40 <= len(lines) < 55
-    assert "1000 rows" in "".join(lines[-3:-1]) and "--format csv" in lines[-1]
+    assert "the first 40 rows at most" in lines[-1] and "--output FILE.parquet" in lines[-1]
     whole = call("query", "SELECT unnest(range(1000)) AS n", "--format", "csv").splitlines()
     assert len(whole) == 1001
 
 
 def test_short_results_are_whole(call):
     printed = call("query", "SELECT 'a' AS letter, 2 AS n")
-    assert "letter" in printed and "shown" not in printed and "--format" not in printed
+    assert "letter" in printed and "shown" not in printed and "--output" not in printed
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,6 @@ def test_short_results_are_whole(call):
         ("SELECT * FROM rollout", "Table with name rollout does not exist", True),
         ("SELECT nonesuch FROM rollouts", "nonesuch", False),
         ("SELEC 1", "syntax error", False),
-        ("DELETE FROM rollouts", "read-only", False),
     ],
 )
 def test_the_cause_of_a_bad_query_is_what_was_got(call, sql, cause, names_tables):
@@ -136,6 +137,36 @@ def test_the_cause_of_a_bad_query_is_what_was_got(call, sql, cause, names_tables
         call("query", sql)
     assert cause in str(error.value.got) and error.value.expected is None
     assert ("tables: " in error.value.fix and "rollouts" in error.value.fix) is names_tables
+
+
+@pytest.mark.parametrize("sql", ["DELETE FROM rollouts", "SELECT 1; DROP TABLE rollouts"])
+def test_a_statement_that_writes_is_refused(call, sql):
+    with pytest.raises(StoreError, match="one SELECT"):
+        call("query", sql)
+
+
+def test_a_whole_result_goes_into_a_file(call, tmp_path):
+    target = tmp_path / "rows.csv"
+    assert "rows.csv: 1,000 rows" in call("query", "FROM range(1000)", "--output", str(target))
+    assert len(target.read_text().splitlines()) == 1001
+    with pytest.raises(SdcoreError, match=r"\.parquet, \.csv or"):
+        call("query", "FROM range(1000)", "--output", "rows.xlsx")
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "parquet"])
+def test_a_terminal_gets_no_escape_sequences(call, monkeypatch, form):
+    """They are data for a pipe, and commands for a terminal."""
+    sql = "SELECT 'a' || chr(27) || ']0;t' || chr(7) || chr(155) || '2J' AS t"
+    monkeypatch.setattr(terminal, "on_terminal", lambda: True)
+    if form == "parquet":
+        with pytest.raises(SdcoreError, match="--output"):
+            call("query", sql, "--format", form)
+        return
+    printed = call("query", sql, "--format", form)
+    assert "]0;t" in printed and not set(printed) & set("\x1b\x07\x9b")
+    monkeypatch.setattr(terminal, "on_terminal", lambda: False)
+    if form == "csv":
+        assert "a\x1b]0;t\x07\x9b2J" in call("query", sql, "--format", form)
 
 
 def test_why_compares_with_a_run_or_an_experiment_file(call, workspace, tmp_path):
@@ -148,3 +179,21 @@ def test_the_list_has_the_progress_of_each_run(call, workspace):
     (run,) = json.loads(call("list", "--json"))
     assert run["experiment_id"] == ID and run["compared"]
     assert run["rollouts"] == len(Store(workspace / "sdcore.duckdb").rows("rollouts"))
+
+
+@pytest.mark.parametrize(
+    ("code", "fix"),
+    [(errno.ENOSPC, "disk space"), (errno.EROFS, "--workspace"), (errno.EACCES, "--workspace"),
+     (errno.ENAMETOOLONG, "shorter path"), (errno.EIO, "that file")],
+)  # fmt: skip
+def test_an_error_of_the_system_has_a_cause_a_place_and_a_fix(monkeypatch, capsys, code, fix):
+    def fail():
+        raise OSError(code, os.strerror(code), "/data/runs/x")
+
+    monkeypatch.setattr(main, "app", lambda arguments: fail())
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    printed = capsys.readouterr().err
+    assert caught.value.code == 1 and "--debug" not in printed
+    assert f"got: {os.strerror(code)}" in printed and "where: /data/runs/x" in printed
+    assert fix in printed.partition("fix: ")[2]

@@ -63,8 +63,10 @@ def test_structured_output_can_be_left_off_and_unreported_tokens_are_estimated(u
     [
         (server.drop, "RemoteProtocolError", 2),
         (server.break_off, "RemoteProtocolError", 2),
-        (server.stall, "ReadTimeout", 2),
-        (server.drip, "ReadTimeout", 2),
+        (server.stall, "no whole answer within 0.3 s", 2),
+        (server.drip, "no whole answer within 0.3 s", 2),
+        (server.drip_headers, "no whole answer within 0.3 s", 2),
+        (server.endless_headers, "RemoteProtocolError", 2),
         (server.HTML, "no chat completion: <!DOCTYPE html>", 2),
         (server.BAD_GATEWAY, "HTTP 502: <h1>502</h1>", 2),
         (server.GARBAGE, "no chat completion", 2),
@@ -76,7 +78,7 @@ def test_structured_output_can_be_left_off_and_unreported_tokens_are_estimated(u
 )
 def test_a_failing_server_is_a_reply_without_text(behaviour, failure, requests):
     with server.serve(lambda body: behaviour) as (url, asked):
-        slow = behaviour in (server.stall, server.drip)
+        slow = behaviour in (server.stall, server.drip, server.drip_headers)
         reply = ask_one(endpoint(url, timeout=0.3 if slow else 5.0))
     assert reply.text is None and failure in reply.failure
     assert len(asked) == requests

@@ -1,9 +1,11 @@
+import time
 from decimal import Decimal
 
 import pytest
 
 from sdcore.config import ProblemsConfig
-from sdcore.errors import DataError
+from sdcore.errors import ConfigError, DataError
+from sdcore.problems import screening
 from sdcore.problems.screening import LONGEST, screen
 from sdcore.problems.sources import SpelledFloat
 
@@ -176,3 +178,23 @@ def test_duplicates_and_conflicts_are_not_bad():
     rows = [*GOOD, GOOD[0] | {"answer": 7}]
     assert len(screened(rows, checks={"bad_share": 0.0})[0]) == 2
     assert len(screened(GOOD * 9, checks={"bad_share": 0.0})[0]) == 3
+
+
+@pytest.mark.parametrize("pattern", [r"^(?:a|aa)+(b)$", r"(?:x*)*(y)", r"(?:.*a){25}(b)"])
+def test_a_pattern_that_would_take_hours_is_an_error_in_seconds(monkeypatch, pattern):
+    monkeypatch.setattr(screening, "PATTERN_SECONDS", 0.2)
+    rows = [{"question": "x?", "answer": "a" * 60 + "x" * 60}]
+    start = time.monotonic()
+    try:
+        screened(rows, answer_pattern=pattern)
+    except DataError as error:  # the engine sees that nothing matches
+        assert "does not fit" in str(error)
+    except ConfigError as error:
+        assert error.got == pattern and "answer_pattern takes too long" in error.what
+    assert time.monotonic() - start < 10
+
+
+def test_the_bound_on_a_pattern_is_real(monkeypatch):
+    monkeypatch.setattr(screening, "PATTERN_SECONDS", 0.1)
+    with pytest.raises(ConfigError, match="takes too long"):
+        screened([{"question": "x?", "answer": "a" * 60}], answer_pattern=r"^(?:a|aa)+(b)$")

@@ -1,11 +1,16 @@
+import os
+import stat
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 
 import duckdb
 import polars as pl
 import pytest
 
 from sdcore.errors import DataError, StoreBusyError, StoreError
+from sdcore.store import database
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES, content_key
 from sdcore.store.sql_views import VIEWS
@@ -83,20 +88,115 @@ def test_query_is_read_only_and_names_the_tables_on_error(store):
         store.rows("problems", colour="red")
 
 
-def test_a_foreign_writer_gives_a_message_not_a_hang(store):
-    store.append_missing(problems=frame(problem(0)))
-    holder = subprocess.Popen(
-        [sys.executable, "-c", "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', "
-         "flush=True); sys.stdin.read()", str(store.path)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+@contextmanager
+def another_process(code: str, *arguments: object):
+    """A Python process that runs some code, says that it has, and waits for the block's end."""
+    held = f"import sys, duckdb\n{code}\nprint('ready', flush=True)\nsys.stdin.read()"
+    command = [sys.executable, "-c", held, *map(str, arguments)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        assert holder.stdout.readline() == "open\n"
-        with pytest.raises(StoreBusyError, match="close the other program"):
-            store.rows("problems")
+        assert process.stdout.readline() == "ready\n"
+        yield process
     finally:
-        holder.communicate()
+        process.communicate()
+
+
+WRITER = "connection = duckdb.connect(sys.argv[1])"
+READER = "connection = duckdb.connect(sys.argv[1], read_only=True)"
+LOCKER = "import fcntl; file = open(sys.argv[1] + '.lock', 'a'); fcntl.flock(file, fcntl.LOCK_EX)"
+
+
+@pytest.mark.parametrize("code", [WRITER, LOCKER])
+def test_a_bounded_wait_ends_with_the_name_of_who_holds_the_file(store, code):
+    store.append_missing(problems=frame(problem(0)))
+    with another_process(code, store.path) as holder:
+        with pytest.raises(StoreBusyError, match="close them there") as caught:
+            store.rows("problems")
+        assert f"(pid {holder.pid})" in str(caught.value.got)
     assert len(store.rows("problems")) == 1
+
+
+@pytest.mark.parametrize("code", [WRITER, READER, LOCKER])
+def test_a_run_waits_for_as_long_as_it_takes_and_says_for_whom(store, monkeypatch, code):
+    store.append_missing(problems=frame(problem(0)))
+    monkeypatch.setattr(database, "NOTICE", 0.1)
+    said = []
+    with another_process(code, store.path) as holder:
+
+        def say(line):
+            said.append(line)
+            if "waiting" in line:  # this process would wait for ever
+                holder.stdin.close()
+
+        patient = Store(store.path, timeout=None, say=say)
+        patient.append_missing(problems=frame(problem(1)))
+        holder.stdin = None
+    assert len(said) == 2 and f"(pid {holder.pid})" in said[0] and "going on" in said[1]
+    assert others_see(store) == ["p0", "p1"]
+
+
+def test_a_reader_beside_a_reader_does_not_wait(store):
+    store.append_missing(problems=frame(problem(0)))
+    with another_process(READER, store.path):
+        assert len(Store(store.path, timeout=0.5).rows("problems")) == 1
+
+
+def test_a_copy_holds_up_nobody_and_has_what_is_in_the_log(store, tmp_path):
+    store.append_missing(problems=frame(problem(0)))
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    copy = store.copied(folder)
+    with another_process(READER, copy):
+        store.append_missing(problems=frame(problem(1)))
+    assert others_see(Store(copy)) == ["p0"] and others_see(store) == ["p0", "p1"]
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage " * 5000])
+def test_a_file_that_is_no_database_is_an_error_at_once(tmp_path, content):
+    path = tmp_path / "sdcore.duckdb"
+    path.write_bytes(content)
+    start = time.monotonic()
+    with pytest.raises(StoreError, match="cannot be opened") as caught:
+        Store(path).rows("problems")
+    assert not isinstance(caught.value, StoreBusyError) and time.monotonic() - start < 5
+    assert caught.value.expected == "a DuckDB file" and str(path) in caught.value.where
+    assert path.read_bytes() == content
+
+
+def test_tables_are_their_owners_alone_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        store = Store(tmp_path / "new" / "sdcore.duckdb")
+        store.append_missing(problems=frame(problem(0)))
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode)
+                 for path in [store.path.parent, *store.path.parent.iterdir()]}  # fmt: skip
+        assert os.umask(0) == 0
+    finally:
+        os.umask(before)
+    assert modes == {"new": 0o700, "sdcore.duckdb": 0o600, "sdcore.duckdb.wal": 0o600,
+                     "sdcore.duckdb.lock": 0o600}  # fmt: skip
+
+
+def test_reading_leaves_a_complete_file_as_it_is(store):
+    store.append_missing(problems=frame(problem(0)))
+    store.close()
+    before = store.path.read_bytes(), store.path.stat().st_mtime_ns
+    with Store(store.path) as reader:
+        assert len(reader.rows("problems")) == 1
+    assert (store.path.read_bytes(), store.path.stat().st_mtime_ns) == before
+
+
+def test_where_nothing_can_be_written_tables_are_still_read(store):
+    """As root, who may write anywhere, by way of a lock file that cannot be opened."""
+    store.append_missing(problems=frame(problem(0)))
+    store.close()
+    lock = store.path.with_name("sdcore.duckdb.lock")
+    lock.unlink()
+    lock.mkdir()
+    with Store(store.path) as reader:
+        assert len(reader.rows("problems")) == 1
+        with pytest.raises(StoreError, match="cannot be written"):
+            reader.append_missing(problems=frame(problem(1)))
 
 
 def test_while_we_write_a_plain_duckdb_says_who_does(store):
@@ -161,7 +261,9 @@ def test_processes_append_at_once_without_losing_a_row(store):
 
 def test_a_file_of_another_version_is_refused(tmp_path):
     store = Store(tmp_path / "old.duckdb")
-    with store._attached(read_only=False) as connection:
+    store.append_missing(problems=frame(problem(0)))
+    store.close()
+    with duckdb.connect(store.path) as connection:
         connection.execute("ALTER TABLE problems DROP COLUMN source")
     with pytest.raises(StoreError, match="another version"):
         Store(tmp_path / "old.duckdb").rows("problems")
@@ -207,6 +309,6 @@ def test_replaced_rows_are_kept_aside_and_new_ones_just_come(store):
 
 def test_superseding_is_all_or_nothing(store):
     store.append_missing(problems=frame(problem(0)))
-    with pytest.raises(duckdb.Error):
+    with pytest.raises(StoreError, match="cannot be written"):
         store.supersede({"problems": "true", "policies": "no_such_column"}, {})
     assert len(store.rows("problems")) == 1

@@ -144,7 +144,7 @@ def test_while_another_program_writes_the_page_says_so(site, store):
     holder.stdout.readline()
     try:
         answer = site.get("/")
-        assert answer.status_code == 503 and "open for writing elsewhere" in answer.text
+        assert answer.status_code == 503 and "open in another process" in answer.text
     finally:
         holder.communicate("\n")
     assert site.get("/").status_code == 200
