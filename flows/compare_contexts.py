@@ -14,9 +14,11 @@ from tasks.compare import compare
 from tasks.difficulty import measure_difficulty
 from tasks.distill import distill
 from tasks.evaluate import evaluate
+from tasks.health import stopped
 from tasks.prepare import prepare
 from tasks.run.condition_run import ConditionRun, base_run
 from tasks.run.lock import run_lock
+from tasks.run.progress import Advance
 from tasks.run.rounds import Round, first_round
 from tasks.run.session import Session
 from tasks.sample import sample
@@ -74,20 +76,40 @@ def make_ready(base: ConditionRun, splits: Sequence[str]) -> None:
 
 
 def train_condition(run: ConditionRun) -> None:
-    """Train one condition with one seed: a chain of rounds, scored at its checkpoints."""
+    """Train one condition with one seed: a chain of rounds, scored at its checkpoints.
+
+    It ends early, at the last good policy, where a sign of `health.stop_when` says so.
+    """
     rounds = run.experiment.training.rounds
     with run_lock(run), run.session.panel.bar(run.label, total=rounds, part=True) as advance:
-        round_ = first_round(run)
-        advance(round_.number)
-        for checkpoint in checkpoint_rounds(run.experiment, run.settings):
-            while round_.number < checkpoint:
-                round_ = train_round(round_)
-                advance(1)
-            for split in SPLITS:
-                evaluate(run, run.policy(checkpoint), split)
-            track(run)
+        good = stopped(run)
+        if good is None:
+            good = _train_rounds(run, advance)
+        if good:
+            _score(run, good)
         with run.session.tracking() as tracking:
             tracking.end(run.experiment, run.condition, run.seed)
+
+
+def _train_rounds(run: ConditionRun, advance: Advance) -> int | None:
+    """Train to the end, or until the run is stopped: the rounds behind its last good policy."""
+    round_ = first_round(run)
+    advance(round_.number)
+    for checkpoint in checkpoint_rounds(run.experiment, run.settings):
+        while round_.number < checkpoint:
+            round_ = train_round(round_)
+            advance(1)
+            good = stopped(run)
+            if good is not None:
+                return good
+        _score(run, checkpoint)
+    return None
+
+
+def _score(run: ConditionRun, round_: int) -> None:
+    for split in SPLITS:
+        evaluate(run, run.policy(round_), split)
+    track(run)
 
 
 def train_round(round_: Round) -> Round:

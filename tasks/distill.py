@@ -8,6 +8,7 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from sdcore.analysis.health import last_good
 from sdcore.schedule import checkpoint_rounds, signal_rounds
 from sdcore.store.schema import TABLES
 from sdcore.training.objectives import group_signals, objective_of
@@ -15,10 +16,19 @@ from sdcore.training.results import require_agreement
 from sdcore.training.token_signals import signal_frame
 from sdcore.training.trainer import Example, Trainer, Update
 from sdcore.training.weightings import Region, regions_of
+from tasks.health import health_of
 from tasks.run.condition_run import ConditionRun, StoredPolicy
 from tasks.run.live import samples_from_disk
 from tasks.run.progress import note
 from tasks.run.rounds import Round
+
+PROBES = 16  # rollouts of the base on which the drift from it is measured
+_PROBES = """
+    SELECT rollout_id, prompt_ids, response_ids, logprobs FROM rollouts
+    WHERE experiment_id = $experiment_id AND condition = $condition AND seed = $seed
+        AND purpose = 'validation' AND round = 0
+    ORDER BY sample_index, problem_id LIMIT $count
+"""
 
 
 @task(cache_policy=NO_CACHE, task_run_name="distill {round_.label}")
@@ -41,6 +51,7 @@ def distill(round_: Round) -> int:
     held = sampler.update_share
     with run.session.models.training(run, round_.number) as trainer:
         with run.session.clock.measure("compute"):
+            drift = _base_drift(run, trainer)
             steps = _trained(run, trainer, _examples(round_, rows))
             digest = trainer.digest()
         updates = [step for step in steps if step is not None]
@@ -49,7 +60,7 @@ def distill(round_: Round) -> int:
         if not updates:
             note(f"{round_.label}: nothing to train on, the policy stays as it is")
         policy = _policy_after(round_, digest)
-        frames = {"updates": _updates(run, policy, rows, updates, held)}
+        frames = {"updates": _updates(run, policy, rows, updates, held, drift)}
         if updates and round_.number in signal_rounds(run.experiment):
             frames["token_signals"] = _token_signals(round_, rows, steps)
         round_.commit(policy, frames)
@@ -71,6 +82,20 @@ def _trained(run: ConditionRun, trainer: Trainer, examples: list[Example]) -> li
     if steps > 1 and objective.remembers:
         examples = trainer.remember(examples)
     return [trainer.step(examples[start::steps]) for start in range(steps)]
+
+
+def _base_drift(run: ConditionRun, trainer: Trainer) -> float | None:
+    """How far the weights are from the base, on rollouts of the base; None where it has none."""
+    parameters = run.base.columns | {"count": PROBES}
+    rows = run.store.query(_PROBES, parameters).to_dicts()
+    probes = [
+        Example(
+            row["rollout_id"], row["prompt_ids"], row["response_ids"],
+            sampled_logprobs=row["logprobs"],
+        )
+        for row in rows
+    ]  # fmt: skip
+    return trainer.drift(probes) if probes else None
 
 
 def _with_contexts(round_: Round) -> pl.DataFrame:
@@ -115,6 +140,7 @@ def _group_signals(run: ConditionRun, rows: pl.DataFrame) -> tuple[list[float | 
 
 def _saves(run: ConditionRun, round_: int) -> bool:
     due = round_ % run.experiment.training.save_every == 0
+    due |= bool(run.experiment.health.stop_when)  # any of them may turn out to be the last good one
     return due or _scored(run, round_) or samples_from_disk(run)
 
 
@@ -143,6 +169,7 @@ def _updates(
     rows: pl.DataFrame,
     updates: Sequence[Update],
     held: float | None,
+    drift: float | None,
 ) -> pl.DataFrame:
     _, silent = _group_signals(run, rows)
     first = policy.step - run.experiment.training.steps_per_round + 1
@@ -157,6 +184,7 @@ def _updates(
             "mean_reward": rows["reward"].mean(),
             "zero_variance_groups": silent,
             "sampled_update_share": held,
+            "base_drift": drift,
         }
         | update.columns
         for step, update in enumerate(updates, first)
@@ -185,8 +213,10 @@ def _token_signals(
 
 
 def _prune(run: ConditionRun, last: int) -> None:
-    """Drop the checkpoints before the last one, except those that are scored."""
+    """Drop the checkpoints before the last one, except those that are scored or may yet be."""
     kept = {last, *checkpoint_rounds(run.experiment, run.settings)}
+    if run.experiment.health.stop_when:
+        kept.add(last_good(health_of(run), run.experiment.health))
     for folder in run.folder.glob("round-*"):
         number = int(folder.name.removeprefix("round-"))
         if number < last and number not in kept:

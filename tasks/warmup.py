@@ -96,6 +96,7 @@ def _updates(base: ConditionRun, policy_id: str, steps: list[Step]) -> pl.DataFr
             "mean_reward": right,
             "zero_variance_groups": 0,
             "sampled_update_share": None,
+            "base_drift": None,
         }
         | update.columns
         for step, (update, right) in enumerate(steps, 1 - len(steps))

@@ -17,11 +17,11 @@ def prefect(tmp_path_factory):
     """
     address = f"http://127.0.0.1:{free_port()}"
     folder = tmp_path_factory.mktemp("prefect")
-    home = standing.prefect_home(folder)
+    environment = standing.prefect_server(folder, address)
     with (
         subprocess.Popen(
             standing.prefect_command(address),
-            env=os.environ | standing.SETTINGS | home,
+            env=os.environ | standing.SETTINGS | environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as server,
@@ -30,6 +30,7 @@ def prefect(tmp_path_factory):
         try:
             assert answers(f"{address}/api/health", server, standing.START_SECONDS)
             patch.setenv("PREFECT_API_URL", f"{address}/api")
+            patch.setenv("PREFECT_API_AUTH_STRING", environment["PREFECT_API_AUTH_STRING"])
             yield folder
         finally:
             server.terminate()

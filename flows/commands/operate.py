@@ -35,9 +35,13 @@ def up(
 ) -> None:
     """Start Prefect, MLflow and the deployments of this workspace, on loopback only.
 
+    Both servers ask for the workspace's key. The page that is printed last logs a browser in; only
+    you can read it.
+
     Example: sdcore up --prefect-port 4300, then open the printed address and start "quickstart".
     """
     from flows.servers import standing
+    from flows.servers.login import PAGE
 
     root = workspace.absolute()
     standing.require_workspace(root)
@@ -51,6 +55,7 @@ def up(
             standing.start(root, {"prefect": prefect_port, "mlflow": mlflow_port})
     for name, address in standing.addresses(root).items():
         console.print(f"{name:<8} {address}", soft_wrap=True)
+    console.print(f"{'log in':<8} {(root / PAGE).as_uri()}", soft_wrap=True)
 
 
 @app.command()

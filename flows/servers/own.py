@@ -44,6 +44,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
             standing.prefect_command(address),
             stdout=log,
             stderr=log,
+            env=os.environ | standing.prefect_server(root, address),
             umask=0o077,  # its database is for the user alone
             preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads run yet
         )

@@ -17,6 +17,7 @@ from tempfile import TemporaryFile
 import psutil
 import yaml
 
+from flows.servers.login import HOSTS, USER, login, remove_page, write_page, write_private
 from sdcore.errors import SdcoreError
 from sdcore.system.ports import answers
 
@@ -59,12 +60,13 @@ def require_workspace(root: Path) -> None:
 def environment(root: Path) -> dict[str, str]:
     """Environment of a process in the workspace, with the addresses of the services that run.
 
-    ``PREFECT_API_URL``, where it is set already, names a server of the user's and stays.
+    ``PREFECT_API_URL``, where it is set already, names a server of the user's and stays; the
+    workspace's key is not for that one.
     """
     own = SETTINGS | {"SDCORE_WORKSPACE": str(root)}
-    if "PREFECT_API_URL" not in os.environ:
-        own |= prefect_home(root)
     found = addresses(root)
+    if os.environ.get("PREFECT_API_URL") in (None, f"{found.get('prefect')}/api"):
+        own |= prefect_client(root)
     if "prefect" in found:
         own |= {"PREFECT_API_URL": f"{found['prefect']}/api"}
     if "mlflow" in found:
@@ -73,11 +75,27 @@ def environment(root: Path) -> dict[str, str]:
     return own | {name: os.environ[name] for name in stays}
 
 
-def prefect_home(root: Path) -> dict[str, str]:
-    """Prefect's folder in the workspace."""
-    home = root / "prefect"
+def prefect_client(root: Path) -> dict[str, str]:
+    """Prefect's folder in the workspace, and the key of its server.
+
+    The folder's profile has the key too: a worker that is started by hand needs `PREFECT_HOME` and
+    `PREFECT_API_URL` only.
+    """
+    home, name, text = root / "prefect", "PREFECT_API_AUTH_STRING", login(root).text
     home.mkdir(parents=True, exist_ok=True)
-    return {"PREFECT_HOME": str(home)}
+    profile = f'active = "sdcore"\n\n[profiles.sdcore]\n{name} = "{text}"\n'
+    write_private(home / "profiles.toml", profile)
+    return {"PREFECT_HOME": str(home), name: text}
+
+
+def prefect_server(root: Path, address: str) -> dict[str, str]:
+    """Environment of Prefect's server at this address, besides `SETTINGS`: its folder, its key."""
+    port = address.rpartition(":")[2]
+    return prefect_client(root) | {
+        "PREFECT_SERVER_API_AUTH_STRING": login(root).text,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{port}" for host in HOSTS),
+        "PREFECT_UI_API_URL": f"{address}/api",
+    }
 
 
 def addresses(root: Path) -> dict[str, str]:
@@ -107,6 +125,7 @@ def start(root: Path, ports: Mapping[str, int]) -> None:
     (root / _STATE).write_text(json.dumps(ports), "utf-8")
     try:
         _start_all(root, {name: _address(port) for name, port in ports.items()})
+        write_page(root, addresses(root))
     except BaseException:
         stop(root)
         raise
@@ -124,6 +143,7 @@ def stop(root: Path) -> int:
             count += len(left)
             _end(left)
     (root / _STATE).unlink(missing_ok=True)
+    remove_page(root)
     return count
 
 
@@ -172,15 +192,17 @@ def holder(port: int) -> str:
 def prefect_command(address: str) -> list[str]:
     """The command that serves Prefect at an address on this machine."""
     port = address.rpartition(":")[2]
-    options = ["--host", "127.0.0.1", "--port", port]
-    return [sys.executable, "-m", "prefect", "server", "start", *options]
+    options = ["--host", "127.0.0.1", "--port", port, "--log-level", "warning"]
+    app = ["--app-dir", str(PROJECT), "--factory", "flows.servers.guard:prefect"]
+    return [sys.executable, "-m", "uvicorn", *options, *app]
 
 
 def _start_all(root: Path, address: Mapping[str, str]) -> None:
     api = f"{address['prefect']}/api"
-    own = {"PREFECT_API_URL": api, "SDCORE_MLFLOW_URL": address["mlflow"]} | prefect_home(root)
+    own = {"PREFECT_API_URL": api, "SDCORE_MLFLOW_URL": address["mlflow"]} | prefect_client(root)
     spawn, serve = partial(_spawn, root, own), [sys.executable, "-m", "flows.servers.deployments"]
-    prefect = spawn("prefect", prefect_command(address["prefect"]))
+    server = own | prefect_server(root, address["prefect"])
+    prefect = _spawn(root, server, "prefect", prefect_command(address["prefect"]))
     mlflow = spawn("mlflow", _mlflow_command(root, address["mlflow"]))
     _wait(root, "prefect", f"{api}/health", prefect)
     _wait(root, "mlflow", f"{address['mlflow']}/health", mlflow)
@@ -201,7 +223,7 @@ def _mlflow_command(root: Path, address: str) -> list[str]:
     port = address.rpartition(":")[2]
     tables, files = f"sqlite:///{root / 'mlflow.db'}", (root / "mlflow-artifacts").as_uri()
     stores = ["--backend-store-uri", tables, "--default-artifact-root", files]
-    options = ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
+    options = ["--host", "127.0.0.1", "--port", port, "--workers", "1", "--app-name", "sdcore"]
     return [sys.executable, "-m", "mlflow", "server", *stores, *options]
 
 
@@ -223,7 +245,7 @@ def _spawn(
 
 
 def _wait(root: Path, name: str, url: str, process: subprocess.Popen[bytes]) -> None:
-    if not answers(url, process, START_SECONDS):
+    if not answers(url, process, START_SECONDS, (USER, login(root).key)):
         raise SdcoreError(
             f"the service {name} did not start",
             got=f"exit code {process.poll()}",

@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 
+from sdcore.analysis.health import run_alarms
 from sdcore.analysis.intervals import Array, Interval, grid_mean
 from sdcore.analysis.metrics import METRICS, SHARE
 from sdcore.analysis.signal_stats import REGIONS, correct_rollouts, region_advantages
@@ -50,7 +51,8 @@ class Results:
     `scores` has no checkpoints whose weights no update has changed, `problems` the test metrics of
     every policy per problem, `chosen` the rows of the view `chosen_checkpoints`, and `trained`
     what each condition and seed trained: columns condition, seed, first_round (null: nothing),
-    rounds, idle.
+    rounds, idle. `stops` are the condition and seeds that ended early; scores of policies after
+    their last good one are left out.
     """
 
     experiment: Experiment
@@ -58,6 +60,7 @@ class Results:
     problems: pl.DataFrame
     chosen: pl.DataFrame
     trained: pl.DataFrame
+    stops: pl.DataFrame
 
     def checkpoints(self, condition: str, budget: str) -> pl.DataFrame:
         """Return condition, seed and round of the policies that stand for a condition."""
@@ -74,6 +77,17 @@ class Results:
         """Return the seeds of a condition that have finished rounds and trained nothing."""
         rows = self.trained.filter(pl.col("first_round").is_null(), condition=condition)
         return rows["seed"].to_list()
+
+    def note(self, condition: str) -> str:
+        """Return which seeds of a condition trained nothing, and which were stopped, in words."""
+        idle = [] if condition == BASE else self.idle_seeds(condition)
+        parts = [f"{_seeds(idle)} {IDLE}"] if idle else []
+        for row in self.stops.filter(condition=condition).sort("seed").iter_rows(named=True):
+            good = row["good_round"]
+            parts.append(f"seed {row['seed']} stopped after round {row['round']}")
+            if not good:
+                parts[-1] += " without a good checkpoint"
+        return "; ".join(parts)
 
     def interval(
         self, values_PS: Array, condition: str, limits: tuple[float, float] = (-1.0, 1.0)
@@ -94,12 +108,14 @@ def results(store: Store, experiment_id: str) -> Results:
         raise DataError("no such experiment", got=experiment_id, fix="`sdcore list` names them")
     trained = store.query(_TRAINED, [experiment_id])
     scores = store.rows("scores", experiment_id=experiment_id)
+    stops = store.rows("stops", experiment_id=experiment_id)
     return Results(
         experiment=Experiment.model_validate_json(rows["config"][0]),
-        scores=_changed(scores, trained),
+        scores=_good(_changed(scores, trained), stops),
         problems=store.query(_SCORED, [experiment_id]),
         chosen=store.query("FROM chosen_checkpoints WHERE experiment_id = ?", [experiment_id]),
         trained=trained,
+        stops=stops,
     )
 
 
@@ -123,6 +139,9 @@ def summary(store: Store, experiment_id: str) -> pl.DataFrame:
         elif found.idle_seeds(condition):
             rows.append({"condition": condition, "checkpoint": "validation", "note": IDLE})
             rows.append({"condition": condition, "checkpoint": "optimistic", "note": IDLE})
+        elif note := found.note(condition):
+            rows.append({"condition": condition, "checkpoint": "validation", "note": note})
+            rows.append({"condition": condition, "checkpoint": "optimistic", "note": note})
     return pl.DataFrame(rows, schema=_SUMMARY, orient="row")
 
 
@@ -200,8 +219,9 @@ def signal_summary(store: Store, experiment_id: str) -> pl.DataFrame:
 
 
 def warnings(store: Store, experiment_id: str) -> pl.DataFrame:
-    """Return what trained nothing: columns condition and warning, no row where all trained."""
-    trained = results(store, experiment_id).trained
+    """Return what trained nothing or shows a sign of a collapse: columns condition and warning."""
+    loaded = results(store, experiment_id)
+    trained = loaded.trained
     found: list[tuple[str, str]] = []
     for (condition,), rows in trained.group_by("condition", maintain_order=True):
         name, idle = str(condition), rows.filter(pl.col("first_round").is_null())["seed"].to_list()
@@ -212,6 +232,22 @@ def warnings(store: Store, experiment_id: str) -> pl.DataFrame:
             found.append((name, f"{_seeds(idle)} {IDLE}: left out of every mean"))
         if rounds and len(idle) < len(rows):
             found.append((name, f"{rounds} of {total} rounds {IDLE}"))
+    ended = {(row["condition"], row["seed"]): row for row in loaded.stops.to_dicts()}
+    for (condition, seed), signs in run_alarms(store, loaded.experiment).items():
+        stop = ended.get((condition, seed))
+        found += [
+            (condition, f"seed {seed}, {sign.rounds}: {sign.text}")
+            for sign in signs
+            if stop is None or sign.sign != stop["sign"]
+        ]
+        if stop:
+            compared = (
+                f"compared up to the policy after {stop['good_round']} rounds"
+                if stop["good_round"]
+                else "not compared, for want of a good checkpoint"
+            )
+            text = f"seed {seed} stopped after round {stop['round']}: {stop['reason']}; {compared}"
+            found.append((condition, text))
     schema = {"condition": pl.String(), "warning": pl.String()}
     return pl.DataFrame(found, schema=schema, orient="row")
 
@@ -224,7 +260,8 @@ def best_test_rounds(scores: pl.DataFrame, condition: str, metric: str) -> pl.Da
     test = scores.filter(split="test", condition=condition)
     means = (
         test.group_by("round")
-        .agg(pl.col(metric).mean())
+        .agg(pl.col(metric).mean(), seeds=pl.len())
+        .filter(pl.col("seeds") == pl.col("seeds").max())  # others were stopped before
         .sort(metric, "round", descending=[True, False])
     )
     return test.filter(round=means["round"][0]).select(_POLICY).sort(_POLICY)
@@ -236,6 +273,14 @@ def _changed(scores: pl.DataFrame, trained: pl.DataFrame) -> pl.DataFrame:
     joined = scores.join(first, on=["condition", "seed"], how="left", maintain_order="left")
     changed = (pl.col("condition") == BASE) | (pl.col("round") > pl.col("first_round"))
     return joined.filter(changed).drop("first_round")
+
+
+def _good(scores: pl.DataFrame, stops: pl.DataFrame) -> pl.DataFrame:
+    """Scores without those of policies after the last good one of a run that was stopped."""
+    last = stops.select("condition", "seed", "good_round")
+    joined = scores.join(last, on=["condition", "seed"], how="left", maintain_order="left")
+    good = pl.col("good_round").is_null() | (pl.col("round") <= pl.col("good_round"))
+    return joined.filter(good).drop("good_round")
 
 
 def _grid(found: Results, policies: pl.DataFrame, metric: str) -> Array:
@@ -300,7 +345,6 @@ def _row(
 ) -> dict[str, object]:
     policies = rounds["avg_at_k"]
     of_avg = found.scores.filter(split="test").join(policies, on=_POLICY)
-    idle = [] if condition == BASE else found.idle_seeds(condition)
     row: dict[str, object] = {
         "condition": condition,
         "checkpoint": checkpoint,
@@ -308,7 +352,7 @@ def _row(
         "rounds": " ".join(dict.fromkeys("/".join(map(str, rounds[m]["round"])) for m in METRICS)),
         "k": found.experiment.evaluation.samples,
         "problems": of_avg["problems"].max(),
-        "note": f"{_seeds(idle)} {IDLE}" if idle else "",
+        "note": found.note(condition),
     }
     for metric in METRICS:
         mean = found.interval(_grid(found, rounds[metric], metric), condition, SHARE)

@@ -13,6 +13,7 @@ from sdcore.config.critic import (
     critic,
 )
 from sdcore.config.experiment import RESERVED, Experiment
+from sdcore.config.health import HealthConfig
 from sdcore.config.objectives import (
     OBJECTIVES,
     Condition,
@@ -65,8 +66,9 @@ __all__ = [
     "WEIGHTINGS", "AdvantageWeights", "ArithmeticConfig", "BandConfig", "ChecksConfig", "Condition",
     "ConditionSettings", "Count", "CriticConfig", "CriticEntry", "CriticSettings", "DiagnoseConfig",
     "DistillConfig", "EngineConfig", "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig",
-    "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name", "ObjectiveEntry", "OracleConfig",
-    "PositionWeights", "ProblemsConfig", "PromptsConfig", "RegionWeights", "RelevanceWeights",
+    "HealthConfig", "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name", "ObjectiveEntry",
+    "OracleConfig", "PositionWeights", "ProblemsConfig", "PromptsConfig", "RegionWeights",
+    "RelevanceWeights",
     "SamplingConfig", "Settings", "Share", "SourceEntry", "TeacherConfig", "TrainingConfig",
     "WarmupConfig", "WeightingEntry", "WeightingSettings", "critic", "drift", "engine",
     "load_experiment", "objective", "read_settings", "source", "weighting",

@@ -15,6 +15,7 @@ from pydantic_core.core_schema import ValidationInfo
 
 from sdcore.config.base import FILE_ONLY, NAMES_CODE, Name, Seed, Settings
 from sdcore.config.critic import CRITICS, CriticConfig, CriticSettings, DiagnoseConfig, exact_critic
+from sdcore.config.health import HealthConfig
 from sdcore.config.objectives import OBJECTIVES, Condition
 from sdcore.config.problems import SOURCES, ProblemsConfig
 from sdcore.config.sampling import ENGINES, EngineConfig, ModelConfig, PromptsConfig, SamplingConfig
@@ -45,6 +46,7 @@ class Experiment(Settings):
         None, description="absent: training starts from the named model itself"
     )
     training: TrainingConfig = TrainingConfig()
+    health: HealthConfig = HealthConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     critic: CriticConfig | None = Field(
         None,
@@ -207,8 +209,8 @@ class Experiment(Settings):
     def fingerprint(self) -> str:
         """Hash of every setting that can change a result.
 
-        Left out are the description, the preflight, where servers and modules are, and what
-        critics cost.
+        Left out are the description, the preflight, where servers and modules are, what critics
+        cost, and thresholds of health that only warn.
         """
         left_out: dict[str, Any] = {
             "engine": set(EngineConfig.model_fields) - {"kind", "options"},
@@ -216,6 +218,8 @@ class Experiment(Settings):
             "training": CADENCE,
         }
         left_out |= {"description": True, "diagnose": True, "modules": True}
+        if not self.health.stop_when:
+            left_out["health"] = True
         return content_key(self.model_dump(mode="json", exclude=left_out))
 
     @property

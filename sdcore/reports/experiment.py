@@ -40,6 +40,13 @@ _HEALTH = {
     "refused": ",", "left_out": ",", "flat_groups": ",",
     "entropy_first": ".2f", "entropy_last": ".2f", "logprob_drift_max": ".1e",
 }  # fmt: skip
+_HEALTH_CURVES = {
+    "entropy": "entropy, nats per token",
+    "mean_length": "tokens per rollout",
+    "format_rate": "well-formed rollouts",
+    "first_token_kl": "KL at the first token, nats",
+    "base_drift": "KL from the base, nats per token",
+}
 _BLOCKS = {
     "validation": (
         "Chosen on validation, scored once on test",
@@ -109,6 +116,7 @@ def render_report(store: Store, experiment_id: str) -> str:
         **_results(store, experiment),
         costs=_view(store, "cost_per_point", experiment, _COSTS),
         health=_view(store, "training_health", experiment, _HEALTH),
+        health_curves=_health_curves(store, experiment),
         **_signals(store, experiment),
         **_examples(store, experiment),
     )
@@ -270,6 +278,18 @@ def _view(
         {"condition": name} | {column: _text(rows[name][column], forms[column]) for column in forms}
         for name in experiment.conditions
         if name in rows
+    ]
+
+
+def _health_curves(store: Store, experiment: Experiment) -> list[Markup]:
+    """A chart for each sign of health that any condition has."""
+    sql = "FROM round_health WHERE experiment_id = ? ORDER BY condition, seed, round"
+    rounds = store.query(sql, [experiment.experiment_id])
+    names = list(experiment.conditions)
+    return [
+        _chart(plots.health_curve(rounds, names, column, title), f"{title}, by training round")
+        for column, title in _HEALTH_CURVES.items()
+        if rounds[column].count()
     ]
 
 

@@ -54,6 +54,36 @@ def learning_curves(
     return figure
 
 
+def health_curve(
+    rounds: pl.DataFrame, conditions: Sequence[str], column: str, title: str
+) -> Figure:
+    """One sign of health by training round: a line per condition, the mean over seeds.
+
+    Args:
+        rounds: rows of the view `round_health`.
+        conditions: names in the order of the experiment file.
+        column: what to draw; conditions without any value are left out.
+        title: what it is, with its unit.
+    """
+    by = ["condition", "round"]
+    means = rounds.drop_nulls(column).group_by(by).agg(pl.col(column).mean()).sort(by)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.3, 3.3), layout="constrained")
+        (panel,) = _panels(figure, 1)
+        for name, colour, marker in _looks(conditions):
+            curve = means.filter(condition=name)
+            if len(curve):
+                x, y = curve["round"].to_list(), curve[column].to_list()
+                panel.plot(x, y, color=colour, marker=marker, markersize=3, label=name)
+        panel.set_xlabel(_AXES["round"])
+        panel.set_title(title, loc="left")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if column == "format_rate":
+            panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+        _legend(figure)
+    return figure
+
+
 def advantage_bars(
     signals: pl.DataFrame, conditions: Sequence[str], moments: Sequence[str] = ("first", "last")
 ) -> Figure:

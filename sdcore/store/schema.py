@@ -318,8 +318,20 @@ _TABLES = (
         Column("sampled_update_share", REAL, "share of the LoRA update so far that the sampler of "
                "this round's rollouts held, 1 for all; empty without one, for vLLM, or in a warm-up",
                True),
+        Column("base_drift", REAL, "mean log-prob that the base's own validation rollouts lose under "
+               "the weights before the round's steps, nats per token: an estimate of the KL from the "
+               "base; empty without such rollouts and in a warm-up", True),
         Column("padding_share", REAL, "share of padded positions in the micro-batches"),
         Column("seconds", REAL, "wall time of the step"),
+    )),
+    Table("stops", "a condition and seed that ended early, because a sign of health said so",
+          ("experiment_id", "condition", "seed"), (
+        *_RUN,
+        Column("round", INT, "last training round; those after it are absent"),
+        Column("good_round", INT, "rounds behind the last good policy, which is the last that is "
+               "scored and compared; 0: none that was trained"),
+        Column("sign", TEXT, "what collapsed: a name of the setting health.stop_when"),
+        Column("reason", TEXT, "what was seen"),
     )),
     Table("scores", "one policy on one split; its intervals are within this seed only", ("score_id",), (
         *_RUN,

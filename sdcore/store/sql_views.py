@@ -53,11 +53,12 @@ _VIEWS = (
     View(
         "chosen_checkpoints",
         "the checkpoint of each condition and seed that is best on validation, the earliest if "
-        "tied; weights that no round has changed do not compete",
+        "tied; weights that no round has changed do not compete, nor those of a stopped run after "
+        "its last good round",
         {
             "experiment_id": "the experiment run",
             "budget": "epochs: all checkpoints compete; tokens: those that had sampled at most "
-            f"{TOKEN_TOLERANCE:g} times the tokens of the cheapest condition",
+            f"{TOKEN_TOLERANCE:g} times the tokens of the cheapest condition that was not stopped",
             "condition": "name of the condition",
             "seed": "seed of the run",
             "round": "rounds since the base",
@@ -72,14 +73,20 @@ _VIEWS = (
             SELECT experiment_id, condition, seed, min(round) AS round
             FROM trained_rounds WHERE trained GROUP BY ALL
         ), candidates AS (
-            SELECT s.* FROM scores s JOIN starts t USING (experiment_id, condition, seed)
+            SELECT s.*, e.seed IS NOT NULL AS stopped
+            FROM scores s JOIN starts t USING (experiment_id, condition, seed)
+            LEFT JOIN stops e USING (experiment_id, condition, seed)
             WHERE s.split = 'validation' AND s.round > t.round
+                AND (e.seed IS NULL OR s.round <= e.good_round)
         ), finals AS (
-            SELECT experiment_id, condition, max(sampled_tokens) AS tokens
+            SELECT experiment_id, condition, max(sampled_tokens) AS tokens,
+                   bool_and(stopped) AS stopped
             FROM candidates GROUP BY ALL
         ), budgets AS (
             SELECT experiment_id, unnest(['epochs', 'tokens']) AS budget,
-                   unnest(['infinity'::DOUBLE, {TOKEN_TOLERANCE} * min(tokens)]) AS tokens
+                   unnest(['infinity'::DOUBLE, {TOKEN_TOLERANCE} * coalesce(
+                       min(tokens) FILTER (NOT stopped), min(tokens)
+                   )]) AS tokens
             FROM finals GROUP BY experiment_id
         )
         SELECT c.experiment_id, b.budget, c.condition, c.seed, c.round, c.policy_id,
@@ -313,6 +320,38 @@ _VIEWS = (
         LEFT JOIN stepped USING (experiment_id, condition)
         LEFT JOIN judged USING (experiment_id, condition)
         ORDER BY experiment_id, condition
+        """,
+    ),
+    View(
+        "round_health",
+        "how each training round looks, by condition and seed: the signs of a collapse",
+        _RUN | {
+            "seed": "seed of the run",
+            "round": "finished training round, from 0; so many rounds are behind its policy",
+            "rollouts": "rollouts of the round",
+            "entropy": "mean entropy of the student, nats per token",
+            "mean_length": "response tokens per rollout",
+            "format_rate": "share of well-formed rollouts",
+            "first_token_kl": "mean KL to the teacher at the first response token, nats; empty "
+            "without a teacher",
+            "base_drift": "estimate of the KL from the base, nats per token; see `updates`",
+        },
+        """
+        WITH sampled AS (
+            SELECT experiment_id, condition, seed, round, count(*) AS rollouts,
+                   avg(len(response_ids)) AS mean_length, avg(well_formed::INT) AS format_rate
+            FROM rollouts SEMI JOIN trained_rounds USING (experiment_id, condition, seed, round)
+            WHERE purpose = 'train' GROUP BY ALL
+        ), stepped AS (
+            SELECT experiment_id, condition, seed, round, arg_min(entropy, step) AS entropy,
+                   arg_min(first_token_kl, step) AS first_token_kl,
+                   arg_min(base_drift, step) AS base_drift
+            FROM updates WHERE round >= 0 GROUP BY ALL
+        )
+        SELECT experiment_id, condition, seed, round, rollouts, entropy, mean_length, format_rate,
+               first_token_kl, base_drift
+        FROM sampled LEFT JOIN stepped USING (experiment_id, condition, seed, round)
+        ORDER BY experiment_id, condition, seed, round
         """,
     ),
     View(

@@ -15,10 +15,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def answers(url: str, process: "subprocess.Popen[bytes]", timeout: float) -> bool:
-    """Wait until a GET of the address succeeds; False if the process ends or `timeout` s pass."""
+def answers(
+    url: str,
+    process: "subprocess.Popen[bytes]",
+    timeout: float,
+    login: tuple[str, str] | None = None,
+) -> bool:
+    """Wait until a GET of the address succeeds; False if the process ends or `timeout` s pass.
+
+    `login` is the user and the password that the server asks for.
+    """
     deadline = time.monotonic() + timeout
-    with httpx.Client(timeout=1, trust_env=False) as client:
+    with httpx.Client(timeout=1, trust_env=False, auth=login) as client:
         while process.poll() is None and time.monotonic() < deadline:
             with suppress(httpx.TransportError):
                 if client.get(url).is_success:

@@ -157,9 +157,21 @@ class Trainer:
         other than 1, at which the stored log-probs are.
         """
         self._require_fit(examples)
-        mine = [self._surprisals(group, examples) for group in self._groups(examples)]
-        losses_N = results.losses_of(examples, _gathered(mine))
+        losses_N = self._losses(examples, self._objective.temperature)
         return [replace(e, old_logprobs=(-x_T).tolist()) for e, x_T in zip(examples, losses_N)]
+
+    @torch.no_grad()
+    def drift(self, examples: Sequence[Example]) -> float:
+        """Mean log-prob that sampled tokens lose under the present weights, nats per token.
+
+        The examples were sampled by other weights and have their log-probs. If they were sampled
+        at temperature 1, this is an unbiased estimate of KL(those weights ‖ the present ones).
+        """
+        batches.require_whole(examples, self._limit)
+        surprisal_T = torch.cat(self._losses(examples, 1.0))
+        sampled_T = batches.sampled_logprobs(examples)
+        assert sampled_T is not None, "sampled examples have log-probs"
+        return float((sampled_T + surprisal_T).mean())
 
     def save(self, folder: Path) -> None:
         """Write the weights and, under `trainer/`, the rest of the state: whole or not at all."""
@@ -242,11 +254,19 @@ class Trainer:
             )
         return Pass(group, 0.0, torch.zeros(0), self._signals(chosen, scores))
 
-    def _surprisals(self, group: list[int], examples: Sequence[Example]) -> Pass:
-        """−log p of a micro-batch's response tokens at the sampling temperature, as its loss."""
+    def _losses(self, examples: Sequence[Example], temperature: float) -> list[Tensor]:
+        """−log p of each example's response tokens at a temperature."""
+        groups = self._groups(examples)
+        mine = [self._surprisals(group, examples, temperature) for group in groups]
+        return results.losses_of(examples, _gathered(mine))
+
+    def _surprisals(
+        self, group: list[int], examples: Sequence[Example], temperature: float
+    ) -> Pass:
+        """−log p of a micro-batch's response tokens at a temperature, as its loss."""
         student = batches.student_side([examples[index] for index in group] or examples[:1])
         student = student.to(self._device)
-        objective = partial(losses.cross_entropy, temperature=self._objective.temperature)
+        objective = partial(losses.cross_entropy, temperature=temperature)
         weights = torch.zeros(len(student.tokens_T), device=self._device)
         with self._autocast():
             _, loss_T, scores = collectives.inside(

@@ -102,6 +102,7 @@ def _affected(stage: Stage) -> dict[str, str]:
         "contexts": f"{_RUN} AND {of_rollouts}",
         "token_signals": from_it,
         "updates": from_it,
+        "stops": from_it,
         "policies": after,
         "problem_scores": after,
         "scores": after,

@@ -54,7 +54,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 _UPDATE_METRICS = (
     "loss", "grad_norm", "learning_rate", "entropy", "mean_length", "accuracy", "rollouts",
     "tokens", "zero_variance_groups", "first_token_kl", "logprob_drift", "logprob_drift_max",
-    "sampled_update_share",
+    "sampled_update_share", "base_drift",
     "padding_share", "seconds",
 )  # fmt: skip
 _HEADLINE = ("avg_at_k", "maj_at_k", "pass_at_k")

@@ -1,6 +1,7 @@
 """One workspace that is up for all pages, and the browser to look at them with."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from flows.servers import standing
+from flows.servers.login import PAGE
 from sdcore.system.ports import free_port
 
 PATIENCE = 120_000  # ms; a busy machine needs most of it to start a run
@@ -59,15 +61,20 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def new_page(browser):
-    """Makes pages, each of a person who comes for the first time."""
+def new_page(browser, workspace):
+    """Makes pages, each of a person who comes for the first time and logs in to both servers."""
     with ExitStack() as opened:
 
         def make() -> Page:
             context = browser.new_context(viewport={"width": 1400, "height": 1000})
             opened.callback(context.close)
             context.set_default_timeout(PATIENCE)
-            return context.new_page()
+            page = context.new_page()
+            for server, title in (("Prefect", "Prefect Server"), ("MLflow", "MLflow")):
+                page.goto((workspace / PAGE).as_uri())
+                page.get_by_role("link", name=server).click()
+                expect(page).to_have_title(re.compile(title))
+            return page
 
         yield make
 

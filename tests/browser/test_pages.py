@@ -1,5 +1,6 @@
 """What a person does in a browser: start, watch, retry, compare, read."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,16 @@ def test_mlflow_finds_the_runs_and_compares_them(first, page, addresses):
     page.get_by_role("button", name="Compare").click()
     expect(page.get_by_text("Comparing 2 Runs")).to_be_visible()
     expect(page.get_by_text("test/avg_at_k").first).to_be_visible()
+
+
+def test_who_does_not_log_in_sees_nothing(browser, addresses):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(addresses["prefect"])
+    expect(page).to_have_url(re.compile("/login"))
+    expect(page.get_by_role("button", name="Login")).to_be_visible()
+    assert context.request.get(addresses["mlflow"]).status == 401
+    context.close()
 
 
 def test_the_report_needs_no_network_and_has_no_errors(first, page, workspace):

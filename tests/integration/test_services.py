@@ -10,8 +10,11 @@ import sys
 import httpx
 import psutil
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 from flows.servers import standing
+from flows.servers.login import Login, login
 from flows.servers.own import prefect_server
 from sdcore.errors import SdcoreError
 from sdcore.store.database import Store
@@ -93,7 +96,66 @@ def test_the_users_server_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
     environment = standing.environment(tmp_path)
     assert environment["PREFECT_API_URL"] == "http://prefect.example/api"
-    assert "PREFECT_HOME" not in environment
+    assert "PREFECT_HOME" not in environment and "PREFECT_API_AUTH_STRING" not in environment
+
+
+SECRET = "sk-in-a-block"
+FOREIGN = {
+    "without the key": {},
+    "with a wrong key": {"Authorization": f"Basic {Login('wrong').encoded}"},
+    "from another site": {"Origin": "http://evil.example", "Authorization": "KEY"},
+    "from another local page": {"Origin": "http://127.0.0.1:5555", "Authorization": "KEY"},
+    "by another name of this machine": {"Host": "evil.example", "Authorization": "KEY"},
+}
+
+
+@pytest.fixture(scope="module")
+def block(prefect):
+    """The id of a Secret block on the server."""
+    code = (
+        "from prefect.blocks.system import Secret; "
+        f"print(Secret(value={SECRET!r}).save('critic-key', True))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return made.stdout.strip()
+
+
+@pytest.mark.parametrize("headers", FOREIGN.values(), ids=FOREIGN)
+def test_a_stranger_runs_nothing_and_reads_no_secret(prefect, block, headers):
+    api, known = os.environ["PREFECT_API_URL"], f"Basic {login(prefect).encoded}"
+    headers = {name: known if value == "KEY" else value for name, value in headers.items()}
+    secret = f"/block_documents/{block}?include_secrets=true"
+    flow_run = {"flow_id": block, "parameters": {"overrides": ["engine.python=/bin/true"]}}
+    for method, path, body in (
+        ("GET", secret, None), ("POST", "/flow_runs/", flow_run), ("POST", "/flows/filter", {}),
+        ("POST", "/deployments/", flow_run), ("GET", "/admin/settings", None),
+    ):  # fmt: skip
+        answer = httpx.request(method, f"{api}{path}", json=body, headers=headers)
+        assert answer.status_code in (400, 401, 403) and SECRET not in answer.text
+        assert answer.headers.get("Access-Control-Allow-Origin") is None
+    socket = api.replace("http:", "ws:") + "/events/out"
+    with pytest.raises((InvalidStatus, ConnectionClosed)), connect(socket) as stream:  # no key
+        stream.recv(timeout=10)
+
+
+def test_the_owner_reads_the_secret_with_the_key(prefect, block):
+    secret = f"{os.environ['PREFECT_API_URL']}/block_documents/{block}?include_secrets=true"
+    assert SECRET in httpx.get(secret, auth=("sdcore", login(prefect).key)).text
+
+
+def test_the_key_stands_in_no_argument_of_a_process_and_in_no_log(prefect):
+    key = login(prefect).key
+    arguments = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+    assert any("flows.servers.guard" in each for each in arguments)
+    assert not any(key in each for each in arguments)
+    holders = [path for path in prefect.rglob("*") if path.is_file() and holds(path, key)]
+    assert {path.name for path in holders} == {"login.key", "profiles.toml"}
+    assert {path.stat().st_mode & 0o777 for path in holders} == {0o600}
+
+
+def holds(path, key):
+    content = path.read_bytes()
+    return any(form in content for form in (key.encode(), Login(key).encoded.encode()))
 
 
 @pytest.mark.slow
@@ -105,21 +167,36 @@ def test_up_serves_runs_use_it_and_down_leaves_nothing(tmp_path, monkeypatch):
     options = [text for name, port in ports.items() for text in (f"--{name}-port", port)]
     try:
         printed = sdcore("up", *where, *options).stdout
-        assert printed.split() == ["prefect", address["prefect"], "mlflow", address["mlflow"]]
+        page = (tmp_path / "login.html").as_uri()
+        servers = ["prefect", address["prefect"], "mlflow", address["mlflow"]]
+        assert printed.split() == [*servers, "log", "in", page]
         assert sdcore("up", *where).stdout == printed
         assert all(
             row["processes"]
             for row in json.loads(sdcore("status", *where, "--json").stdout).values()
         )
         assert httpx.get(f"{address['mlflow']}/health").is_success
-        found = httpx.post(f"{address['prefect']}/api/deployments/filter", json={}).json()
+        known = ("sdcore", login(tmp_path).key)
+        experiments = f"{address['mlflow']}/ajax-api/2.0/mlflow/experiments/search?max_results=9"
+        assert [httpx.get(url).status_code for url in (address["mlflow"], experiments)] == [401] * 2
+        assert "experiments" in httpx.get(experiments, auth=known).json()
+        for foreign in ({"Origin": "http://127.0.0.1:5555"}, {"Host": "10.evil.example"}):
+            assert httpx.get(experiments, auth=known, headers=foreign).status_code in (400, 403)
+        deployments = f"{address['prefect']}/api/deployments"
+        found = httpx.post(f"{deployments}/filter", json={}, auth=known).json()
         assert {"quickstart", "tiny-solver"} <= {each["name"] for each in found}
         assert not any(schedule["active"] for each in found for schedule in each["schedules"])
+        quickstart = next(each["id"] for each in found if each["name"] == "quickstart")
+        for harmful in ({"engine": {"python": "/bin/true"}}, {"critic": {"base_url": "http://e/"}}):
+            run = {"parameters": {"experiment": "quickstart", "changes": harmful}}
+            answer = httpx.post(f"{deployments}/{quickstart}/create_flow_run", json=run, auth=known)
+            assert answer.status_code in (409, 422), answer.text
         monkeypatch.setattr(os, "environ", dict(os.environ))  # the next line adds to it
         with prefect_server(tmp_path) as server_address:
             assert server_address() == f"{address['prefect']}/api"
     finally:
         sdcore("down", *where)
+    assert not (tmp_path / "login.html").exists()
     assert not standing.processes(tmp_path) and standing.addresses(tmp_path) == {}
     assert all(standing.is_free(port) for port in ports.values())
 
@@ -127,6 +204,8 @@ def test_up_serves_runs_use_it_and_down_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_worker_of_a_process_pool_takes_the_same_file(prefect, tmp_path):
     environment = os.environ | standing.SETTINGS | {"SDCORE_WORKSPACE": str(tmp_path)}
+    environment |= {"PREFECT_HOME": str(prefect / "prefect")}  # whose profile has the key
+    del environment["PREFECT_API_AUTH_STRING"]
 
     def call(*arguments):
         command = [sys.executable, "-m", "prefect", *arguments]

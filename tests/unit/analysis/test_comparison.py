@@ -7,7 +7,8 @@ from sdcore.analysis import comparison
 from sdcore.errors import DataError
 from sdcore.reports import printing
 from sdcore.store.database import Store
-from tests.helpers.example import EXPERIMENT, fill
+from sdcore.store.schema import TABLES
+from tests.helpers.example import EXPERIMENT, fill, rollout, update
 
 
 def score_row(condition, seed, round_, split, avg, tokens):
@@ -132,6 +133,57 @@ def test_a_condition_that_trained_nothing_is_named_and_never_compared(tmp_path):
 
 def test_no_warning_where_all_trained(store):
     assert not len(comparison.warnings(store, EXPERIMENT.experiment_id))
+
+
+def test_what_was_stopped_or_shows_a_sign_of_a_collapse_is_named(tmp_path):
+    """Seed 0 of step-aligned was good until round 2, seed 1 never; GRPO's entropy is a tenth."""
+    store = fill(Store(tmp_path / "sdcore.duckdb"))
+    name = EXPERIMENT.experiment_id
+    stop = {"experiment_id": name, "round": 3, "sign": "format", "reason": "40% well-formed"}
+    store.append_missing(
+        stops=TABLES["stops"].frame(
+            [
+                stop | {"condition": condition, "seed": seed, "good_round": good}
+                for condition, seed, good in (
+                    ("step_aligned", 0, 2), ("step_aligned", 1, 0), ("reference", 0, 0),
+                    ("reference", 1, 0),
+                )
+            ]
+        )
+    )  # fmt: skip
+    updates = [update("grpo", 0, 3, entropy=0.1)]
+    rollouts = [rollout("grpo", 0, "train", 2, "train0", 0, correct=True)]
+    updates.append(update("grpo", 0, 2, entropy=0.1))
+    store.replace(updates=TABLES["updates"].frame(updates))
+    store.append_missing(rollouts=TABLES["rollouts"].frame(rollouts))
+    ended = "stopped after round 3: 40% well-formed;"
+    never = "not compared, for want of a good checkpoint"
+    assert set(comparison.warnings(store, name).rows()) == {
+        ("grpo", "seed 0, rounds 2 to 3: entropy of 0.1 nats per token, 1 in the first round"),
+        ("reference", f"seed 0 {ended} {never}"),
+        ("reference", f"seed 1 {ended} {never}"),
+        ("step_aligned", f"seed 0 {ended} compared up to the policy after 2 rounds"),
+        ("step_aligned", f"seed 1 {ended} {never}"),
+    }
+    chosen = comparison.summary(store, name).filter(checkpoint="validation")
+    aligned = chosen.filter(condition="step_aligned").row(0, named=True)
+    assert (aligned["rounds"], aligned["seeds"]) == ("2", 1)
+    assert aligned["avg_at_k"] == pytest.approx(4 / 6)
+    assert aligned["note"] == (
+        "seed 0 stopped after round 3; seed 1 stopped after round 3 without a good checkpoint"
+    )
+    reference = chosen.filter(condition="reference").row(0, named=True)
+    assert reference["avg_at_k"] is None and reference["note"].count("without a good") == 2
+    rows, _ = comparison.comparisons(store, name)
+    assert "reference" not in {*rows["condition"], *rows["baseline"]}
+    assert set(rows.filter(condition="step_aligned")["seeds"]) == {1}
+
+
+def test_the_optimistic_round_is_one_that_all_seeds_have():
+    # Seed 0 was stopped and scored after round 2, better than anything else.
+    early = pl.DataFrame([score_row("a", 0, 2, "test", 1.0, 200)])
+    rounds = comparison.best_test_rounds(pl.concat([SCORES, early]), "a", "avg_at_k")
+    assert rounds.rows() == [("a", 0, 3), ("a", 1, 3)]
 
 
 def test_a_schedule_cut_off_by_the_budget_is_said_beside_the_number(tmp_path):

@@ -196,3 +196,45 @@ def test_feedback_gains_of_a_stored_run(store):
     columns = "added, condition, baseline, difference, seeds"
     (row,) = rows(store, "feedback_gains", columns, metric="avg_at_k", budget="epochs")
     assert row == ("aligned context", "step_aligned", "reference", pytest.approx(1 / 3), 2)
+
+
+def test_round_health(tmp_path):
+    # Two rollouts of two tokens in rounds 0 and 3; of the two steps of round 3 the first counts.
+    made = fill(Store(tmp_path / "sdcore.duckdb"))
+    train = made.rows("rollouts", condition="reference", seed=0, purpose="train", round=3)
+    broken = train.head(1).with_columns(well_formed=pl.lit(False), response_ids=[2, 3, 4, 5])
+    steps = [
+        update("reference", 0, 3, step=4, entropy=0.3, first_token_kl=0.2, base_drift=0.1),
+        update("reference", 0, 3, step=5, entropy=9.0, first_token_kl=9.0, base_drift=9.0)
+        | {"update_id": "second"},
+    ]
+    made.replace(rollouts=broken, updates=TABLES["updates"].frame(steps))
+    columns = "round, rollouts, entropy, mean_length, format_rate, first_token_kl, base_drift"
+    found = rows(made, "round_health", columns, condition="reference", seed=0)
+    assert found == [(0, 2, 1, 2, 1, 1, 1), (3, 2, 0.3, 3, 0.5, 0.2, 0.1)]
+
+
+def test_after_its_last_good_round_a_stopped_run_has_no_checkpoint(tmp_path):
+    # step_aligned is best at round 4; its seed 0 was good until round 3, seed 1 never.
+    made = fill(Store(tmp_path / "sdcore.duckdb"))
+    stop = {"experiment_id": EXPERIMENT.experiment_id, "condition": "step_aligned", "round": 3,
+            "sign": "format", "reason": "40%"}  # fmt: skip
+    stops = [stop | {"seed": seed, "good_round": good} for seed, good in ((0, 3), (1, 0))]
+    made.append_missing(stops=TABLES["stops"].frame(stops))
+    columns = "condition, seed, round"
+    chosen = rows(made, "chosen_checkpoints", columns, budget="epochs", condition="step_aligned")
+    assert chosen == [("step_aligned", 0, 2)]
+
+
+def test_a_stopped_run_does_not_set_the_budget_of_the_others(tmp_path):
+    # All have sampled 400 tokens at round 4. GRPO ends at 200 in both seeds, stopped or not.
+    made = fill(Store(tmp_path / "sdcore.duckdb"))
+    made.supersede({"scores": "condition = 'grpo' AND round > $round"}, {"round": 2})
+    last = "SELECT max(round) FROM chosen_checkpoints WHERE budget = 'tokens'"
+    assert made.query(last).item() == 2
+    stop = {"experiment_id": EXPERIMENT.experiment_id, "condition": "grpo", "round": 3,
+            "good_round": 2, "sign": "format", "reason": "40%"}  # fmt: skip
+    made.append_missing(
+        stops=TABLES["stops"].frame([stop | {"seed": seed} for seed in EXPERIMENT.seeds])
+    )
+    assert made.query(last).item() == 4

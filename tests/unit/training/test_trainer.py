@@ -242,6 +242,28 @@ def test_a_teacher_that_scores_other_tokens_is_found_out(monkeypatch):
         made.step(some)
 
 
+@pytest.mark.parametrize("condition", [distill(), reward()], ids=["distill", "grpo"])
+def test_drift_is_the_log_prob_that_the_samples_lose(condition):
+    sampled = [
+        replace(e, sampled_logprobs=own.gather(1, torch.tensor(e.response_ids)[:, None])[:, 0])
+        for e in examples()
+        for own in [naive_logprobs(llama(), e.prompt_ids, e.response_ids)]
+    ]
+    made = trainer(condition, lora=FULL)
+    assert made.drift(sampled) == pytest.approx(0, abs=1e-6)
+    before = bits(made)
+    made.step([replace(e, advantage=1.0) for e in sampled])
+    lost = torch.cat([
+        torch.as_tensor(e.sampled_logprobs)
+        - naive_logprobs(made.model, e.prompt_ids, e.response_ids).gather(
+            1, torch.tensor(e.response_ids)[:, None]
+        )[:, 0]
+        for e in sampled
+    ])  # fmt: skip
+    assert not all(torch.equal(weight, bits(made)[name]) for name, weight in before.items())
+    assert made.drift(sampled) == pytest.approx(lost.mean().item(), rel=1e-4)
+
+
 def test_grpo_needs_an_advantage_and_distillation_a_teacher_prompt():
     bare = [replace(e, advantage=None, teacher_prompt_ids=None) for e in examples()]
     for condition in (reward(), distill()):

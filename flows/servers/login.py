@@ -1,0 +1,101 @@
+"""The login of a workspace's servers: one random key in a file that only its owner may read.
+
+Who has it may start runs and read the secrets of the workspace: it is as good as the account.
+"""
+
+import os
+import secrets
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from sdcore.errors import SdcoreError
+
+USER = "sdcore"
+HOSTS = ("127.0.0.1", "localhost")  # names of this machine that the servers answer to
+PATH = "/sdcore-login"  # of the page at each server that the links of the login page lead to
+PAGE = "login.html"
+_KEY = "login.key"
+
+
+@dataclass(frozen=True)
+class Login:
+    """What the workspace's servers ask for. Printing it does not show the key."""
+
+    key: str = field(repr=False)
+
+    @property
+    def text(self) -> str:
+        """`user:key`, as Prefect's settings and its form want it."""
+        return f"{USER}:{self.key}"
+
+    @property
+    def encoded(self) -> str:
+        """The same as HTTP's basic authentication sends it."""
+        return b64encode(self.text.encode()).decode()
+
+
+def login(root: Path) -> Login:
+    """Return the workspace's login, from its file; the first call makes it.
+
+    Raises:
+        SdcoreError: the file belongs to somebody else, or others may read it.
+    """
+    path = root / _KEY
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(32))
+    except FileExistsError:
+        status = path.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o077:
+            raise SdcoreError(
+                "others may read the key of the workspace's servers, or made it",
+                got=f"mode {status.st_mode & 0o777:o}, user {status.st_uid}",
+                expected=f"mode 600, user {os.getuid()}",
+                where=str(path),
+                fix="`sdcore down`, delete the file, and start again: another key is made",
+            ) from None
+    return Login(path.read_text("utf-8").strip())
+
+
+def write_page(root: Path, addresses: Mapping[str, str]) -> Path:
+    """Write the page whose links log a browser in, for its owner's eyes only.
+
+    It is a file so that the key stands in no printed address, no log and no argument of a process.
+    The link to Prefect has it in the fragment, which browsers do not send; the one to MLflow has it
+    where browsers take it from for basic authentication.
+    """
+    known, path = login(root), root / PAGE
+    mlflow = addresses["mlflow"].replace("://", f"://{USER}:{known.key}@")
+    write_private(path, f"""<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="referrer" content="no-referrer">
+<title>sdcore: log in</title>
+<style>body {{ font: 16px sans-serif; margin: 3em auto; max-width: 40em }}</style>
+<h1>Log in</h1>
+<p>The servers of {escape(str(root))}:</p>
+<ul>
+<li><a href="{addresses["prefect"]}{PATH}#{known.encoded}">Prefect</a>
+<li><a href="{mlflow}{PATH}">MLflow</a>
+</ul>
+<p>By hand: Prefect asks for <code>{known.text}</code>,
+MLflow for the user <code>{USER}</code> and the password <code>{known.key}</code>.
+Whoever has the key can do what you can.</p>
+</html>
+""")  # fmt: skip
+    return path
+
+
+def remove_page(root: Path) -> None:
+    """Remove the page; the key stays, for the workers and browsers that know it."""
+    (root / PAGE).unlink(missing_ok=True)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        os.fchmod(file.fileno(), 0o600)  # of one that was there before
+        file.write(text)

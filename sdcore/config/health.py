@@ -1,0 +1,53 @@
+"""When a training counts as collapsed, and whether it then ends early."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from sdcore.config.base import Settings, Share
+
+Sign = Literal["entropy", "length", "format", "first_token_kl", "drift"]
+
+
+class HealthConfig(Settings):
+    """Signs of a collapse, from each round's rollouts and compared with those of the first round.
+
+    The quickstart in 20 rounds keeps 0.7 to 1.2 times its entropy, its length to 2 % and its
+    format to 2 points: the thresholds are far outside of what a healthy run does.
+    """
+
+    min_entropy: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="share of the first round's entropy; below it the policy repeats itself",
+    )
+    max_entropy: float = Field(
+        3.0, ge=1, description="times the first round's entropy; above it the policy rambles"
+    )
+    max_length_ratio: float = Field(
+        2.0, gt=1, description="times that the mean length may grow or shrink"
+    )
+    max_format_loss: Share = Field(
+        0.2, description="share of well-formed rollouts that may be lost"
+    )
+    max_first_token_kl: float = Field(
+        2.0,
+        gt=0,
+        description="nats, mean KL to the teacher at the first response token; seen: below 0.5 in "
+        "healthy runs, 4.4 where the teacher expects another beginning",
+    )
+    max_drift: float = Field(
+        1.0,
+        gt=0,
+        description="nats per token, KL from the base, measured on the base's own validation "
+        "rollouts; a text of the base is then e times less likely per token",
+    )
+    patience: int = Field(
+        2, ge=1, description="rounds in a row beyond a threshold before it counts"
+    )
+    stop_when: tuple[Sign, ...] = Field(
+        (),
+        description="signs that end a condition and seed early, at the last policy that showed "
+        "none of them; checkpoints are then written every round. The default only warns",
+    )
