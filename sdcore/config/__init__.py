@@ -32,6 +32,7 @@ from sdcore.config.problems import (
     ChecksConfig,
     ProblemsConfig,
     SourceEntry,
+    WordProblemsConfig,
     source,
 )
 from sdcore.config.sampling import (
@@ -70,6 +71,6 @@ __all__ = [
     "OracleConfig", "PositionWeights", "ProblemsConfig", "PromptsConfig", "RegionWeights",
     "RelevanceWeights",
     "SamplingConfig", "Settings", "Share", "SourceEntry", "TeacherConfig", "TrainingConfig",
-    "WarmupConfig", "WeightingEntry", "WeightingSettings", "critic", "drift", "engine",
-    "load_experiment", "objective", "read_settings", "source", "weighting",
+    "WarmupConfig", "WeightingEntry", "WeightingSettings", "WordProblemsConfig", "critic", "drift",
+    "engine", "load_experiment", "objective", "read_settings", "source", "weighting",
 ]  # fmt: skip

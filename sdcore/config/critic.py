@@ -26,7 +26,7 @@ class CriticSettings(Settings):
 
 
 class OracleConfig(CriticSettings):
-    """The exact critic of the arithmetic problems, at no cost."""
+    """The exact critic of the generated problems, arithmetic and in words, at no cost."""
 
     kind: Literal["oracle"] = Field(json_schema_extra=NAMES_CODE)
 
@@ -116,7 +116,7 @@ CRITICS = Registry(
     (
         CriticEntry(
             "oracle", OracleConfig, "sdcore.critics.llm:OracleCritic",
-            exact_for=frozenset({"arithmetic"}), about=about(OracleConfig),
+            exact_for=frozenset({"arithmetic", "word_problems"}), about=about(OracleConfig),
         ),
         CriticEntry(
             "llm", LlmCriticConfig, "sdcore.critics.llm:open_llm",

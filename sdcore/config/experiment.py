@@ -51,7 +51,7 @@ class Experiment(Settings):
     critic: CriticConfig | None = Field(
         None,
         validate_default=True,
-        description="absent: the oracle if problems.source is arithmetic, otherwise no critic",
+        description="absent: the exact critic of problems.source if it has one, otherwise none",
     )
     grader: str = Field(
         "math",
@@ -141,7 +141,8 @@ class Experiment(Settings):
         exact_for = CRITICS[self.critic.kind].exact_for if self.critic else frozenset()
         if self.critic and exact_for and self.problems.source not in exact_for:
             raise ValueError(
-                f"critic.kind: the {self.critic.kind} judges {', '.join(exact_for)} problems only"
+                f"critic.kind: the {self.critic.kind} judges {', '.join(sorted(exact_for))} "
+                "problems only"
             )
         fallback = self.critic.fallback_context if self.critic else None
         if fallback and "critique" in self.known_contexts[fallback].needs:

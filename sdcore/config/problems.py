@@ -30,6 +30,26 @@ class ArithmeticConfig(Settings):
         return self
 
 
+class WordProblemsConfig(Settings):
+    """How hard the problems of source = word_problems are."""
+
+    fewest_steps: int = Field(2, ge=2, le=6, description="of a solution")
+    most_steps: int = Field(6, ge=2, le=6, description="of a solution")
+    distractors: int = Field(
+        1, ge=0, le=3, description="sentences per question whose number is not needed"
+    )
+    largest: int = Field(
+        50, ge=20, le=999, description="number of a question; results may be larger"
+    )
+    decimals: bool = Field(False, description="amounts of money may have cents")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.fewest_steps > self.most_steps:
+            raise ValueError("problems.word_problems: fewest_steps exceeds most_steps")
+        return self
+
+
 class ChecksConfig(Settings):
     """Which rows of a source are left out, and when there are too many of them."""
 
@@ -60,8 +80,8 @@ class ProblemsConfig(Settings):
     """Source of the questions, and the size of each split."""
 
     source: str = Field(
-        description="arithmetic, jsonl, csv, parquet, duckdb, dataset, reasoning_gym, or "
-        "module:attribute",
+        description="arithmetic, word_problems, jsonl, csv, parquet, duckdb, dataset, "
+        "reasoning_gym, or module:attribute",
         json_schema_extra=NAMES_CODE,
     )
     path: Path | None = Field(None, description="the file of jsonl, csv, parquet or duckdb")
@@ -81,17 +101,26 @@ class ProblemsConfig(Settings):
     question: str = Field("question", description="column of the question")
     solution: str = Field("solution", description="column of the reference solution")
     answer: str = Field("answer", description="column of the final answer")
+    template: str = Field(
+        "template", description="column of the name of the template, where a source has one"
+    )
     answer_pattern: str | None = Field(
         None,
         description="regular expression whose one group is the final answer in the answer text; "
         "a second per row at most",
     )
     arithmetic: ArithmeticConfig = ArithmeticConfig()
+    word_problems: WordProblemsConfig = WordProblemsConfig()
     train: Count = 256
     validation: Count = 64
     test: Count = 200
     test_share: Share = Field(0.2, description="of a source's questions, by hash")
     validation_share: Share = Field(0.1, description="of a source's questions, by hash")
+    split_by: Literal["question", "template"] = Field(
+        "question",
+        description="template: all questions of a template are in one split, so that none that is "
+        "tested was trained on with other numbers",
+    )
     order: Literal["file", "hash"] = Field(
         "file",
         description="of choice within a split: file takes the first usable rows, which stay chosen "
@@ -163,6 +192,9 @@ class SourceEntry(Entry):
         screened: its rows are checked for usable answers and for duplicates.
         traces: import path of a function from `ProblemsConfig` to well-formed traces for a
             warm-up, each a `sdcore.training.warmup.Solved`; None: they are the reference solutions.
+        exercises: import path of a function from `ProblemsConfig`, a count and a seed to solutions
+            with a known first error, on which critics are measured; None: they are made of the
+            worked solutions, which must have GSM8K's calculator notes.
     """
 
     implementation: Callable[["ProblemsConfig"], Iterable[tuple[int, Any]]] | str
@@ -171,6 +203,7 @@ class SourceEntry(Entry):
     endless: bool = False
     screened: bool = True
     traces: str | None = None
+    exercises: str | None = None
 
 
 def _reader(name: str) -> str:
@@ -184,7 +217,14 @@ SOURCES = Registry(
         SourceEntry(
             "arithmetic", _reader("arithmetic"), endless=True, screened=False,
             traces="sdcore.training.warmup:arithmetic_traces",
+            exercises="sdcore.critics.corruption:arithmetic_exercises",
             about="Generated sums of three or four numbers, with worked solutions.",
+        ),
+        SourceEntry(
+            "word_problems", _reader("word_problem"), endless=True, screened=False,
+            traces="sdcore.training.warmup:word_problem_traces",
+            exercises="sdcore.critics.corruption:word_exercises",
+            about="Generated word problems of two to six steps, with worked solutions.",
         ),
         SourceEntry("jsonl", _reader("jsonl"), ("path",), about="A JSON object per line."),
         SourceEntry("csv", _reader("csv"), ("path",), about="A CSV file with a header."),

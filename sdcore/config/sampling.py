@@ -46,6 +46,14 @@ class PromptsConfig(Settings):
         "The prompt ends as the student's does in any case, so that both expect the same response "
         "(for a Qwen3 that does not think, with an empty thought)",
     )
+    examples: int = Field(
+        0,
+        ge=0,
+        le=4,
+        description="worked examples put before the question as earlier turns, in the format of "
+        "traces; they show a model the format that was not trained on it, and are the same for "
+        "every source",
+    )
     student: str = Field(
         "Solve the problem step by step. Write each step as <step_1>...</step_1>, "
         "<step_2>...</step_2> and so on, then only the final answer as <answer>...</answer>.\n\n"

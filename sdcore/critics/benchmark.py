@@ -8,18 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdcore.config import ProblemsConfig
-from sdcore.critics.corruption import (
-    Solution,
-    corrupted_arithmetic,
-    corrupted_gsm8k,
-    gsm8k_solution,
-)
+from sdcore.config import SOURCES, ProblemsConfig
+from sdcore.critics.corruption import Solution, corrupted_gsm8k, gsm8k_solution
 from sdcore.errors import DataError
 from sdcore.grading.answers import grade
 from sdcore.grading.equations import NUMBER, false_equation
-from sdcore.problems.arithmetic import generate_problems, reference_solution
 from sdcore.problems.sources import Record, origin, read_jsonl, read_records
+from sdcore.registry import import_path
 from sdcore.traces import parse_trace, render_trace
 
 _ANSWER = re.compile(r"\banswer(?: is|:)+ ?:?\s*(.*?)[.\s]*$", re.IGNORECASE | re.MULTILINE)
@@ -45,17 +40,13 @@ def make_trials(config: ProblemsConfig, count: int, seed: int) -> list[Trial]:
     Raises:
         DataError: the file has too few worked solutions with GSM8K's calculator notes.
     """
-    rng = random.Random(seed)  # noqa: S311
-    if config.source == "arithmetic":
-        problems = generate_problems(count, seed, holdout=True, family=config.arithmetic)
+    if own := SOURCES[config.source].exercises:
+        source = f"{config.source}, seed {seed}"
         return [
-            _trial(
-                f"arithmetic, seed {seed}", problem.question, str(problem.answer),
-                corrupted_arithmetic(problem, rng, wrong=index % 2 == 1),
-                reference_solution(problem),
-            )
-            for index, problem in enumerate(problems)
-        ]  # fmt: skip
+            _trial(source, each.question, each.reference, each.solved, each.solution)
+            for each in import_path(own)(config, count, seed)
+        ]
+    rng = random.Random(seed)  # noqa: S311
     rows = [(f"{origin(config)}, row {number}", row) for number, row in read_records(config)]
     rng.shuffle(rows)
     trials: list[Trial] = []

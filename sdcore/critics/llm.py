@@ -123,7 +123,7 @@ class _Versioned(Critic):
 
 
 class OracleCritic(Critic):
-    """The exact critic of the arithmetic family."""
+    """The exact critic of the generated families."""
 
     name = "oracle"
 
@@ -134,7 +134,7 @@ class OracleCritic(Critic):
         """Yield critiques in the order of the submissions.
 
         Raises:
-            DataError: a question is not of the arithmetic family, or its reference is wrong.
+            DataError: a question is of no generated family, or its reference is wrong.
         """
         for index, each in enumerate(submissions):
             yield index, oracle_critique(each.question, each.reference or "", each.trace)

@@ -286,18 +286,18 @@ def _other_notation(new: list[str], own: list[str]) -> str | None:
         return f"new steps have {theirs:.0f} characters on average, the solver's {mine:.0f}"
     if len(new) > 2 * len(own) + 2:
         return f"{len(new)} new steps, but the solver wrote {len(own)} in all"
-    if abs(_letters(new) - _letters(own)) > LETTERS:
+    if abs(letters(new) - letters(own)) > LETTERS:
         return "new steps are in another notation: words against formulas"
     if "\\" in "".join(new) and "\\" not in "".join(own):
         return "new steps are in another notation: LaTeX"
-    prose = _letters(own) >= PROSE  # among sentences, one may do without =
+    prose = letters(own) >= PROSE  # among sentences, one may do without =
     short = [step for step in new if "=" not in step and not (prose and len(step.split()) > 3)]
     if short and len(own) > 1 and all("=" in step for step in own):
         return "new steps are in another notation: one without ="
     return None
 
 
-def _letters(steps: Sequence[str]) -> float:
+def letters(steps: Sequence[str]) -> float:
     """Return the share of letters in what is not white space."""
     text = "".join("".join(steps).split())
     return sum(char.isalpha() for char in text) / max(len(text), 1)

@@ -17,7 +17,7 @@ from sdcore.grading.notation import NUMBER, VERBAL, Token, numbers, tokens
 from sdcore.grading.phrases import ARTICLES, CLAUSE, Phrase, phrases
 from sdcore.grading.units import UNITS, mixed, ratios, singular
 
-__all__ = ["NUMBER", "false_equation", "numbers", "value"]
+__all__ = ["NUMBER", "Equation", "equations", "false_equation", "numbers", "value"]
 
 MAX_PIECES = 80  # of one side
 MAX_READINGS = 12
@@ -84,8 +84,29 @@ def value(expression: str) -> Fraction | None:
     return evaluate(readings[0]) if readings else None
 
 
-def false_equation(text: str) -> str | None:
-    """The first equality such as ``47+23=71`` that does not hold; None where all do.
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """A relation between two values in a text.
+
+    Attributes:
+        text: as it is written, in plain notation.
+        left: what stands before the relation, in each way it can be read, in Python's notation.
+        right: what stands after it.
+        holds: one reading of the left agrees with one of the right, rounding allowed.
+        exact: it holds without rounding.
+        runs_on: it is right only in its first number: ``2 + 3 = 5`` of ``2 + 3 = 5 * 4 = 20``.
+    """
+
+    text: str
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    holds: bool
+    exact: bool
+    runs_on: bool
+
+
+def equations(text: str) -> Iterator[Equation]:
+    """Yield the relations of a text whose two sides can be read, in order.
 
     A result may be rounded to the decimal places that it is written with, where the exact value
     has more of them, and a quotient may be cut off: ``1/6 = 0.17`` and ``7/2 = 3 full boxes`` hold,
@@ -100,11 +121,26 @@ def false_equation(text: str) -> str | None:
         pairs = [(_left(read[n]), _right(read[n + 1])) for n in range(len(relations))]
         for place, (left, right) in enumerate(pairs):
             following = pairs[place + 1] if place + 1 < len(pairs) else None
-            if _comparable(left, right, relations[place], first=place == 0) and not (
-                _holds(left, right, relations[place]) or _runs_on(left, right, following)
-            ):
-                return " ".join(plain[left.start : right.end].replace(VERBAL, "=").split())
-    return None
+            if _comparable(left, right, relations[place], first=place == 0):
+                written = " ".join(plain[left.start : right.end].replace(VERBAL, "=").split())
+                yield _compared(written, left, right, relations[place], following)
+
+
+def false_equation(text: str) -> str | None:
+    """The first equation of a text that does not hold, such as ``47+23=71``; None if all do."""
+    return next((each.text for each in equations(text) if not each.holds), None)
+
+
+def _compared(
+    text: str, left: Side, right: Side, relation: str, following: tuple[Side, Side] | None
+) -> Equation:
+    meant, runs_on = right, False
+    holds = _holds(left, right, relation)
+    if not holds and _runs_on(left, right, following):
+        meant = Side((right.written[0],), right.written[:1])
+        holds = runs_on = True
+    exact = holds and _equal(left, meant)
+    return Equation(text, left.readings, right.readings, holds, exact, runs_on)
 
 
 def _chains(found: Sequence[Token]) -> Iterator[tuple[list[list[Token]], list[str]]]:
@@ -207,7 +243,7 @@ def _side(phrase: Phrase, *, prefix: bool = False, suffix: bool = False) -> Side
         written=tuple(phrase.written),
         calculated=len(pieces) > 1 + (pieces[0] == "-") + 2 * (pieces[0] == "(")
         or pieces[0].startswith(("sqrt", "factorial")),
-        fraction=bool(_FRACTION.fullmatch("".join(pieces))),
+        fraction=not phrase.spoken and bool(_FRACTION.fullmatch("".join(pieces))),
         divided=bool({"/", "frac", "of"} & set(pieces)),
         summed=bool({"+", "-"} & set(pieces)),
         percent=any(piece.endswith("/100)") for piece in pieces),
@@ -280,13 +316,23 @@ def _runs_on(left: Side, right: Side, following: tuple[Side, Side] | None) -> bo
     return _holds(left, first, "=")
 
 
+def _equal(left: Side, right: Side) -> bool:
+    """Whether two readings have the same value in units of one kind."""
+    pairs = product(_values(left), _values(right), _scales(left, right))
+    return any(abs(mine * scale - theirs) <= SAME * abs(theirs) for mine, theirs, scale in pairs)
+
+
+def _scales(left: Side, right: Side) -> set[Fraction]:
+    """Factors by which a value on the left may be multiplied for its unit on the right."""
+    percent = {Fraction(100), Fraction(1, 100)} if left.percent or right.percent else set()
+    return {Fraction(1), *ratios(left.units, right.units)} | percent
+
+
 def _holds(left: Side, right: Side, relation: str) -> bool:
     pairs = [(mine, theirs) for mine, theirs in product(_values(left), _values(right))]
     if not pairs or (left.summed and mixed(left.units)):
         return True
-    scales = {Fraction(1), *ratios(left.units, right.units)}
-    if left.percent or right.percent:
-        scales |= {Fraction(100), Fraction(1, 100)}
+    scales = _scales(left, right)
     roughly = relation.endswith("approx") or left.roughly or right.roughly
     return any(
         _agree(mine * scale, theirs, left, right, roughly)

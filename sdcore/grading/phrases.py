@@ -36,6 +36,7 @@ class Phrase:
     units: set[str] = field(default_factory=set)
     letters: list[str] = field(default_factory=list)  # units of one letter: 5 m
     odd: bool = False  # it cannot be evaluated
+    spoken: bool = False  # an operator is a word: 12 divided by 4
     note: int | None = None  # the piece that may begin a remark: 20 (5 * 4)
     unclosed: int | None = None  # the last bracket without an end
     start: int = -1
@@ -135,6 +136,7 @@ class _Reader:
             if words[-len(tail) :] == tail and len(words) < len(tail) + 4 and not CLAUSE & {*words}:
                 self.run = self.run[: -len(tail)]
                 self._take_units()
+                self.phrase.spoken = True
                 self._emit(operator, token, complete=False)
                 return
         part = phrase.pieces[-1].endswith("/100)") or phrase.pieces[-2:-1] == ["/"]

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from sdcore.config import PromptsConfig
 from sdcore.errors import ConfigError
 from sdcore.jinja_sandbox import render
+from sdcore.models.examples import EXAMPLES
 from sdcore.traces import is_tag_piece
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
@@ -122,12 +123,12 @@ def teacher_prompt(
 
 
 def student_messages(prompts: PromptsConfig, question: str) -> list[Message]:
-    """Chat messages that ask the student; the system message only where one is set.
+    """Chat messages that ask the student: system message and worked examples where set.
 
     Raises:
         ConfigError: the template does not render.
     """
-    return _messages(prompts.system, render(prompts.student, question=question))
+    return _messages(prompts.system, prompts, render(prompts.student, question=question))
 
 
 def teacher_messages(prompts: PromptsConfig, question: str, context: str | None) -> list[Message]:
@@ -142,7 +143,7 @@ def teacher_messages(prompts: PromptsConfig, question: str, context: str | None)
     if context:
         text = render(prompts.teacher, student=text, question=question, context=context)
     own = prompts.teacher_system
-    return _messages(prompts.system if own is None else own, text)
+    return _messages(prompts.system if own is None else own, prompts, text)
 
 
 def prompt_ids(
@@ -207,8 +208,9 @@ def require_shown(tokenizer: Tokenizer, prompts: PromptsConfig) -> None:
         (teacher, prompts.teacher_thinking, CONTEXT),
     ):
         text = _rendered(tokenizer, messages, thinking=thinking)
+        asked = [each for each in messages if each["role"] == "system"] + list(messages[-1:])
         shown = {"user": what, "system": SYSTEM}
-        if lost := [each["role"] for each in messages if shown[each["role"]] not in text]:
+        if lost := [each["role"] for each in asked if shown[each["role"]] not in text]:
             raise ConfigError(
                 "the model's chat template leaves out what it is given",
                 got=f"a prompt without the {' and the '.join(lost)} message: {text}",
@@ -305,6 +307,8 @@ def _start_of(tokens: frozenset[str]) -> re.Pattern[str]:
     return re.compile(f"(?={'|'.join(map(re.escape, sorted(tokens))) or '(?!)'})(.)", re.DOTALL)
 
 
-def _messages(system: str | None, text: str) -> list[Message]:
-    first = [{"role": "system", "content": system}] if system else []
-    return [*first, {"role": "user", "content": text}]
+def _messages(system: str | None, prompts: PromptsConfig, text: str) -> list[Message]:
+    turns = [("system", system)] if system else []
+    for question, trace in EXAMPLES[: prompts.examples]:
+        turns += [("user", render(prompts.student, question=question)), ("assistant", trace)]
+    return [{"role": role, "content": content} for role, content in (*turns, ("user", text))]

@@ -39,6 +39,7 @@ class Problem:
     solution: str | None
     reference: str
     source: str
+    template: str | None = None  # name of what it was made from
 
     @property
     def problem_id(self) -> str:
@@ -53,7 +54,7 @@ class Problem:
             "question": self.question,
             "solution": self.solution,
             "reference": self.reference,
-            "source": self.source,
+            "source": f"{self.source}, {self.template}" if self.template else self.source,
         }
 
 
@@ -125,7 +126,10 @@ def _problem(number: int, record: Record, config: ProblemsConfig) -> Problem:
     for name, text in {"question": question, "solution": solution, "answer": final}.items():
         if len(text or "") > LONGEST[name]:
             raise DataError(f"the {name} has {len(text or '')} characters")
-    return Problem(number, question, solution, final, f"{origin(config)}, row {number}")
+    template = None
+    if config.split_by == "template":
+        template = _text(record, "template", config.template)
+    return Problem(number, question, solution, final, f"{origin(config)}, row {number}", template)
 
 
 def _text(record: Any, name: str, key: str) -> str:

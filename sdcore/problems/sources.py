@@ -17,6 +17,7 @@ import polars as pl
 from sdcore.config import SOURCES, ProblemsConfig
 from sdcore.errors import ConfigError, DataError
 from sdcore.keys import hub_key, redacted
+from sdcore.problems import word_problems
 from sdcore.problems.arithmetic import generate_problems, reference_solution
 from sdcore.registry import loaded
 from sdcore.store.database import query_file
@@ -96,6 +97,27 @@ def arithmetic_rows(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
     return enumerate(rows, 1)
 
 
+def word_problem_rows(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
+    """Yield generated word problems, as many as all splits take; their story is their template."""
+    family = config.word_problems
+    if config.split_by == "template":
+        apart = word_problems.split_stories(config.seed, config.test_share, config.validation_share)
+        drawn = word_problems.problems_of(config.counts, config.seed, family, apart)
+    else:
+        total = sum(config.counts.values())
+        drawn = islice(word_problems.draw_problems(config.seed, holdout=True, family=family), total)
+    rows = (
+        {
+            "question": problem.question,
+            "solution": word_problems.reference_solution(problem),
+            "answer": word_problems.as_text(problem.answer),
+            "template": problem.story,
+        }
+        for problem in drawn
+    )
+    return enumerate(rows, 1)
+
+
 def jsonl_rows(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
     """Yield the lines of a JSONL file."""
     return _lines(_path(config))
@@ -150,7 +172,7 @@ def _cells(reader: Any, header: list[str]) -> Record | None:
 def parquet_rows(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
     """Yield the rows of a Parquet file."""
     scan = pl.scan_parquet(_path(config), n_rows=config.limit)
-    wanted = [config.question, config.solution, config.answer]
+    wanted = [config.question, config.solution, config.answer, config.template]
     known = [name for name in scan.collect_schema().names() if name in wanted]
     frame = scan.select(known).collect()
     return enumerate(frame.iter_rows(named=True), 1)

@@ -1,7 +1,7 @@
 """Choose the problems of each split.
 
-The split of a question follows from its hash, and within a split the first usable rows are chosen.
-So both stay the same when rows are appended to the source.
+The split of a question follows from its hash, or that of its template, and within a split the first
+usable rows are chosen. So both stay the same when rows are appended to the source.
 """
 
 from collections import Counter
@@ -78,6 +78,8 @@ def sort_out(
     problems, rejections = screen(records, config) if source.screened else _trusted(records, config)
     if source.endless:
         dealt = _dealt(problems, config)
+        if config.split_by == "template":
+            _require_templates_apart(dealt, config)
         splits, long = _without_long(dealt, list(dealt), config, too_long)
         return splits, sorted([*rejections, *long], key=lambda row: row.number)
     if config.order == "hash":
@@ -99,7 +101,14 @@ def _trusted(
     """Take every row of a source that makes only usable problems, each once."""
     place = origin(config)
     problems = [
-        Problem(number, row["question"], row["solution"], row["answer"], f"{place}, row {number}")
+        Problem(
+            number,
+            row["question"],
+            row["solution"],
+            row["answer"],
+            f"{place}, row {number}",
+            row.get("template"),
+        )
         for number, row in records
         if isinstance(row, Mapping)
     ]
@@ -112,9 +121,29 @@ def _dealt(problems: Iterable[Problem], config: ProblemsConfig) -> dict[str, lis
     return {split: list(islice(drawn, count)) for split, count in config.counts.items()}
 
 
+def _require_templates_apart(dealt: Mapping[str, list[Problem]], config: ProblemsConfig) -> None:
+    """Refuse a generator that deals one template to two splits, or names none.
+
+    Raises:
+        DataError: it does.
+    """
+    home: dict[str | None, str] = {}
+    for split, problems in dealt.items():
+        for problem in problems:
+            if problem.template is None or home.setdefault(problem.template, split) != split:
+                raise DataError(
+                    "the generator does not keep templates apart",
+                    got=f"template {problem.template} in {split}",
+                    expected="each problem names its template, and a template is in one split",
+                    where=f"{origin(config)}, row {problem.number}",
+                    fix='set problems.split_by = "question"',
+                )
+
+
 def _split(problem: Problem, config: ProblemsConfig) -> str:
-    """Return the split of a question, which depends on nothing else in the source."""
-    key = content_key("split", config.seed, normalised(problem.question))
+    """Return the split of a question or template, which depends on nothing else in the source."""
+    unit = problem.question if config.split_by == "question" else problem.template or ""
+    key = content_key("split", config.seed, normalised(unit))
     place = int(key[:13], 16) / 16**13
     if place < config.test_share:
         return "test"

@@ -9,7 +9,7 @@ import random
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from sdcore.models import policies
 from sdcore.models.adapters import merged_weights
 from sdcore.models.policies import Policy, Tokenizer
 from sdcore.models.prompts import neutralise, student_prompt, teacher_prompt
+from sdcore.problems import word_problems
 from sdcore.problems.arithmetic import STYLES, draw_problems, reference_solution, solve
 from sdcore.problems.slipped import slipped
 from sdcore.registry import import_path
@@ -43,8 +44,8 @@ class Solved(NamedTuple):
 def traces(problems: ProblemsConfig, train: pl.DataFrame, count: int) -> list[Solved]:
     """Return at most `count` right traces to learn the form from; the same settings give the same.
 
-    Arithmetic traces are on problems of no split, from left to right and in the phrasing that goes
-    with the question's; others are the reference solutions of the train split, one step per line.
+    Those of a generated family are on problems of no split, in its own order and wordings; others
+    are the reference solutions of the train split, one step per line.
 
     Args:
         problems: where the experiment's problems come from.
@@ -172,6 +173,20 @@ def arithmetic_traces(problems: ProblemsConfig) -> Iterator[Solved]:
         steps = solve(problem, "left", styles[problem.phrasing])
         trace = render_trace(steps, str(problem.answer))
         yield Solved(problem.question, trace, reference_solution(problem))
+
+
+def word_problem_traces(problems: ProblemsConfig) -> Iterator[Solved]:
+    """Yield solved word problems of no split, of the train split's stories, without end."""
+    of = None
+    if problems.split_by == "template":
+        shares = problems.test_share, problems.validation_share
+        of = word_problems.split_stories(problems.seed, *shares)["train"]
+    family, wordings = problems.word_problems, cycle(word_problems.WORDINGS)
+    drawn = word_problems.draw_problems(SEED, holdout=False, family=family, of=of)
+    for problem, wording in zip(drawn, wordings, strict=False):
+        steps = word_problems.solve(problem, wording)
+        trace = render_trace(steps, word_problems.as_text(problem.answer))
+        yield Solved(problem.question, trace, word_problems.reference_solution(problem))
 
 
 def _cut(train: pl.DataFrame) -> Iterator[Solved]:

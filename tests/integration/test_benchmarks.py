@@ -19,7 +19,7 @@ def benchmarks(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-    for name in ("_losses", "_measure", "_steps", "mfu", "validation"):
+    for name in ("_losses", "_measure", "_steps", "mfu", "validation", "word_oracle"):
         sys.modules.pop(name, None)
 
 
@@ -32,6 +32,16 @@ def test_validation_runs_on_a_small_file_in_gsm8ks_form(capsys):
     assert figures["true_steps"] == figures["planted"] == 9
     assert figures["refused"] == figures["flagged"] == figures["flagged_latex"] == 0
     assert figures["noticed"] == 1 and figures["noticed_latex"] > 0.6
+
+
+def test_the_oracle_is_measured_on_word_problems(capsys):
+    import word_oracle
+
+    word_oracle.main(60)
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["holds"] and figures["headline"] == figures["right_passed"] == 1
+    assert figures["faults"] > 200 and figures["corrected_right"] == 1
+    assert set(figures["share"]) == {"slip", "operand", "distractor", "operation"}
 
 
 def test_a_planted_result_differs_and_keeps_its_decimal_places():

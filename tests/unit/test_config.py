@@ -258,7 +258,7 @@ def test_a_critic_is_needed_where_a_context_is_made_of_critiques():
     words = ["problems.source=jsonl", "problems.path=some.jsonl"]
     with pytest.raises(ConfigError, match=r"conditions.step_aligned needs a critic"):
         load_experiment(QUICKSTART, words)
-    with pytest.raises(ConfigError, match=r"oracle judges arithmetic problems only"):
+    with pytest.raises(ConfigError, match=r"oracle judges arithmetic, word_problems problems only"):
         load_experiment(QUICKSTART, [*words, "critic.kind=oracle"])
     assert load_experiment(QUICKSTART, [*words, "critic={kind='llm', model='m'}"]).judge
     assert load_experiment(QUICKSTART).judge.kind == "oracle"

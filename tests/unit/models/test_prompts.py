@@ -8,6 +8,8 @@ from transformers.utils import chat_template_utils
 
 from sdcore.config import PromptsConfig
 from sdcore.errors import ConfigError
+from sdcore.grading.equations import false_equation
+from sdcore.models.examples import EXAMPLES
 from sdcore.models.prompts import (
     end_of_turn,
     freeze_clock,
@@ -19,6 +21,7 @@ from sdcore.models.prompts import (
     teacher_messages,
     teacher_prompt,
 )
+from sdcore.traces import parse_trace
 from tests.helpers.families import CHATML, characters
 
 PROMPTS = PromptsConfig(
@@ -303,3 +306,29 @@ def test_the_end_of_turn_is_the_one_that_the_template_writes():
     open_ended = characters(None)
     assert end_of_turn(open_ended, (unk, END)) == END
     assert end_of_turn(open_ended, (0, unk)) == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_worked_examples_are_earlier_turns_in_the_format_of_traces(count):
+    prompts = PromptsConfig(system="Be brief.", examples=count)
+    first, *turns, last = student_messages(prompts, "1+1")
+    assert first["role"] == "system" and [turn["role"] for turn in turns] == [
+        "user", "assistant",
+    ] * count  # fmt: skip
+    assert last == student_messages(PromptsConfig(), "1+1")[-1]
+    for asked, said in zip(turns[::2], turns[1::2], strict=True):
+        trace = parse_trace(said["content"])
+        assert trace.well_formed and len(trace.steps) >= 2
+        assert not any(map(false_equation, (step.text for step in trace.steps)))
+        assert trace.answer in trace.steps[-1].text
+        assert asked["content"].startswith("Solve the problem step by step.")
+    teacher = teacher_messages(prompts, "1+1", "It is 2.")
+    assert teacher[:-1] == [first, *turns] and "It is 2." in teacher[-1]["content"]
+    assert student_messages(PromptsConfig(), "1+1") == [last]
+
+
+def test_examples_are_at_most_as_many_as_there_are():
+    assert len(EXAMPLES) == 4
+    with pytest.raises(ValueError, match="examples"):
+        PromptsConfig(examples=5)
+    require_shown(characters(None), PromptsConfig(examples=2, system="Be brief."))
