@@ -144,6 +144,10 @@ class Run:
         """Rows of the table `token_signals`."""
         return self._rows("token_signals")
 
+    def teacher_samples(self) -> pl.DataFrame:
+        """Rows of the table `teacher_samples`."""
+        return self._rows("teacher_samples")
+
     def updates(self) -> pl.DataFrame:
         """Rows of the table `updates`."""
         return self._rows("updates")

@@ -12,12 +12,15 @@ from tasks.prepare import prepare
 from tasks.run.condition_run import ConditionRun, base_run
 from tasks.run.lock import run_lock
 from tasks.run.session import Session
+from tasks.teacher import sample_teacher
 from tasks.track import tracked
 
 
 @flow(flow_run_name="{experiment.name}/diagnose")
 def diagnose(experiment: Experiment, root: Path) -> Diagnosis:
     """Score the same frozen rollouts of the base policy under every context, and judge it.
+
+    The base policy also samples with every context in its prompt: what can its student learn?
 
     What the workspace folder `root` already holds is not done again.
     """
@@ -30,7 +33,7 @@ def diagnose(experiment: Experiment, root: Path) -> Diagnosis:
                 make_ready(base, [experiment.diagnose.split])
             run = ConditionRun(session, experiment, PURPOSE, base.seed)
             with run_lock(run):
-                for stage in (freeze, write_contexts, score):
+                for stage in (freeze, write_contexts, sample_teacher, score):
                     stage(run)
                     session.interrupts.stop_if_asked()
                 return report(run)

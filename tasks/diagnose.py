@@ -43,7 +43,7 @@ def write_contexts(run: ConditionRun) -> int:
         EngineError: the critic cannot be asked, or answers nothing.
         BudgetError: the critic's budget allows no further request.
     """
-    rollouts, critic, problems = _rollouts(run), open_critic(run), _problems(run)
+    rollouts, critic, problems = _rollouts(run), open_critic(run), frozen_problems(run)
     known = run.experiment.known_contexts
     wanted = [known[name] for name in preflight.contexts_of(run.experiment)]
     judges = run.experiment.judge is not None
@@ -81,7 +81,7 @@ def report(run: ConditionRun) -> Diagnosis:
     The findings are small and follow from the tables: they are returned to be printed.
     """
     experiment, folder = run.experiment, run.root / "reports"
-    problem_ids = _problems(run)["problem_id"].to_list()
+    problem_ids = frozen_problems(run)["problem_id"].to_list()
     found = preflight.diagnose(run.store, experiment, problem_ids)
     page = page_of.write_page(run.store, experiment, found, folder)
     shown = page_of.examples(run.store, experiment, found)
@@ -99,7 +99,8 @@ def report(run: ConditionRun) -> Diagnosis:
     return found
 
 
-def _problems(run: ConditionRun) -> pl.DataFrame:
+def frozen_problems(run: ConditionRun) -> pl.DataFrame:
+    """The problems that are looked at, in order."""
     settings = run.experiment.diagnose
     return run.problems(settings.split).head(settings.problems)
 
@@ -108,7 +109,7 @@ def _rollouts(run: ConditionRun) -> list[Rollout]:
     """The frozen rollouts; what is missing of them is sampled."""
     policy, samples = run.policy(0), run.experiment.diagnose.rollouts
     stored = stored_rollouts(run, policy, PURPOSE)
-    rollouts = sample_missing(run, policy, PURPOSE, _problems(run), samples, stored)
+    rollouts = sample_missing(run, policy, PURPOSE, frozen_problems(run), samples, stored)
     return sorted(rollouts, key=lambda each: (each.problem_id, each.sample_index))
 
 

@@ -107,15 +107,13 @@ def _room(base: ConditionRun, day: date) -> Room:
     experiment, models = base.experiment, base.session.models
     name, fallback = experiment.model.name, getattr(experiment.judge, "fallback", None)
     shown = dict.fromkeys([*experiment.distilled, *([fallback] if fallback else [])])
-    limit = base.context_length
-    served = experiment.engine.context_length if experiment.engine.kind == "vllm" else None
     return Room(
         tokenizer=models.tokenizer(name, day),
         prompts=experiment.prompts,
         contexts=[experiment.known_contexts[each] for each in shown],
         new_tokens=experiment.sampling.max_new_tokens,
-        student=min((each for each in (limit, served) if each is not None), default=None),
-        teacher=limit,
+        student=base.sampled_length,
+        teacher=base.context_length,
     )
 
 

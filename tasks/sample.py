@@ -7,7 +7,7 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.engines import Completion, Request
+from sdcore.engines import Request
 from sdcore.grading.graders import Response, grade_responses
 from sdcore.models.prompts import student_prompt
 from sdcore.rollouts import Problem, Rollout
@@ -28,6 +28,15 @@ class Planned:
     sample_index: int
     sampling_seed: int
     prompt_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A response to a problem: the tokens of the whole trace, by the id of the sample."""
+
+    sample_id: str
+    problem: Problem
+    token_ids: Sequence[int]
 
 
 @task(cache_policy=NO_CACHE, task_run_name="sample {round_.label}", **RETRIES)
@@ -125,7 +134,11 @@ def _sample_batch(
             run.experiment.sampling,
             lambda finished, tokens: advance(finished, tokens=tokens),
         )
-        results = _graded(run, completions, batch)
+        answered = [
+            Answered(each.rollout_id, each.problem, completion.token_ids)
+            for each, completion in zip(batch, completions, strict=True)
+        ]
+        results = graded(run, answered)
     return [
         Rollout(
             **run.columns,  # type: ignore[arg-type]
@@ -137,35 +150,33 @@ def _sample_batch(
             sample_index=each.sample_index,
             sampling_seed=each.sampling_seed,
             prompt_ids=each.prompt_ids,
+            response_ids=completion.token_ids,
+            logprobs=completion.logprobs,
+            finish_reason=completion.finish_reason,
             **result,  # type: ignore[arg-type]
         )
-        for each, result in zip(batch, results, strict=True)
+        for each, completion, result in zip(batch, completions, results, strict=True)
     ]
 
 
-def _graded(
-    run: ConditionRun, completions: Sequence[Completion], batch: Sequence[Planned]
-) -> list[Mapping[str, object]]:
-    """The columns of rollouts that the engine and the grader give."""
+def graded(run: ConditionRun, answered: Sequence[Answered]) -> list[Mapping[str, object]]:
+    """The columns of rollouts that follow from their text and the grader."""
     tokenizer = run.tokenizer
-    traces = [parse_trace(response_text(tokenizer, c.token_ids)) for c in completions]
+    traces = [parse_trace(response_text(tokenizer, each.token_ids)) for each in answered]
     responses = [
         Response(
-            each.rollout_id,
+            each.sample_id,
             each.problem.question,
             each.problem.reference,
             trace.text,
             trace.answer,
         )
-        for each, trace in zip(batch, traces, strict=True)
+        for each, trace in zip(answered, traces, strict=True)
     ]
     rewards = grade_responses(run.experiment.grader, responses)
     return [
         {
-            "response_ids": completion.token_ids,
             "text": trace.text,
-            "logprobs": completion.logprobs,
-            "finish_reason": completion.finish_reason,
             "answer": trace.answer,
             "reward": reward.value,
             "correct": reward.correct,
@@ -173,5 +184,5 @@ def _graded(
             "grade_reason": reward.reason,
             "well_formed": trace.well_formed,
         }
-        for completion, trace, reward in zip(completions, traces, rewards, strict=True)
+        for trace, reward in zip(traces, rewards, strict=True)
     ]

@@ -27,42 +27,48 @@ def warm_up(base: ConditionRun) -> StoredPolicy:
     if not len(base.store.rows("policies", round=0, **base.columns)):
         named = base.session.models.folder(base.experiment.model.name)
         trainer = base.session.models.new_trainer(base, settings, named, settings.steps)
-        updates = _trained(base, settings, trainer)
+        steps = _trained(base, settings, trainer)
         with base.session.clock.measure("storage"):
             warmup.save_base(trainer.model, named, base.checkpoint(0))
-        policy = _policy(base)
+        policy = _policy(base, settings)
         base.store.append_missing(
             policies=StoredPolicy.to_frame([policy]),
-            updates=_updates(base, policy.policy_id, updates),
+            updates=_updates(base, policy.policy_id, steps),
         )
     return base.policy(0)
 
 
-def _trained(base: ConditionRun, settings: WarmupConfig, trainer: Trainer) -> list[Update]:
+Step = tuple[Update, float]  # an optimizer step, and the share of its traces that are right
+
+
+def _trained(base: ConditionRun, settings: WarmupConfig, trainer: Trainer) -> list[Step]:
     examples = _examples(base, settings)
-    size, updates = min(settings.batch_size, len(examples)), list[Update]()
+    size, steps = min(settings.batch_size, len(examples)), list[Step]()
     with base.session.panel.bar("warm-up steps", total=settings.steps) as advance:
         for step in range(settings.steps):
-            chosen = round_questions(list(examples), size, step, base.seed)
+            names = round_questions(list(examples), size, step, base.seed)
+            chosen = [examples[name] for name in names]
+            right = sum(each.token_weights is None for each in chosen) / size  # nothing is masked
             with base.session.clock.measure("compute"):
-                update = trainer.step([examples[each] for each in chosen])
-            updates += [update] if update else []
+                update = trainer.step(chosen)
+            steps += [(update, right)] if update else []
             advance(1)
-    note(f"warm-up: loss {updates[0].loss:.2f} at first, {updates[-1].loss:.2f} at last")
-    return updates
+    first, last = steps[0][0].loss, steps[-1][0].loss
+    note(f"warm-up: loss {first:.2f} at first, {last:.2f} at last")
+    return steps
 
 
 def _examples(base: ConditionRun, settings: WarmupConfig) -> dict[str, Example]:
     """Return the training examples, by name."""
-    name = base.experiment.model.name
-    found = warmup.traces(base.experiment.problems, base.candidates("train"), settings.traces)
-    models = base.session.models
-    end_id = end_of_turn(base.tokenizer, policies.end_ids(models.folder(name)))
-    made = warmup.examples(base.experiment.prompts, base.tokenizer, end_id, found)
+    experiment, models, train = base.experiment, base.session.models, base.candidates("train")
+    found = warmup.traces(experiment.problems, train, settings.traces)
+    chosen = warmup.lessons(found, settings.hinted, base.seed)
+    end_id = end_of_turn(base.tokenizer, policies.end_ids(models.folder(experiment.model.name)))
+    made = warmup.examples(experiment.prompts, base.tokenizer, end_id, chosen)
     return {example.rollout_id: example for example in made}
 
 
-def _policy(base: ConditionRun) -> StoredPolicy:
+def _policy(base: ConditionRun, settings: WarmupConfig) -> StoredPolicy:
     folder = base.checkpoint(0)
     digest = policies.weights_digest(folder)
     return StoredPolicy(
@@ -74,10 +80,11 @@ def _policy(base: ConditionRun) -> StoredPolicy:
         kind="full",
         path=str(folder.relative_to(base.root)),
         sha256=digest,
+        hinted=settings.hinted,
     )
 
 
-def _updates(base: ConditionRun, policy_id: str, updates: list[Update]) -> pl.DataFrame:
+def _updates(base: ConditionRun, policy_id: str, steps: list[Step]) -> pl.DataFrame:
     rows = [
         base.columns
         | {
@@ -85,13 +92,13 @@ def _updates(base: ConditionRun, policy_id: str, updates: list[Update]) -> pl.Da
             "policy_id": policy_id,
             "round": RAW,
             "step": step,
-            "accuracy": 1.0,  # the traces are right ones
-            "mean_reward": 1.0,
+            "accuracy": right,
+            "mean_reward": right,
             "zero_variance_groups": 0,
             "sampled_update_share": None,
             "base_drift": None,
         }
         | update.columns
-        for step, update in enumerate(updates, 1 - len(updates))
+        for step, (update, right) in enumerate(steps, 1 - len(steps))
     ]
     return TABLES["updates"].frame(rows)

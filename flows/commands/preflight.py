@@ -71,7 +71,7 @@ def diagnose(
     workspace: WorkspaceOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Check before any training whether a context's signal points at the model's errors.
+    """Check before any training what can be gained, and which context points at the errors.
 
     Example: sdcore diagnose quickstart diagnose.problems=64
     """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from sdcore.analysis import localisation, power
+from sdcore.analysis import localisation, power, teacher_ability
 from sdcore.analysis.power import Detectable, Variance
 from sdcore.analysis.verdicts import Verdict, judge
 from sdcore.config import Experiment
@@ -48,7 +48,7 @@ class Diagnosis:
     """All findings: one row a context and measure, or a context."""
 
     contexts: tuple[str, ...]
-    measures: pl.DataFrame  # see localisation.measures
+    measures: pl.DataFrame  # see localisation.measures and teacher_ability.measures
     baseline: str | None  # what the differences are to; None where there are no two contexts
     differences: pl.DataFrame  # see localisation.differences
     lengths: pl.DataFrame  # context, rollouts, context_tokens, response_tokens, longest, truncated
@@ -82,12 +82,7 @@ def diagnose(store: Store, experiment: Experiment, problem_ids: Sequence[str]) -
         DataError: none are stored.
     """
     names, settings = contexts_of(experiment), experiment.evaluation
-    parameters = {
-        "id": experiment.experiment_id,
-        "purpose": PURPOSE,
-        "problems": list(problem_ids),
-        "rollouts": experiment.diagnose.rollouts,
-    }
+    parameters = _frozen(experiment, problem_ids)
     tokens, rollouts, lengths = (
         store.query(_PLANNED + sql, parameters) for sql in (_TOKENS, _ROLLOUTS, _LENGTHS)
     )
@@ -101,7 +96,9 @@ def diagnose(store: Store, experiment: Experiment, problem_ids: Sequence[str]) -
     tokens = localisation.with_errors(tokens)
     scored = [name for name in names if name in tokens["context"] and name != NULL]
     baseline = BASELINE if BASELINE in scored else scored[0] if scored else None
-    measures = localisation.measures(tokens, settings)
+    planned = teacher_samples(store, experiment, problem_ids)
+    ability = teacher_ability.measures(store, planned, tokens, settings)
+    measures = pl.concat([localisation.measures(tokens, settings), ability])
     compared = tokens.filter(pl.col("context") != NULL)
     spread = _variance(rollouts)
     return Diagnosis(
@@ -118,6 +115,24 @@ def diagnose(store: Store, experiment: Experiment, problem_ids: Sequence[str]) -
         variance=spread,
         detectable=_detectable(experiment, spread),
     )
+
+
+def teacher_samples(
+    store: Store, experiment: Experiment, problem_ids: Sequence[str]
+) -> pl.DataFrame:
+    """Return the samples to have of the teacher on these problems: see `teacher_ability.asked`."""
+    frozen = _frozen(experiment, problem_ids) | {"contexts": list(contexts_of(experiment))}
+    return teacher_ability.asked(store, frozen, experiment.diagnose.teacher_samples)
+
+
+def _frozen(experiment: Experiment, problem_ids: Sequence[str]) -> dict[str, object]:
+    """Which rollouts are looked at, as parameters of a query."""
+    return {
+        "id": experiment.experiment_id,
+        "purpose": PURPOSE,
+        "problems": list(problem_ids),
+        "rollouts": experiment.diagnose.rollouts,
+    }
 
 
 def _variance(rollouts: pl.DataFrame) -> Variance | None:

@@ -9,7 +9,9 @@ import polars as pl
 from sdcore.store.sql_views import OBJECTION
 
 Row = Mapping[str, Any]
-Word = Literal["localised", "diffuse", "copies", "no signal", "not enough data"]
+Word = Literal[
+    "localised", "diffuse", "copies", "no signal", "not enough data", "teacher not better"
+]
 
 ENOUGH = 10  # rollouts of a kind
 COPIES = 0.5  # copy rate
@@ -20,6 +22,8 @@ PLACES = {"error": ("error_auc", "error"), "wrong step": ("auc", "at")}
 and the others are forced, so that all of them together may hide what the error shows."""
 
 RULES = {
+    "teacher not better": f"of at least {ENOUGH} responses with the context the share of "
+    "right ones, minus the share without it, is not above 0",
     "not enough data": f"fewer than {ENOUGH} wrong rollouts whose first wrong step is known, or "
     "as few correct ones",
     "copies": f"the copy rate is above {COPIES:.0%}",
@@ -53,6 +57,9 @@ def judge(context: str, measures: pl.DataFrame) -> Verdict:
 
 
 def _judged(found: Mapping[str, Row]) -> tuple[Word, str]:
+    gain = found.get("gain")
+    if gain is not None and gain["rollouts"] >= ENOUGH and gain["low"] <= 0:
+        return "teacher not better", _not_better(found)
     wrong, right = (found.get(name, {}).get("rollouts", 0) for name in ("auc", "correct"))
     if min(wrong, right) < ENOUGH:
         return (
@@ -75,6 +82,16 @@ def _judged(found: Mapping[str, Row]) -> tuple[Word, str]:
         return "diffuse", f"{finds}, but {share} too"
     likelier = f", makes {copied['value']:.0%} of the errors likelier" if copied else ""
     return "localised", f"{finds}{likelier} and {share}"
+
+
+def _not_better(found: Mapping[str, Row]) -> str:
+    gain, teacher, student = (found[name] for name in ("gain", "teacher", "student"))
+    shown = "right less often" if gain["high"] < 0 else "not shown to be right more often"
+    value, low, high = (f"{100 * gain[end]:+z.0f}" for end in ("value", "low", "high"))
+    return (
+        f"with it the model is {shown}: {teacher['value']:.0%}, against {student['value']:.0%} "
+        f"without ({value} points, {low} to {high})"
+    ).replace("-", "−")
 
 
 def _objects(found: Mapping[str, Row], auc: str, advantage: str) -> bool:

@@ -168,4 +168,12 @@ class DiagnoseConfig(Settings):
     )
     split: Literal["train", "validation"] = "train"
     problems: int = Field(32, ge=2, description="at most; the first ones of the split")
-    rollouts: int = Field(2, ge=1, description="a problem; two or more tell its own variance")
+    rollouts: int = Field(
+        2, ge=1, description="per problem; with two or more its own variance is known"
+    )
+    teacher_samples: int = Field(
+        4,
+        ge=0,
+        description="responses per problem that the model samples with each context in its prompt, "
+        "and as many that continue a wrong rollout after its first wrong step; 0 leaves them out",
+    )

@@ -191,7 +191,7 @@ class SourceEntry(Entry):
         endless: a generator, whose problems are dealt to the splits in the order of drawing.
         screened: its rows are checked for usable answers and for duplicates.
         traces: import path of a function from `ProblemsConfig` to well-formed traces for a
-            warm-up; None: they are the reference solutions.
+            warm-up, each a `sdcore.training.warmup.Solved`; None: they are the reference solutions.
         exercises: import path of a function from `ProblemsConfig`, a count and a seed to solutions
             with a known first error, on which critics are measured; None: they are made of the
             worked solutions, which must have GSM8K's calculator notes.

@@ -73,8 +73,16 @@ class WarmupConfig(Settings):
 
     traces: int = Field(64, ge=1, description="well-formed traces to learn from")
     steps: int = Field(ge=1, description="optimizer steps")
-    batch_size: int = Field(16, ge=1, description="traces a step")
+    batch_size: int = Field(16, ge=1, description="traces per step")
     learning_rate: float = Field(gt=0, le=1)
+    hinted: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the traces that stand after a context, the right trace or the "
+        "reference solution, so that the model learns to use one. In half of them one result is "
+        "wrong and carried on; it is in no loss itself",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -17,8 +17,8 @@ from sdcore.grading.equations import NUMBER, value
 from sdcore.problems import word_problems
 from sdcore.problems.arithmetic import (
     STYLES,
-    Move,
     Problem,
+    carried_on,
     generate_problems,
     phrase,
     reference_solution,
@@ -139,13 +139,10 @@ def corrupted_arithmetic(problem: Problem, rng: random.Random, *, wrong: bool) -
     order = problem.orders[rng.choice(sorted(problem.orders))]
     style = STYLES[rng.choice(sorted(STYLES))]
     place = rng.randrange(len(order)) if wrong else None
-    terms, steps = list(problem.terms), []
-    for index, (left, right) in enumerate(order):
-        move = Move(terms[left], terms[right])
-        result = move.result + (rng.choice(SLIPS) if index == place else 0)
-        steps.append(phrase(move, style, result))
-        terms.append(result)
-    return Solution(tuple(steps), str(terms[-1]), None if place is None else place + 1)
+    shift = rng.choice(SLIPS) if wrong else 0
+    done = carried_on(problem, order, place, shift)
+    steps = tuple(phrase(move, style, result) for move, result in done)
+    return Solution(steps, str(done[-1][1]), None if place is None else place + 1)
 
 
 def gsm8k_solution(worked: str) -> Solution:

@@ -182,6 +182,25 @@ def solve(problem: Problem, order: str, style: str) -> list[str]:
     return [phrase(move, STYLES[style]) for move in moves(problem, problem.orders[order])]
 
 
+def carried_on(
+    problem: Problem, order: Order, wrong: int | None = None, shift: int = 0
+) -> list[tuple[Move, int]]:
+    """Return the steps of an order with their results, of which one may be off.
+
+    Args:
+        problem: to be solved.
+        order: of its terms.
+        wrong: the step, from 0, whose result is `shift` too large; later ones follow from it.
+        shift: in nothing but this step.
+    """
+    terms, done = list(problem.terms), list[tuple[Move, int]]()
+    for index, (left, right) in enumerate(order):
+        move = Move(terms[left], terms[right])
+        terms.append(move.result + (shift if index == wrong else 0))
+        done.append((move, terms[-1]))
+    return done
+
+
 def reference_solution(problem: Problem) -> str:
     """Return a correct trace in an order and a phrasing that no trace of the solver uses."""
     steps = [phrase(move, REFERENCE_STYLE) for move in moves(problem, problem.reference_order)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from sdcore.analysis import teacher_ability
 from sdcore.analysis.localisation import MEASURES
 from sdcore.analysis.power import AGREEMENT, POWER, Detectable
 from sdcore.analysis.preflight import Diagnosis
@@ -15,6 +16,7 @@ from sdcore.config import Experiment, PromptsConfig
 from sdcore.contexts import NULL
 from sdcore.reports import heatmaps, plots
 from sdcore.reports.html import Cell, cell, render_page
+from sdcore.reports.prospects import prospects
 from sdcore.store.database import Store
 
 Shown = Mapping[str, tuple[str, str, float]]  # measure: heading, form of its numbers, scale
@@ -35,6 +37,17 @@ _MORE: Shown = {
     "error_teacher": ("p(error | context)", ".2f", 1),
     "kl": ("KL", ".3f", 1),
     "first_kl": ("first-token KL", ".3f", 1),
+}
+_ABLE: Shown = {
+    "teacher": ("right", ".0f", 100),
+    "student": ("without", ".0f", 100),
+    "gain": ("difference", "+z.0f", 100),
+    "helped": ("right, wrong rollouts", ".0f", 100),
+    "continued": ("right after the error", ".0f", 100),
+    "repeats": ("repeats it", ".0f", 100),
+    "repairs": ("repairs it", ".0f", 100),
+    "ignores": ("ignores it", ".0f", 100),
+    "kl_after": ("KL after the error", ".0f", 100),
 }
 _GAPS: Shown = {
     "auc": ("AUC", "+z.2f", 1),
@@ -68,6 +81,7 @@ def grids(found: Diagnosis) -> list[Grid]:
     measures = found.measures.filter(pl.col("context") != NULL)
     gaps = f"Paired difference: {found.baseline} minus the context"
     tables = [
+        _grid("What the teacher can do, %", found.measures, _ABLE, found),
         _grid("Where the advantage lies, nats per token", measures, _WHERE, found),
         _grid("How far the context moves the model", measures, _MORE, found),
         _grid(gaps, found.differences, _GAPS, found),
@@ -111,6 +125,7 @@ def printable(experiment: Experiment, found: Diagnosis) -> list[tuple[str, pl.Da
     """Titles and text frames, for a terminal or as Markdown."""
     told = facts(experiment, found)
     return [
+        ("What can be gained", pl.DataFrame(list(map(asdict, prospects(experiment, found))))),
         ("Verdicts", pl.DataFrame([asdict(verdict) for verdict in found.verdicts])),
         *((grid.title, grid.text()) for grid in grids(found)),
         ("Tokens", _lengths(found)),
@@ -149,11 +164,15 @@ def render_diagnosis(store: Store, experiment: Experiment, found: Diagnosis) -> 
         confidence=f"{experiment.evaluation.confidence:.0%}",
         colours=plots.colours(names),
         contexts=[experiment.known_contexts[name] for name in names],
+        prospects=prospects(experiment, found),
         verdicts=found.verdicts,
         rules=RULES,
         facts=facts(experiment, found),
         grids=grids(found),
-        meanings={heading: MEASURES[name] for name, (heading, *_) in {**_WHERE, **_MORE}.items()},
+        meanings={
+            heading: (MEASURES | teacher_ability.MEASURES)[name]
+            for name, (heading, *_) in {**_ABLE, **_WHERE, **_MORE}.items()
+        },
         lengths=_lengths(found),
         examples=examples(store, experiment, found),
     )

@@ -35,6 +35,11 @@ KINDS = {
     ),
     "critiques": Kind("critique_id", ("rollout_id", "critic"), ("critic", "content_id")),
     "contexts": Kind("context_id", ("rollout_id", "context"), ("context", "teacher_prompt_ids")),
+    "teacher_samples": Kind(
+        "teacher_sample_id",
+        ("rollout_id", "context", "start", "sample_index"),
+        ("context", "start", "sample_index", "sampling_seed", "prompt_ids"),
+    ),
     "updates": Kind("update_id", (*_RUN, "step"), ("step",)),
     "scores": Kind("score_id", (*_RUN, "round", "split"), ("split", "k")),
 }

@@ -186,6 +186,8 @@ _TABLES = (
         Column("path", TEXT, "checkpoint folder below the workspace, or the model's name for the "
                "base; empty where only the digest was kept", True),
         Column("sha256", TEXT, "digest of the safetensors"),
+        Column("hinted", REAL, "share of the warm-up's traces that stood after a context; empty "
+               "where no warm-up made these weights", True),
     )),
     Table("rollouts", "one sampled trace", ("rollout_id",), (
         *_RUN,
@@ -266,6 +268,30 @@ _TABLES = (
         Column("weight", REAL, "weight of the token in the loss, before it is divided by the sum of all; 0: nothing is learned from it; empty in the preflight", True),
         Column("step", INT, "number of the step that holds the token; empty outside", True),
         Column("region", TEXT, "before, at or after the first wrong step; unjudged where no critic has looked; tag; answer; other"),
+    )),
+    Table("teacher_samples", "one response of the preflight, sampled with a context in the prompt",
+          ("teacher_sample_id",), (
+        *_RUN,
+        Column("teacher_sample_id", TEXT, "hash of rollout, context, start, prompt ids, sampling settings and seed"),
+        Column("policy_id", TEXT, "the weights that sampled it"),
+        Column("rollout_id", TEXT, "the rollout whose context the prompt shows"),
+        Column("problem_id", TEXT, "the question"),
+        Column("context", TEXT, "name of the context; none is the student's own prompt"),
+        Column("start", TEXT, "question, or error: it continues the rollout after its first wrong step"),
+        Column("sample_index", INT, "0 .. n - 1 among the samples of this question, context and start"),
+        Column("sampling_seed", INT, "seed of this sample's random numbers"),
+        Column("prompt_ids", IDS, "token ids of all that it continues, the rollout's tokens included"),
+        Column("prefix_tokens", INT, "tokens of the rollout that it continues; 0 from the question"),
+        Column("response_ids", IDS, "token ids that were sampled, end token included"),
+        Column("text", TEXT, "the whole trace, what it continues included"),
+        Column("finish_reason", TEXT, "stop or length"),
+        Column("answer", TEXT, "the parsed final answer; empty where there is none", True),
+        Column("reward", REAL, "what the experiment's grader gives, 0 to 1"),
+        Column("correct", FLAG, "the reward is 1"),
+        Column("well_formed", FLAG, "steps tagged 1 .. N and one answer"),
+        Column("reaction", TEXT, "repeats: it goes on with the wrong value of the first wrong step; "
+               "repairs: with the corrected one; ignores: with neither; empty from the question, and "
+               "where no number of its own sets the wrong step apart from the corrected one", True),
     )),
     Table("updates", "one optimizer step", ("update_id",), (
         *_RUN,

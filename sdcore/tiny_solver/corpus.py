@@ -17,6 +17,7 @@ from sdcore.problems.arithmetic import (
     STYLES,
     Move,
     Problem,
+    carried_on,
     draw_problems,
     moves,
     phrase,
@@ -93,7 +94,8 @@ def documents(kind: str, missing: frozenset[Fact], seed: int) -> Iterator[Docume
             "reference": (reference_solution(problem), moves(problem, REFERENCE_ORDER)),
         }[kind]
         slip = Slip(rng.randrange(3), rng.choice(SHIFTS)) if hint and rng.random() < 0.5 else None
-        steps = _steps(problem, order, slip)
+        wrong, shift = slip or (None, 0)
+        steps = carried_on(problem, ORDERS[order], wrong, shift)
         needed = {_terms(move) for move, _ in steps if fact(move) in missing}
         in_range = all(abs(result) <= LIMIT for _, result in steps)
         if in_range and needed <= {_terms(move) for move in shown}:
@@ -104,17 +106,6 @@ def _style(problem: Problem, rng: random.Random) -> str:
     """Mostly the style that goes with the question's phrasing."""
     styles = list(STYLES)
     return styles[problem.phrasing] if rng.random() < USUAL_STYLE else rng.choice(styles)
-
-
-def _steps(problem: Problem, order: str, slip: Slip | None) -> list[tuple[Move, int]]:
-    """The steps of an order and their results, of which one may be wrong."""
-    terms, steps = list(problem.terms), []
-    for index, (left, right) in enumerate(ORDERS[order]):
-        move = Move(terms[left], terms[right])
-        shift = slip.shift if slip and slip.step == index else 0
-        steps.append((move, move.result + shift))
-        terms.append(move.result + shift)
-    return steps
 
 
 def _trace(steps: list[tuple[Move, int]], style: str, slip: Slip | None) -> tuple[str, str, str]:

@@ -38,6 +38,7 @@ class StoredPolicy(Record):
     kind: str
     path: str | None
     sha256: str
+    hinted: float | None = None
 
 
 class ConditionRun:
@@ -109,6 +110,14 @@ class ConditionRun:
     def context_length(self) -> int | None:
         """Positions of the model, prompt and response together; None where it has no limit."""
         return self.session.models.context_length(self.experiment.model.name)
+
+    @property
+    def sampled_length(self) -> int | None:
+        """Positions of the sampling engine, which may be fewer than the model's."""
+        engine = self.experiment.engine
+        served = engine.context_length if engine.kind == "vllm" else None
+        lengths = [each for each in (self.context_length, served) if each is not None]
+        return min(lengths, default=None)
 
     @cached_property
     def train_problems(self) -> pl.DataFrame:

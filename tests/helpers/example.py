@@ -141,7 +141,7 @@ def run_row():
 def policy(condition, seed, round_):
     return lineage(condition, seed) | {
         "policy_id": f"{condition}/{seed}/{round_}", "parent_id": None, "step": 3 * round_,
-        "round": round_, "kind": "full", "path": None, "sha256": "0",
+        "round": round_, "kind": "full", "path": None, "sha256": "0", "hinted": None,
     }  # fmt: skip
 
 
@@ -210,8 +210,27 @@ def fill(store, idle=()):
     return store
 
 
+RIGHT = {"none": 1, "reference": 3, "step_aligned": 4}
+
+
+def teacher_sample(row, context, start, turn):
+    """Right where the turn is below RIGHT, from the question; from the error it repeats it."""
+    correct = start == "question" and turn < RIGHT[context]
+    copied = ("rollout_id", "problem_id", "policy_id")
+    return lineage("diagnose", 0) | {name: row[name] for name in copied} | {
+        "teacher_sample_id": f"{row['rollout_id']} {context} {start} {turn}",
+        "context": context, "start": start, "sample_index": turn, "sampling_seed": turn,
+        "prompt_ids": [1], "prefix_tokens": 0, "response_ids": [2, 3], "text": TRACE,
+        "finish_reason": "stop", "answer": "38", "reward": float(correct), "correct": correct,
+        "well_formed": True, "reaction": None if start == "question" else "repeats",
+    }  # fmt: skip
+
+
 def fill_diagnosis(store):
-    """A preflight of three contexts: two problems, a wrong and a right rollout of each."""
+    """A preflight of three contexts: two problems, a wrong and a right rollout of each.
+
+    Four samples with each context: see `teacher_sample`.
+    """
     store.append_missing(
         problems=TABLES["problems"].frame([problem("train1", "train", 1, "<script>alert(2)")])
     )
@@ -243,7 +262,15 @@ def fill_diagnosis(store):
         for row in rows
     ]  # fmt: skip
     tokens = [token for row, name in pairs for token in signals(row, name)]
+    taught = [
+        teacher_sample(row, name, start, turn)
+        for row, name in pairs
+        for start in ("question", "error")
+        for turn in range(4)
+        if (not row["correct"] if start == "error" else turn % 2 == row["sample_index"])
+    ]
     store.append_missing(
+        teacher_samples=TABLES["teacher_samples"].frame(taught),
         rollouts=TABLES["rollouts"].frame(rows),
         critiques=TABLES["critiques"].frame(critiques),
         contexts=TABLES["contexts"].frame(contexts),

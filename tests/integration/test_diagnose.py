@@ -68,6 +68,33 @@ def test_the_findings_name_every_context(finished):
     }  # fmt: skip
 
 
+def test_the_teacher_samples_with_every_context_and_after_the_error(finished):
+    """Four per problem and context, and as many from the error where a rollout is wrong."""
+    samples, rollouts = rows(finished[0], "teacher_samples"), rows(finished[0], "rollouts")
+    counts = samples.group_by("context", "start", "problem_id").len()
+    assert set(counts["len"]) == {4} and sorted(counts["context"].unique()) == sorted(CONTEXTS)
+    critiques = rows(finished[0], "critiques").select("rollout_id", "first_wrong_step")
+    judged = rollouts.join(critiques, on="rollout_id")
+    wrong = judged.filter(~pl.col("correct"), pl.col("first_wrong_step").is_not_null())
+    from_error = samples.filter(start="error").join(judged, on="rollout_id", suffix="_student")
+    assert set(from_error["problem_id"]) == set(wrong["problem_id"])
+    for row in from_error.iter_rows(named=True):
+        kept = row["prefix_tokens"]
+        assert row["prompt_ids"][-kept:] == row["response_ids_student"][:kept]
+        whole, own = parse_trace(row["text"]), parse_trace(row["text_student"])
+        step = row["first_wrong_step"]
+        assert whole.steps[:step] == own.steps[:step]
+    question = samples.filter(start="question")
+    assert set(question["prefix_tokens"]) == {0} and question["reaction"].null_count() == len(
+        question
+    )
+    measured = {(row["context"], row["measure"]): row["value"] for row in finished[1]["measures"]}
+    share = question.filter(context="reference").select(pl.col("correct").mean()).item()
+    assert measured["reference", "teacher"] == pytest.approx(share)
+    own = question.filter(context="none").select(pl.col("correct").mean()).item()
+    assert measured["reference", "gain"] == pytest.approx(share - own)
+
+
 def test_the_controls_show_another_solution_and_a_wrong_one(finished):
     problems = Store(finished[0] / "sdcore.duckdb").rows("problems", split="train")
     solutions = dict(problems.select("problem_id", "solution").iter_rows())
@@ -105,7 +132,7 @@ def test_page_figure_artifacts_and_metrics_are_there(finished):
 
 def test_the_same_again_does_nothing_and_a_wider_one_only_what_is_missing(finished):
     workspace, found = finished
-    tables = ("rollouts", "critiques", "contexts", "token_signals")
+    tables = ("rollouts", "critiques", "contexts", "token_signals", "teacher_samples")
     before = {name: rows(workspace, name) for name in tables}
     assert diagnose(workspace) == found
     assert all(rows(workspace, name).equals(before[name]) for name in tables)

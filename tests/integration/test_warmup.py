@@ -7,7 +7,7 @@ import pytest
 import torch
 from mlflow import MlflowClient, pyfunc
 
-from sdcore.config import ModelConfig, ProblemsConfig, PromptsConfig
+from sdcore.config import ModelConfig, ProblemsConfig, load_experiment
 from sdcore.errors import DataError
 from sdcore.models import hub, policies
 from sdcore.problems.arithmetic import parse_question, read_step, verify_steps
@@ -16,6 +16,10 @@ from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
 from sdcore.traces import parse_trace
 from sdcore.training import warmup
+from tasks.prepare import prepare
+from tasks.run.condition_run import base_run
+from tasks.run.session import Session
+from tasks.warmup import warm_up
 from tests.helpers.tiny import LORA, examples
 from tests.integration.test_flows import metrics, sdcore, tables
 
@@ -35,7 +39,7 @@ def test_arithmetic_traces_are_right_varied_and_on_problems_of_no_split():
     made = warmup.traces(ARITHMETIC, pl.DataFrame(), 64)
     assert made == warmup.traces(ARITHMETIC, pl.DataFrame(), 64) and len(made) == 64
     styles = set()
-    for question, text in made:
+    for question, text, _ in made:
         problem, trace = parse_question(question), parse_trace(text)
         steps = [step.text for step in trace.steps]
         assert trace.well_formed and trace.answer == str(problem.answer)
@@ -43,30 +47,23 @@ def test_arithmetic_traces_are_right_varied_and_on_problems_of_no_split():
         styles |= {read_step(step).style for step in steps}
     assert len(styles) == 4
     split = load_problems(ARITHMETIC).problems
-    assert not {question for question, _ in made} & set(split["question"])
+    assert not {solved.question for solved in made} & set(split["question"])
 
 
 def test_other_sources_give_their_solutions_cut_by_line():
     problems = ProblemsConfig(source="jsonl", path="some.jsonl")
     rows = train_rows("3 + 3 = 6\n\n 6 + 1 = 7 ", None, "a </step_1> b", "seven")
     assert warmup.traces(problems, rows, 9) == [
-        ("question 0", "<step_1>3 + 3 = 6</step_1><step_2>6 + 1 = 7</step_2><answer>7</answer>"),
-        ("question 3", "<step_1>seven</step_1><answer>7</answer>"),
+        (
+            "question 0",
+            "<step_1>3 + 3 = 6</step_1><step_2>6 + 1 = 7</step_2><answer>7</answer>",
+            "3 + 3 = 6\n\n 6 + 1 = 7 ",
+        ),
+        ("question 3", "<step_1>seven</step_1><answer>7</answer>", "seven"),
     ]
     assert len(warmup.traces(problems, rows, 1)) == 1
     with pytest.raises(DataError, match="no traces to warm up on"):
         warmup.traces(problems, train_rows(None, " "), 9)
-
-
-def test_an_example_is_the_students_prompt_and_the_trace_with_its_end():
-    folder = hub.resolve(TINY.name)
-    tokenizer, (end_id, *_) = policies.load_tokenizer(folder), policies.end_ids(folder)
-    ((question, trace),) = warmup.traces(ARITHMETIC, pl.DataFrame(), 1)
-    prompts = PromptsConfig(student="{{ question }}")
-    (made,) = warmup.examples(prompts, tokenizer, end_id, [(question, trace)])
-    assert question in tokenizer.decode(made.prompt_ids)
-    assert tokenizer.decode(made.response_ids[:-1]) == trace
-    assert made.response_ids[-1] == end_id
 
 
 def test_the_base_folder_is_a_model_with_the_adapter_merged(tmp_path):
@@ -129,6 +126,21 @@ def file(tmp_path_factory):
     return path
 
 
+def test_a_hinted_warm_up_is_recorded_and_gives_the_same_weights_again(file, tmp_path):
+    """Of 8 traces 4 have a hint and 2 slip; 4 are drawn per step, all 8 in the first two."""
+    digests = []
+    for name in ("one", "two"):
+        with Session(tmp_path / name) as session:
+            base = base_run(session, load_experiment(file, ["warmup.hinted=0.5"]))
+            prepare.fn(base)
+            policy = warm_up.fn(base)
+            updates = session.store.rows("updates").sort("step")
+        assert policy.hinted == 0.5
+        assert updates["accuracy"][:2].mean() == updates["mean_reward"][:2].mean() == 0.75
+        digests.append(policy.sha256)
+    assert digests[0] == digests[1]
+
+
 def run(file, workspace, check=True):
     return sdcore("run", file, "--workspace", workspace, "--json", check=check)
 
@@ -145,11 +157,14 @@ def test_the_warmed_up_policy_is_recorded_and_is_the_base_of_all(finished):
     assert (raw["round"], raw["step"], raw["path"]) == (-1, -3, "builtin:tiny-solver")
     assert (base["round"], base["step"], base["parent_id"]) == (0, 0, raw["policy_id"])
     assert base["sha256"] == policies.weights_digest(workspace / base["path"]) != raw["sha256"]
+    assert (raw["hinted"], base["hinted"]) == (None, 0.0)
     trained = rows["policies"].filter(condition="reference").sort("round")
+    assert trained["hinted"].null_count() == len(trained)
     assert trained["parent_id"][0] == base["policy_id"]
     updates = rows["updates"].filter(condition="base").sort("step")
     assert updates["step"].to_list() == [-2, -1, 0] and set(updates["round"]) == {-1}
     assert updates["loss"][-1] < updates["loss"][0]
+    assert set(updates["accuracy"]) == {1.0}
     assert rows["updates"].filter(condition="reference").sort("step")["step"].to_list() == [1, 2]
     sampled = set(rows["rollouts"].filter(pl.col("round") == 0)["policy_id"])
     assert sampled == {base["policy_id"]}  # the base line of the table, and the first round

@@ -1,3 +1,5 @@
+import math
+
 import polars as pl
 import pytest
 
@@ -10,6 +12,7 @@ GOOD = {
     "correct": (0.02, 0.0, 0.04, 15),
     "negative_share": (0.01, 0.0, 0.03, 15),
 }
+ABLE = {"teacher": (0.5, 0.4, 0.6, 40), "student": (0.3, 0.2, 0.4, 40)}
 
 
 def verdict(**changes):
@@ -38,6 +41,13 @@ def verdict(**changes):
         # the earlier rule wins
         ({"copied": (0.8, 0.6, 0.9, 20), "auc": (0.3, 0.2, 0.4, 20)}, "copies"),
         ({"auc": (0.6, 0.5, 0.7, 20), "negative_share": (0.5, 0.4, 0.6, 15)}, "no signal"),
+        # a teacher that is no better has nothing to teach, however well it points at errors
+        (ABLE | {"gain": (0.2, 0.001, 0.4, 40)}, "localised"),
+        (ABLE | {"gain": (0.2, 0.0, 0.4, 40)}, "teacher not better"),
+        (ABLE | {"gain": (-0.2, -0.4, -0.1, 40)}, "teacher not better"),
+        (ABLE | {"gain": (0.2, 0.0, 0.4, 40), "auc": (0.8, 0.7, 0.9, 9)}, "teacher not better"),
+        (ABLE | {"gain": (0.2, 0.0, 0.4, 9)}, "localised"),
+        (ABLE | {"gain": (0.2, math.nan, math.nan, 40)}, "localised"),
         # ten rollouts of each kind are enough, nine are not
         ({"auc": (0.8, 0.7, 0.9, 10)}, "localised"),
         ({"auc": (0.8, 0.7, 0.9, 9)}, "not enough data"),
@@ -83,3 +93,22 @@ def test_bounds_that_are_not_known_support_nothing():
     """A single problem has no interval."""
     unknown = float("nan")
     assert verdict(auc=(0.9, unknown, unknown, 20)).word == "no signal"
+
+
+@pytest.mark.parametrize(
+    ("gain", "why"),
+    [
+        (
+            (-0.2, -0.4, -0.1, 40),
+            "with it the model is right less often: 50%, against 30% without "
+            "(−20 points, −40 to −10)",
+        ),
+        (
+            (0.2, -0.001, 0.4, 40),
+            "with it the model is not shown to be right more often: 50%, against 30% without "
+            "(+20 points, +0 to +40)",
+        ),
+    ],
+)
+def test_a_teacher_that_is_no_better_is_described_in_points(gain, why):
+    assert verdict(**ABLE, gain=gain).why == why

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import polars as pl
 import pytest
 
 from sdcore.analysis.power import detectable
@@ -136,3 +137,71 @@ def test_the_same_trace_is_found_under_every_context(store, found):
     for example in shown:
         texts = ["".join(t.text for line in m.lines for t in line.tokens) for m in example.maps]
         assert texts == [example.text] * 2
+
+
+def test_the_prospects_come_first_best_context_first(found, page):
+    """All four samples of both problems are right with step_aligned, one of four without."""
+    (title, frame), *_ = printable(SEEN, found)
+    told = dict(frame.iter_rows())
+    assert title == "What can be gained"
+    assert list(told) == [
+        "all contexts", "tokens after the error", "after the error", "the first token",
+        "step_aligned", "reference",
+    ]  # fmt: skip
+    assert told["all contexts"] == (
+        "A gain of +75 points from step_aligned (+75 to +75) can be expected at most: the model is "
+        "right in 100% with it in the prompt, in 25% without."
+    )
+    assert told["reference"].startswith(
+        "at most +50 points (+50 to +50): the model is right in 75%"
+    )
+    assert "goes on with the wrong value in 100%" in told["after the error"]
+    assert "at most 0.30 nats" in told["the first token"] and "is 2:" in told["the first token"]
+    assert page.index("A gain of +75 points") < page.index('id="verdicts"')
+
+
+def test_the_teacher_has_a_grid_in_which_the_student_is_a_row(found):
+    grid = next(grid for grid in grids(found) if grid.title == "What the teacher can do, %")
+    text = grid.text()
+    assert text["context"].to_list() == ["none", "reference", "step_aligned"]
+    assert text["right"].to_list() == ["25 (25 to 25)", "75 (75 to 75)", "100 (100 to 100)"]
+    assert text["difference"].to_list()[0] == ""
+
+
+def with_measure(found, measure, value, low, high):
+    """The findings with other numbers of a measure, for all contexts."""
+    mine = pl.col("measure") == measure
+    new = {"value": value, "low": low, "high": high}
+    changed = found.measures.with_columns(
+        pl.when(mine).then(pl.lit(number)).otherwise(name).alias(name)
+        for name, number in new.items()
+    )
+    return replace(found, measures=changed)
+
+
+def test_without_a_better_teacher_no_gain_is_promised(found):
+    told = dict(printable(SEEN, with_measure(found, "gain", 0.06, -0.02, 0.14))[0][1].iter_rows())
+    assert told["all contexts"].startswith(
+        "No gain can be expected: no context is shown to make the model right more often. The "
+        "largest difference is +6 points with reference (−2 to +14): "
+    )
+    assert told["reference"].startswith("no gain shown: +6 points (−2 to +14)")
+    worse = dict(printable(SEEN, with_measure(found, "gain", -0.1, -0.2, -0.05))[0][1].iter_rows())
+    assert worse["step_aligned"].startswith("a loss: −10 points (−20 to −5)")
+
+
+def test_another_beginning_of_the_response_is_named(found):
+    told = dict(printable(SEEN, with_measure(found, "first_kl", 4.4, 4.0, 5.0))[0][1].iter_rows())
+    assert "expects another beginning" in told["the first token"]
+    assert "in nats: reference 4.40, step_aligned 4.40." in told["the first token"]
+
+
+def test_a_teacher_that_was_not_sampled_is_not_judged(store):
+    none = SEEN.diagnose.model_copy(update={"teacher_samples": 0})
+    without = SEEN.model_copy(update={"diagnose": none})
+    found = diagnose(store, without, PROBLEMS)
+    assert "teacher" not in found.measures["measure"].to_list()
+    frame = printable(without, found)[0][1]
+    assert frame["text"].to_list() == [
+        "The teacher was not measured. diagnose.teacher_samples is 0."
+    ]

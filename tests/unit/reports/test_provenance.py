@@ -18,7 +18,7 @@ def rows(experiment, changes):
     """A base, a policy of round 1, its rollout, critique, context and score, in one run."""
     run = {"experiment_id": experiment.experiment_id, "condition": "step_aligned", "seed": 0}
     mark = experiment.experiment_id[-2:]
-    policy = run | {"step": 1, "kind": "lora", "path": None}
+    policy = run | {"step": 1, "kind": "lora", "path": None, "hinted": None}
     base = policy | {
         "condition": "base",
         "policy_id": f"b{mark}",

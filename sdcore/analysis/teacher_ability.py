@@ -1,0 +1,199 @@
+"""What the teacher can do: does the context in its prompt make the model right more often?
+
+A student that learns from its teacher can hardly become better than it, however well the context
+points at errors. So the model samples with each context in its prompt, from the question and after
+the student's own first wrong step, on the problems of the preflight. The context `none` is the
+student's own prompt: its samples are the baseline, drawn afresh, so that choosing rollouts (a
+context may need a correct sibling, say) does not bias it. Each problem counts the same, and
+intervals are over problems.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import numpy as np
+import polars as pl
+
+from sdcore.analysis.intervals import Array, bootstrap, grid_mean
+from sdcore.analysis.metrics import SHARE
+from sdcore.analysis.reactions import REACTIONS
+from sdcore.config import EvaluationConfig
+from sdcore.contexts import NULL
+from sdcore.store.database import Store
+
+QUESTION, ERROR = "question", "error"  # where a sample starts
+GAIN = "gain"
+
+MEASURES = {
+    "teacher": "share of right answers with the context in the prompt",
+    "student": "share of right answers without it, on the same problems",
+    GAIN: "their paired difference: what the student can gain at most from this teacher",
+    "helped": "share of right answers with the contexts of wrong rollouts",
+    "continued": "share of right answers where a wrong rollout is continued after its first wrong "
+    "step",
+    "repeats": "share of these continuations that go on with the wrong value",
+    "repairs": "share that go on with the corrected value instead, which does not follow from what "
+    "stands before",
+    "ignores": "share that go on with neither",
+    "kl_after": "share of the KL of wrong rollouts that lies after the first wrong step",
+}
+
+COLUMNS = ("context", "measure", "value", "low", "high", "tokens", "rollouts")
+
+_ASKED = """
+    SELECT c.context, c.teacher_prompt_ids, q.first_wrong_step, q.corrected, r.*
+    FROM contexts c JOIN rollouts r USING (rollout_id)
+    LEFT JOIN critiques q ON q.rollout_id = r.rollout_id AND q.valid AND NOT r.correct
+    WHERE r.experiment_id = $id AND r.purpose = $purpose AND r.sample_index < $rollouts
+        AND r.problem_id IN (SELECT unnest($problems)) AND c.context IN (SELECT unnest($contexts))
+    ORDER BY c.context, r.problem_id, r.sample_index
+"""
+_SAMPLES = """
+    SELECT t.context, t.start, t.problem_id, t.rollout_id, t.sample_index, t.correct, t.reaction,
+           len(t.response_ids) AS tokens, r.correct AS was_right
+    FROM teacher_samples t JOIN rollouts r USING (rollout_id)
+    WHERE t.experiment_id = $id AND t.rollout_id IN (SELECT unnest($rollouts))
+"""
+
+
+def asked(store: Store, parameters: Mapping[str, object], samples: int) -> pl.DataFrame:
+    """Return the samples to have: `samples` per problem, context and start, in a fixed order.
+
+    The contexts of a problem's rollouts take turns. A start at the error needs a wrong rollout
+    whose first wrong step is known.
+
+    Args:
+        store: the workspace's tables.
+        parameters: id and purpose of the rollouts, problems, rollouts (per problem), contexts.
+        samples: per problem, context and start.
+
+    Returns:
+        Columns start, turn (the sample's index), context, teacher_prompt_ids, first_wrong_step,
+        corrected, and those of the rollout.
+    """
+    rows = store.query(_ASKED, dict(parameters))
+    starts = {
+        QUESTION: rows,
+        ERROR: rows.filter(pl.col("first_wrong_step").is_not_null()),
+    }
+    return pl.concat(
+        frame.with_columns(start=pl.lit(start)).pipe(_in_turn, samples)
+        for start, frame in starts.items()
+    )
+
+
+def _in_turn(rows: pl.DataFrame, samples: int) -> pl.DataFrame:
+    """Give sample i of a problem and context to rollout i mod R of its R rollouts."""
+    group = ("context", "problem_id")
+    place, size = pl.int_range(pl.len()).over(group), pl.len().over(group)
+    return (
+        rows.with_columns(place=place, size=size)
+        .join(pl.DataFrame({"turn": range(samples)}, schema={"turn": pl.Int64}), how="cross")
+        .filter(pl.col("turn") % pl.col("size") == pl.col("place"))
+        .drop("place", "size")
+        .sort("context", "problem_id", "turn")
+    )
+
+
+def measures(
+    store: Store, planned: pl.DataFrame, tokens: pl.DataFrame, settings: EvaluationConfig
+) -> pl.DataFrame:
+    """Every one of `MEASURES` that has data, for each context.
+
+    Args:
+        store: the workspace's tables.
+        planned: what `asked` returns; stored samples that are not in it do not count.
+        tokens: token rows of the same rollouts, see `localisation`.
+        settings: of the intervals.
+
+    Returns:
+        Columns context, measure, value, low, high, tokens, rollouts: the last two are those
+        sampled or, for `kl_after`, scored.
+    """
+    ids = {"id": _only(planned, "experiment_id"), "rollouts": planned["rollout_id"].to_list()}
+    keys = ["context", "start", "rollout_id", "sample_index"]
+    wanted = planned.select("context", "start", "rollout_id", sample_index="turn")
+    stored = store.query(_SAMPLES, ids).join(wanted, on=keys, how="semi")
+    parts = [*_of_samples(stored, settings), *_kl_after(tokens, settings)]
+    text, real, count = pl.String(), pl.Float64(), pl.Int64()
+    schema = dict(zip(COLUMNS, (text, text, real, real, real, count, count), strict=True))
+    frame = pl.DataFrame(parts, schema=schema, orient="row")
+    return frame.sort("context", pl.col("measure").cast(pl.Enum(list(MEASURES))))
+
+
+def _only(frame: pl.DataFrame, column: str) -> str:
+    return str(frame[column][0]) if len(frame) else ""
+
+
+Row = tuple[str, str, float, float, float, int, int]
+
+
+def _of_samples(samples: pl.DataFrame, settings: EvaluationConfig) -> Iterator[Row]:
+    from_question, continued = (samples.filter(start=start) for start in (QUESTION, ERROR))
+    student = _by_problem(from_question.filter(context=NULL), pl.col("correct"))
+    for (context,), own in from_question.group_by("context", maintain_order=True):
+        accuracy = _by_problem(own, pl.col("correct"))
+        pairs = accuracy.join(student, on="problem_id", suffix="_student")
+        wrong = own.filter(~pl.col("was_right"))
+        yield _row(context, "teacher", own, accuracy["value"], settings)
+        if context != NULL and len(pairs):
+            gain = pairs["value"] - pairs["value_student"]
+            yield _row(context, "student", own, pairs["value_student"], settings)
+            yield _row(context, GAIN, own, gain, settings, limits=(-1.0, 1.0))
+            if len(wrong):
+                helped = _by_problem(wrong, pl.col("correct"))["value"]
+                yield _row(context, "helped", wrong, helped, settings)
+    for (context,), own in continued.group_by("context", maintain_order=True):
+        accuracy = _by_problem(own, pl.col("correct"))
+        yield _row(context, "continued", own, accuracy["value"], settings)
+        judged = own.filter(pl.col("reaction").is_not_null())
+        for reaction in REACTIONS if len(judged) else ():
+            share = _by_problem(judged, pl.col("reaction") == reaction)
+            yield _row(context, reaction, judged, share["value"], settings)
+
+
+def _by_problem(samples: pl.DataFrame, of: pl.Expr) -> pl.DataFrame:
+    """Mean of each problem's samples: columns problem_id, value."""
+    return samples.group_by("problem_id").agg(value=of.cast(pl.Float64).mean()).sort("problem_id")
+
+
+def _row(
+    context: object,
+    measure: str,
+    samples: pl.DataFrame,
+    values: pl.Series,
+    settings: EvaluationConfig,
+    limits: tuple[float, float] = SHARE,
+) -> Row:
+    mean = grid_mean(values.to_numpy()[:, None], settings.confidence, fixed=True, limits=limits)
+    counts = int(samples["tokens"].sum()), len(samples)
+    return (str(context), measure, mean.value, mean.low, mean.high, *counts)
+
+
+def _kl_after(tokens: pl.DataFrame, settings: EvaluationConfig) -> Iterator[Row]:
+    """Share of KL after the first wrong step's last token, tags and answer included."""
+    last = pl.col("position").filter(pl.col("region") == "at").max()
+    wrong = tokens.filter(~pl.col("correct"), pl.col("context") != NULL).with_columns(
+        last=last.over("context", "rollout_id")
+    )
+    after = pl.col("kl").filter(pl.col("position") > pl.col("last")).sum()
+    known = wrong.filter(pl.col("last").is_not_null())
+    for (context,), own in known.group_by("context", maintain_order=True):
+        sums = own.group_by("problem_id").agg(after=after, whole=pl.col("kl").sum())
+        after_N1, whole_N1 = (
+            sums.sort("problem_id").select(name).to_numpy() for name in ("after", "whole")
+        )
+
+        if whole_N1.sum() > 0:
+            ratio = partial(_ratio, after_N1, whole_N1)
+            ((value, low, high),) = bootstrap(
+                ratio, [len(sums)], settings.confidence, settings.resamples
+            )
+            counts = len(own), own["rollout_id"].n_unique()
+            yield (str(context), "kl_after", float(value), float(low), float(high), *counts)
+
+
+def _ratio(part_N1: Array, whole_N1: Array, n_RN: Array) -> Array:
+    """Ratio of two sums over problems, of which each was drawn `n_RN` times: [R, 1]."""
+    whole_R1 = n_RN @ whole_N1
+    return np.asarray((n_RN @ part_N1) / np.where(whole_R1 > 0, whole_R1, np.nan))

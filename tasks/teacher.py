@@ -1,0 +1,162 @@
+"""The preflight's teacher: the base policy samples with each context in its prompt."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from sdcore.analysis import preflight
+from sdcore.analysis.reactions import reaction
+from sdcore.analysis.teacher_ability import ERROR
+from sdcore.config import SamplingConfig
+from sdcore.contexts import NULL
+from sdcore.engines import Completion, Request
+from sdcore.rollouts import Problem
+from sdcore.schedule import sampling_seed
+from sdcore.store.schema import TABLES
+from sdcore.traces import parse_trace, token_offsets
+from tasks.diagnose import frozen_problems
+from tasks.run.condition_run import ConditionRun, StoredPolicy
+from tasks.run.progress import Advance, note
+from tasks.run.retries import RETRIES
+from tasks.sample import Answered, graded
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A sample to have: what it continues, and why.
+
+    Attributes:
+        row: of `preflight.teacher_samples`.
+        prefix_ids: the rollout's tokens that it continues; none from the question.
+    """
+
+    sample_id: str
+    row: Mapping[str, Any]
+    problem: Problem
+    seed: int
+    prompt_ids: tuple[int, ...]
+    prefix_ids: tuple[int, ...]
+
+
+@task(cache_policy=NO_CACHE, task_run_name="sample with contexts {run.label}", **RETRIES)
+def sample_teacher(run: ConditionRun) -> int:
+    """Sample with each context in the prompt, from the question and after the first wrong step.
+
+    What one context needs is stored in one commit. Its samples are drawn in batches that depend on
+    the list alone, so that a stage that goes on gets the same tokens.
+
+    Returns:
+        How many samples there are.
+    """
+    problems = frozen_problems(run)
+    planned = preflight.teacher_samples(run.store, run.experiment, problems["problem_id"].to_list())
+    asked = _asked(run, planned, problems)
+    known = run.store.rows("teacher_samples", **run.columns)["teacher_sample_id"]
+    stored = frozenset(known.to_list())
+    with run.session.panel.bar(f"teacher samples of {run.label}", len(asked)) as advance:
+        for context in planned["context"].unique(maintain_order=True):
+            own = [each for each in asked if each.row["context"] == context]
+            rows = _sampled(run, own, stored, advance)
+            run.store.append_missing(teacher_samples=TABLES["teacher_samples"].frame(rows))
+            run.session.interrupts.stop_if_asked()
+    return len(asked)
+
+
+def _asked(run: ConditionRun, planned: pl.DataFrame, problems: pl.DataFrame) -> list[Asked]:
+    sampling = run.experiment.sampling.model_dump(mode="json", exclude={"batch_size"})
+    known = {problem.problem_id: problem for problem in Problem.from_frame(problems)}
+    asked = []
+    for row in planned.iter_rows(named=True):
+        # The same numbers under all contexts: their difference is that of the prompts.
+        purpose = f"teacher from the {row['start']}"
+        seed = sampling_seed(run.seed, purpose, row["round"], row["problem_id"], row["turn"])
+        shown = row["prompt_ids"] if row["context"] == NULL else row["teacher_prompt_ids"]
+        prefix = tuple(_until_error(run, row)) if row["start"] == ERROR else ()
+        prompt = (*shown, *prefix)
+        of = row["rollout_id"], row["context"], row["start"]
+        key = run.key("teacher sample", row["policy_id"], *of, prompt, sampling, seed)
+        asked.append(Asked(key, row, known[row["problem_id"]], seed, prompt, prefix))
+    return asked
+
+
+def _until_error(run: ConditionRun, row: Mapping[str, Any]) -> Sequence[int]:
+    """The rollout's tokens up to and including its first wrong step with the closing tag."""
+    ids: list[int] = row["response_ids"]
+    end = parse_trace(row["text"]).steps[row["first_wrong_step"] - 1].outer_end
+    return ids[: sum(start < end for start, _ in token_offsets(run.tokenizer, ids))]
+
+
+def _sampled(
+    run: ConditionRun, asked: Sequence[Asked], stored: frozenset[str], advance: Advance
+) -> list[dict[str, object]]:
+    """Rows of the batches of which any sample is missing."""
+    sampling, rows = _fitting(run, asked), list[dict[str, object]]()
+    for start in range(0, len(asked), sampling.batch_size):
+        batch = asked[start : start + sampling.batch_size]
+        if all(each.sample_id in stored for each in batch):
+            advance(len(batch), cached=len(batch))
+        else:
+            rows += _sample_batch(run, batch, sampling, advance)
+    return rows
+
+
+def _fitting(run: ConditionRun, asked: Sequence[Asked]) -> SamplingConfig:
+    """The sampling settings, with shorter responses where a long prompt leaves no more room."""
+    sampling = run.experiment.sampling
+    limit = run.sampled_length
+    longest = max((len(each.prompt_ids) for each in asked), default=0)
+    if limit is None or longest + sampling.max_new_tokens <= limit:
+        return sampling
+    note(
+        f"{run.label}: a prompt with context {asked[0].row['context']} has {longest} tokens, which "
+        f"leaves room for {limit - longest} of {sampling.max_new_tokens} new ones"
+    )
+    return sampling.model_copy(update={"max_new_tokens": limit - longest})
+
+
+def _sample_batch(
+    run: ConditionRun, batch: Sequence[Asked], sampling: SamplingConfig, advance: Advance
+) -> list[dict[str, object]]:
+    policy: StoredPolicy = run.policy(0)
+    with run.session.clock.measure("compute"):
+        completions = run.session.models.engine(run, policy.round, policy.policy_id).generate(
+            [Request(each.prompt_ids, each.seed) for each in batch],
+            sampling,
+            lambda finished, tokens: advance(finished, tokens=tokens),
+        )
+        answered = [
+            Answered(each.sample_id, each.problem, (*each.prefix_ids, *completion.token_ids))
+            for each, completion in zip(batch, completions, strict=True)
+        ]
+        grades = graded(run, answered)
+    rows = zip(batch, completions, grades, strict=True)
+    return [_row(run, each, completion, grade) for each, completion, grade in rows]
+
+
+def _row(
+    run: ConditionRun, asked: Asked, completion: Completion, grade: Mapping[str, object]
+) -> dict[str, object]:
+    row, text = asked.row, str(grade["text"])
+    continued = row["start"] == ERROR
+    judged = asked.problem.question, text, row["corrected"], row["first_wrong_step"]
+    copied = ("policy_id", "rollout_id", "problem_id", "context", "start")
+    graded_columns = ("text", "answer", "reward", "correct", "well_formed")
+    return (
+        run.columns
+        | {name: row[name] for name in copied}
+        | {name: grade[name] for name in graded_columns}
+        | {
+            "teacher_sample_id": asked.sample_id,
+            "sample_index": row["turn"],
+            "sampling_seed": asked.seed,
+            "prompt_ids": asked.prompt_ids,
+            "prefix_tokens": len(asked.prefix_ids),
+            "response_ids": completion.token_ids,
+            "finish_reason": completion.finish_reason,
+            "reaction": reaction(*judged) if continued else None,
+        }
+    )
