@@ -179,7 +179,7 @@ def diagnose(
     changes: Changes = _NOTHING,
     overrides: list[str] = [],  # noqa: B006
 ) -> dict[str, str]:
-    """Check before any training whether a context's signal points at the model's errors.
+    """Measure before any training what the teacher can do, and whether it objects to the errors.
 
     Args:
         experiment: a shipped experiment such as quickstart, or the path of an experiment file
