@@ -22,14 +22,6 @@ from tasks.run.live import samples_from_disk
 from tasks.run.progress import note
 from tasks.run.rounds import Round
 
-PROBES = 16  # rollouts of the base on which the drift from it is measured
-_PROBES = """
-    SELECT rollout_id, prompt_ids, response_ids, logprobs FROM rollouts
-    WHERE experiment_id = $experiment_id AND condition = $condition AND seed = $seed
-        AND purpose = 'validation' AND round = 0
-    ORDER BY sample_index, problem_id LIMIT $count
-"""
-
 
 @task(cache_policy=NO_CACHE, task_run_name="distill {round_.label}")
 def distill(round_: Round) -> int:
@@ -51,7 +43,7 @@ def distill(round_: Round) -> int:
     held = sampler.update_share
     with run.session.models.training(run, round_.number) as trainer:
         with run.session.clock.measure("compute"):
-            drift = _base_drift(run, trainer)
+            drift = trainer.drift(_probes(run)) if len(run.probes) else None
             steps = _trained(run, trainer, _examples(round_, rows))
             digest = trainer.digest()
         updates = [step for step in steps if step is not None]
@@ -84,18 +76,15 @@ def _trained(run: ConditionRun, trainer: Trainer, examples: list[Example]) -> li
     return [trainer.step(examples[start::steps]) for start in range(steps)]
 
 
-def _base_drift(run: ConditionRun, trainer: Trainer) -> float | None:
-    """How far the weights are from the base, on rollouts of the base; None where it has none."""
-    parameters = run.base.columns | {"count": PROBES}
-    rows = run.store.query(_PROBES, parameters).to_dicts()
-    probes = [
+def _probes(run: ConditionRun) -> list[Example]:
+    """Rollouts of the base, whose log-probs show how far the weights are from it."""
+    return [
         Example(
             row["rollout_id"], row["prompt_ids"], row["response_ids"],
             sampled_logprobs=row["logprobs"],
         )
-        for row in rows
+        for row in run.probes.iter_rows(named=True)
     ]  # fmt: skip
-    return trainer.drift(probes) if probes else None
 
 
 def _with_contexts(round_: Round) -> pl.DataFrame:

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from tasks.run.session import Session
 
 BASE = "base"
+PROBES = 16  # rollouts of the base on which the drift from it is measured
+_PROBES = """
+    SELECT rollout_id, prompt_ids, response_ids, logprobs FROM rollouts
+    WHERE experiment_id = $experiment_id AND condition = $condition AND seed = $seed
+        AND purpose = 'validation' AND round = 0
+    ORDER BY sample_index, problem_id LIMIT $count
+"""
 RAW = -1  # round of the named model where a warm-up makes the base, which is round 0, from it
 
 
@@ -123,6 +130,11 @@ class ConditionRun:
     def train_problems(self) -> pl.DataFrame:
         """The problems to train on, in order; `prepare` has stored them before."""
         return self.problems("train")
+
+    @cached_property
+    def probes(self) -> pl.DataFrame:
+        """Validation rollouts of the base, on which every round measures the drift from it."""
+        return self.store.query(_PROBES, self.base.columns | {"count": PROBES})
 
     def key(self, *parts: object) -> str:
         """A content key below this run."""
