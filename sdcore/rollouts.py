@@ -3,7 +3,7 @@
 `answer` is the model's, `reference` the truth, here and in every table.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
@@ -165,8 +165,8 @@ def other_solutions(asked: Iterable[Problem], known: Sequence[Problem]) -> dict[
 
 
 def _other_solution(mine: Problem, solved: Sequence[Problem]) -> str | None:
+    start = int(content_key(mine.problem_id)[:8], 16)
     for place in range(len(solved)):
-        start = int(content_key(mine.problem_id)[:8], 16)
         other = solved[(start + place) % len(solved)]
         if " ".join(other.question.split()) == " ".join(mine.question.split()):
             continue
@@ -177,18 +177,28 @@ def _other_solution(mine: Problem, solved: Sequence[Problem]) -> str | None:
 
 
 def context_inputs(
-    mine: JudgedRollout, near: Neighbours, other_solution: str | None = None
+    mine: JudgedRollout,
+    near: Neighbours,
+    needs: Collection[str],
+    other_solution: str | None = None,
 ) -> ContextInputs:
-    """Inputs of a context: all that it may show of a rollout.
+    """Inputs of contexts: all that they may show of a rollout.
 
-    Its wrong solution is the reference solution with a slip; where none can be made, the nearest
-    wrong rollout of the same problem.
+    Args:
+        mine: the rollout.
+        near: rollouts of the round that may be quoted.
+        needs: of the contexts. The wrong solution is made only if one of them needs it: the
+            reference solution with a slip or, where none can be made, the nearest wrong rollout of
+            the same problem.
+        other_solution: worked solution of another problem.
     """
     problem = mine.problem
-    slipped = problem.solution and wrong_solution(
-        problem.question, problem.solution, problem.reference
-    )
-    wrong = near.wrong.rollout.text if near.wrong else None
+    wrong = None
+    if "wrong_solution" in needs:
+        wrong = near.wrong.rollout.text if near.wrong else None
+        if problem.solution:
+            slipped = wrong_solution(problem.question, problem.solution, problem.reference)
+            wrong = slipped or wrong
     return ContextInputs(
         question=problem.question,
         solution=problem.solution,
@@ -199,5 +209,5 @@ def context_inputs(
         other_critique=near.other.critique if near.other else None,
         sibling=near.sibling.rollout.text if near.sibling else None,
         other_solution=other_solution,
-        wrong_solution=slipped or wrong,
+        wrong_solution=wrong,
     )

@@ -69,13 +69,13 @@ def context_rows(
     run: ConditionRun, critic: Critic, wanted: Sequence[Context], judged: Sequence[JudgedRollout]
 ) -> pl.DataFrame:
     """Rows of `contexts`: for each rollout the first wanted one that can be built and fits."""
-    others = _other_solutions(run, wanted, judged)
-    rows = [
-        row
-        for mine, near in zip(judged, neighbours(judged), strict=True)
-        for inputs in [context_inputs(mine, near, others.get(mine.problem.problem_id))]
-        if (row := _context_row(run, critic, wanted, mine, near, inputs))
-    ]
+    needs = frozenset[str]().union(*(context.needs for context in wanted))
+    others = _other_solutions(run, judged) if "other_solution" in needs else {}
+    rows = []
+    for mine, near in zip(judged, neighbours(judged), strict=True):
+        inputs = context_inputs(mine, near, needs, others.get(mine.problem.problem_id))
+        if row := _context_row(run, critic, wanted, mine, near, inputs):
+            rows.append(row)
     return TABLES["contexts"].frame(rows)
 
 
@@ -116,12 +116,8 @@ def _context_row(
     }
 
 
-def _other_solutions(
-    run: ConditionRun, wanted: Sequence[Context], judged: Sequence[JudgedRollout]
-) -> dict[str, str]:
-    """Solutions of other training problems, by problem id, if any of the contexts shows them."""
-    if not any("other_solution" in context.needs for context in wanted):
-        return {}
+def _other_solutions(run: ConditionRun, judged: Sequence[JudgedRollout]) -> dict[str, str]:
+    """Solutions of other training problems, by the id of the problem that they are shown for."""
     known = Problem.from_frame(run.train_problems)
     return other_solutions([each.problem for each in judged], known)
 

@@ -92,11 +92,11 @@ def test_one_pass_finds_what_looking_through_all_others_finds(kinds):
 def test_contexts_see_the_rollout_its_problem_and_what_may_be_quoted():
     mine = given_("a", 0, REFUSED, False)
     other, sibling = given_("b", 0, VALID, False), given_("a", 1, None, True)
-    seen = context_inputs(mine, Neighbours(other, sibling))
+    seen = context_inputs(mine, Neighbours(other, sibling), ())
     assert (seen.question, seen.reference, seen.correct) == ("q", "9", False)
     assert (seen.critique, seen.other_critique) == (REFUSED, VALID)
     assert seen.sibling == sibling.rollout.text
-    alone = context_inputs(mine, Neighbours(None, None))
+    alone = context_inputs(mine, Neighbours(None, None), ())
     assert (alone.other_critique, alone.sibling) == (None, None)
 
 
@@ -110,14 +110,16 @@ def test_a_wrong_solution_is_the_reference_with_a_slip_or_else_a_wrong_rollout()
     wrong = Neighbours(None, None, given_("a", 1, None, False))
     solved = Problem("p", "Compute 3+4+2.", "3+4=7, 7+2=9", "9")
     mine = replace(given_("a", 0, None, False), problem=solved)
-    seen = context_inputs(mine, wrong, "other")
+    needs = {"wrong_solution"}
+    assert context_inputs(mine, wrong, ()).wrong_solution is None
+    seen = context_inputs(mine, wrong, needs, "other")
     assert seen.other_solution == "other"
     # the slip of this question is 1, 2 or 10: 3+4 is not 7, and 2 is added to the wrong result
     assert seen.wrong_solution in {f"3+4={7 + n}, {7 + n}+2={9 + n}" for n in (1, 2, 10)}
     for solution, reference in ((None, "9"), ("x is $\\pi$", "\\pi")):
         unslipped = replace(mine, problem=Problem("p", "q", solution, reference))
-        assert context_inputs(unslipped, wrong).wrong_solution == wrong.wrong.rollout.text
-        assert context_inputs(unslipped, Neighbours(None, None)).wrong_solution is None
+        assert context_inputs(unslipped, wrong, needs).wrong_solution == wrong.wrong.rollout.text
+        assert context_inputs(unslipped, Neighbours(None, None), needs).wrong_solution is None
 
 
 def test_the_other_solution_is_of_another_question_with_another_answer():
