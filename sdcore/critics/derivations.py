@@ -42,7 +42,7 @@ from itertools import permutations, product
 from sdcore.grading.equations import Equation, equations, numbers
 from sdcore.grading.exact import evaluate
 from sdcore.grading.laurent import Laurent, is_part
-from sdcore.problems.word_problems import CONSTANTS, Problem, as_text
+from sdcore.problems.word_problems import CONSTANTS, Problem, as_text, computed
 
 MAX_FORMULAS = 6  # that are followed for one number, where it may stand for several quantities
 FINITE = 10**4  # a value with at most four decimal places is exact without rounding
@@ -74,7 +74,7 @@ class Verdict:
     """What can be said about the steps of a solution.
 
     Attributes:
-        first_wrong: index of the first wrong step; None where none is wrong.
+        first_wrong: index of the first wrong step; None if no step is wrong.
         reason: what is wrong with it.
         undecided: why it cannot be said which step is the first wrong one; None where it can.
         made: each value that a step computes or states, with the step's index.
@@ -321,7 +321,7 @@ class _Reader:
         """Useful formulas of a number that one operation on two values at hand gives."""
         for left, right in permutations([*self.known], 2):
             for operation in "+-*/":
-                if _computed(operation, left, right) == number:
+                if (right or operation != "/") and computed(operation, left, right) == number:
                     ways = product(self._formulas_of(left), self._formulas_of(right))
                     made = (_combined(operation, mine, theirs) for mine, theirs in ways)
                     yield from (each for each in made if each and self.formulas.useful(each))
@@ -383,17 +383,6 @@ def _leftmost(node: ast.expr) -> Fraction:
 
 def _unending(value: Fraction) -> bool:
     return (value * FINITE).denominator != 1
-
-
-def _computed(operation: str, left: Fraction, right: Fraction) -> Fraction | None:
-    match operation:
-        case "+":
-            return left + right
-        case "-":
-            return left - right
-        case "*":
-            return left * right
-    return left / right if right else None
 
 
 def _combined(operation: str, left: Laurent, right: Laurent) -> Laurent | None:
