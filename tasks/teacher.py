@@ -14,6 +14,7 @@ from sdcore.analysis.teacher_ability import ERROR
 from sdcore.config import SamplingConfig
 from sdcore.contexts import NULL
 from sdcore.engines import Completion, Request
+from sdcore.errors import ConfigError
 from sdcore.rollouts import Problem
 from sdcore.schedule import sampling_seed
 from sdcore.store.schema import TABLES
@@ -111,6 +112,15 @@ def _fitting(run: ConditionRun, asked: Sequence[Asked]) -> SamplingConfig:
     longest = max((len(each.prompt_ids) for each in asked), default=0)
     if limit is None or longest + sampling.max_new_tokens <= limit:
         return sampling
+    if longest >= limit:
+        raise ConfigError(
+            "a prompt of the preflight leaves no room for a response",
+            got=f"{longest} tokens",
+            expected=f"fewer than {limit}, the positions of the model or its engine",
+            where=f"diagnose.contexts: {asked[0].row['context']}",
+            fix="leave this context out, shorten prompts.teacher, raise engine.context_length, or "
+            "set diagnose.teacher_samples = 0",
+        )
     note(
         f"{run.label}: a prompt with context {asked[0].row['context']} has {longest} tokens, which "
         f"leaves room for {limit - longest} of {sampling.max_new_tokens} new ones"
