@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from sdcore.store.database import Store
 from sdcore.system.private import private_files
@@ -54,10 +54,10 @@ class Session:
         self._private.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._private.__exit__(None, None, None)
+    def __exit__(self, *error: Any) -> None:
         self.interrupts.restore()
         self.models.close()
         if "_tracking" in self.__dict__:
             self._tracking.close()
         self.store.close()
+        self._private.__exit__(*error)
