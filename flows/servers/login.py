@@ -83,7 +83,7 @@ def write_page(root: Path, addresses: Mapping[str, str]) -> Path:
 </ul>
 <p>By hand: Prefect asks for <code>{known.text}</code>,
 MLflow for the user <code>{USER}</code> and the password <code>{known.key}</code>.
-Whoever has the key can do what you can.</p>
+Anyone with this key can do everything that you can.</p>
 </html>
 """)  # fmt: skip
     return path

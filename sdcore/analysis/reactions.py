@@ -44,7 +44,7 @@ def reaction(question: str, text: str, corrected: str, wrong_step: int) -> React
 
 
 def _corrected_numbers(corrected: Trace, wrong_step: int) -> list[Decimal]:
-    """Numbers of the step in place of the wrong one; of the answer where none is in its place."""
+    """Numbers of the corrected step or, if the correction has no such step, of its answer."""
     steps = corrected.steps[wrong_step - 1 : wrong_step]
     return numbers(steps[0].text if steps else corrected.answer or "")
 

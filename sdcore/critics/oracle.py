@@ -28,7 +28,7 @@ class Assessment:
     """What is true of a trace's steps.
 
     Attributes:
-        wrong: index of the first wrong step; None where none is wrong.
+        wrong: index of the first wrong step; None if no step is wrong.
         kept: how many leading steps stay as they are.
         rest: the steps that remain after those.
         complete: the steps come to the answer.

@@ -1,6 +1,6 @@
 """One statement that reads, on a private copy of the tables.
 
-Whoever writes the statement may take hours over its result: the copy holds up no run. The statement
+A user may take hours over a result: the copy holds up no run. The statement
 can do nothing but read it: it is one SELECT, the copy is opened for reading, DuckDB's configuration
 is locked, and no file, address or extension can be reached unless the caller allows it.
 """
