@@ -76,6 +76,12 @@ def grid_mean(
     half = float(half_width(mean_squares(values), confidence))
     covers = PROBLEMS if fixed else ONE_SEED if seeds == 1 else BOTH
     low, high = np.clip([mean - half, mean + half], *limits)
+    if (values == mean).all() and mean in limits and values.shape[0] > 1:
+        # None of P problems differs from the limit, such as 0 of 26: that says little of others. If
+        # a share q of them differed, P in a row would not with probability (1 - q)^P. The bound is
+        # the q that leaves half of 1 - confidence, as Clopper and Pearson's; the mean lies within.
+        away = (1 - ((1 - confidence) / 2) ** (1 / values.shape[0])) * (limits[1] - limits[0])
+        low, high = (mean, mean + away) if mean == limits[0] else (mean - away, mean)
     return Interval(mean, float(low), float(high), covers)
 
 

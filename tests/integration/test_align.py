@@ -50,10 +50,11 @@ BEHAVIOURS = {
     "118": server.QUOTING["base64"],
 }
 VALID = {"100", "101"}
+ENDLESS = ["103", "112"]  # only the time limit ends these
 
 
 def experiment(url: str, tokens: str = "all", **critic: object) -> Experiment:
-    settings = {"kind": "llm", "model": "critic", "base_url": url, "tries": 1, "timeout": 1.0}
+    settings = {"kind": "llm", "model": "critic", "base_url": url, "tries": 1}
     return Experiment.model_validate(
         {
             "name": "aligned",
@@ -128,19 +129,31 @@ def rows(made: ConditionRun, table: str) -> dict[str, dict]:
 
 
 def test_a_hostile_server_loses_no_row_and_gets_nothing_trained(tmp_path):
+    answers = [answer for answer in BEHAVIOURS if answer not in ENDLESS]
     with server.serve(behave) as (url, asked):
-        made = condition_run(tmp_path, url, attempts=2)
+        made = condition_run(tmp_path, url, answers=answers, attempts=2)
         first_time = aligned(made)
         first = len(asked)
         assert aligned(made) == first_time == len(VALID)
     critiques, contexts = rows(made, "critiques"), rows(made, "contexts")
-    assert set(critiques) == set(BEHAVIOURS) and set(contexts) == VALID
+    assert set(critiques) == set(answers) and set(contexts) == VALID
     assert {answer for answer, row in critiques.items() if row["valid"]} == VALID
     assert all(row["invalid_reason"] for answer, row in critiques.items() if answer not in VALID)
     assert (critiques["100"]["repaired"], critiques["101"]["repaired"]) == (None, "prefix")
     assert all(row["corrected"] == GOOD for answer, row in critiques.items() if answer in VALID)
     assert "control tokens" in critiques["107"]["invalid_reason"]
     assert len(asked) == first  # what is settled stays so, answered or not
+
+
+def test_an_answer_without_end_is_a_refused_critique(tmp_path):
+    with server.serve(behave) as (url, asked):
+        made = condition_run(tmp_path, url, answers=["100", *ENDLESS], timeout=5.0)
+        assert aligned(made) == aligned(made) == 1
+    critiques = rows(made, "critiques")
+    assert all(
+        "no whole answer within 5 s" in critiques[name]["invalid_reason"] for name in ENDLESS
+    )
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize("where", ["env", "block"])

@@ -283,6 +283,12 @@ def test_a_hostile_critic_stops_no_run_and_nothing_trains_on_what_it_says(
     if not sometimes_right:  # there was nothing to learn from
         assert policies["sha256"].n_unique() == 1
         assert not len(found["updates"].filter(condition="step_aligned"))
+        assert not len(found["comparisons"].filter(pl.col("condition") == "step_aligned"))
+        assert champion(tmp_path) != "step_aligned"
+        health = Store(tmp_path / "sdcore.duckdb").query("FROM training_health")
+        assert health.filter(condition="step_aligned")["idle"].to_list() == [1.0]
+        said = " ".join(result.stderr.split())
+        assert "WARNING: step_aligned: trained nothing" in said
 
 
 def test_list_and_report_find_the_run_by_its_name(finished):

@@ -174,7 +174,7 @@ def test_a_server_killed_in_the_middle_costs_the_unfinished_requests_only(runnin
 
     assert tokens(engine.generate(REQUESTS, GREEDY, kill_once)) == tokens(expected)
     assert log.read_text().count("Started server process") == starts + 1
-    _, alive = psutil.wait_procs(old, timeout=10)
+    _, alive = psutil.wait_procs(old, timeout=60)
     assert not alive
 
 
@@ -187,7 +187,7 @@ def test_all_weights_anew_start_the_server_anew(running, folders):
     assert largest_difference(changed(model(), 0.02), after) < 1e-3
     old = family()
     engine.close()
-    _, alive = psutil.wait_procs(old, timeout=10)
+    _, alive = psutil.wait_procs(old, timeout=60)
     assert not alive
 
 
@@ -215,7 +215,7 @@ def test_no_process_is_left_when_the_parent_is_killed(tmp_path):
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.communicate()
-    _, alive = psutil.wait_procs(left, timeout=20)
+    _, alive = psutil.wait_procs(left, timeout=60)
     assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
 
 

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from sdcore.analysis.intervals import BOTH, ONE_SEED, PROBLEMS, bootstrap, grid_mean, mean_squares
 
@@ -71,3 +72,14 @@ def test_bootstrap_of_two_clusters_has_their_values_as_bounds():
     assert found.tolist() == [[2, 1, 3]]
     alone = bootstrap(lambda n_RN: (n_RN @ values[:1])[:, None], [1], 0.95, 500)
     assert alone[0, 0] == 1 and np.isnan(alone[0, 1:]).all()
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_none_or_all_of_a_few_problems_leaves_room_for_others(seeds):
+    none = grid_mean(np.zeros((26, seeds)), 0.95, limits=(0.0, 1.0))
+    every = grid_mean(np.ones((26, seeds)), 0.95, limits=(0.0, 1.0))
+    exact = binomtest(0, 26).proportion_ci(0.95, method="exact").high  # 13.2 %
+    assert (none.value, none.low, none.high) == (0, 0, pytest.approx(exact, rel=1e-9))
+    assert (every.value, every.low, every.high) == (1, pytest.approx(1 - exact, rel=1e-9), 1)
+    lost = grid_mean(-np.ones((26, seeds)), 0.95, limits=(-1.0, 1.0))
+    assert (lost.low, lost.high) == (-1, pytest.approx(-1 + 2 * exact, rel=1e-9))

@@ -342,7 +342,7 @@ def test_reading_takes_no_time_however_odd_the_text(part):
     start = time.process_time()
     for text in ("1" + part * (998 // len(part)) + "?", part * (990 // len(part)) + " 5 !"):
         reading.value(reading.read(text).text)
-    assert time.process_time() - start < 2  # 0.02 s on an idle machine; 8 s when it was cubic
+    assert time.process_time() - start < 4  # 0.02 s on an idle machine; 8 s when it was cubic
 
 
 def test_a_megabyte_is_not_looked_at():

@@ -114,4 +114,4 @@ def test_what_is_true_or_no_claim_is_left_alone(text):
 def test_a_hostile_step_costs_no_time(text):
     started = time.process_time()
     false_equation(text)
-    assert time.process_time() - started < 1.0
+    assert time.process_time() - started < 3.0

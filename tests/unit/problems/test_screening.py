@@ -191,7 +191,7 @@ def test_a_pattern_that_would_take_hours_is_an_error_in_seconds(monkeypatch, pat
         assert "does not fit" in str(error)
     except ConfigError as error:
         assert error.got == pattern and "answer_pattern takes too long" in error.what
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
 
 
 def test_the_bound_on_a_pattern_is_real(monkeypatch):

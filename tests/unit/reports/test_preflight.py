@@ -164,7 +164,7 @@ def test_the_teacher_has_a_grid_in_which_the_student_is_a_row(found):
     grid = next(grid for grid in grids(found) if grid.title == "What the teacher can do, %")
     text = grid.text()
     assert text["context"].to_list() == ["none", "reference", "step_aligned"]
-    assert text["right"].to_list() == ["25 (25 to 25)", "75 (75 to 75)", "100 (100 to 100)"]
+    assert text["right"].to_list() == ["25 (25 to 25)", "75 (75 to 75)", "100 (16 to 100)"]
     assert text["difference"].to_list()[0] == ""
 
 

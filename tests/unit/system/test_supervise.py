@@ -43,7 +43,7 @@ def test_nobody_outlives_a_kill(family, victim):
     others = [family[name] for name in ("guard", "leader") if name != victim]
     # Linux ends the leader when its guard is killed; its children are then its own to stop.
     others += [family["child"]] if victim != "guard" else []
-    _, alive = psutil.wait_procs(others, timeout=15)
+    _, alive = psutil.wait_procs(others, timeout=60)
     assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
     if victim == "guard":
         family["child"].kill()
