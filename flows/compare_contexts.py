@@ -15,6 +15,7 @@ from tasks.difficulty import measure_difficulty
 from tasks.distill import distill
 from tasks.evaluate import evaluate
 from tasks.health import stopped
+from tasks.maintenance.restore import restore
 from tasks.prepare import prepare
 from tasks.run.condition_run import ConditionRun, base_run
 from tasks.run.lock import run_lock
@@ -82,10 +83,12 @@ def train_condition(run: ConditionRun) -> None:
     """
     rounds = run.experiment.training.rounds
     with run_lock(run), run.session.panel.bar(run.label, total=rounds, part=True) as advance:
+        restore(run)
         good = stopped(run)
         if good is None:
             good = _train_rounds(run, advance)
         if good:
+            restore(run)  # its checkpoint was not needed before
             _score(run, good)
         with run.session.tracking() as tracking:
             tracking.end(run.experiment, run.condition, run.seed)

@@ -38,13 +38,12 @@ def distill(round_: Round) -> int:
             policy's.
     """
     run = round_.run
-    rows = _with_contexts(round_)
     sampler = run.session.models.engine(run, round_.number, round_.policy.policy_id)
     held = sampler.update_share
     with run.session.models.training(run, round_.number) as trainer:
         with run.session.clock.measure("compute"):
             drift = trainer.drift(_probes(run)) if len(run.probes) else None
-            steps = _trained(run, trainer, _examples(round_, rows))
+            rows, steps = train(round_, trainer)
             digest = trainer.digest()
         updates = [step for step in steps if step is not None]
         for first in updates[:1]:
@@ -64,16 +63,28 @@ def distill(round_: Round) -> int:
     return len(updates)
 
 
-def _trained(run: ConditionRun, trainer: Trainer, examples: list[Example]) -> list[Update | None]:
-    """The round's steps, each on its share of the rollouts; fewer where those are fewer.
+def train(round_: Round, trainer: Trainer) -> tuple[pl.DataFrame, list[Update | None]]:
+    """Take the round's steps, each on its share of the rollouts; fewer where those are fewer.
 
-    None stands for a step that was not taken, because all weights of its tokens are 0.
+    Args:
+        round_: with its rollouts and contexts, as `align` leaves it.
+        trainer: holds the round's policy; every call with the same gives the same weights.
+
+    Returns:
+        The rollouts that train, with their contexts, and the steps. None stands for a step that was
+        not taken, because all weights of its tokens are 0.
     """
+    run, rows = round_.run, _with_contexts(round_)
+    examples = _examples(round_, rows)
     steps = min(run.experiment.training.steps_per_round, len(examples))
     objective = objective_of(run.settings, run.experiment.sampling.temperature)
     if steps > 1 and objective.remembers:
         examples = trainer.remember(examples)
-    return [trainer.step(examples[start::steps]) for start in range(steps)]
+    taken = []
+    for start in range(steps):
+        run.session.interrupts.stop_if_asked()
+        taken.append(trainer.step(examples[start::steps]))
+    return rows, taken
 
 
 def _probes(run: ConditionRun) -> list[Example]:

@@ -53,7 +53,7 @@ def prepare(base: ConditionRun) -> int:
     base.experiment.require_same_plugins()
     experiment_id = pl.lit(base.experiment.experiment_id)
     if len(base.store.rows("experiments", experiment_id=base.experiment.experiment_id)):
-        _require_same_models(base)
+        require_same_model(base)
     else:
         started = datetime.now(UTC).replace(tzinfo=None)
         room = _room(base, started.date())
@@ -79,27 +79,24 @@ def prepare(base: ConditionRun) -> int:
     return int(counted.item())
 
 
-def _require_same_models(base: ConditionRun) -> None:
+def require_same_model(base: ConditionRun) -> None:
     """Refuse to go on with other weights than those that the run started with.
 
     Raises:
-        ModelError: the digest of the named model or of its warmed-up form differs.
+        ModelError: the digest of the named model differs.
     """
-    models = base.session.models
-    for policy in StoredPolicy.from_frame(base.store.rows("policies", **base.columns)):
-        named = policy.kind == "base"
-        folder = models.folder(base.experiment.model.name) if named else base.checkpoint(0)
-        digest = policies.weights_digest(folder)
-        if digest != policy.sha256:
-            raise ModelError(
-                f"the {'base' if named else 'warmed-up'} model's weights have changed since the "
-                "run was started",
-                got=digest,
-                expected=policy.sha256,
-                where=str(folder),
-                fix="restore the weights that the run started with, or start another run with the "
-                "new ones: give the experiment another name",
-            )
+    (named,) = StoredPolicy.from_frame(base.store.rows("policies", kind="base", **base.columns))
+    folder = base.session.models.folder(base.experiment.model.name)
+    digest = policies.weights_digest(folder)
+    if digest != named.sha256:
+        raise ModelError(
+            "the base model's weights have changed since the run was started",
+            got=digest,
+            expected=named.sha256,
+            where=str(folder),
+            fix="restore the weights that the run started with, or start another run with the "
+            "new ones: give the experiment another name",
+        )
 
 
 def _room(base: ConditionRun, day: date) -> Room:

@@ -16,7 +16,7 @@ from sdcore.traces import parse_trace, response_text
 from tasks.run.condition_run import ConditionRun, StoredPolicy
 from tasks.run.progress import Advance
 from tasks.run.retries import RETRIES
-from tasks.run.rounds import Round
+from tasks.run.rounds import Round, in_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def sample(round_: Round) -> int:
     stored = stored_rollouts(run, round_.policy, "train") if round_.resumed else []
     size = run.settings.group_size
     rollouts = sample_missing(run, round_.policy, "train", chosen, size, stored, store=False)
-    round_.rollouts = sorted(rollouts, key=lambda each: (each.problem_id, each.sample_index))
+    round_.rollouts = in_order(rollouts)
     round_.frames["rollouts"] = Rollout.to_frame(round_.rollouts)
     return len(rollouts)
 

@@ -1,16 +1,20 @@
 """Stage 1½, where an experiment asks for it: a short supervised stage makes the base policy."""
 
+from pathlib import Path
+
 import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sdcore.config import WarmupConfig
+from sdcore.errors import ModelError
 from sdcore.models import policies
 from sdcore.models.prompts import end_of_turn
 from sdcore.schedule import round_questions
 from sdcore.store.schema import TABLES
 from sdcore.training import warmup
 from sdcore.training.trainer import Example, Trainer, Update
+from tasks.run.checkpoints import damaged_checkpoints
 from tasks.run.condition_run import RAW, ConditionRun, StoredPolicy
 from tasks.run.progress import note
 
@@ -20,22 +24,47 @@ def warm_up(base: ConditionRun) -> StoredPolicy:
     """Train the named model on well-formed traces and store it as the base, unless it is there.
 
     An interrupted stage starts over: it draws no random numbers but seeded ones, so that the
-    weights come out the same.
+    weights come out the same. So does one whose weights on disk are missing or damaged.
+
+    Raises:
+        ModelError: they do not come out the same.
     """
     settings = base.experiment.warmup
     assert settings is not None, "the experiment has no warm-up"
-    if not len(base.store.rows("policies", round=0, **base.columns)):
+    lost = damaged_checkpoints(base)
+    if lost:
+        note(
+            "the warmed-up base is missing or damaged "
+            f"({lost[0].reason.what}); training it again on its traces"
+        )
+    if lost or not len(base.store.rows("policies", round=0, **base.columns)):
         named = base.session.models.folder(base.experiment.model.name)
         trainer = base.session.models.new_trainer(base, settings, named, settings.steps)
         steps = _trained(base, settings, trainer)
         with base.session.clock.measure("storage"):
             warmup.save_base(trainer.model, named, base.checkpoint(0))
         policy = _policy(base, settings)
+        if lost:
+            _require_same(base.policy(0), policy, base.checkpoint(0))
         base.store.append_missing(
             policies=StoredPolicy.to_frame([policy]),
             updates=_updates(base, policy.policy_id, steps),
         )
     return base.policy(0)
+
+
+def _require_same(stored: StoredPolicy, retrained: StoredPolicy, folder: Path) -> None:
+    if retrained.sha256 != stored.sha256:
+        raise ModelError(
+            "the warmed-up base was retrained to different weights, and the whole run is made of "
+            "the old ones",
+            got=retrained.sha256,
+            expected=stored.sha256,
+            where=str(folder),
+            fix="restore that folder from a copy, or start another run: give the experiment "
+            "another name",
+        )
+    note(f"the warmed-up base was retrained to the same weights, sha256 {stored.sha256[:12]}")
 
 
 Step = tuple[Update, float]  # an optimizer step, and the share of its traces that are right
@@ -53,6 +82,7 @@ def _trained(base: ConditionRun, settings: WarmupConfig, trainer: Trainer) -> li
                 update = trainer.step(chosen)
             steps += [(update, right)] if update else []
             advance(1)
+            base.session.interrupts.stop_if_asked()
     first, last = steps[0][0].loss, steps[-1][0].loss
     note(f"warm-up: loss {first:.2f} at first, {last:.2f} at last")
     return steps

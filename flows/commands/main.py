@@ -140,12 +140,17 @@ def rerun(
 
     def move_rows() -> None:
         from tasks.maintenance.rerun import supersede
+        from tasks.maintenance.restore import require_replaceable
         from tasks.run.condition_run import condition_runs
         from tasks.run.lock import run_lock
         from tasks.run.session import Session
 
         with Session(root) as session:
-            for each in condition_runs(session, settings, condition, seed):
+            runs = condition_runs(session, settings, condition, seed)
+            for each in runs:
+                with run_lock(each):
+                    require_replaceable(each, stage, round_)
+            for each in runs:
                 with run_lock(each):
                     moved = supersede(each, stage, round_)
                 counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)

@@ -51,6 +51,7 @@ FULL_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"
 CHECKSUMS = "checksums.sha256"
 """Digests of a folder's other files, in the format of `sha256sum -c`."""
 SHOWN = 8  # tensor names in an error
+_RESTORE = "`sdcore resume RUN` retrains a checkpoint; restore other files from a copy"
 
 
 def load_policy(folder: Path, model: ModelConfig) -> PreTrainedModel:
@@ -318,17 +319,42 @@ def require_intact(folder: Path, *names: str) -> None:
     damaged = [
         name
         for name in names or sorted(expected)
-        if not (folder / name).is_file() or file_digest(folder / name) != expected.get(name)
+        if _digest_or_none(folder / name) != expected.get(name, "")
     ]
     if damaged:
         raise ModelError(
             "files are not as they were written",
-            got=f"missing or changed: {_listed(damaged)}",
+            got=f"missing, unreadable or changed: {_listed(damaged)}",
             expected=f"the digests in {CHECKSUMS}",
             where=str(folder),
-            fix="restore them from a copy; or delete a checkpoint's folder, and the run goes back "
-            "to the one before",
+            fix=_RESTORE,
         )
+
+
+def require_weights(folder: Path, sha256: str) -> None:
+    """Refuse a folder that `replacing` wrote, unless it is intact and its weights are the expected.
+
+    Raises:
+        ModelError: a file is missing or differs from its digest, or `weights_digest` is another.
+    """
+    require_intact(folder)
+    found = weights_digest(folder)
+    if found != sha256:
+        raise ModelError(
+            "the folder holds other weights than the table `policies` says",
+            got=found,
+            expected=sha256,
+            where=str(folder),
+            fix=_RESTORE,
+        )
+
+
+def _digest_or_none(path: Path) -> str | None:
+    """`file_digest`, or None for what cannot be read: a damaged disk gives an error too."""
+    try:
+        return file_digest(path)
+    except OSError:
+        return None
 
 
 def file_digest(path: Path) -> str:
@@ -353,12 +379,19 @@ def replacing(folder: Path) -> Iterator[Path]:
             _write_checksums(fresh)
         with ThreadPoolExecutor() as pool:  # flushes at the same time share the disk's commits
             list(pool.map(_sync, [*fresh.rglob("*"), fresh]))
-        if folder.exists():
-            shutil.rmtree(folder.rename(f"{fresh}-old"))
+        if os.path.lexists(folder):
+            _remove(folder.rename(f"{fresh}-old"))
         fresh.rename(folder)
         _sync(folder.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:  # where a folder should be, a damaged file system may have anything
+        path.unlink()
 
 
 def _write_checksums(folder: Path) -> None:
@@ -372,7 +405,9 @@ def _checksums(folder: Path) -> dict[str, str]:
     try:
         lines = (folder / CHECKSUMS).read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise ModelError("the folder has no checksums", got=error, where=str(folder)) from error
+        raise ModelError(
+            "the folder has no checksums", got=error, where=str(folder), fix=_RESTORE
+        ) from error
     pairs = (line.partition("  ") for line in lines)
     return {name: sha256 for sha256, _, name in pairs}
 

@@ -49,3 +49,14 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]
             fix="resume with the checkpoint's settings, or start a new run",
         )
     return about["step"], policies.load_tensors(folder / STATE)
+
+
+def require_whole(folder: Path, sha256: str) -> None:
+    """Refuse a checkpoint that cannot be resumed as it was written.
+
+    Raises:
+        ModelError: a file is missing or differs from its digest, or the digest of the weights is
+            not `sha256`.
+    """
+    policies.require_weights(folder, sha256)
+    policies.require_intact(folder, ABOUT.as_posix(), STATE.as_posix())

@@ -2,7 +2,8 @@
 
 from sdcore.errors import StoreError
 from sdcore.schedule import Stage
-from tasks.run.condition_run import BASE, ConditionRun, StoredPolicy
+from tasks.run.checkpoints import last_checkpoint
+from tasks.run.condition_run import BASE, ConditionRun
 from tasks.run.progress import note
 
 _RUN = "experiment_id = $experiment_id AND condition = $condition AND seed = $seed"
@@ -15,15 +16,12 @@ def supersede(run: ConditionRun, stage: Stage, round_: int) -> dict[str, int]:
     it; the other stages change the weights, so every later round and score goes with them. Where
     no checkpoint leads to the round, the rounds since the last one before it are redone too. The
     next run of the experiment makes all of it again. MLflow's run of the condition is deleted
-    there (it can be restored) and logged again.
+    there (it can be restored) and logged again. See first that all of it can be made again:
+    `restore.require_replaceable`.
 
     Returns:
         Rows moved to `superseded`, per table.
-
-    Raises:
-        StoreError: the run has no such stage or round.
     """
-    _require(run, stage, round_)
     if stage is not Stage.evaluate:
         start = last_checkpoint(run, round_).round
         if start < round_:
@@ -46,33 +44,23 @@ def supersede_after(run: ConditionRun, round_: int) -> dict[str, int]:
     return _supersede(run, Stage.distill, round_)
 
 
-def last_checkpoint(run: ConditionRun, round_: int | None = None) -> StoredPolicy:
-    """The last policy of a run whose checkpoint is on disk, up to a round; the base where none is.
-
-    Raises:
-        StoreError: there is no base policy yet.
-    """
-    stored = StoredPolicy.from_frame(run.store.rows("policies", **run.columns))
-    saved = [
-        policy
-        for policy in stored
-        if (round_ is None or policy.round <= round_) and run.checkpoint(policy.round).exists()
-    ]
-    return max(saved, key=lambda policy: policy.round, default=None) or run.policy(0)
-
-
 def _supersede(run: ConditionRun, stage: Stage, round_: int) -> dict[str, int]:
+    with run.session.tracking() as tracking:  # first: what is forgotten is logged again by itself
+        tracking.forget(run.experiment, run.condition, run.seed)
     moved = run.store.supersede(_affected(stage), run.columns | {"round": round_})
     run.store.supersede(
         dict.fromkeys(("comparisons", "seed_differences"), "experiment_id = $experiment_id"),
         {"experiment_id": run.experiment.experiment_id},
     )
-    with run.session.tracking() as tracking:
-        tracking.forget(run.experiment, run.condition, run.seed)
     return moved
 
 
-def _require(run: ConditionRun, stage: Stage, round_: int) -> None:
+def require_stage(run: ConditionRun, stage: Stage, round_: int) -> None:
+    """Refuse a stage or a round that the run has not been through.
+
+    Raises:
+        StoreError: it has not.
+    """
     stored = set(run.store.rows("policies", **run.columns)["round"])
     evaluates = stage is Stage.evaluate
     if run.condition == BASE and not evaluates:

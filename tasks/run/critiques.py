@@ -161,6 +161,11 @@ def critique_rows(
     return TABLES["critiques"].frame(rows)
 
 
+def stored_critiques(run: ConditionRun, rollout_ids: Sequence[str]) -> dict[str, Critique]:
+    """The stored critiques of a run's rollouts, by rollout id."""
+    return _critiques(run.store.rows("critiques", rollout_id=list(rollout_ids), **run.columns))
+
+
 def critique_id(run: ConditionRun, critic: Critic, rollout_id: str) -> str:
     """Key of a critic's critique of a rollout."""
     return run.key("critique", rollout_id, critic.name)
@@ -204,7 +209,10 @@ def _settled(run: ConditionRun, critic: Critic, handed: Sequence[Handed]) -> dic
     if all(critic.content_id(each.submission) is None for each in handed):
         return {}  # they cost nothing
     wanted = [critique_id(run, critic, each.rollout_id) for each in handed]
-    rows = run.store.rows("critiques", critique_id=wanted)
+    return _critiques(run.store.rows("critiques", critique_id=wanted))
+
+
+def _critiques(rows: pl.DataFrame) -> dict[str, Critique]:
     return {
         row["rollout_id"]: Critique(case=row["verdict"], **{name: row[name] for name in _COPIED})
         for row in rows.iter_rows(named=True)

@@ -1,22 +1,15 @@
 """A round of a condition's training: what its stages make, committed in one transaction."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import polars as pl
 
 from sdcore.contexts import Critique
 from sdcore.rollouts import JudgedRollout, Rollout, judged
-from tasks.maintenance.rerun import last_checkpoint, supersede_after
 from tasks.run.condition_run import ConditionRun, StoredPolicy
-from tasks.run.progress import note
-
-_LATER = """
-    SELECT count(*) FROM policies
-    WHERE experiment_id = $experiment_id AND condition = $condition AND seed = $seed
-        AND round > $round
-"""
+from tasks.run.critiques import stored_critiques
 
 
 class Round:
@@ -77,19 +70,33 @@ class Round:
 
 
 def first_round(run: ConditionRun) -> Round:
-    """The round after the last checkpoint of a run; what is stored of later rounds is superseded.
+    """The round after the last stored policy of a run, whose checkpoint is whole.
 
-    Rollouts and critiques of that very round are kept: the checkpoint's policy made them.
+    What may be on disk of a later one, or of one half-written, is removed.
     """
-    last = last_checkpoint(run)
-    later = run.store.query(_LATER, run.columns | {"round": last.round}).item()
-    if later:
-        note(
-            f"{run.label}: the last checkpoint is after {last.round} rounds; what was stored of "
-            "later ones moved to `superseded` and is made again"
-        )
-        supersede_after(run, last.round)
+    last = run.store.rows("policies", **run.columns)["round"].max() or 0
+    assert isinstance(last, int), "rounds are numbers"
     for folder in run.folder.glob("round-*"):
-        if int(folder.name.removeprefix("round-")) > last.round:
+        if int(folder.name.removeprefix("round-")) > last:
             shutil.rmtree(folder)
-    return Round(run, last, resumed=True)
+    for remains in run.folder.glob(".round-*"):  # of a write that was killed
+        shutil.rmtree(remains)
+    return Round(run, run.policy(last), resumed=True)
+
+
+def stored_round(run: ConditionRun, number: int) -> Round:
+    """A committed round as its stages left it, from what is stored."""
+    round_ = Round(run, run.policy(number), resumed=True)
+    same = {"policy_id": round_.policy.policy_id, "purpose": "train"} | run.columns
+    rollouts = Rollout.from_frame(run.store.rows("rollouts", **same))
+    round_.rollouts = in_order(rollouts)
+    ids = [each.rollout_id for each in rollouts]
+    round_.critiques = stored_critiques(run, ids)
+    round_.frames["rollouts"] = Rollout.to_frame(round_.rollouts)
+    round_.frames["contexts"] = run.store.rows("contexts", rollout_id=ids, **run.columns)
+    return round_
+
+
+def in_order(rollouts: Iterable[Rollout]) -> list[Rollout]:
+    """The rollouts of a round in the order in which they train."""
+    return sorted(rollouts, key=lambda each: (each.problem_id, each.sample_index))

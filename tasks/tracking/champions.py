@@ -3,7 +3,9 @@
 from typing import NamedTuple
 
 from sdcore.errors import SdcoreError
+from tasks.maintenance.restore import restore
 from tasks.run.condition_run import ConditionRun
+from tasks.run.lock import run_lock
 
 
 class Chosen(NamedTuple):
@@ -41,6 +43,8 @@ def promote(run: ConditionRun) -> str:
     Raises:
         SdcoreError: it has not been scored on validation yet, or trained nothing.
     """
+    with run_lock(run):
+        restore(run)
     for chosen in _ranked(run.base):
         if (chosen.condition, chosen.seed) == (run.condition, run.seed):
             version = _register(run.base, chosen, ["champion"])

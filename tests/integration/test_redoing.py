@@ -32,6 +32,7 @@ from tests.helpers.runs import (
     weights,
 )
 from tests.helpers.small import ID, SMALL, run
+from tests.helpers.tiny import flip
 
 pytestmark = pytest.mark.usefixtures("prefect")
 
@@ -64,11 +65,15 @@ def test_rounds_without_a_checkpoint_are_made_again(tmp_path):
 
 def test_a_lost_checkpoint_is_trained_again_from_the_one_before(finished, tmp_path):
     workspace = shutil.copytree(finished[0], tmp_path / "copy")
-    shutil.rmtree(next(workspace.glob("checkpoints/*/reference/seed-3/round-0003")))
-    result = run(workspace)
+    shutil.rmtree(next(workspace.glob("checkpoints/*/reference/seed-3/round-0002")))
+    flip(next(workspace.glob("checkpoints/*/grpo/seed-3/round-0003/*.safetensors")))
+    redo = ["rerun", "quickstart", "--from", "evaluate", "--condition", "reference", "--round", 2]
+    result = sdcore(*redo, "--workspace", workspace)
     said = " ".join(result.stderr.split())  # lines wrap
-    assert "reference/seed-3: the last checkpoint is after 2 rounds" in said
+    for lost in ("reference/seed-3", "grpo/seed-3"):
+        assert f"{lost}: retrained to the same weights" in said
     assert_same(workspace, finished[0])
+    assert set(Store(workspace / "sdcore.duckdb").query("FROM superseded.scores")["round"]) == {2}
 
 
 def test_how_often_checkpoints_are_written_changes_no_result(finished, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from sdcore.config import load_experiment
 from sdcore.store.schema import TABLES
 from tasks.run.condition_run import ConditionRun, StoredPolicy, base_run
-from tasks.run.rounds import Round, first_round
+from tasks.run.rounds import Round, first_round, stored_round
 from tasks.run.session import Session
 from tests.helpers.example import rollout
 from tests.helpers.paths import QUICKSTART
@@ -51,20 +51,27 @@ def test_a_new_run_starts_from_the_base(run):
     assert (round_.number, round_.policy.policy_id) == (0, "base 0")
 
 
-def test_a_run_goes_on_after_its_last_checkpoint_and_supersedes_later_rounds(run, capsys):
-    keep(run, 1, 2, 3)
-    run.checkpoint(2).mkdir(parents=True)
+def test_a_run_goes_on_after_its_last_policy(run):
+    keep(run, 1, 2)
     round_ = first_round(run)
     assert (round_.number, round_.policy.policy_id, round_.resumed) == (2, "grpo/seed-0 2", True)
-    assert stored(run, "policies") == [1, 2]
-    assert stored(run, "rollouts") == [1, 2]  # round 2's were sampled from the checkpoint's policy
-    assert run.store.query("SELECT round FROM superseded.policies")["round"].to_list() == [3]
-    assert "after 2 rounds" in capsys.readouterr().err
+    assert stored(run, "rollouts") == [1, 2]  # round 2's were sampled from that very policy
+
+
+def test_a_stored_round_is_read_back(run):
+    keep(run, 1, 2)
+    made = sampled(run, 1).with_columns(
+        policy_id=pl.lit("grpo/seed-0 1"), rollout_id=pl.lit("the policy's own")
+    )
+    run.store.append_missing(rollouts=made)
+    round_ = stored_round(run, 1)
+    assert [each.rollout_id for each in round_.rollouts] == ["the policy's own"]
+    assert round_.frames["rollouts"].equals(made)
+    assert round_.policy.round == 1 and not len(round_.frames["contexts"])
 
 
 def test_a_finished_run_is_left_alone(run):
     keep(run, 1, 4)
-    run.checkpoint(4).mkdir(parents=True)
     assert first_round(run).number == 4
     assert stored(run, "policies") == [1, 4]
 
@@ -73,8 +80,9 @@ def test_a_checkpoint_that_no_row_speaks_of_is_removed(run):
     keep(run, 1)
     run.checkpoint(1).mkdir(parents=True)
     run.checkpoint(3).mkdir()
+    run.checkpoint(3).with_name(".round-0003-half").mkdir()
     assert first_round(run).number == 1
-    assert not run.checkpoint(3).exists()
+    assert [folder.name for folder in run.folder.iterdir()] == ["round-0001"]
 
 
 def test_a_round_is_committed_with_its_policy_and_leads_to_the_next(run):

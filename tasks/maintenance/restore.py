@@ -1,0 +1,94 @@
+"""Retrain checkpoints that are missing or damaged, on the rollouts that the tables hold."""
+
+from collections.abc import Collection
+
+from sdcore.errors import TrainingError
+from sdcore.schedule import Stage
+from tasks.distill import train
+from tasks.maintenance.rerun import require_stage, supersede_after
+from tasks.prepare import require_same_model
+from tasks.run.checkpoints import damaged_checkpoints, last_checkpoint
+from tasks.run.condition_run import ConditionRun, StoredPolicy
+from tasks.run.critiques import open_critic
+from tasks.run.progress import note
+from tasks.run.rounds import stored_round
+from tasks.warmup import warm_up
+
+
+class _Differs(TrainingError):
+    """Retraining gave other weights than those of the lost checkpoint."""
+
+
+def restore(run: ConditionRun) -> None:
+    """Retrain the checkpoints of a run that it needs and that are missing or damaged.
+
+    Training goes on from the last whole checkpoint before, on the stored rollouts and contexts:
+    nothing is sampled, and no critic is asked. Each round must give the weights whose digest the
+    table `policies` has. Where one does not (another machine rounds otherwise, or rows are
+    missing), what came after the last whole checkpoint moves to `superseded`, and the run makes it
+    again.
+
+    Whoever calls this holds the run's lock.
+    """
+    lost = damaged_checkpoints(run)
+    rounds = [policy.round for policy, _ in lost]
+    for policy, reason in lost:
+        start = last_checkpoint(run, policy.round - 1)
+        note(
+            f"{run.label}: the checkpoint after {policy.round} rounds is missing or damaged "
+            f"({reason.what}); retraining it on the stored rollouts, from the weights after "
+            f"{start.round} rounds"
+        )
+        try:
+            _replay(run, start, policy, rounds)
+        except _Differs:
+            supersede_after(run, start.round)
+            note(
+                f"{run.label}: retrained to different weights; rows derived from the old ones, "
+                f"after {start.round} rounds, moved to `superseded` and are made again"
+            )
+            return
+        note(f"{run.label}: retrained to the same weights, sha256 {policy.sha256[:12]}")
+
+
+def require_replaceable(run: ConditionRun, stage: Stage, round_: int) -> None:
+    """See that a stage can be done again, before its rows are superseded.
+
+    Checkpoints that are missing or damaged are restored.
+
+    Raises:
+        StoreError: the run has no such stage or round.
+        ModelError: the base model is not there, or not the one that the run started with.
+        ConfigError: a plugin has changed, or the engine or critic cannot be opened.
+    """
+    require_stage(run, stage, round_)
+    run.experiment.require_same_plugins()
+    require_same_model(run.base)
+    if run.experiment.warmup:
+        warm_up.fn(run.base)
+    restore(run)
+    run.session.models.sampler(run)
+    if stage is not Stage.evaluate:
+        open_critic(run)
+
+
+def _replay(
+    run: ConditionRun, start: StoredPolicy, end: StoredPolicy, wanted: Collection[int]
+) -> None:
+    """Train the rounds between two policies again, and write the wanted checkpoints on the way.
+
+    Raises:
+        _Differs: a round gives other weights than the first time.
+    """
+    rounds = range(start.round, end.round)
+    with run.session.panel.bar(f"rounds of {run.label} replayed", len(rounds)) as advance:
+        for number in rounds:
+            round_, after = stored_round(run, number), run.policy(number + 1)
+            with run.session.models.training(run, number) as trainer:
+                train(round_, trainer)
+                if trainer.digest() != after.sha256:
+                    raise _Differs("the weights differ", where=round_.label)
+                if after.round in wanted:
+                    trainer.save(run.checkpoint(after.round))
+            run.session.interrupts.stop_if_asked()
+            advance(1)
