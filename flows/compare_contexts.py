@@ -61,6 +61,7 @@ def compare_contexts(experiment: Experiment, root: Path) -> Finished:
             title = f"{experiment.name}: conditions x seeds"
             with session.panel.bar(title, total=len(runs)) as advance:
                 for run in runs:
+                    session.interrupts.stop_if_asked()
                     train_condition(run)
                     advance(1)
             compare(base)

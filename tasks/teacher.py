@@ -47,8 +47,8 @@ class Asked:
 def sample_teacher(run: ConditionRun) -> int:
     """Sample with each context in the prompt, from the question and after the first wrong step.
 
-    What one context needs is stored in one commit. Its samples are drawn in batches that depend on
-    the list alone, so that a stage that goes on gets the same tokens.
+    Samples are drawn and stored in batches that depend on the list alone, so that a stage that goes
+    on gets the same tokens.
 
     Returns:
         How many samples there are.
@@ -61,9 +61,7 @@ def sample_teacher(run: ConditionRun) -> int:
     with run.session.panel.bar(f"teacher samples of {run.label}", len(asked)) as advance:
         for context in planned["context"].unique(maintain_order=True):
             own = [each for each in asked if each.row["context"] == context]
-            rows = _sampled(run, own, stored, advance)
-            run.store.append_missing(teacher_samples=TABLES["teacher_samples"].frame(rows))
-            run.session.interrupts.stop_if_asked()
+            _sample_missing(run, own, stored, advance)
     return len(asked)
 
 
@@ -91,18 +89,19 @@ def _until_error(run: ConditionRun, row: Mapping[str, Any]) -> Sequence[int]:
     return ids[: sum(start < end for start, _ in token_offsets(run.tokenizer, ids))]
 
 
-def _sampled(
+def _sample_missing(
     run: ConditionRun, asked: Sequence[Asked], stored: frozenset[str], advance: Advance
-) -> list[dict[str, object]]:
-    """Rows of the batches of which any sample is missing."""
-    sampling, rows = _fitting(run, asked), list[dict[str, object]]()
+) -> None:
+    """Store the batches of which any sample is missing, each as it comes."""
+    sampling = _fitting(run, asked)
     for start in range(0, len(asked), sampling.batch_size):
         batch = asked[start : start + sampling.batch_size]
         if all(each.sample_id in stored for each in batch):
             advance(len(batch), cached=len(batch))
-        else:
-            rows += _sample_batch(run, batch, sampling, advance)
-    return rows
+            continue
+        rows = _sample_batch(run, batch, sampling, advance)
+        run.store.append_missing(teacher_samples=TABLES["teacher_samples"].frame(rows))
+        run.session.interrupts.stop_if_asked()
 
 
 def _fitting(run: ConditionRun, asked: Sequence[Asked]) -> SamplingConfig:

@@ -46,13 +46,15 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
             stderr=log,
             env=os.environ | standing.prefect_server(root, address),
             umask=0o077,  # its database is for the user alone
+            start_new_session=True,  # the terminal's Ctrl-C is not for it: the run reports to it
             preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads run yet
         )
     os.environ["PREFECT_API_URL"] = f"{address}/api"
     try:
         yield partial(_ready, f"{address}/api", server, log_path)
-        _deliver()
     finally:
+        if "prefect" in sys.modules and server.poll() is None:
+            _deliver()  # after an error too: at exit they would wait for a server that is gone
         os.environ.pop("PREFECT_API_URL", None)
         server.terminate()
         server.wait(timeout=standing.START_SECONDS)

@@ -7,7 +7,7 @@ import asyncio
 import json
 import ssl
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cached_property
 from typing import Any
@@ -50,6 +50,8 @@ class ChatEndpoint:
         config: its address and sampling settings.
         key: its bearer token; cut out of everything that the endpoint sends back.
         spent: cost so far, counted towards `max_budget`.
+        before_request: called before each request; what it raises ends `ask`, once the replies to
+            requests in flight have come.
         backoff: wait between tries of one request; `Retry-After` is honoured up to a minute.
     """
 
@@ -58,11 +60,12 @@ class ChatEndpoint:
         config: LlmCriticConfig,
         key: Key | None = None,
         spent: float = 0.0,
+        before_request: Callable[[], None] = lambda: None,
         backoff: wait_base = wait_random_exponential(multiplier=1, max=60),  # noqa: B008
     ) -> None:
         self._config, self._backoff = config, backoff
         self._url = httpx.URL(f"{(config.base_url or '').rstrip('/')}/chat/completions")
-        self._key = key
+        self._key, self._before_request = key, before_request
         self._budget = Budget(config.max_budget, spent)
         self._cancelled = threading.Event()
 
@@ -111,6 +114,7 @@ class ChatEndpoint:
         """Send one request, retried while its failure may pass."""
         if self._cancelled.is_set():
             raise EngineError("the request was cancelled")
+        self._before_request()
         body = json.dumps(self._body(messages)).encode()
         tries = Retrying(
             retry=retry_if_exception_type(_PassingError),

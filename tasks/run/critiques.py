@@ -69,7 +69,8 @@ def open_client(run: ConditionRun, config: LlmCriticConfig) -> Client:
             run.session.models.tokenizer(name, run.prompt_day),
             config,
         )
-    return ChatEndpoint(config, endpoint_key(config), _spent(run))
+    stop_if_asked = run.session.interrupts.stop_if_asked
+    return ChatEndpoint(config, endpoint_key(config), _spent(run), stop_if_asked)
 
 
 def endpoint_key(config: LlmCriticConfig) -> Key | None:

@@ -59,6 +59,14 @@ class Panel:
         self._progress = Progress(
             *_COLUMNS, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal
         )
+        self._at_work: list[str] = []  # of each open bar, the innermost last
+
+    def at_work(self) -> str:
+        """The innermost bar in words, such as "train samples of grpo/seed-0: 8 of 32".
+
+        It waits for no lock, so that a signal handler may call it.
+        """
+        return self._at_work[-1] if self._at_work else ""
 
     @contextmanager
     def bar(self, description: str, total: int, *, part: bool = False) -> Iterator[Advance]:
@@ -74,12 +82,14 @@ class Panel:
         before = around.completed if around else 0.0
         row = self._progress.add_task(description, total=total, counts="")
         counts, artifact = Counter[str](), _Artifact(description)
+        self._at_work.append(f"{description}: 0 of {total}")
         start = time.monotonic()
 
         def advance(count: int, **more: float) -> None:
             counts.update(done=count, **more)  # type: ignore[call-overload]
             text = summary(counts, time.monotonic() - start)
             share = counts["done"] / max(total, 1)
+            self._at_work[-1] = f"{description}: {counts['done']} of {total}"
             self._progress.update(row, completed=counts["done"], counts=text)
             if around:
                 self._progress.update(around.id, completed=before + share)
@@ -89,6 +99,7 @@ class Panel:
             yield advance
             artifact.finish()
         finally:
+            self._at_work.pop()
             self._progress.remove_task(row)
             if outermost:
                 self._progress.stop()

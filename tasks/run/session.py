@@ -28,7 +28,7 @@ class Session:
         self.root = root
         self.clock = Stopwatch()
         self.panel = Panel()
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts(self.panel.at_work)
         self.models = LiveModels(root)
         self._private = private_files()  # what is created while it is open is its owner's alone
         self.store = Store(

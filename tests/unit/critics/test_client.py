@@ -208,3 +208,21 @@ def test_bodies_are_plain_json_whatever_the_text():
     with server.serve(lambda body: server.say(json.dumps(body["messages"]))) as (url, _):
         ((_, reply),) = endpoint(url).ask([odd])
     assert json.loads(reply.text) == odd
+
+
+def test_who_stops_before_a_request_gets_the_replies_to_those_in_flight_first():
+    asked = iter([None, EngineError("stopped")])
+
+    def stop() -> None:
+        if error := next(asked, None):
+            raise error
+
+    with server.serve(lambda body: server.say("hi")) as (url, received):
+        config = LlmCriticConfig(
+            kind="llm", model="m", base_url=url, tries=1, timeout=5.0, concurrency=1
+        )
+        replies = ChatEndpoint(config, before_request=stop).ask([HELLO] * 3)
+        assert next(replies)[1].text == "hi"
+        with pytest.raises(EngineError, match="stopped"):
+            next(replies)
+    assert len(received) == 1
