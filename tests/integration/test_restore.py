@@ -1,6 +1,8 @@
 """Checkpoints that are missing or damaged are retrained on the stored rollouts."""
 
 import shutil
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
@@ -108,7 +110,12 @@ def test_what_is_lost_is_retrained_to_the_same_weights(run, rounds, last, capsys
     assert first_round(run).number == 2
 
 
-def test_what_comes_out_otherwise_is_superseded_and_goes_on_from_the_last_whole_one(run, capsys):
+def test_what_comes_out_otherwise_is_superseded_and_goes_on_from_the_last_whole_one(
+    run, capsys, monkeypatch
+):
+    forgotten = []
+    mlflow = SimpleNamespace(forget=lambda *run: forgotten.append(run[1:]))
+    monkeypatch.setattr(run.session, "tracking", lambda: nullcontext(mlflow))
     remove(run.checkpoint(2))
     ids = run.store.rows("rollouts", round=1, purpose="train")["rollout_id"].to_list()
     run.store.supersede({"contexts": "rollout_id = $one"}, {"one": ids[0]})
@@ -118,6 +125,7 @@ def test_what_comes_out_otherwise_is_superseded_and_goes_on_from_the_last_whole_
     assert "after 1 rounds, moved to `superseded`" in said
     assert run.store.query("FROM superseded.policies")["round"].to_list() == [2]
     assert first_round(run).number == 1 and damaged(run) == []
+    assert forgotten == [("reference", 3)]
 
 
 def test_a_stage_is_redone_only_where_it_can_be(run):
