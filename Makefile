@@ -9,7 +9,7 @@ VLLM   := .venv-vllm
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 \
 	--dist=loadscope
 
-.PHONY: run check test test-browser test-kills lint unit bench vllm clean
+.PHONY: run check test test-browser test-kills test-faults lint unit bench vllm clean
 
 run: $(READY)  ## the main job: three kinds of feedback compared, in minutes
 	$(BIN)/sdcore run quickstart
@@ -28,6 +28,9 @@ test-browser: $(READY)  ## Prefect's UI, MLflow's and the report in Chromium, wh
 
 test-kills: $(READY)  ## a run of the quickstart's size, killed at twenty random moments
 	$(BIN)/python -m pytest -m kills
+
+test-faults: $(READY)  ## thousands of drawn inputs instead of a sample: half an hour
+	$(PYTEST) tests/faults --hypothesis-profile=night
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -4,9 +4,15 @@ import os
 import subprocess
 
 import pytest
+from hypothesis import settings
 
 from flows.servers import standing
 from sdcore.system.ports import answers, free_port
+
+# The same examples each time, unless asked for more: `--hypothesis-profile=night`.
+settings.register_profile("sample", max_examples=50, derandomize=True, deadline=None)
+settings.register_profile("night", max_examples=5000, deadline=None)
+settings.load_profile("sample")
 
 
 @pytest.fixture(scope="module")
