@@ -21,7 +21,7 @@ unit: $(READY)
 	$(PYTEST) tests/unit
 
 test: $(READY) lint  ## all but the next two; with `make vllm` before, a real vLLM server too
-	$(PYTEST) -m "not browser and not kills"
+	$(PYTEST) -m "not browser and not kills and not night"
 
 test-browser: $(READY)  ## Prefect's UI, MLflow's and the report in Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser
@@ -29,7 +29,7 @@ test-browser: $(READY)  ## Prefect's UI, MLflow's and the report in Chromium, wh
 test-kills: $(READY)  ## a run of the quickstart's size, killed at twenty random moments
 	$(BIN)/python -m pytest -m kills
 
-test-faults: $(READY)  ## thousands of drawn inputs instead of a sample: half an hour
+test-faults: $(READY)  ## all faults and thousands of inputs, of which `make test` has a sample
 	$(PYTEST) tests/faults --hypothesis-profile=night
 
 lint: $(READY)
