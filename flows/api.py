@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
@@ -18,6 +19,7 @@ from sdcore.config import Experiment, load_experiment
 from sdcore.errors import SdcoreError, StoreError
 from sdcore.store.database import Store
 from sdcore.store.reading import read
+from tasks.tracking.mlflow_file import follow_if_moved
 
 if TYPE_CHECKING:
     from sdcore.solver import Solver
@@ -74,6 +76,7 @@ def open(workspace: str | Path = "runs") -> "Workspace":
             got=str(root / DATABASE),
             fix="`sdcore.run` or `sdcore run` makes them",
         )
+    follow_if_moved(root)
     return Workspace(root)
 
 
@@ -168,7 +171,8 @@ class Run:
         """
         from tasks.tracking.client import Tracking  # noqa: PLC0415 - loads MLflow and torch
 
-        policy_id = Tracking(self.root).champion(self.experiment)
+        with closing(Tracking(self.root)) as tracking:
+            policy_id = tracking.champion(self.experiment)
         policies = self._rows("policies").filter(policy_id=policy_id) if policy_id else None
         if policies is None or not len(policies):
             raise StoreError(

@@ -17,6 +17,7 @@ from sdcore.errors import SdcoreError, did_you_mean
 from sdcore.store.database import Store
 from sdcore.system.consoles import PlainConsole
 from sdcore.system.printable import visible
+from tasks.tracking.mlflow_file import follow_if_moved
 
 
 def on_terminal() -> bool:
@@ -110,6 +111,7 @@ def open_store(workspace: Path, *, timeout: float | None = 60.0) -> Store:
             where=str(path),
             fix="make them with `sdcore run quickstart`, or name another folder with --workspace",
         ) from cause
+    follow_if_moved(workspace)
     return Store(path, timeout=timeout, say=partial(notes.print, markup=False, highlight=False))
 
 

@@ -42,6 +42,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
     with log_path.open("ab") as log:
         server = subprocess.Popen(
             standing.prefect_command(address),
+            cwd=root / "prefect",
             stdout=log,
             stderr=log,
             env=os.environ | standing.prefect_server(root, address),

@@ -20,6 +20,7 @@ import yaml
 from flows.servers.login import HOSTS, USER, login, remove_page, write_page, write_private
 from sdcore.errors import SdcoreError
 from sdcore.system.ports import answers
+from tasks.tracking.mlflow_file import artifacts_uri, follow_move
 
 NAMES = ("prefect", "mlflow", "deployments")
 START_SECONDS = 300  # a busy machine needs most of them
@@ -35,6 +36,7 @@ SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 _MARK = "SDCORE_SERVICE"
+_SPECIAL = set("?%#")  # SQLAlchemy's addresses end at `?`, alembic and MLflow decode `%`
 _STATE = "services.json"
 
 
@@ -89,13 +91,25 @@ def prefect_client(root: Path) -> dict[str, str]:
 
 
 def prefect_server(root: Path, address: str) -> dict[str, str]:
-    """Environment of Prefect's server at this address, besides `SETTINGS`: its folder, its key."""
+    """Environment of Prefect's server at this address, besides `SETTINGS`: its folder, its key.
+
+    Start it in its folder: where the path holds what an address may not, its tables are named
+    relative to that.
+    """
     port = address.rpartition(":")[2]
-    return prefect_client(root) | {
-        "PREFECT_SERVER_API_AUTH_STRING": login(root).text,
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{port}" for host in HOSTS),
-        "PREFECT_UI_API_URL": f"{address}/api",
-    }
+    tables = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///prefect.db"}
+    given = tables.keys() & os.environ.keys() or not _SPECIAL & set(str(root))
+    return (
+        prefect_client(root)
+        | ({} if given else tables)
+        | {
+            "PREFECT_SERVER_API_AUTH_STRING": login(root).text,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(
+                f"http://{host}:{port}" for host in HOSTS
+            ),
+            "PREFECT_UI_API_URL": f"{address}/api",
+        }
+    )
 
 
 def addresses(root: Path) -> dict[str, str]:
@@ -202,8 +216,10 @@ def _start_all(root: Path, address: Mapping[str, str]) -> None:
     own = {"PREFECT_API_URL": api, "SDCORE_MLFLOW_URL": address["mlflow"]} | prefect_client(root)
     spawn, serve = partial(_spawn, root, own), [sys.executable, "-m", "flows.servers.deployments"]
     server = own | prefect_server(root, address["prefect"])
-    prefect = _spawn(root, server, "prefect", prefect_command(address["prefect"]))
-    mlflow = spawn("mlflow", _mlflow_command(root, address["mlflow"]))
+    command = prefect_command(address["prefect"])
+    prefect = _spawn(root, server, "prefect", command, root / "prefect")
+    follow_move(root)
+    mlflow = spawn("mlflow", _mlflow_command(root, address["mlflow"]), root)
     _wait(root, "prefect", f"{api}/health", prefect)
     _wait(root, "mlflow", f"{address['mlflow']}/health", mlflow)
     deployments = spawn("deployments", serve)
@@ -221,20 +237,21 @@ def _deployment_names() -> list[str]:
 
 def _mlflow_command(root: Path, address: str) -> list[str]:
     port = address.rpartition(":")[2]
-    tables, files = f"sqlite:///{root / 'mlflow.db'}", (root / "mlflow-artifacts").as_uri()
-    stores = ["--backend-store-uri", tables, "--default-artifact-root", files]
+    # Relative to the workspace, in which it starts: see `_SPECIAL`.
+    files = artifacts_uri(root)
+    stores = ["--backend-store-uri", "sqlite:///mlflow.db", "--default-artifact-root", files]
     options = ["--host", "127.0.0.1", "--port", port, "--workers", "1", "--app-name", "sdcore"]
     return [sys.executable, "-m", "mlflow", "server", *stores, *options]
 
 
 def _spawn(
-    root: Path, own: Mapping[str, str], name: str, command: list[str]
+    root: Path, own: Mapping[str, str], name: str, command: list[str], folder: Path = PROJECT
 ) -> subprocess.Popen[bytes]:
     mark = {_MARK: _mark(root, name)}
     with (root / "logs" / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             command,
-            cwd=PROJECT,
+            cwd=folder,
             env={**os.environ, **environment(root), **own, **mark},
             stdin=subprocess.DEVNULL,
             stdout=log,

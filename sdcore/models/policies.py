@@ -405,9 +405,8 @@ def _checksums(folder: Path) -> dict[str, str]:
     try:
         lines = (folder / CHECKSUMS).read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise ModelError(
-            "the folder has no checksums", got=error, where=str(folder), fix=_RESTORE
-        ) from error
+        what = "the folder has no checksums" if folder.is_dir() else "no such folder"
+        raise ModelError(what, got=error, where=str(folder), fix=_RESTORE) from error
     pairs = (line.partition("  ") for line in lines)
     return {name: sha256 for sha256, _, name in pairs}
 

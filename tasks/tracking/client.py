@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -30,7 +31,13 @@ from sdcore.solver import save_solver
 from sdcore.store.schema import content_key
 from sdcore.system.private import private_files
 from tasks.run.condition_run import StoredPolicy
-from tasks.tracking.mlflow_file import follow_move, pragma
+from tasks.tracking.mlflow_file import (
+    DATABASE,
+    artifacts_uri,
+    database_uri,
+    follow_move,
+    pragma,
+)
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
 
@@ -78,9 +85,9 @@ class Tracking:
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        self._database = root.absolute() / "mlflow.db"
-        self.uri = f"sqlite:///{self._database}"
-        self._artifacts = (root.absolute() / "mlflow-artifacts").as_uri()
+        self._database, self._artifacts = root.absolute() / DATABASE, artifacts_uri(root)
+        self._opened = ExitStack()
+        self.uri = self._opened.enter_context(database_uri(root))
         self._lock = FileLock(root / "mlflow.db.lock", timeout=60)
         self._runs: dict[tuple[str, str | None, str | None], str] = {}
         self._monitor: SystemMetricsMonitor | None = None
@@ -89,7 +96,7 @@ class Tracking:
             pragma(self._database, "journal_mode = WAL")
             self._client = MlflowClient(self.uri, registry_uri=self.uri)
             self._client.search_experiments(max_results=1)  # creates the tables
-            follow_move(self._database, self._artifacts)
+            follow_move(root)
 
     def start(self, experiment: Experiment, code_version: str, libraries: Mapping[str, str]) -> str:
         """Open the experiment's parent run, or open it again: parameters, exact config, versions.
@@ -267,8 +274,9 @@ class Tracking:
         pragma(self._database, "wal_checkpoint(TRUNCATE)")  # all of it in the one file
 
     def close(self) -> None:
-        """Stop logging the machine's load."""
+        """Stop logging the machine's load, and let go of the tables."""
         self._stop_watching()
+        self._opened.close()
 
     def _stop_watching(self) -> None:
         if self._monitor is not None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from sdcore.store.schema import TABLES
 from sdcore.tiny_solver.build import build_tokenizer
 from tasks.run.condition_run import StoredPolicy
 from tasks.tracking.client import MlflowClient, Tracking
+from tasks.tracking.mlflow_file import artifacts_uri, follow_if_moved
 from tests.helpers.tiny import save
 
 QUESTIONS = ["12 + 30 - 5 + 11 = ?", "40 - 12 + 33 - 20 = ?"]
@@ -280,18 +282,43 @@ def test_who_was_promoted_is_known_by_the_run(tracking, checkpoint):
     assert not tracking.is_promoted(other)
 
 
-def test_a_moved_workspace_keeps_its_artifacts(tmp_path, checkpoint, monkeypatch):
-    settings, adapted, folder = checkpoint
-    before = Tracking(tmp_path / "before")
-    before.log_text(settings, "kept", "note.txt")
-    before.register(settings, policy_row(), folder, ["champion"], DAY)
-    shutil.move(tmp_path / "before", tmp_path / "after")
-    after = Tracking(tmp_path / "after")
-    client = MlflowClient(after.uri, registry_uri=after.uri)
+def note_of(uri, settings):
+    client = MlflowClient(uri, registry_uri=uri)
     run = runs(client, settings)[settings.experiment_id]
     with open(client.download_artifacts(run.info.run_id, "note.txt")) as file:
-        assert file.read() == "kept"
-    assert champion_answers(after, monkeypatch) == expected_answers(settings, adapted)
+        return file.read()
+
+
+def test_a_moved_workspace_keeps_its_artifacts_at_any_path(tmp_path, checkpoint, monkeypatch):
+    settings, adapted, folder = checkpoint
+    odd = tmp_path / "be fore?x=1%41#'é"
+    with closing(Tracking(odd)) as before:
+        before.log_text(settings, "kept", "note.txt")
+        before.register(settings, policy_row(), folder, ["champion"], DAY)
+    assert [path.name for path in tmp_path.iterdir()] == [odd.name]
+    even_odder = odd.rename(tmp_path / "af?ter%3F")
+    with closing(Tracking(even_odder)) as after:
+        assert note_of(after.uri, settings) == "kept"
+        assert champion_answers(after, monkeypatch) == expected_answers(settings, adapted)
+    plain = even_odder.rename(tmp_path / "plain")
+    follow_if_moved(plain)  # as whoever opens the tables does: no Tracking is made
+    assert note_of(f"sqlite:///{plain}/mlflow.db", settings) == "kept"
+
+
+def test_one_workspace_has_one_address_however_it_is_spelled(tmp_path):
+    root = tmp_path / "workspace"
+    root.mkdir()
+    (tmp_path / "link").symlink_to(root)
+    spellings = (root, tmp_path / "link", tmp_path / "link" / ".." / "workspace")
+    assert {artifacts_uri(each) for each in spellings} == {artifacts_uri(root)}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no database"])
+def test_where_mlflow_has_no_tables_nothing_is_corrected(tmp_path, content):
+    if content is not None:
+        (tmp_path / "mlflow.db").write_bytes(content)
+    follow_if_moved(tmp_path)
+    assert [each.read_bytes() for each in tmp_path.iterdir()] == [content] * (content is not None)
 
 
 def test_nothing_is_printed_and_the_one_file_is_complete(tmp_path, capfd):

@@ -20,7 +20,7 @@ from tasks.prepare import prepare
 from tasks.run.condition_run import base_run
 from tasks.run.session import Session
 from tasks.warmup import warm_up
-from tests.helpers.tiny import LORA, examples
+from tests.helpers.tiny import LORA, examples, flip
 from tests.integration.test_flows import metrics, sdcore, tables
 
 TINY = ModelConfig(name="builtin:tiny-solver")
@@ -126,7 +126,7 @@ def file(tmp_path_factory):
     return path
 
 
-def test_a_hinted_warm_up_is_recorded_and_gives_the_same_weights_again(file, tmp_path):
+def test_a_hinted_warm_up_is_recorded_and_gives_the_same_weights_again(file, tmp_path, capsys):
     """Of 8 traces 4 have a hint and 2 slip; 4 are drawn per step, all 8 in the first two."""
     digests = []
     for name in ("one", "two"):
@@ -139,6 +139,12 @@ def test_a_hinted_warm_up_is_recorded_and_gives_the_same_weights_again(file, tmp
         assert updates["accuracy"][:2].mean() == updates["mean_reward"][:2].mean() == 0.75
         digests.append(policy.sha256)
     assert digests[0] == digests[1]
+    with Session(tmp_path / "two") as session:  # and again where the weights were lost
+        base = base_run(session, base.experiment)
+        flip(base.checkpoint(0) / policies.FULL_FILE)
+        assert warm_up.fn(base).sha256 == policies.weights_digest(base.checkpoint(0)) == digests[0]
+        assert len(session.store.rows("updates")) == len(updates)
+    assert "retrained to the same weights" in " ".join(capsys.readouterr().err.split())
 
 
 def run(file, workspace, check=True):
