@@ -7,6 +7,7 @@ import time
 from contextlib import closing
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -299,10 +300,13 @@ def test_a_moved_workspace_keeps_its_artifacts_at_any_path(tmp_path, checkpoint,
     even_odder = odd.rename(tmp_path / "af?ter%3F")
     with closing(Tracking(even_odder)) as after:
         assert note_of(after.uri, settings) == "kept"
-        assert champion_answers(after, monkeypatch) == expected_answers(settings, adapted)
-    plain = even_odder.rename(tmp_path / "plain")
-    follow_if_moved(plain)  # as whoever opens the tables does: no Tracking is made
-    assert note_of(f"sqlite:///{plain}/mlflow.db", settings) == "kept"
+        assert after.champion(settings) == "p1"
+    moved = even_odder.rename(tmp_path / "it's a folder, é")
+    follow_if_moved(moved)  # as whoever opens the tables does: no Tracking is made
+    uri = f"sqlite:///{moved}/mlflow.db"
+    assert note_of(uri, settings) == "kept"
+    answers = champion_answers(SimpleNamespace(uri=uri), monkeypatch)
+    assert answers == expected_answers(settings, adapted)
 
 
 def test_one_workspace_has_one_address_however_it_is_spelled(tmp_path):
