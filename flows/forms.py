@@ -194,6 +194,25 @@ def diagnose(
 
 
 @flow
+def design(
+    experiment: str,
+    changes: Changes = _NOTHING,
+    overrides: list[str] = [],  # noqa: B006
+) -> dict[str, str | None]:
+    """Find the feedback that trains the model best: preflight, short runs, confirmation.
+
+    Args:
+        experiment: a shipped experiment such as quickstart, or the path of an experiment file
+        changes: settings of this run that differ from the file, such as design, diagnose
+        overrides: any other setting as section.key=value, such as design.max_tokens=20000000
+    """
+    from flows.design import design as run
+
+    outcome = run.fn(_load(experiment, [*changes.overrides(), *overrides]), _workspace())
+    return {"winner": outcome.winner, "decision": outcome.word, "why": outcome.reason}
+
+
+@flow
 def critic_eval(
     experiment: str,
     solutions: Annotated[int, Field(ge=2)] = 200,
