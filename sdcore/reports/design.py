@@ -195,10 +195,8 @@ def _facts(outcome: Outcome) -> dict[str, str]:
         told["Budget in tokens"] = f"{most:,}"
     if spent["critic_tokens"]:
         limit = experiment.design.max_cost
-        most_said = "no limit of the search" if limit is None else f"of at most {limit:g}"
-        told["The critic"] = (
-            f"{spent['critic_tokens']:,} tokens, cost {spent['cost']:.4g}, {most_said}"
-        )
+        cost = f"{spent['cost']:.4g}" + ("" if limit is None else f" of at most {limit:g}")
+        told["The critic"] = f"{spent['critic_tokens']:,} tokens, cost {cost}"
     if outcome.confirmation_id is not None:
         told["Fresh problems"] = (
             f"the {experiment.problems.test} test problems of the file, of which neither the "
