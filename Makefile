@@ -3,13 +3,21 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VLLM   := .venv-vllm
+TOOLS  := .venv-tools
+LOCKED := -m pip install --quiet --require-hashes --only-binary :all: --no-deps --requirement
+COMPILE = $(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+	--no-annotate --custom-compile-command "make lock" $(LOCK)
+# PyTorch's own build for CPUs (CPython 3.11, x86-64 Linux), which PyPI does not have.
+TORCH_CPU := sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
+# Licences that ask of users of sdcore no more than a notice; of MPL and LGPL, no more if unchanged.
+LICENCES := Apache;BSD;MIT;ISC;PSF;Python Software Foundation;MPL;Mozilla;Unlicense;HPND;Zlib;0BSD;CNRI
 
 # Side by side, each with one thread: two torch processes that share two cores with two threads each
 # take ten times as long.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 \
 	--dist=loadscope
 
-.PHONY: run check test test-browser test-kills lint unit bench vllm clean
+.PHONY: run check test test-browser test-kills lint unit bench vllm lock audit clean
 
 run: $(READY)  ## the main job: three kinds of feedback compared, in minutes
 	$(BIN)/sdcore run quickstart
@@ -40,13 +48,35 @@ bench: $(READY)  ## every benchmark, one JSON line each
 
 vllm: $(VLLM)/.ready  ## vLLM in an environment of its own, for engine.kind = "vllm"
 
-clean:
-	rm -rf $(VENV) $(VLLM) runs build *.egg-info
+lock: $(TOOLS)/.ready  ## newest hashes for what pyproject.toml asks; `LOCK=--upgrade` for newest versions
+	grep --no-filename --invert-match $(TORCH_CPU) requirements.lock requirements-cuda.lock > $(TOOLS)/all.lock
+	$(COMPILE) --extra dev pyproject.toml --output-file $(TOOLS)/all.lock
+	sed -i '/^torch==/a\    --hash=$(TORCH_CPU) \\' $(TOOLS)/all.lock
+	awk '/^[a-z]/ {cuda = /^(cuda|nvidia|triton)/} {print > "requirements" (cuda ? "-cuda" : "") ".lock"}' \
+		$(TOOLS)/all.lock
+	$(COMPILE) --group tools --output-file requirements-tools.lock
 
-$(READY): requirements.lock pyproject.toml
+audit: $(READY) $(TOOLS)/.ready  ## known vulnerabilities and licences of every dependency; asks PyPI
+	$(TOOLS)/bin/pip-licenses --python $(BIN)/python --partial-match --allow-only "$(LICENCES)" \
+		--from mixed --summary
+	cat requirements.lock requirements-cuda.lock > $(TOOLS)/all.lock
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement $(TOOLS)/all.lock
+
+clean:
+	rm -rf $(VENV) $(VLLM) $(TOOLS) runs build *.egg-info
+
+# CUDA's libraries are for PyPI's torch on Linux only: its build for CPUs does without 3 GB of them.
+$(READY): requirements.lock requirements-cuda.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/python $(LOCKED) requirements.lock
+	$(BIN)/python -m pip show torch | grep --quiet +cpu || $(BIN)/python $(LOCKED) requirements-cuda.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
+	touch $@
+
+$(TOOLS)/.ready: requirements-tools.lock
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(LOCKED) requirements-tools.lock
 	touch $@
 
 $(VLLM)/.ready: requirements-vllm.lock
