@@ -7,8 +7,6 @@ TOOLS  := .venv-tools
 LOCKED := -m pip install --quiet --require-hashes --only-binary :all: --no-deps --requirement
 COMPILE = $(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	--no-annotate --custom-compile-command "make lock" $(LOCK)
-# PyTorch's own build for CPUs (CPython 3.11, x86-64 Linux), which PyPI does not have.
-TORCH_CPU := sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 # Licences that ask of users of sdcore no more than a notice; of MPL and LGPL, no more if unchanged.
 LICENCES := Apache;BSD;MIT;ISC;PSF;Python Software Foundation;MPL;Mozilla;Unlicense;HPND;Zlib;0BSD;CNRI
 
@@ -48,28 +46,28 @@ bench: $(READY)  ## every benchmark, one JSON line each
 
 vllm: $(VLLM)/.ready  ## vLLM in an environment of its own, for engine.kind = "vllm"
 
-lock: $(TOOLS)/.ready  ## newest hashes for what pyproject.toml asks; `LOCK=--upgrade` for newest versions
-	grep --no-filename --invert-match $(TORCH_CPU) requirements.lock requirements-cuda.lock > $(TOOLS)/all.lock
+lock: $(TOOLS)/.ready  ## hashes for what pyproject.toml asks; LOCK=--upgrade for newer versions
+	cat requirements.lock requirements-torch.lock > $(TOOLS)/all.lock
 	$(COMPILE) --extra dev pyproject.toml --output-file $(TOOLS)/all.lock
-	sed -i '/^torch==/a\    --hash=$(TORCH_CPU) \\' $(TOOLS)/all.lock
-	awk '/^[a-z]/ {cuda = /^(cuda|nvidia|triton)/} {print > "requirements" (cuda ? "-cuda" : "") ".lock"}' \
+	awk '/^[a-z]/ {torch = /^(torch=|cuda|nvidia|triton)/} {print > "requirements" (torch ? "-torch" : "") ".lock"}' \
 		$(TOOLS)/all.lock
 	$(COMPILE) --group tools --output-file requirements-tools.lock
 
 audit: $(READY) $(TOOLS)/.ready  ## known vulnerabilities and licences of every dependency; asks PyPI
 	$(TOOLS)/bin/pip-licenses --python $(BIN)/python --partial-match --allow-only "$(LICENCES)" \
 		--from mixed --summary
-	cat requirements.lock requirements-cuda.lock > $(TOOLS)/all.lock
+	cat requirements.lock requirements-torch.lock > $(TOOLS)/all.lock
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement $(TOOLS)/all.lock
 
 clean:
 	rm -rf $(VENV) $(VLLM) $(TOOLS) runs build *.egg-info
 
-# CUDA's libraries are for PyPI's torch on Linux only: its build for CPUs does without 3 GB of them.
-$(READY): requirements.lock requirements-cuda.lock pyproject.toml
+# PyTorch's build for CPUs, where an index has it, does without 3 GB of CUDA's libraries.
+$(READY): requirements.lock requirements-torch.lock requirements-torch-cpu.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(LOCKED) requirements.lock
-	$(BIN)/python -m pip show torch | grep --quiet +cpu || $(BIN)/python $(LOCKED) requirements-cuda.lock
+	{ ! command -v nvidia-smi && $(BIN)/python $(LOCKED) requirements-torch-cpu.lock 2> /dev/null; } \
+		|| $(BIN)/python $(LOCKED) requirements-torch.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check
 	touch $@
