@@ -15,6 +15,7 @@ from pydantic_core.core_schema import ValidationInfo
 
 from sdcore.config.base import FILE_ONLY, NAMES_CODE, Name, Seed, Settings
 from sdcore.config.critic import CRITICS, CriticConfig, CriticSettings, DiagnoseConfig, exact_critic
+from sdcore.config.design import DesignConfig
 from sdcore.config.health import HealthConfig
 from sdcore.config.objectives import OBJECTIVES, Condition
 from sdcore.config.problems import SOURCES, ProblemsConfig
@@ -66,6 +67,7 @@ class Experiment(Settings):
         "wrong_solution",
     )
     diagnose: DiagnoseConfig = DiagnoseConfig()
+    design: DesignConfig = DesignConfig()
     conditions: dict[Name, Condition] = Field(min_length=1)
     modules: Path | None = Field(
         None,
@@ -121,7 +123,17 @@ class Experiment(Settings):
         self._check_rollouts()
         self._check_critic()
         self._check_tokens()
+        self._check_design()
         return self
+
+    def _check_design(self) -> None:
+        name = self.design.condition
+        if name is None:
+            return
+        if name not in self.conditions or self.conditions[name].teacher_context is None:
+            raise ValueError(
+                f"design.condition: {name} is not a condition that shows the teacher a context"
+            )
 
     def _check_rollouts(self) -> None:
         for name, condition in self.conditions.items():
@@ -210,15 +222,15 @@ class Experiment(Settings):
     def fingerprint(self) -> str:
         """Hash of every setting that can change a result.
 
-        Left out are the description, the preflight, where servers and modules are, what critics
-        cost, and thresholds of health that only warn.
+        Left out are the description, the preflight, the search, where servers and modules are, what
+        critics cost, and thresholds of health that only warn.
         """
         left_out: dict[str, Any] = {
             "engine": set(EngineConfig.model_fields) - {"kind", "options"},
             "critic": set(CRITICS[self.critic.kind].operational) if self.critic else set(),
             "training": CADENCE,
         }
-        left_out |= {"description": True, "diagnose": True, "modules": True}
+        left_out |= {"description": True, "diagnose": True, "design": True, "modules": True}
         if not self.health.stop_when:
             left_out["health"] = True
         return content_key(self.model_dump(mode="json", exclude=left_out))
@@ -268,5 +280,7 @@ class Experiment(Settings):
                 yield f"conditions.{name}.context", condition.teacher_context
         for name in self.diagnose.contexts:
             yield "diagnose.contexts", name
+        for name in self.design.contexts:
+            yield "design.contexts", name
         if self.critic and self.critic.fallback_context:
             yield "critic.fallback", self.critic.fallback_context

@@ -100,7 +100,9 @@ def _require_harmless(overrides: Sequence[str]) -> None:
         if isinstance(value, dict) and any(_is_within(names, place) for place in sectioned):
             marks = set()  # a whole section, such as tokens = { kind = "module:attribute" }
         values = value if isinstance(value, list) else [value]
-        named = "name" in marks and any(isinstance(each, str) and ":" in each for each in values)
+        named = "name" in marks and any(
+            isinstance(each, dict) or (isinstance(each, str) and ":" in each) for each in values
+        )
         if not marks or "file" in marks or named:
             raise ConfigError(
                 "a form or the API cannot set this",
