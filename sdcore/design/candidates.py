@@ -191,7 +191,7 @@ def tree_of(experiment: Experiment) -> dict[str, Any]:
     The contexts and conditions that only the search or the preflight names are left out too, so
     that they do not fail what is validated.
     """
-    tree = experiment.model_dump(mode="json", exclude={"plugins", "conditions"})
+    tree = experiment.model_dump(mode="json", exclude={"plugins", "conditions", "trials"})
     tree["diagnose"]["contexts"] = []
     tree["design"] |= {"condition": None}
     return tree
