@@ -20,7 +20,7 @@ import yaml
 from flows.servers.login import HOSTS, USER, login, remove_page, write_page, write_private
 from sdcore.errors import SdcoreError
 from sdcore.system.ports import answers
-from tasks.tracking.mlflow_file import artifacts_uri, follow_move
+from tasks.tracking.mlflow_file import artifacts_uri, follow_if_moved
 
 NAMES = ("prefect", "mlflow", "deployments")
 START_SECONDS = 300  # a busy machine needs most of them
@@ -231,7 +231,7 @@ def _start_all(root: Path, address: Mapping[str, str]) -> None:
     server = own | prefect_server(root, address["prefect"])
     command = prefect_command(address["prefect"])
     prefect = _spawn(root, server, "prefect", command, root / "prefect")
-    follow_move(root)
+    follow_if_moved(root)
     mlflow = spawn("mlflow", _mlflow_command(root, address["mlflow"]), root)
     _wait(root, "prefect", f"{api}/health", prefect)
     _wait(root, "mlflow", f"{address['mlflow']}/health", mlflow)
