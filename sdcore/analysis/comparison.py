@@ -68,8 +68,7 @@ class Results:
     @property
     def conditions(self) -> list[str]:
         """The conditions in order, without the trials that stand for none."""
-        out = sweeps.losers(self.trials)
-        return [name for name in self.experiment.conditions if name not in out]
+        return _without(self.experiment, sweeps.losers(self.trials))
 
     def checkpoints(self, condition: str, budget: str) -> pl.DataFrame:
         """Return condition, seed and round of the policies that stand for a condition."""
@@ -129,6 +128,12 @@ def results(store: Store, experiment_id: str) -> Results:
         stops=store.rows("stops", experiment_id=experiment_id),
         trials=trials,
     )
+
+
+def conditions(store: Store, experiment: Experiment) -> list[str]:
+    """Return the conditions in order, without trials of a sweep that were not chosen."""
+    rows = store.rows("trials", experiment_id=experiment.experiment_id)
+    return _without(experiment, sweeps.losers(rows))
 
 
 def candidates(store: Store, experiment_id: str) -> pl.DataFrame:
@@ -292,6 +297,10 @@ def best_test_rounds(scores: pl.DataFrame, condition: str, metric: str) -> pl.Da
         .sort(metric, "round", descending=[True, False])
     )
     return test.filter(round=means["round"][0]).select(_POLICY).sort(_POLICY)
+
+
+def _without(experiment: Experiment, losers: set[str]) -> list[str]:
+    return [name for name in experiment.conditions if name not in losers]
 
 
 def _changed(scores: pl.DataFrame, trained: pl.DataFrame) -> pl.DataFrame:

@@ -72,6 +72,7 @@ __all__ = [
     "OracleConfig", "PositionWeights", "ProblemsConfig", "PromptsConfig", "RegionWeights",
     "RelevanceWeights",
     "SamplingConfig", "Settings", "Share", "SourceEntry", "SweepConfig", "TeacherConfig",
-    "TrainingConfig", "Trial", "WarmupConfig", "WeightingEntry", "WeightingSettings", "WordProblemsConfig", "critic", "drift",
-    "engine", "load_experiment", "objective", "read_settings", "source", "weighting",
+    "TrainingConfig", "Trial", "WarmupConfig", "WeightingEntry", "WeightingSettings",
+    "WordProblemsConfig", "critic", "drift", "engine", "load_experiment", "objective",
+    "read_settings", "source", "weighting",
 ]  # fmt: skip

@@ -20,7 +20,8 @@ from sdcore.store.schema import content_key
 DIGITS = 12  # significant ones of a value that extends a grid: 3 * 0.0001 is 0.0003
 LONGEST = 64  # characters in the name of a condition
 
-_NOT_OF_TYPE = {"extra_forbidden", "too_short", "too_long"}  # errors about a setting that may take lists
+_NOT_OF_TYPE = {"extra_forbidden", "too_short", "too_long"}
+"""Errors that do not say that a setting takes no list."""
 
 Path = tuple[str, ...]
 """Names that lead to a setting of a condition, such as ("teacher", "decay")."""
@@ -132,6 +133,37 @@ def next_value(values: Sequence[float], *, up: bool) -> float | None:
         value = float(f"{value:.{DIGITS}g}")
     beyond = value > edge if up else value < edge
     return value if beyond else None
+
+
+def with_lists(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of experiments, with lists allowed for the settings of conditions."""
+    definitions = dict(schema["$defs"])
+    for name in _referred(schema["properties"]["conditions"], definitions):
+        about = definitions[name]
+        fields = {key: _or_list(field) for key, field in about.get("properties", {}).items()}
+        definitions[name] = {**about, "properties": fields} if fields else about
+    return {**schema, "$defs": definitions}
+
+
+def _or_list(field: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "const" in field:  # it says which form a section has
+        return field
+    about = {key: field[key] for key in ("default", "description", "title") if key in field}
+    value = {key: each for key, each in field.items() if key not in about}
+    return {**about, "anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}
+
+
+def _referred(node: object, definitions: Mapping[str, Any]) -> set[str]:
+    """Names of the definitions that a part of a schema refers to, in turn."""
+    if isinstance(node, list):
+        return set().union(*(_referred(each, definitions) for each in node))
+    if not isinstance(node, Mapping):
+        return set()
+    found = _referred([each for each in node.values() if not isinstance(each, str)], definitions)
+    if "$ref" in node:
+        name = node["$ref"].rpartition("/")[2]
+        found |= {name} | _referred(definitions[name], definitions)
+    return found
 
 
 def _swept(name: object, condition: Mapping[str, Any]) -> dict[Path, list[Any]]:
