@@ -1,9 +1,8 @@
 """Choose the trials of sweeps on validation, and extend their grids."""
 
+import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-
-import polars as pl
 
 from sdcore.analysis import comparison, trials
 from sdcore.config import Experiment

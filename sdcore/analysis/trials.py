@@ -144,16 +144,22 @@ def warnings(experiment: Experiment, trials: pl.DataFrame) -> Iterator[tuple[str
     most = max(counts, key=lambda name: counts[name])
     for name, count in counts.items():
         if count < counts[most]:
-            yield name, (
-                f"{count} {'trial' if count == 1 else 'trials'}, {most} has {counts[most]}: an "
-                "unequal search budget"
+            yield (
+                name,
+                (
+                    f"{count} {'trial' if count == 1 else 'trials'}, {most} has {counts[most]}: an "
+                    "unequal search budget"
+                ),
             )
     for family, names in families.items():
         sizes = sorted({experiment.conditions[name].group_size for name in names})
         if len(sizes) > 1:
-            yield family, (
-                f"its trials sample {', '.join(map(str, sizes))} rollouts per question: equal "
-                "rounds, not equal sampled tokens"
+            yield (
+                family,
+                (
+                    f"its trials sample {', '.join(map(str, sizes))} rollouts per question: equal "
+                    "rounds, not equal sampled tokens"
+                ),
             )
 
 

@@ -230,9 +230,7 @@ def _grid(family: str, lists: Mapping[Path, list[Any]]) -> dict[str, Trial]:
                 fix="list each value once",
             )
     settings = [".".join(path) for path in lists]
-    combinations = [
-        dict(zip(settings, values, strict=True)) for values in product(*lists.values())
-    ]
+    combinations = [dict(zip(settings, values, strict=True)) for values in product(*lists.values())]
     trials = {
         trial_name(family, values): Trial(family=family, values=values) for values in combinations
     }

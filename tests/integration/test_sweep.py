@@ -1,17 +1,18 @@
-"""A sweep with real parts, in this process: trials, an extension, winners on test, a second start."""
+"""A sweep with a real model, in this process: trials, an extension, the winner on test."""
 
+from contextlib import contextmanager
 from dataclasses import replace
+from unittest.mock import MagicMock
 
-import polars as pl
 import pytest
 
 from flows import compare_contexts as flow
+from sdcore.analysis import comparison
 from sdcore.analysis.scoring import score
 from sdcore.config import Experiment, load_experiment
-from sdcore.store.database import Store
 from tasks import evaluate as evaluation
-from tasks.tracking import artifacts
-from tests.helpers.runs import metrics, tables
+from tasks.run.session import Session
+from tests.helpers.runs import tables
 
 SWEEPING = """
 name = "sweeping"
@@ -33,58 +34,58 @@ objective = "distill"
 context = "step_aligned"
 learning_rate = 2e-5
 """
-STAGES = ("prepare", "evaluate", "track", "sample", "align", "distill", "choose", "compare")
+FIRST, SECOND, THIRD = (f"reference-learning_rate-{rate}" for rate in ("1e-05", "2e-05", "4e-05"))
+MARKS = {FIRST: 0.0, SECOND: 0.5, THIRD: 1.0}
+STAGES = ("prepare", "evaluate", "track", "sample", "align", "distill", "choose")
 
 
 @pytest.fixture
-def without_prefect(monkeypatch):
-    for stage in STAGES:
-        monkeypatch.setattr(flow, stage, getattr(flow, stage).fn)
-    monkeypatch.setattr(artifacts, "publish", lambda *_: None)
+def alone(monkeypatch):
+    """Without Prefect and MLflow; validation finds a higher rate better."""
 
-
-@pytest.mark.usefixtures("without_prefect")
-def test_the_grid_grows_to_its_maximum_and_the_winner_alone_is_scored_on_test(
-    tmp_path, monkeypatch
-):
-    """At the maximum of three trials the highest rate is still best: 0, 1 and 2 of 2 problems."""
-    file, root = tmp_path / "sweeping.toml", tmp_path / "runs"
-    file.write_text(SWEEPING, "utf-8")
-    experiment = load_experiment(file)
-    marks = {1e-5: 0.0, 2e-5: 0.5, 4e-5: 1.0}
-    run_of = {}
+    @contextmanager
+    def untracked(_):
+        yield MagicMock()
 
     def by_rate(rollouts, k, settings):
-        """Scores as if the rate decided them."""
-        condition, purpose = rollouts["condition"][0], rollouts["purpose"][0]
-        found = score(rollouts, k, settings)
-        rate = condition.rpartition("-learning_rate-")[2]
-        if purpose == "test" or rate == condition:
+        found, condition = score(rollouts, k, settings), rollouts["condition"][0]
+        if rollouts["purpose"][0] == "test" or condition not in MARKS:
             return found
-        return replace(found, columns=found.columns | {"avg_at_k": marks[float(rate)]})
+        return replace(found, columns=found.columns | {"avg_at_k": MARKS[condition]})
 
+    for stage in STAGES:
+        monkeypatch.setattr(flow, stage, getattr(flow, stage).fn)
+    monkeypatch.setattr(flow, "compare", lambda base: None)
+    monkeypatch.setattr(Session, "tracking", untracked)
     monkeypatch.setattr(evaluation, "score", by_rate)
-    flow.compare_contexts.fn(experiment, root)
-    rows = tables(root)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_grid_grows_to_its_maximum_and_the_winner_alone_is_scored_on_test(tmp_path):
+    file = tmp_path / "sweeping.toml"
+    file.write_text(SWEEPING, "utf-8")
+    experiment = load_experiment(file)
+    flow.compare_contexts.fn(experiment, tmp_path)
+    rows = tables(tmp_path)
     assert rows["trials"].select("trial", "extension", "validation", "chosen").rows() == [
-        ("reference-learning_rate-1e-05", 0, 0.0, False),
-        ("reference-learning_rate-2e-05", 0, 0.5, False),
-        ("reference-learning_rate-4e-05", 1, 1.0, True),
-    ]
+        (FIRST, 0, 0.0, False), (SECOND, 0, 0.5, False), (THIRD, 1, 1.0, True),
+    ]  # fmt: skip
     assert "sweep.max_trials = 3" in rows["trials"]["why"][2]
-    on_test = rows["scores"].filter(split="test")["condition"].unique().to_list()
-    assert sorted(on_test) == ["base", "reference-learning_rate-4e-05", "step_aligned"]
-    assert set(rows["comparisons"]["condition"]) == {
-        "reference-learning_rate-4e-05", "step_aligned",
+    scored = set(rows["scores"].select("condition", "split").rows())
+    assert scored == {
+        *((name, split) for name in ("base", "step_aligned", THIRD) for split in flow.SPLITS),
+        (FIRST, "validation"), (SECOND, "validation"),
     }  # fmt: skip
     stored = Experiment.model_validate_json(rows["experiments"]["config"][0])
     assert stored.experiment_id == experiment.experiment_id
-    assert stored.conditions["reference-learning_rate-4e-05"].learning_rate == 4e-5
-    logged = metrics(root)
-    assert "test/avg_at_k" in logged["reference-learning_rate-4e-05/seed-0"]
-    assert "test/avg_at_k" not in logged["reference-learning_rate-2e-05/seed-0"]
-    page = (root / "reports" / f"{experiment.experiment_id}.html").read_text("utf-8")
-    assert "is at an edge" in page and "unequal search budget" in page
-    flow.compare_contexts.fn(experiment, root)  # from the file, which lacks the third trial
-    again = tables(root)
+    assert stored.conditions[THIRD].learning_rate == 4e-5
+    with Session(tmp_path) as session:
+        compared, _ = comparison.comparisons(session.store, experiment.experiment_id)
+        warned = comparison.warnings(session.store, experiment.experiment_id)["warning"]
+    pairs = {*compared.select("condition", "baseline").rows()}
+    assert pairs == {(THIRD, "base"), ("step_aligned", "base"), ("step_aligned", THIRD)}
+    assert "is at an edge" in warned[0] and "unequal search budget" in warned[1]
+    # Again from the file, which lacks the third trial: nothing is done twice.
+    flow.compare_contexts.fn(experiment, tmp_path)
+    again = tables(tmp_path)
     assert all(again[name].equals(rows[name]) for name in rows)
