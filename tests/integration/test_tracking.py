@@ -43,7 +43,7 @@ def experiment(name, **changes):
 
 def fill(table, known, number):
     """A row: given columns as given, other numbers `number`, other texts 'x'."""
-    filler = {pl.String(): "x", pl.Int64(): int(number), pl.Float64(): number}
+    filler = {pl.String(): "x", pl.Int64(): int(number), pl.Float64(): number, pl.Boolean(): True}
     return {name: known.get(name, filler[dtype]) for name, dtype in TABLES[table].dtypes.items()}
 
 
