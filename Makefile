@@ -9,7 +9,7 @@ VLLM   := .venv-vllm
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 \
 	--dist=loadscope
 
-.PHONY: run check test test-browser test-kills lint unit bench vllm clean
+.PHONY: run check test test-browser test-kills test-faults lint unit bench vllm clean
 
 run: $(READY)  ## the main job: three kinds of feedback compared, in minutes
 	$(BIN)/sdcore run quickstart
@@ -21,13 +21,16 @@ unit: $(READY)
 	$(PYTEST) tests/unit
 
 test: $(READY) lint  ## all but the next two; with `make vllm` before, a real vLLM server too
-	$(PYTEST) -m "not browser and not kills"
+	$(PYTEST) -m "not browser and not kills and not night"
 
 test-browser: $(READY)  ## Prefect's UI, MLflow's and the report in Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser
 
 test-kills: $(READY)  ## a run of the quickstart's size, killed at twenty random moments
 	$(BIN)/python -m pytest -m kills
+
+test-faults: $(READY)  ## all faults and thousands of inputs, of which `make test` has a sample
+	$(PYTEST) tests/faults --hypothesis-profile=night
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -4,9 +4,16 @@ import os
 import subprocess
 
 import pytest
+from hypothesis import settings
 
 from flows.servers import standing
 from sdcore.system.ports import answers, free_port
+from tests.helpers.small import printed, run
+
+# The same examples each time, unless asked for more: `--hypothesis-profile=night`.
+settings.register_profile("sample", max_examples=50, derandomize=True, deadline=None)
+settings.register_profile("night", max_examples=5000, deadline=None)
+settings.load_profile("sample")
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +41,10 @@ def prefect(tmp_path_factory):
             yield folder
         finally:
             server.terminate()
+
+
+@pytest.fixture(scope="module")
+def finished(prefect, tmp_path_factory):
+    """Workspace of a small run, and the tables that it printed."""
+    workspace = tmp_path_factory.mktemp("finished")
+    return workspace, printed(run(workspace))

@@ -10,9 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-# Okabe and Ito's colour-blind safe set (https://jfly.uni-koeln.de/color/), less black and yellow.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = "osD^vP"
+# Okabe and Ito's colour-blind safe set (https://jfly.uni-koeln.de/color/), less black and yellow,
+# then the dark ones of Tol's muted set (https://sronpersonalpages.nl/~pault/).
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00",
+    "#332288", "#882255", "#117733", "#999933", "#AA4499", "#44AA99",
+)  # fmt: skip
+MARKERS = "osD^vPX<>ph*"
 INK = "#1f2328"
 REGIONS = ("before", "at", "after")
 _AXES = {"round": "rounds of training", "sampled_tokens": "tokens sampled in training"}

@@ -2,7 +2,7 @@
 
 import os
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -183,6 +183,11 @@ def _ask(
     return made
 
 
+def _free_of_cost(critic: Critic, handed: Iterable[Handed]) -> bool:
+    """Return whether the critic computes each critique, as the oracle does: none is looked up."""
+    return all(critic.content_id(each.submission) is None for each in handed)
+
+
 def _content(critic: Critic, handed: Handed) -> str:
     """Return the key of a trace's critique; the oracle's are not looked up."""
     return critic.content_id(handed.submission) or handed.rollout_id
@@ -201,8 +206,8 @@ def _spent(run: ConditionRun) -> float:
 
 def _settled(run: ConditionRun, critic: Critic, handed: Sequence[Handed]) -> dict[str, Critique]:
     """Critiques that these very rollouts have: a round that is repeated keeps to them."""
-    if all(critic.content_id(each.submission) is None for each in handed):
-        return {}  # they cost nothing
+    if _free_of_cost(critic, handed):
+        return {}
     wanted = [critique_id(run, critic, each.rollout_id) for each in handed]
     rows = run.store.rows("critiques", critique_id=wanted)
     return {
@@ -217,6 +222,8 @@ def _known(run: ConditionRun, critic: Critic, handed: Mapping[str, Handed]) -> d
     An answer is judged again, by the rules of today; a refused one counts as final if the critic
     had been asked as often as now.
     """
+    if _free_of_cost(critic, handed.values()):
+        return {}
     rows = run.store.with_superseded("critiques")
     answers = run.store.query(
         f"SELECT content_id, raw, attempts FROM {rows} WHERE raw IS NOT NULL AND attempts > 0 "  # noqa: S608

@@ -12,19 +12,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from flows.commands import main
-from sdcore.config import LoraConfig, ModelConfig, ProblemsConfig, PromptsConfig, load_experiment
+from sdcore.config import ProblemsConfig, load_experiment
 from sdcore.errors import ConfigError, DataError, ModelError, SdcoreError
-from sdcore.models import hub, policies, prompts
 from sdcore.problems.screening import screen
 from sdcore.problems.sources import read_records
 from sdcore.reports.viewer.server import viewer
 from sdcore.store.database import Store
 from tests.helpers.example import EXPERIMENT, fill
-from tests.helpers.families import characters
+from tests.helpers.models import use
 from tests.helpers.paths import QUICKSTART
 
 
@@ -69,32 +66,6 @@ def test_problems(kind, tmp_path, subtests):
                 assert not rows or not screen(rows, config)[0]
             except DataError as error:
                 require_explained(error, entry["error"])
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    settings = LlamaConfig(
-        vocab_size=128, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=64, eos_token_id=1, pad_token_id=0,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(settings).save_pretrained(folder)
-    characters().save_pretrained(folder)
-    return folder
-
-
-def use(folder: Path) -> None:
-    """What a run does with a model's folder before it samples."""
-    found = hub.resolve(str(folder))
-    tokenizer = policies.load_tokenizer(found)
-    prompts.require_shown(tokenizer, PromptsConfig())
-    prompts.end_of_turn(tokenizer, policies.end_ids(found))
-    policies.context_length(found)
-    policies.check_targets(found, LoraConfig())
-    policy = policies.load_policy(found, ModelConfig(name=str(folder), device="cpu"))
-    ids = prompts.student_prompt(tokenizer, PromptsConfig(), "1 + 1?")
-    policy(input_ids=torch.tensor([ids[:60]]))
 
 
 def test_the_model_itself_is_fine(model):

@@ -14,6 +14,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from sdcore.config import LoraConfig, ModelConfig, PromptsConfig
+from sdcore.models import hub, policies, prompts
 from tests.helpers.families import QWEN, SMOLLM2, byte_bpe
 
 _SIZE = {
@@ -62,3 +64,16 @@ def _saved(
     model.to(config.dtype or torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def use(folder: Path) -> None:
+    """What a run does with a model's folder before it samples."""
+    found = hub.resolve(str(folder))
+    tokenizer = policies.load_tokenizer(found)
+    prompts.require_shown(tokenizer, PromptsConfig())
+    prompts.end_of_turn(tokenizer, policies.end_ids(found))
+    policies.context_length(found)
+    policies.check_targets(found, LoraConfig())
+    policy = policies.load_policy(found, ModelConfig(name=str(folder), device="cpu"))
+    ids = prompts.student_prompt(tokenizer, PromptsConfig(), "1 + 1?")
+    policy(input_ids=torch.tensor([ids[:60]]))
