@@ -101,7 +101,7 @@ def best(outcomes: tuple[Outcome, ...]) -> Outcome | None:
 
 def table(experiment: Experiment, searches: list[Search]) -> pl.DataFrame:
     """Return the rows of the table `trials`."""
-    rows = [
+    rows: list[dict[str, object]] = [
         {
             "experiment_id": experiment.experiment_id,
             "condition": search.family,

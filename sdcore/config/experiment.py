@@ -143,12 +143,6 @@ class Experiment(Settings):
     def _check_trials(self) -> None:
         if unknown := self.trials.keys() - self.conditions.keys():
             raise ValueError(f"trials: no such conditions: {', '.join(sorted(unknown))}")
-        for family, names in self.families.items():
-            if len(names) > self.sweep.max_trials:
-                raise ValueError(
-                    f"conditions.{family} has {len(names)} trials, more than sweep.max_trials = "
-                    f"{self.sweep.max_trials}: shorten its lists or raise it"
-                )
 
     def _check_rollouts(self) -> None:
         for name, condition in self.conditions.items():

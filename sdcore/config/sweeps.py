@@ -8,6 +8,7 @@ extended, is decided in `sdcore.analysis.trials`.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from math import prod
 from typing import Any
 
 from pydantic import Field, JsonValue, ValidationError
@@ -64,16 +65,16 @@ def expanded(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the settings of an experiment with one condition per trial in place of each sweep.
 
     Raises:
-        ConfigError: a list is empty or has a value twice, or a trial's name is taken.
+        ConfigError: a list is empty or has a value twice, a condition has more trials than
+            `sweep.max_trials`, or a trial's name is taken.
     """
-    conditions = settings.get("conditions")
-    if not isinstance(conditions, Mapping):
+    conditions, trials = settings.get("conditions"), settings.get("trials", {})
+    if not isinstance(conditions, Mapping) or not isinstance(trials, Mapping):
         return settings
-    trials = dict(settings.get("trials") or {})
     made: dict[str, Any] = {}
     for name, condition in conditions.items():
         lists = _swept(name, condition) if isinstance(condition, Mapping) else {}
-        grid = _grid(str(name), lists) if lists else {}
+        grid = _grid(str(name), lists, _maximum(settings)) if lists else {}
         if taken := grid.keys() & (conditions.keys() | made.keys()):
             raise ConfigError(
                 "a trial has the name of a condition",
@@ -81,8 +82,8 @@ def expanded(settings: Mapping[str, Any]) -> Mapping[str, Any]:
                 where=f"conditions.{name}",
                 fix="rename the condition",
             )
-        trials |= grid
-        made |= {each: assigned(condition, trial.values) for each, trial in grid.items()}
+        trials = {**trials, **grid}
+        made |= {each: assigned(condition, trial["values"]) for each, trial in grid.items()}
         if not grid:
             made[name] = condition
     return {**settings, "conditions": made, "trials": trials} if trials else settings
@@ -215,12 +216,29 @@ def _is_about(place: tuple[int | str, ...], path: Path) -> bool:
 def _lists(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, list[Any]]]:
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _lists(value, (*path, name))
+            yield from _lists(value, (*path, str(name)))
         elif isinstance(value, list | tuple):
-            yield (*path, name), list(value)
+            yield (*path, str(name)), list(value)
 
 
-def _grid(family: str, lists: Mapping[Path, list[Any]]) -> dict[str, Trial]:
+def _maximum(settings: Mapping[str, Any]) -> int:
+    """The setting `sweep.max_trials`; its default where it is absent or not a number."""
+    sweep = settings.get("sweep")
+    given = sweep.get("max_trials") if isinstance(sweep, Mapping) else None
+    return given if isinstance(given, int) else SweepConfig().max_trials
+
+
+def _grid(family: str, lists: Mapping[Path, list[Any]], maximum: int) -> dict[str, dict[str, Any]]:
+    """Family and values of each trial, by its name."""
+    count = prod(len(values) for values in lists.values())
+    if count > maximum:
+        raise ConfigError(
+            "a condition has too many trials",
+            got=count,
+            expected=f"at most sweep.max_trials = {maximum}",
+            where=f"conditions.{family}",
+            fix="shorten its lists, or raise sweep.max_trials",
+        )
     for path, values in lists.items():
         if not values or any(value in values[:index] for index, value in enumerate(values)):
             raise ConfigError(
@@ -232,7 +250,7 @@ def _grid(family: str, lists: Mapping[Path, list[Any]]) -> dict[str, Trial]:
     settings = [".".join(path) for path in lists]
     combinations = [dict(zip(settings, values, strict=True)) for values in product(*lists.values())]
     trials = {
-        trial_name(family, values): Trial(family=family, values=values) for values in combinations
+        trial_name(family, values): {"family": family, "values": values} for values in combinations
     }
     if len(trials) < len(combinations):
         raise ConfigError(

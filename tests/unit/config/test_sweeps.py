@@ -71,12 +71,26 @@ def test_a_setting_that_takes_lists_of_its_own_is_no_sweep(tmp_path: Path):
         ("base={objective='grpo', learning_rate=[1e-3]}", r"reserved names: base"),
         ("grpo.top=[1]", r"grpo.top: no such setting"),
         ("'grpo-clip_low-0.1'={objective='grpo', learning_rate=1e-3}", r"the name of a condition"),
-        ("grpo.group_size=[2, 3, 4, 5, 6, 7, 8, 9, 10]", r"9 trials, more than sweep.max_trials ="),
+        ("grpo.group_size=[2, 3, 4, 5, 6, 7, 8, 9, 10]", r"got: 9\s+expected: at most sweep.max_t"),
+        ("grpo.learning_rate=[1979-05-27]", r"trials.grpo-learning_rate-1979-05-27.values"),
     ],
 )  # fmt: skip
 def test_a_wrong_list_is_explained(override, message):
     with pytest.raises(ConfigError, match=message):
         sweep("grpo.clip_low=[0.1]" if "clip_low" in override else override, override)
+
+
+def test_a_grid_beyond_all_bounds_is_refused_before_it_is_made():
+    values = list(range(1, 10_001))
+    condition = {"objective": "distill", "context": "reference", "learning_rate": 1e-3}
+    tree = read_settings(QUICKSTART)
+    for wanted in ({"top_k": values, "clip_value": values, "temperature": values}, {"top_k": []}):
+        tree["conditions"] = {"huge": condition | wanted}
+        with pytest.raises(ValueError, match=r"too many trials|is empty"):
+            Experiment.model_validate(tree)
+    for trials in (5, [1], "x"):
+        with pytest.raises(ValueError, match="trials"):
+            Experiment.model_validate(tree | {"conditions": {"a": condition}, "trials": trials})
 
 
 def test_a_form_cannot_name_code_in_a_list_of_tables():
