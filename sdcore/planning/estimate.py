@@ -1,0 +1,331 @@
+"""From work to hours: what each stage takes on a machine, what bounds it, what it costs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+
+from sdcore.config import ConditionSettings, Experiment, LlmCriticConfig
+from sdcore.planning.lengths import Lengths
+from sdcore.planning.machines import Machine
+from sdcore.planning.memory import (
+    Memory,
+    batch_rows,
+    is_gpu,
+    memory_of,
+    misfits,
+    sampling_devices,
+    tensor_parallel,
+)
+from sdcore.planning.shapes import BYTES, Shape
+from sdcore.planning.work import (
+    CRITIC_RATE,
+    CRITIQUE_BYTES,
+    EMPTY_BYTES,
+    SIGNAL_BYTES,
+    Step,
+    checkpoint_bytes,
+    checkpoints,
+    context_bytes,
+    rollout_bytes,
+    step_of,
+    warmup_step,
+)
+from sdcore.schedule import checkpoint_rounds, signal_rounds
+
+STAGES = ("prepare", "warm-up", "sample", "align", "distill", "evaluate", "compare")
+WAITING = 1.1  # rows per running one: a finished sample leaves its batch with others
+CONTEXT_HANDLING = 5  # rollouts' handling per context that is built, as in a finished quickstart
+ORACLE_HANDLING = 3  # the same per critique of an exact critic
+SCORING = 0.3  # seconds per scored split: bootstrap and rows
+PREPARING = 1.5  # seconds
+CRITIC_SHARE = 0.5  # mean answer of a language model as critic over critic.max_tokens; assumed
+CRITIC_PROMPT = 600  # tokens of the critic's instructions
+HARD = 0.5  # share of candidates that the solver's measures leave to the critic; assumed
+CANDIDATES = 2.0  # problems measured per problem wanted for a band, at most its `candidates`
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time and material of a stage; costs add up.
+
+    Attributes:
+        seconds: wall time.
+        busy: device-seconds in which a device computes.
+        tokens: that the model reads or writes.
+        flops: of the model.
+        critic_in: tokens that a language model as critic reads.
+        critic_out: tokens that it writes.
+        written: bytes on disk.
+    """
+
+    seconds: float = 0.0
+    busy: float = 0.0
+    tokens: float = 0.0
+    flops: float = 0.0
+    critic_in: float = 0.0
+    critic_out: float = 0.0
+    written: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*(mine + more for mine, more in zip(_parts(self), _parts(other), strict=True)))
+
+    def __mul__(self, times: float) -> "Cost":
+        return Cost(*(times * part for part in _parts(self)))
+
+
+def _parts(cost: Cost) -> tuple[float, ...]:
+    return (
+        cost.seconds, cost.busy, cost.tokens, cost.flops, cost.critic_in, cost.critic_out,
+        cost.written,
+    )  # fmt: skip
+
+
+def total(costs: Sequence[Cost]) -> Cost:
+    """Add up costs."""
+    return sum(costs, start=Cost())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment takes on a machine.
+
+    Attributes:
+        stages: cost by stage, in order, of all conditions and seeds.
+        lineages: seconds of each condition and seed.
+        memory: of the fullest device.
+        kept: bytes of the checkpoints that stay.
+        misfits: what does not fit, and the setting that fixes it.
+    """
+
+    experiment: Experiment
+    shape: Shape
+    machine: Machine
+    lengths: Lengths
+    stages: dict[str, Cost]
+    lineages: tuple[float, ...]
+    memory: Memory
+    kept: float
+    misfits: tuple[str, ...]
+
+    @cached_property
+    def whole(self) -> Cost:
+        """All stages together, one after another."""
+        return total(list(self.stages.values()))
+
+    @property
+    def price(self) -> float:
+        """Price of the critic's tokens, in the currency of `critic.price_out`."""
+        return self.price_of(self.whole)
+
+    def price_of(self, cost: Cost) -> float:
+        """Return the price of the critic's tokens in a cost."""
+        critic = self.experiment.critic
+        if not isinstance(critic, LlmCriticConfig):
+            return 0.0
+        return (critic.price_in * cost.critic_in + critic.price_out * cost.critic_out) / 1e6
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds of all devices, busy or not."""
+        return self.machine.count * self.whole.seconds
+
+    @property
+    def use(self) -> float:
+        """Share of the devices' time in which they compute."""
+        return self.whole.busy / self.device_seconds
+
+    @property
+    def bound(self) -> str:
+        """The stage that takes longest, and why."""
+        name = max(self.stages, key=lambda stage: self.stages[stage].seconds)
+        share = self.stages[name].seconds / self.whole.seconds
+        return f"{name}, {share:.0%} of the time: {self._reason(name)}"
+
+    @property
+    def second_worker(self) -> str:
+        """What one more worker would bring, that takes the next free condition and seed."""
+        if len(self.lineages) == 1:
+            return "nothing: there is one condition and one seed"
+        ends = [0.0, 0.0]
+        for seconds in sorted(self.lineages, reverse=True):
+            ends[ends.index(min(ends))] += seconds
+        alone = self.whole.seconds - sum(self.lineages)
+        hours = (alone + max(ends)) / 3600
+        return (
+            f"{_hours(hours)} instead of {_hours(self.whole.seconds / 3600)}, if it has devices of "
+            "its own and takes half of the conditions and seeds"
+        )
+
+    def _reason(self, stage: str) -> str:
+        critic = self.experiment.critic
+        if stage == "align" and isinstance(critic, LlmCriticConfig):
+            return (
+                f"each round waits for the critic, {critic.concurrency} answers at a time "
+                "(critic.concurrency, a faster endpoint, fewer critic.max_tokens)"
+            )
+        if stage in ("sample", "evaluate"):
+            if is_gpu(self.machine) and tensor_parallel(self.experiment) < self.machine.count:
+                return f"{sampling_devices(self.experiment)} of {self.machine.count} devices sample"
+            return "tokens are drawn one after another; larger batches cost little more"
+        return "passes of student and teacher over the model" if stage == "distill" else "its work"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.1f} h"
+
+
+def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths) -> Plan:
+    """Return what an experiment takes on a machine, from its settings and the model's shape alone.
+
+    Conditions and seeds run one after another. Training is started with torchrun where the machine
+    has several devices, and takes all of them.
+    """
+    work = _Work(experiment, shape, machine, lengths)
+    stages = {stage: Cost() for stage in STAGES}
+    for stage, cost in work.shared():
+        stages[stage] += cost
+    lineages = list[float]()
+    for condition in experiment.conditions.values():
+        for _ in experiment.seeds:
+            costs = list(work.lineage(condition))
+            for stage, cost in costs:
+                stages[stage] += cost
+            lineages.append(sum(cost.seconds for _, cost in costs))
+    memory = memory_of(experiment, shape, machine, lengths)
+    kept = sum(
+        checkpoints(experiment, condition)[1] * checkpoint_bytes(experiment, shape, condition)
+        for condition in experiment.conditions.values()
+    )
+    return Plan(
+        experiment,
+        shape,
+        machine,
+        lengths,
+        stages,
+        tuple(lineages),
+        memory,
+        len(experiment.seeds) * kept,
+        tuple(misfits(experiment, shape, machine, lengths, memory)),
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The costs of single stages."""
+
+    experiment: Experiment
+    shape: Shape
+    machine: Machine
+    lengths: Lengths
+
+    def shared(self) -> Iterator[tuple[str, Cost]]:
+        """What is done once: prepare, warm-up, difficulty, the base's scores, the comparison."""
+        starting = 0.6 * self.machine.start
+        yield "prepare", Cost(seconds=starting + PREPARING, written=EMPTY_BYTES)
+        yield "compare", Cost(seconds=self.machine.start - starting)
+        if band := self.experiment.problems.band:
+            counts, wanted = self.experiment.problems, min(CANDIDATES, band.candidates)
+            for problems in (counts.train, counts.validation, counts.test):
+                measured = ceil(wanted * problems)
+                yield "prepare", self.sampled(measured, band.samples)
+                yield "prepare", self.asked(ceil(HARD * measured), attempts=1)
+        if warmup := self.experiment.warmup:
+            step = warmup_step(self.experiment, self.shape, self.lengths, warmup.batch_size)
+            yield "warm-up", self.trained(step) * warmup.steps
+        yield from self.scored()
+
+    def lineage(self, condition: ConditionSettings) -> Iterator[tuple[str, Cost]]:
+        """What a condition does with one seed."""
+        training, lengths = self.experiment.training, self.lengths
+        rollouts = training.questions_per_round * condition.group_size
+        step = step_of(self.experiment, self.shape, lengths, condition)
+        once = self.sampled(training.questions_per_round, condition.group_size)
+        yield "sample", once * training.rounds
+        yield "align", self.aligned(condition, rollouts) * training.rounds
+        handling = self.machine.round + rollouts * self.machine.handling
+        yield "distill", (self.trained(step) + Cost(seconds=handling)) * training.rounds
+        signals = len(signal_rounds(self.experiment)) * rollouts * lengths.response * SIGNAL_BYTES
+        written, _ = checkpoints(self.experiment, condition)
+        stored = written * checkpoint_bytes(self.experiment, self.shape, condition)
+        yield "distill", Cost(seconds=stored / self.machine.disk, written=stored + signals)
+        for _ in checkpoint_rounds(self.experiment, condition):
+            yield from self.scored()
+
+    def scored(self) -> Iterator[tuple[str, Cost]]:
+        """Both splits of one policy."""
+        problems, evaluation = self.experiment.problems, self.experiment.evaluation
+        yield "evaluate", self.sampled(problems.test, evaluation.samples)
+        yield "evaluate", self.sampled(problems.validation, evaluation.validation_samples)
+        yield "evaluate", Cost(seconds=2 * SCORING)
+
+    def sampled(self, questions: int, samples: int) -> Cost:
+        """Responses to some questions."""
+        machine, lengths, shape = self.machine, self.lengths, self.shape
+        vllm, dtype = self.experiment.engine.kind == "vllm", self.experiment.model.dtype
+        requests = questions * samples
+        rows = min(requests, batch_rows(self.experiment, shape, lengths))
+        written = requests * lengths.response
+        drawn = written if vllm else WAITING * written  # rows that are decoded
+        passes = written / rows + lengths.longest - lengths.response  # the last ones run on alone
+        if not vllm:
+            passes = ceil(requests / rows) * lengths.longest
+        devices = sampling_devices(self.experiment)
+        context = lengths.prompt + lengths.response / 2
+        attention = 4 * shape.layers * shape.queries * context
+        flops = (2 * (shape.body + shape.unembedding) + attention) * drawn
+        read = passes * (shape.body + shape.unembedding) * BYTES[dtype]
+        read += drawn * context * shape.cache_bytes(dtype)
+        speed, width = machine.flops * machine.decode_share, machine.bandwidth
+        products = max(flops / speed, read / (width * machine.decode_share)) / devices
+        other = machine.activation * shape.layers * shape.width * drawn
+        prefill = shape.forward_flops(lengths.prompt, 0) * questions
+        reading = prefill / (machine.flops * machine.train_share * devices)
+        launching = passes * (machine.launch * shape.layers + machine.draw)
+        seconds = products + other + reading + launching
+        return Cost(
+            seconds=seconds + machine.handling * requests,
+            busy=seconds * devices,
+            tokens=questions * lengths.prompt + written,
+            flops=flops + prefill,
+            written=requests * rollout_bytes(shape, lengths.response),
+        )
+
+    def aligned(self, condition: ConditionSettings, rollouts: int) -> Cost:
+        """Critiques and contexts of a round."""
+        experiment, context = self.experiment, condition.teacher_context
+        needs = experiment.known_contexts[context].needs if context else frozenset[str]()
+        cost = Cost()
+        if context:
+            size = rollouts * context_bytes(self.shape, self.lengths.shown)
+            seconds = CONTEXT_HANDLING * self.machine.handling * rollouts
+            cost += Cost(seconds=seconds, written=size)
+        if "critique" in needs or "regions" in condition.weighting.needs:
+            cost += self.asked(rollouts, attempts=1)
+        return cost
+
+    def asked(self, requests: int, *, attempts: int) -> Cost:
+        """Answers of the critic, so many at a time; the slowest holds the last of them."""
+        critic = self.experiment.critic
+        if not isinstance(critic, LlmCriticConfig):
+            seconds = ORACLE_HANDLING * self.machine.handling * requests
+            return Cost(seconds=seconds, written=CRITIQUE_BYTES * requests)
+        answer, waves = CRITIC_SHARE * critic.max_tokens, ceil(requests / critic.concurrency)
+        tokens = (waves - 1) * answer + (critic.max_tokens if requests > 1 else answer)
+        read = CRITIC_PROMPT + self.lengths.prompt + 2 * self.lengths.response
+        return Cost(
+            seconds=attempts * tokens / CRITIC_RATE,
+            critic_in=attempts * requests * read,
+            critic_out=attempts * requests * answer,
+            written=requests * (CRITIQUE_BYTES + 2 * answer),
+        )
+
+    def trained(self, step: Step) -> Cost:
+        """An optimizer step, or a round of them."""
+        machine, shape = self.machine, self.shape
+        devices = machine.count
+        products = step.flops / (machine.flops * machine.train_share * devices)
+        other = machine.activation * shape.layers * shape.width * step.passes
+        launching = 4 * machine.launch * shape.layers * step.batches
+        seconds = products + other + launching
+        return Cost(seconds, seconds * devices, step.tokens, step.flops)

@@ -1,0 +1,210 @@
+"""The machines that a plan is for: peak speeds, memory, and the shares of them that are reached.
+
+Every figure has its source beside it: a data sheet, a measurement, or the word "assumed".
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from sdcore.errors import ConfigError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Devices of one kind in one machine, and how fast sdcore's stages run on them.
+
+    Attributes:
+        name: such as `h100x8`.
+        count: devices; the cores of a machine without GPU are one device.
+        flops: peak of a device's matrix products, FLOP/s, in the dtype that is used there.
+        bandwidth: of a device's memory, bytes/s.
+        memory: of a device, bytes.
+        train_share: of the peak, in a training step of wide matrices.
+        decode_share: of the peak or of the bandwidth, whichever bounds a decoding step.
+        activation: seconds per element of a hidden state, layer and forward pass, for all that is
+            no matrix product: norms, activations, softmax. A share of the peak that was measured
+            with them has them inside; it is 0 then.
+        launch: seconds per layer and pass, however small its tensors.
+        draw: seconds per decoding pass for the choice of the tokens.
+        handling: seconds per rollout outside the model: prompt, grading, rows.
+        round: seconds per round outside the model: task runs, transaction, digest of the weights.
+        start: seconds from the command to the first stage, and of the report at the end.
+        disk: bytes/s of a checkpoint, its digests included.
+        source: where these come from.
+    """
+
+    name: str
+    count: int
+    flops: float
+    bandwidth: float
+    memory: float
+    train_share: float
+    decode_share: float
+    activation: float
+    launch: float
+    draw: float
+    handling: float
+    round: float
+    start: float
+    disk: float
+    source: str
+
+
+CORE_FLOPS = 94e9
+"""Per core: 188 GFLOP/s were measured on two (AVX-512, float32, tests/benchmarks/README.md)."""
+
+CPU = Machine(
+    name="cpu",
+    count=1,
+    flops=2 * CORE_FLOPS,
+    bandwidth=20e9,  # assumed
+    memory=8 * GIB,  # replaced by what the machine has
+    train_share=0.8,  # with `activation`, gives the 62 % of tests/benchmarks/mfu.py
+    decode_share=0.5,  # assumed; `measured` puts the machine's own in its place
+    activation=2.7e-8,  # fitted to the 180 optimizer steps of a finished quickstart
+    launch=5e-4,  # fitted to its sampling: 0.28 s per batch of 57 tokens and 3 layers ...
+    draw=3e-3,  # ... of which this is the larger part
+    handling=3e-4,  # the same: 1.3 ms per rollout less its tokens
+    round=0.2,  # the same: task runs, digest, commit
+    start=18.0,  # the same: 11 s before the first stage, 7 s of the report
+    disk=5e8,  # assumed
+    source="stated defaults: two AVX-512 cores, 188 GFLOP/s, stages as in a finished quickstart",
+)
+
+_GPU = replace(
+    CPU,
+    train_share=0.13,  # measured: LoRA step of Qwen3-1.7B in bfloat16, all its parts
+    decode_share=0.5,  # assumed
+    activation=0.0,  # inside train_share
+    launch=1e-4,  # assumed: kernels of a layer, captured in a graph by vLLM
+    draw=1e-3,  # assumed
+    start=120.0,  # assumed: vLLM loads and compiles
+)
+
+
+def _gpu(name: str, tera_flops: float, tera_bytes: float, gib: float, sheet: str) -> Machine:
+    """A GPU with the bfloat16 peak (dense), bandwidth and usable memory of its data sheet."""
+    source = f"{sheet}; training share measured on a Qwen3-1.7B LoRA step, sampling share assumed"
+    return replace(
+        _GPU,
+        name=name,
+        flops=tera_flops * 1e12,
+        bandwidth=tera_bytes * 1e12,
+        memory=gib * GIB,
+        source=source,
+    )
+
+
+GPUS = {
+    "a100": _gpu("a100", 312, 2.04, 79, "NVIDIA A100 80 GB SXM data sheet"),
+    "h100": _gpu("h100", 989, 3.35, 79, "NVIDIA H100 SXM data sheet"),
+    "h200": _gpu("h200", 989, 4.8, 140, "NVIDIA H200 SXM data sheet"),
+}
+
+
+def named(name: str) -> Machine:
+    """Return a machine by name: a GPU of `GPUS` and how many, such as `h100x8`; or `cpu`.
+
+    Raises:
+        ConfigError: there is no such machine.
+    """
+    if name == "cpu":
+        return here()
+    match = re.fullmatch(r"([a-z]\w*?)(?:x([1-9]\d{0,3}))?", name)
+    if match is None or match[1] not in GPUS:
+        raise ConfigError(
+            "no such machine",
+            got=name,
+            expected=f"cpu, or one of {', '.join(sorted(GPUS))} and how many, such as h100x8",
+            where="--machine",
+        )
+    return replace(GPUS[match[1]], name=name, count=int(match[2] or 1))
+
+
+def here() -> Machine:
+    """Return this machine without its GPUs, at the stated speed per core."""
+    import psutil  # noqa: PLC0415 - the command's help needs no memory
+
+    cores = int(os.environ.get("OMP_NUM_THREADS") or _cores())
+    memory = psutil.virtual_memory().total
+    return replace(CPU, name=f"cpu, {cores} cores", flops=cores * CORE_FLOPS, memory=memory)
+
+
+def guessed(device: str) -> str:
+    """Return the name of this machine: its GPUs if they are known and may be used, else `cpu`."""
+    import torch  # noqa: PLC0415 - seconds
+
+    if device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    kind = torch.cuda.get_device_name(0).lower()
+    known = next((name for name in GPUS if name in kind), None)
+    if known is None:
+        raise ConfigError(
+            "no speeds of this GPU are known",
+            got=kind,
+            expected=", ".join(sorted(GPUS)),
+            fix="name a machine with --machine",
+        )
+    return f"{known}x{torch.cuda.device_count()}"
+
+
+def present(width: int, inner: int, device: str) -> Machine:
+    """Return this machine: its GPUs by their data sheet, its cores measured.
+
+    Raises:
+        ConfigError: the GPU is not known.
+    """
+    name = guessed(device)
+    return measured(here(), width, inner) if name == "cpu" else named(name)
+
+
+def measured(machine: Machine, width: int, inner: int) -> Machine:
+    """Return a machine without GPU with the speeds that it has now, in less than a second.
+
+    Args:
+        machine: what is not measured.
+        width: of the model's hidden states.
+        inner: of its MLP.
+    """
+    import torch  # noqa: PLC0415 - seconds
+
+    left, right = torch.randn(2, 1024, 1024)
+    flops = 2 * 1024**3 / _fastest(lambda: left @ right)
+    rows, matrix = torch.randn(64, width), torch.randn(width, inner)
+    decoding = 2 * 64 * width * inner / _fastest(lambda: rows @ matrix)
+    waiting = os.getloadavg()[0] - 1  # this process is the one
+    busy = f"; {waiting:.0f} other processes are at work" if waiting > 1 else ""
+    slower = machine.flops / flops  # all else is taken to be as much slower as products are
+    return replace(
+        machine,
+        flops=flops,
+        decode_share=min(1.0, decoding / flops),
+        activation=machine.activation * slower,
+        launch=machine.launch * slower,
+        draw=machine.draw * slower,
+        handling=machine.handling * slower,
+        round=machine.round * slower,
+        start=machine.start * slower,
+        source=f"measured now: {flops / 1e9:.0f} GFLOP/s in a product of 1024 x 1024, "
+        f"{decoding / flops:.0%} of them in a decoding step's; the rest in proportion to a "
+        f"finished quickstart's{busy}",
+    )
+
+
+def _fastest(work: Callable[[], object], seconds: float = 0.15) -> float:
+    """Seconds of the fastest of many calls."""
+    work()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

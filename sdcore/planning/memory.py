@@ -1,0 +1,213 @@
+"""Memory of a device, and of what does not fit into it the setting that makes it fit."""
+
+import re
+from dataclasses import dataclass
+
+from sdcore.config import Experiment, LlmCriticConfig
+from sdcore.planning.lengths import Lengths
+from sdcore.planning.machines import GIB, Machine
+from sdcore.planning.shapes import BYTES, Shape
+from sdcore.planning.work import CRITIC_RATE, FLOAT, PADDING, teacher_of, trained_parameters
+
+PROCESS = 0.9 * GIB  # Python, torch and the tracking libraries: resident memory of a run's process
+CONTEXT = 0.6 * GIB  # CUDA context and libraries of a process; assumed
+VLLM = 3.0 * GIB  # its activations, graphs and CUDA context beside weights and cache; assumed
+ENGINE_LIMIT = 4 * GIB  # of keys, values and logits of a batch in this process
+CHUNK = {False: 1 << 22, True: 1 << 26}  # elements of a buffer of logits, without and with a GPU
+BUFFERS = 6  # of those alive at a time
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the fullest device, by what holds them."""
+
+    weights: float
+    optimizer: float
+    activations: float
+    sampler: float
+    process: float
+
+    @property
+    def total(self) -> float:
+        """Everything that is held at the fullest moment."""
+        return self.weights + self.optimizer + self.activations + self.sampler + self.process
+
+
+def is_gpu(machine: Machine) -> bool:
+    """Return whether the devices are GPUs."""
+    return not machine.name.startswith("cpu")
+
+
+def sampling_devices(experiment: Experiment) -> int:
+    """Return how many devices draw samples: the servers, each over its tensor-parallel share."""
+    engine = experiment.engine
+    if engine.kind != "vllm":
+        return 1
+    return max(1, len(engine.urls)) * tensor_parallel(experiment)
+
+
+def tensor_parallel(experiment: Experiment) -> int:
+    """Return the devices that a server splits the model over."""
+    words = " ".join(experiment.engine.arguments)
+    match = re.search(r"--tensor-parallel-size[= ](\d+)|(?:^| )-tp[= ](\d+)", words)
+    return int(match[1] or match[2]) if match else 1
+
+
+def batch_rows(experiment: Experiment, shape: Shape, lengths: Lengths) -> int:
+    """Return the sequences that are decoded together, on all servers."""
+    cache = shape.cache_bytes(experiment.model.dtype) * (lengths.prompt + lengths.longest)
+    if experiment.engine.kind == "vllm":
+        servers = max(1, len(experiment.engine.urls))
+        held = int(experiment.engine.cache_gib * GIB // cache)
+        return servers * max(1, min(experiment.engine.concurrency, held))
+    row = shape.cache_bytes(experiment.model.dtype) * (
+        lengths.prompt + experiment.sampling.max_new_tokens
+    )
+    row += 32 * shape.vocabulary
+    return max(1, min(experiment.sampling.batch_size, int(ENGINE_LIMIT // row)))
+
+
+def training_activations(
+    experiment: Experiment, shape: Shape, tokens: float, *, gpu: bool
+) -> float:
+    """Return the bytes that a micro-batch of so many positions keeps, the loss included."""
+    training, dtype = experiment.training, experiment.model.dtype
+    layer = shape.activation_bytes(dtype, training.lora)
+    if training.activation_checkpointing:
+        kept = shape.layers * shape.width * BYTES[dtype] + layer
+    else:
+        kept = shape.layers * layer
+    ends = 4 * FLOAT * shape.width  # hidden states that predict, of student and teacher; gradient
+    rows = max(CHUNK[gpu], 128 * shape.vocabulary)
+    return tokens * (kept + ends) + BUFFERS * FLOAT * rows
+
+
+def memory_of(experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths) -> Memory:
+    """Return the memory of the fullest device: the one with the trainer and the sampler on it."""
+    gpu, training, dtype = is_gpu(machine), experiment.training, experiment.model.dtype
+    in_process = experiment.engine.kind != "vllm"
+    whole, size = shape.parameters, BYTES[dtype]
+    trained = trained_parameters(shape, training.lora)
+    ranks = machine.count if training.sharded else 1
+    policy = whole * size + trained * FLOAT if training.lora else whole * FLOAT / ranks
+    kinds = {teacher_of(condition) for condition in experiment.conditions.values()}
+    copied = training.lora is None and bool(kinds - {None, "live"})
+    copy = whole * (FLOAT if "ema" in kinds else size) / ranks if copied else 0.0
+    average = FLOAT * trained if training.lora and "ema" in kinds else 0.0
+    initial = whole * size if in_process else 0.0  # the base that all conditions start from
+    rows = min(batch_rows(experiment, shape, lengths), most_requests(experiment))
+    if in_process:
+        tokens = lengths.prompt + lengths.longest
+        cache = rows * (shape.cache_bytes(dtype) * tokens + 32 * shape.vocabulary)
+        sampler = whole * size + min(cache, ENGINE_LIMIT)
+    elif experiment.engine.urls:
+        sampler = 0.0  # a server of the user's, elsewhere
+    else:
+        held = whole * size + experiment.engine.cache_gib * GIB
+        sampler = held / tensor_parallel(experiment) + VLLM
+    return Memory(
+        weights=policy + copy + initial,
+        optimizer=3 * FLOAT * trained / ranks + average,
+        activations=training_activations(
+            experiment, shape, microbatch_tokens(experiment, lengths), gpu=gpu
+        ),
+        sampler=sampler,
+        process=CONTEXT if gpu else PROCESS,
+    )
+
+
+def microbatch_tokens(experiment: Experiment, lengths: Lengths) -> float:
+    """Return the padded positions of the largest micro-batch of the student."""
+    training = experiment.training
+    longest = lengths.prompt + lengths.longest
+    groups = [condition.group_size for condition in experiment.conditions.values()]
+    step = training.questions_per_round * max(groups) / training.steps_per_round
+    everything = PADDING * step * (lengths.prompt + lengths.response)
+    return max(longest, min(training.tokens_per_microbatch, everything))
+
+
+def most_requests(experiment: Experiment) -> int:
+    """Return the largest number of samples that are asked for at a time."""
+    problems, evaluation = experiment.problems, experiment.evaluation
+    groups = [condition.group_size for condition in experiment.conditions.values()]
+    band = problems.band.samples * problems.train if problems.band else 0
+    return max(
+        problems.test * evaluation.samples,
+        problems.validation * evaluation.validation_samples,
+        experiment.training.questions_per_round * max(groups),
+        band,
+    )
+
+
+def misfits(
+    experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths, memory: Memory
+) -> list[str]:
+    """Return what does not fit, and the setting that fixes it."""
+    found = list[str]()
+    training, engine = experiment.training, experiment.engine
+    needed = lengths.prompt + experiment.sampling.max_new_tokens
+    if max(lengths.shown + lengths.longest, needed) > shape.positions:
+        found.append(
+            f"prompt and response need about {lengths.shown + lengths.longest:,.0f} positions, and "
+            f"the model has {shape.positions:,}: lower sampling.max_new_tokens"
+        )
+    if engine.kind == "vllm" and not engine.urls:
+        served = engine.context_length or shape.positions
+        token = shape.cache_bytes(experiment.model.dtype)
+        if needed > served:
+            found.append(
+                f"engine.context_length = {served:,} is less than prompt and response, about "
+                f"{needed:,.0f}: set it to {_rounded_up(needed, 1024):,}"
+            )
+        if served * token > engine.cache_gib * GIB:
+            found.append(
+                f"vLLM does not start: engine.cache_gib = {engine.cache_gib:g}, and one sequence "
+                f"of {served:,} positions needs {served * token / GIB:.1f} GiB: set "
+                f"engine.cache_gib = {_rounded_up(served * token / GIB, 1):g}, or "
+                f"engine.context_length = {_rounded_up(needed, 1024)}"
+            )
+    if sampling_devices(experiment) > machine.count and not engine.urls:
+        found.append(
+            f"--tensor-parallel-size = {tensor_parallel(experiment)} needs as many devices, and "
+            f"{machine.name} has {machine.count}: take it out of engine.arguments"
+        )
+    critic = experiment.critic
+    if isinstance(critic, LlmCriticConfig) and critic.base_url:
+        longest = critic.max_tokens / CRITIC_RATE
+        if longest > critic.timeout:
+            found.append(
+                f"critic.timeout = {critic.timeout:g} s ends before an answer of critic.max_tokens "
+                f"= {critic.max_tokens:,} at {CRITIC_RATE:g} tokens/s: set critic.timeout = "
+                f"{_rounded_up(longest, 10)}"
+            )
+    if memory.total > machine.memory:
+        found.append(
+            f"memory: {memory.total / GIB:.1f} GiB on a device of {machine.memory / GIB:.0f} GiB: "
+            + _remedy(experiment, shape, machine, lengths, memory)
+        )
+    elif training.sharded and machine.count == 1:
+        found.append("training.sharded needs several devices and torchrun: leave it out")
+    return found
+
+
+def _remedy(
+    experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths, memory: Memory
+) -> str:
+    """The setting that makes training and sampling fit into a device."""
+    gpu, training = is_gpu(machine), experiment.training
+    room = machine.memory - (memory.total - memory.activations)
+    longest = lengths.prompt + lengths.longest
+    fixed = training_activations(experiment, shape, 0, gpu=gpu)
+    token = training_activations(experiment, shape, 1, gpu=gpu) - fixed
+    affordable = int((room - fixed) / token) // 1024 * 1024
+    if affordable >= longest:
+        return f"set training.tokens_per_microbatch = {affordable}"
+    if not training.activation_checkpointing:
+        return "set training.activation_checkpointing = true"
+    if training.lora is None:
+        return "add [training.lora], or set training.sharded = true with more devices"
+    return "use a smaller model, a smaller engine.cache_gib, or a device with more memory"
+
+
+def _rounded_up(number: float, unit: int) -> int:
+    return -int(-number // unit) * unit

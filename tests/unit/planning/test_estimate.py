@@ -1,0 +1,202 @@
+"""Plans beside finished runs, and small ones by hand."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from sdcore.config import Experiment, load_experiment
+from sdcore.config.shipped import shipped_names
+from sdcore.errors import ConfigError
+from sdcore.models.folders import at_hand
+from sdcore.planning import machines
+from sdcore.planning.estimate import Plan, plan
+from sdcore.planning.lengths import Lengths, lengths_of
+from sdcore.planning.machines import CPU, GIB, Machine, named
+from sdcore.planning.shapes import KNOWN, shape_of
+from sdcore.planning.work import CRITIC_RATE, checkpoint_bytes, rollout_bytes, step_of
+from tests.helpers.paths import EXPERIMENTS
+
+QWEN = KNOWN["Qwen/Qwen3-1.7B"]
+LENGTHS = Lengths(prompt=100, shown=1100, response=1000, longest=2048, basis="given")
+SOLVER = {"name": "Qwen/Qwen3-1.7B", "dtype": "bfloat16"}
+SOURCE = {"source": "dataset", "name": "x", "train": 32, "validation": 8, "test": 8}
+DISTILL = {"objective": "distill", "context": "reference", "learning_rate": 1e-5}
+CRITIC = {
+    "kind": "llm", "model": "m", "base_url": "http://localhost/v1", "max_tokens": 8000,
+    "concurrency": 16, "price_in": 1, "price_out": 10,
+}  # fmt: skip
+
+
+def made(**sections) -> Experiment:
+    given = {
+        "name": "small", "model": SOLVER, "problems": SOURCE, "conditions": {"one": DISTILL},
+        "training": {"rounds": 4, "questions_per_round": 32, "lora": {"rank": 64}},
+        "evaluation": {"every": 4}, "engine": {"kind": "vllm", "context_length": 4096},
+    }  # fmt: skip
+    return Experiment.model_validate(given | sections)
+
+
+def planned(machine: str = "h100x1", **sections) -> Plan:
+    return plan(made(**sections), QWEN, named(machine), LENGTHS)
+
+
+def of_the_file(name: str, machine: Machine = CPU, overrides: Sequence[str] = ()) -> Plan:
+    experiment = load_experiment(EXPERIMENTS / f"{name}.toml", overrides)
+    folder = at_hand(experiment.model.name)
+    shape = shape_of(experiment.model.name, folder)
+    return plan(experiment, shape, machine, lengths_of(experiment, folder, None))
+
+
+@pytest.mark.parametrize(
+    ("name", "wall", "stages"),
+    [  # seconds of whole runs on two quiet cores: the command's clock, Prefect's per stage
+        ("quickstart", 433, {"sample": 99.7, "align": 16.4, "distill": 170.3, "evaluate": 117.1}),
+        ("tokens", 428, {"sample": 85.9, "align": 37.1, "distill": 127.4, "evaluate": 139.9}),
+        ("laptop", 72 * 60, {}),  # another model; nothing was fitted to it
+    ],
+)
+def test_a_plan_is_within_30_percent_of_a_finished_run(name, wall, stages):
+    made = of_the_file(name)
+    assert made.whole.seconds == pytest.approx(wall, rel=0.3)
+    for stage, seconds in stages.items():
+        assert made.stages[stage].seconds == pytest.approx(seconds, rel=0.3), stage
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_a_shipped_experiment_fits_where_it_is_meant_to_run(name):
+    machine = {"paper": named("h100x4"), "paper-1gpu": named("a100x1")}.get(name)
+    rows = ["problems.path=train.jsonl"] if name.startswith("gsm8k") else []
+    made = of_the_file(name, machine or replace(CPU, memory=16 * GIB), rows)
+    assert made.misfits == ()
+
+
+def test_the_quickstart_writes_what_it_wrote():
+    """21 checkpoints of 7.9 MB stayed; the tables had 37.7 MB at the end."""
+    made = of_the_file("quickstart")
+    assert made.kept == pytest.approx(21 * 7732 * 1024, rel=0.01)
+    tables = made.whole.written - made.kept  # the quickstart writes no others
+    assert tables == pytest.approx(37.7e6, rel=0.15)
+    counts = [made.stages[stage].tokens for stage in ("sample", "evaluate")]
+    drawn = 38_400 * 37.7 + 5_760 * 16  # responses of the run, and each prompt once
+    assert counts[0] == pytest.approx(drawn, rel=0.1)
+
+
+def test_a_step_by_hand():
+    """LoRA's backward pass costs as much as a forward one, and 6 FLOPs per adapter weight."""
+    experiment = made()
+    student = QWEN.forward_flops(100, 1000)
+    teacher = QWEN.forward_flops(1100, 1000)
+    adapters = 6 * 69_730_304 * 1100
+    step = step_of(experiment, QWEN, LENGTHS, experiment.conditions["one"])
+    assert step.tokens == 32 * (1100 + 2100)
+    assert step.flops == pytest.approx(
+        1.07 * 32 * (2 * student + adapters + teacher) + 16 * student
+    )
+    assert step.batches == 5  # 71,904 padded positions of the teacher's, 16,384 a batch
+    live = made(conditions={"one": DISTILL | {"teacher": {"kind": "trust_region"}}})
+    both = step_of(live, QWEN, LENGTHS, live.conditions["one"])
+    assert both.flops - step.flops == pytest.approx(1.07 * 32 * teacher)
+
+
+def test_grpo_has_no_teacher_and_all_weights_cost_a_third_pass():
+    grpo = {"objective": "grpo", "learning_rate": 1e-5, "group_size": 2}
+    experiment = made(conditions={"one": grpo}, training={"rounds": 1, "questions_per_round": 4})
+    step = step_of(experiment, QWEN, LENGTHS, experiment.conditions["one"])
+    forward = QWEN.forward_flops(100, 1000)
+    assert step.flops == pytest.approx(1.07 * 8 * 3 * forward + 16 * forward)
+    every = checkpoint_bytes(experiment, QWEN, experiment.conditions["one"])
+    assert every == 12 * QWEN.parameters
+
+
+def test_bytes_of_the_paper():
+    """837 MB per checkpoint of its adapters, 150 GB in all; a row of 2,048 tokens has 27 KB."""
+    condition = {f"c{i}": DISTILL for i in range(3)}
+    made = planned(conditions=condition, training={"rounds": 60, "lora": {"rank": 64}})
+    assert made.stages["distill"].written == pytest.approx(180 * 837e6, rel=0.01)
+    assert rollout_bytes(QWEN, 2048) == pytest.approx(27e3, rel=0.05)
+
+
+def test_each_round_waits_for_the_critics_slowest_answer():
+    critiqued = {"one": DISTILL | {"context": "step_aligned"}}
+    made = planned(conditions=critiqued, critic=CRITIC)
+    waves = (4000 + 8000) / CRITIC_RATE  # 32 requests, 16 at a time: one of half length, one whole
+    assert made.stages["align"].seconds == pytest.approx(4 * waves, rel=0.01)
+    assert made.stages["align"].critic_out == 4 * 32 * 4000
+    read, written = made.whole.critic_in, made.whole.critic_out
+    assert made.price == pytest.approx((read + 10 * written) / 1e6)
+    assert made.bound.startswith("align")
+
+
+def test_a_second_worker_takes_half_of_the_conditions_and_seeds():
+    alone = planned()
+    assert "nothing" in alone.second_worker
+    four = planned(seeds=[0, 1, 2, 3])
+    assert len(four.lineages) == 4 and sum(four.lineages) < four.whole.seconds
+    assert sum(alone.lineages) == pytest.approx(four.lineages[0])
+    whole, lineage = four.whole.seconds, four.lineages[0]
+    assert four.second_worker.startswith(f"{(whole - 2 * lineage) / 60:.0f} min")
+
+
+def test_more_devices_train_faster_and_are_used_less():
+    one, eight = planned("h100x1"), planned("h100x8")
+    assert eight.stages["distill"].seconds < one.stages["distill"].seconds
+    assert eight.stages["sample"].seconds == one.stages["sample"].seconds
+    assert eight.use < one.use <= 1
+
+
+def test_a_fixed_setting_makes_it_fit():
+    """The setting that a misfit names is tried."""
+    assert not planned().misfits
+    small = planned(engine={"kind": "vllm"})
+    (line,) = small.misfits
+    assert "4.4 GiB" in line and "engine.cache_gib = 5" in line
+    assert not planned(engine={"kind": "vllm", "cache_gib": 5}).misfits
+    (line,) = planned(engine={"kind": "vllm", "context_length": 2048}).misfits
+    assert "engine.context_length = 2,048 is less" in line and "3,072" in line
+    training = {"lora": {"rank": 64}, "tokens_per_microbatch": 40_000}
+    (line,) = planned(training=training).misfits
+    assert line.startswith("memory:")
+    setting = int(line.rpartition("= ")[2])
+    assert not planned(training=training | {"tokens_per_microbatch": setting}).misfits
+    more = training | {"tokens_per_microbatch": setting + 1024}
+    assert planned(training=more).misfits
+    split = {"kind": "vllm", "cache_gib": 5, "arguments": ["--tensor-parallel-size=4"]}
+    (line,) = planned(engine=split).misfits
+    assert "needs as many devices" in line and not planned("h100x4", engine=split).misfits
+
+
+def test_a_critic_needs_time_for_its_longest_answer():
+    """16,384 tokens at 40 per second are 410 s, and a request is given up after 300."""
+    critiqued = {"conditions": {"one": DISTILL | {"context": "step_aligned"}}}
+    critic = CRITIC | {"max_tokens": 16_384}
+    (line,) = planned(**critiqued, critic=critic).misfits
+    assert "critic.timeout = 410" in line
+    assert not planned(**critiqued, critic=critic | {"timeout": 410}).misfits
+
+
+def test_machines_by_name():
+    assert named("h100x8").count == 8 and named("h200").memory == 140 * GIB
+    assert named("cpu").flops % machines.CORE_FLOPS == 0
+    for wrong in ("h100x0", "tpu", "x8", "h100 x8"):
+        with pytest.raises(ConfigError, match="no such machine"):
+            named(wrong)
+
+
+def test_a_machine_is_measured():
+    made = machines.measured(CPU, width=128, inner=384)
+    assert 1e8 < made.flops < 1e14 and 0 < made.decode_share <= 1
+    assert made.handling / CPU.handling == pytest.approx(CPU.flops / made.flops)
+    assert "measured now" in made.source
+
+
+def test_lengths_are_counted_given_or_bounded():
+    experiment = load_experiment(EXPERIMENTS / "quickstart.toml")
+    counted = lengths_of(experiment, at_hand("builtin:tiny-solver"), None)
+    assert counted.response == pytest.approx(37.7, rel=0.05)  # of 100,000 rollouts of a run
+    assert counted.prompt == pytest.approx(16, rel=0.15)
+    assert counted.shown == pytest.approx(55.5, rel=0.05)
+    assert lengths_of(made(), None, None).response == 2048
+    assert lengths_of(made(), None, 900).response == 900
+    assert lengths_of(made(), None, 9000).response == 2048
+    assert replace(counted, response=1).basis == counted.basis
