@@ -116,6 +116,13 @@ def _condition() -> type[Changed]:
     )
 
 
+def _design() -> type[Changed]:
+    """The search; its tokens are names: a list in the form cannot offer a choice of sections."""
+    tokens = _shown(list[str], "which tokens to learn from, such as all, until_error or positions")
+    fields = _opened(config.DesignConfig) | {"tokens": tokens}
+    return create_model("Design", __base__=Changed, __doc__=config.DesignConfig.__doc__, **fields)
+
+
 class _Changes(Changed):
     """The parts of the form that differ from the file: a list of conditions, one kind of critic."""
 
@@ -143,8 +150,9 @@ Changes = create_model(
     **{
         name: _open(name, field)
         for name, field in config.Experiment.model_fields.items()
-        if _is_section(_without_none(field.annotation))
+        if _is_section(_without_none(field.annotation)) and name != "design"
     },
+    design=_shown(_design(), "the search for the best feedback"),
     critic=_shown(
         _section("Critic", config.LlmCriticConfig, "kind"),
         "the file's language model as critic",
@@ -191,6 +199,25 @@ def diagnose(
     settings = _load(experiment, [*changes.overrides(), *overrides])
     diagnosis = run.fn(settings, _workspace())
     return {verdict.context: verdict.word for verdict in diagnosis.verdicts}
+
+
+@flow
+def design(
+    experiment: str,
+    changes: Changes = _NOTHING,
+    overrides: list[str] = [],  # noqa: B006
+) -> dict[str, str | None]:
+    """Find the feedback that trains the model best: preflight, short runs, confirmation.
+
+    Args:
+        experiment: a shipped experiment such as quickstart, or the path of an experiment file
+        changes: settings of this run that differ from the file, such as design, diagnose
+        overrides: any other setting as section.key=value, such as design.max_tokens=20000000
+    """
+    from flows.design import design as run
+
+    outcome = run.fn(_load(experiment, [*changes.overrides(), *overrides]), _workspace())
+    return {"winner": outcome.winner, "decision": outcome.word, "why": outcome.reason}
 
 
 @flow

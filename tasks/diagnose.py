@@ -30,7 +30,7 @@ def freeze(run: ConditionRun) -> int:
     Returns:
         How many there are.
     """
-    return len(_rollouts(run))
+    return len(frozen_rollouts(run))
 
 
 @task(cache_policy=NO_CACHE, task_run_name="write contexts {run.label}", **RETRIES)
@@ -43,7 +43,7 @@ def write_contexts(run: ConditionRun) -> int:
         EngineError: the critic cannot be asked, or answers nothing.
         BudgetError: the critic's budget allows no further request.
     """
-    rollouts, critic, problems = _rollouts(run), open_critic(run), frozen_problems(run)
+    rollouts, critic, problems = frozen_rollouts(run), open_critic(run), frozen_problems(run)
     known = run.experiment.known_contexts
     wanted = [known[name] for name in preflight.contexts_of(run.experiment)]
     judges = run.experiment.judge is not None
@@ -105,7 +105,7 @@ def frozen_problems(run: ConditionRun) -> pl.DataFrame:
     return run.problems(settings.split).head(settings.problems)
 
 
-def _rollouts(run: ConditionRun) -> list[Rollout]:
+def frozen_rollouts(run: ConditionRun) -> list[Rollout]:
     """The frozen rollouts; what is missing of them is sampled."""
     policy, samples = run.policy(0), run.experiment.diagnose.rollouts
     stored = stored_rollouts(run, policy, PURPOSE)

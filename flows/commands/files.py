@@ -78,7 +78,11 @@ def note(file: dict[str, Any], settings: Experiment, root: Path, *, new: bool) -
 
     require_workspace(root)
     path = root / "files" / f"{settings.name}.json"
-    noted = {name: value for name, value in file.items() if name not in ("description", "diagnose")}
+    noted = {
+        name: value
+        for name, value in file.items()
+        if name not in ("description", "diagnose", "design")
+    }
     if path.exists() and not new:
         last = json.loads(path.read_text("utf-8"))
         changes = drift(last["file"], noted)

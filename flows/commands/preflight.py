@@ -1,4 +1,4 @@
-"""The commands that examine feedback before any training: contexts, diagnose, critic-eval."""
+"""The commands that examine and find feedback: contexts, diagnose, design, critic-eval."""
 
 import json
 from collections.abc import Callable
@@ -93,6 +93,42 @@ def diagnose(
             print_table(frame, title=title)
     page = root / "reports" / f"{settings.experiment_id}-diagnosis.html"
     notes.print(f"Report: {page}", soft_wrap=True)
+
+
+@app.command()
+def design(
+    experiment: ExperimentArgument,
+    overrides: OverridesArgument = None,
+    workspace: WorkspaceOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Find the feedback that trains the model best: preflight, short runs, confirmation.
+
+    The most that it can sample is said before it starts, and can be limited. The same command again
+    continues where it stopped. The winner's experiment file is written beside the page.
+
+    Example: sdcore design quickstart design.max_tokens=20000000
+    """
+    settings, root = load_experiment(experiment, overrides or []), workspace.absolute()
+    from flows.servers.own import prefect_server
+
+    with prefect_server(root) as server_address:
+        with notes.status("starting Prefect"):
+            from flows.design import design as flow
+
+            server_address()
+        outcome = flow(settings, root)
+    from sdcore.reports.design import as_dict, printable
+
+    if as_json:
+        print(json.dumps(as_dict(outcome)))
+    else:
+        for title, frame in printable(outcome):
+            print_table(frame, title=title)
+    notes.print(f"Report: {root / 'reports' / outcome.page_name}", soft_wrap=True)
+    if outcome.file is not None:
+        path = root / "reports" / outcome.file_name
+        notes.print(f"The winner's file: sdcore run {path}", soft_wrap=True)
 
 
 @app.command("critic-eval")

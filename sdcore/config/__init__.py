@@ -12,6 +12,7 @@ from sdcore.config.critic import (
     OracleConfig,
     critic,
 )
+from sdcore.config.design import DesignConfig
 from sdcore.config.experiment import RESERVED, Experiment
 from sdcore.config.health import HealthConfig
 from sdcore.config.objectives import (
@@ -66,13 +67,13 @@ from sdcore.config.weightings import (
 __all__ = [
     "CADENCE", "CRITICS", "ENGINES", "OBJECTIVES", "OPERATIONAL", "RESERVED", "SOURCES",
     "WEIGHTINGS", "AdvantageWeights", "ArithmeticConfig", "BandConfig", "ChecksConfig", "Condition",
-    "ConditionSettings", "Count", "CriticConfig", "CriticEntry", "CriticSettings", "DiagnoseConfig",
-    "DistillConfig", "EngineConfig", "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig",
-    "HealthConfig", "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name", "ObjectiveEntry",
-    "OracleConfig", "PositionWeights", "ProblemsConfig", "PromptsConfig", "RegionWeights",
-    "RelevanceWeights",
-    "SamplingConfig", "Settings", "Share", "SourceEntry", "SweepConfig", "TeacherConfig",
-    "TrainingConfig", "Trial", "WarmupConfig", "WeightingEntry", "WeightingSettings",
+    "ConditionSettings", "Count", "CriticConfig", "CriticEntry", "CriticSettings", "DesignConfig",
+    "DiagnoseConfig", "DistillConfig", "EngineConfig", "EngineEntry", "EvaluationConfig",
+    "Experiment", "GrpoConfig", "HealthConfig", "LlmCriticConfig", "LoraConfig", "ModelConfig",
+    "Name", "ObjectiveEntry", "OracleConfig", "PositionWeights", "ProblemsConfig", "PromptsConfig",
+    "RegionWeights", "RelevanceWeights", "SamplingConfig", "Settings", "Share", "SourceEntry",
+    "SweepConfig", "TeacherConfig", "TrainingConfig", "Trial", "WarmupConfig", "WeightingEntry",
+    "WeightingSettings",
     "WordProblemsConfig", "critic", "drift", "engine", "load_experiment", "objective",
     "read_settings", "source", "weighting",
 ]  # fmt: skip

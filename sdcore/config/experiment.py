@@ -21,6 +21,7 @@ from pydantic_core.core_schema import ValidationInfo
 
 from sdcore.config.base import FILE_ONLY, NAMES_CODE, Name, Seed, Settings
 from sdcore.config.critic import CRITICS, CriticConfig, CriticSettings, DiagnoseConfig, exact_critic
+from sdcore.config.design import DesignConfig
 from sdcore.config.health import HealthConfig
 from sdcore.config.objectives import OBJECTIVES, Condition
 from sdcore.config.problems import SOURCES, ProblemsConfig
@@ -73,6 +74,7 @@ class Experiment(Settings):
         "wrong_solution",
     )
     diagnose: DiagnoseConfig = DiagnoseConfig()
+    design: DesignConfig = DesignConfig()
     conditions: dict[Name, Condition] = Field(min_length=1)
     sweep: SweepConfig = SweepConfig()
     trials: dict[Name, Trial] = Field(
@@ -138,11 +140,21 @@ class Experiment(Settings):
         self._check_rollouts()
         self._check_critic()
         self._check_tokens()
+        self._check_design()
         return self
 
     def _check_trials(self) -> None:
         if unknown := self.trials.keys() - self.conditions.keys():
             raise ValueError(f"trials: no such conditions: {', '.join(sorted(unknown))}")
+
+    def _check_design(self) -> None:
+        name = self.design.condition
+        if name is None:
+            return
+        if name not in self.conditions or self.conditions[name].teacher_context is None:
+            raise ValueError(
+                f"design.condition: {name} is not a condition that shows the teacher a context"
+            )
 
     def _check_rollouts(self) -> None:
         for name, condition in self.conditions.items():
@@ -271,16 +283,16 @@ class Experiment(Settings):
     def fingerprint(self) -> str:
         """Hash of every setting that can change a result.
 
-        Left out are the description, the preflight, where servers and modules are, what critics
-        cost, thresholds of health that only warn, and trials that are not in the file: they follow
-        from scores.
+        Left out are the description, the preflight, the search, where servers and modules are, what
+        critics cost, thresholds of health that only warn, and trials that are not in the file: they
+        follow from scores.
         """
         left_out: dict[str, Any] = {
             "engine": set(EngineConfig.model_fields) - {"kind", "options"},
             "critic": set(CRITICS[self.critic.kind].operational) if self.critic else set(),
             "training": CADENCE,
         }
-        left_out |= {"description": True, "diagnose": True, "modules": True}
+        left_out |= {"description": True, "diagnose": True, "design": True, "modules": True}
         if not self.health.stop_when:
             left_out["health"] = True
         if not self.trials:
@@ -334,5 +346,7 @@ class Experiment(Settings):
                 yield f"conditions.{name}.context", condition.teacher_context
         for name in self.diagnose.contexts:
             yield "diagnose.contexts", name
+        for name in self.design.contexts:
+            yield "design.contexts", name
         if self.critic and self.critic.fallback_context:
             yield "critic.fallback", self.critic.fallback_context

@@ -102,7 +102,9 @@ def _require_harmless(overrides: Sequence[str]) -> None:
         tables = any(isinstance(each, dict) for each in values)
         if tables and any(_is_within(names, place) for place in sectioned):
             marks = set()  # a whole section, such as tokens = { kind = "module:attribute" }
-        named = "name" in marks and any(isinstance(each, str) and ":" in each for each in values)
+        named = "name" in marks and any(
+            isinstance(each, dict) or (isinstance(each, str) and ":" in each) for each in values
+        )
         if not marks or "file" in marks or named:
             raise ConfigError(
                 "a form or the API cannot set this",

@@ -19,18 +19,29 @@ BUFFERS = 6  # of those alive at a time
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the fullest device, by what holds them."""
+    """Bytes on the fullest device, by what holds them.
+
+    Attributes:
+        weights: of the policy that is trained, and of those that it starts from and learns from.
+        optimizer: gradients and moments, and an average of the weights.
+        activations: of the largest micro-batch, its loss included.
+        sampler: weights of the engine; of a vLLM server the cache too.
+        batch: keys, values and logits of the sequences that are decoded in this process.
+        process: everything else.
+    """
 
     weights: float
     optimizer: float
     activations: float
     sampler: float
+    batch: float
     process: float
 
     @property
     def total(self) -> float:
-        """Everything that is held at the fullest moment."""
-        return self.weights + self.optimizer + self.activations + self.sampler + self.process
+        """Everything at the fullest moment; in a process sampling and training take turns."""
+        stays = self.weights + self.optimizer + self.sampler + self.process
+        return stays + max(self.activations, self.batch)
 
 
 def is_gpu(machine: Machine) -> bool:
@@ -98,13 +109,13 @@ def memory_of(experiment: Experiment, shape: Shape, machine: Machine, lengths: L
     rows = min(batch_rows(experiment, shape, lengths), most_requests(experiment))
     if in_process:
         tokens = lengths.prompt + lengths.longest
-        cache = rows * (shape.cache_bytes(dtype) * tokens + 32 * shape.vocabulary)
-        sampler = whole * size + min(cache, ENGINE_LIMIT)
+        sampler = float(whole * size)
+        batch = rows * (shape.cache_bytes(dtype) * tokens + 32 * shape.vocabulary)
     elif experiment.engine.urls:
-        sampler = 0.0  # a server of the user's, elsewhere
+        sampler, batch = 0.0, 0.0  # a server of the user's, elsewhere
     else:
         held = whole * size + experiment.engine.cache_gib * GIB
-        sampler = held / tensor_parallel(experiment) + VLLM
+        sampler, batch = held / tensor_parallel(experiment) + VLLM, 0.0
     return Memory(
         weights=policy + copy + initial,
         optimizer=3 * FLOAT * trained / ranks + average,
@@ -112,6 +123,7 @@ def memory_of(experiment: Experiment, shape: Shape, machine: Machine, lengths: L
             experiment, shape, microbatch_tokens(experiment, lengths), gpu=gpu
         ),
         sampler=sampler,
+        batch=min(batch, ENGINE_LIMIT),
         process=CONTEXT if gpu else PROCESS,
     )
 
@@ -195,6 +207,8 @@ def _remedy(
 ) -> str:
     """The setting that makes training and sampling fit into a device."""
     gpu, training = is_gpu(machine), experiment.training
+    if memory.batch > memory.activations:
+        return "lower sampling.batch_size"
     room = machine.memory - (memory.total - memory.activations)
     longest = lengths.prompt + lengths.longest
     fixed = training_activations(experiment, shape, 0, gpu=gpu)

@@ -45,6 +45,13 @@ def publish_diagnosis(
     )
 
 
+def publish_design(base: ConditionRun, tables: list[tuple[str, pl.DataFrame]]) -> None:
+    """Make the artifact of a search: its result, ranking and budget."""
+    experiment = base.experiment
+    about = f"search for feedback for {experiment.experiment_id}"
+    create_markdown_artifact(_titled(tables), artifact_key(experiment.name, "design"), about)
+
+
 def _tables(base: ConditionRun, table: pl.DataFrame) -> str:
     experiment_id = base.experiment.experiment_id
     differences, by_seed = (

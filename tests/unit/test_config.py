@@ -354,3 +354,13 @@ def test_a_shipped_experiment_has_a_name_and_any_other_a_path(tmp_path, monkeypa
 def test_an_unknown_experiment_is_refused_with_the_closest_name(experiment, message):
     with pytest.raises(ConfigError, match=message):
         load_experiment(experiment)
+
+
+@pytest.mark.parametrize(
+    "tokens", ['["all", "my:mask"]', '[{ kind = "my:mask" }]', '["all", { after = 0.5 }]']
+)
+def test_a_form_names_no_code_in_the_tokens_of_a_search(tokens):
+    harmless = load_experiment(QUICKSTART, ['design.tokens=["all", "error"]'], trusted=False)
+    assert [each.kind for each in harmless.design.tokens] == ["all", "error"]
+    with pytest.raises(ConfigError, match="a form or the API cannot set this"):
+        load_experiment(QUICKSTART, [f"design.tokens={tokens}"], trusted=False)

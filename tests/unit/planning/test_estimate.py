@@ -63,6 +63,34 @@ def test_a_plan_is_within_30_percent_of_a_finished_run(name, wall, stages):
         assert made.stages[stage].seconds == pytest.approx(seconds, rel=0.3), stage
 
 
+SHORT = ["seeds=[0]", "training.rounds=1", "training.warmup_steps=0", "evaluation.every=1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "gib"),
+    [  # peak resident memory of the command's process on two cores
+        ("quickstart", SHORT, 1.68),
+        ("laptop", [*SHORT, "problems.test=25", "problems.validation=8", "warmup.steps=2"], 7.23),
+    ],
+)
+def test_memory_is_within_15_percent_of_a_finished_run(name, overrides, gib):
+    assert of_the_file(name, CPU, overrides).memory.total / GIB == pytest.approx(gib, rel=0.15)
+
+
+def test_the_engines_batch_is_named_where_it_is_what_does_not_fit():
+    sampling = {"batch_size": 100_000, "max_new_tokens": 2048}
+    problems = SOURCE | {"test": 10_000}
+    engine = {"kind": "transformers"}
+    training = {"lora": {"rank": 4}, "activation_checkpointing": True, "tokens_per_microbatch": 1}
+    given = {"sampling": sampling, "problems": problems, "engine": engine, "training": training}
+    needed = planned(**given).memory
+    machine = replace(named("h100x1"), memory=needed.total - 1)
+    (line,) = plan(made(**given), QWEN, machine, LENGTHS).misfits
+    assert line.endswith("lower sampling.batch_size")
+    sampling |= {"batch_size": 4}
+    assert not plan(made(**given), QWEN, machine, LENGTHS).misfits
+
+
 @pytest.mark.parametrize("name", shipped_names())
 def test_a_shipped_experiment_fits_where_it_is_meant_to_run(name):
     machine = {"paper": named("h100x4"), "paper-1gpu": named("a100x1")}.get(name)

@@ -1,0 +1,99 @@
+"""The search for feedback: the preflight ranks, short runs halve, a fresh run confirms."""
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import polars as pl
+from prefect import flow
+
+from flows.compare_contexts import compare_contexts, make_ready, train_round
+from flows.diagnose import diagnose
+from sdcore.config import Experiment
+from sdcore.design.schedule import Rung
+from sdcore.reports.design import Outcome
+from tasks.design import Search, conclude, halve, plan_search, rank_by_preflight
+from tasks.evaluate import evaluate
+from tasks.health import stopped
+from tasks.prepare import prepare
+from tasks.run.condition_run import ConditionRun, base_run
+from tasks.run.lock import run_lock
+from tasks.run.rounds import first_round
+from tasks.run.session import Session
+from tasks.track import track, tracked
+
+
+@flow(flow_run_name="{experiment.name}/design")
+def design(experiment: Experiment, root: Path) -> Outcome:
+    """Find the feedback that trains an experiment's model best, within a budget said beforehand.
+
+    The candidates are the conditions of one run, which the preflight and every rung of the search
+    share; the confirmation is a run of its own. What the workspace folder `root` already holds is
+    not done again.
+    """
+    with Session(root) as session:
+        base = base_run(session, experiment)
+        with run_lock(base):
+            prepare(base)
+            search = plan_search(base)
+    found = diagnose.fn(search.experiment, root)
+    with Session(root) as session:
+        best = _halved(base_run(session, search.experiment), search, found.measures)
+        winner = best[0] if best else None
+        confirmation = search.confirmation(session.store, winner) if winner else None
+    if winner != search.baseline.name and confirmation:
+        compare_contexts.fn(confirmation, root)
+    with Session(root) as session:
+        base = base_run(session, experiment)
+        with run_lock(base), tracked(base):
+            return conclude(base, search, winner)
+
+
+def _halved(base: ConditionRun, search: Search, measures: pl.DataFrame) -> list[str]:
+    """Train the candidates rung by rung; return those that are left, best first."""
+    experiment, session = search.experiment, base.session
+    with tracked(base):
+        with run_lock(base):
+            make_ready(base, ("train", "validation"))
+            evaluate(base, base.policy(0), "validation")
+            track(base)
+            names = rank_by_preflight(base, search, measures)
+        for rung in search.plan.rungs:
+            _train(base, rung, names)
+            with run_lock(base):
+                names = halve(base, search, rung, names)
+        with session.tracking() as tracking:
+            tracking.finish(experiment)
+    return names
+
+
+def _train(base: ConditionRun, rung: Rung, names: Sequence[str]) -> None:
+    experiment, session = base.experiment, base.session
+    runs = [
+        ConditionRun(session, experiment, name, seed)
+        for seed, name in product(experiment.seeds, names)
+    ]
+    title = f"rung {rung.number}: candidates x seeds"
+    with session.panel.bar(title, total=len(runs)) as advance:
+        for run in runs:
+            _train_to(run, rung.rounds)
+            advance(1)
+
+
+def _train_to(run: ConditionRun, rounds: int) -> None:
+    """Train a candidate up to so many rounds, from where it is, and score it on validation.
+
+    Where a sign of `health.stop_when` ends it before, it is not scored.
+    """
+    with run_lock(run), run.session.panel.bar(run.label, total=rounds, part=True) as advance:
+        if stopped(run) is not None:
+            return
+        round_ = first_round(run)
+        advance(min(round_.number, rounds))
+        while round_.number < rounds:
+            round_ = train_round(round_)
+            advance(1)
+            if stopped(run) is not None:
+                return
+        evaluate(run, run.policy(rounds), "validation")
+        track(run)

@@ -1,0 +1,1 @@
+"""The search for feedback: its candidates, its schedule, its budget and its rules. No torch."""

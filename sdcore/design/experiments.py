@@ -1,0 +1,105 @@
+"""The experiments of a search: an ordinary one for its rungs, one for the confirmation, and a file.
+
+The candidates are the conditions of one experiment, whose training is planned for the last rung. A
+rung trains some of its conditions up to some of its rounds, and a later one goes on from there.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tomli_w
+
+from sdcore.config import Experiment
+from sdcore.design.candidates import Candidate, Field, tree_of
+from sdcore.design.schedule import halving
+from sdcore.store.schema import content_key
+
+_LONGEST = 64  # characters of an experiment's name
+
+
+def search_experiment(experiment: Experiment, field: Field) -> Experiment:
+    """Return the experiment whose conditions are the candidates.
+
+    Its last round is that of the last rung, and every rung ends at one of its checkpoints. Its test
+    split is that of the file, and is never sampled.
+    """
+    design = experiment.design
+    rungs = halving(2, design.eta, design.rungs, experiment.training.rounds)
+    tree = tree_of(experiment) | {
+        "name": _named(experiment, "design"),
+        "description": f"The candidates of `sdcore design` for {experiment.name}.",
+        "conditions": {each.name: _settings(each) for each in field.candidates},
+    }
+    tree["training"] |= {"rounds": rungs[-1].rounds}
+    tree["evaluation"] |= {"every": rungs[0].rounds}
+    tree["diagnose"] |= {"contexts": list(dict.fromkeys(c.context for c in field.candidates))}
+    return Experiment.model_validate(_limited(tree, design.max_cost))
+
+
+def confirmation_experiment(
+    experiment: Experiment, pair: Sequence[Candidate], left: float | None = None
+) -> Experiment:
+    """Return the run that compares two candidates as the file would, with seeds of its own.
+
+    Args:
+        experiment: the file, whose test split no stage of the search has sampled.
+        pair: the baseline and the winner.
+        left: of `design.max_cost`; None is no limit.
+    """
+    first = max(experiment.seeds) + 1
+    tree = tree_of(experiment) | {
+        "name": _named(experiment, "confirm"),
+        "description": f"Confirms the winner of `sdcore design` for {experiment.name}.",
+        "seeds": list(range(first, first + experiment.design.confirm_seeds)),
+        "conditions": {each.name: _settings(each) for each in pair},
+    }
+    return Experiment.model_validate(_limited(tree, left))
+
+
+def winner_experiment(experiment: Experiment, pair: Sequence[Candidate], about: str) -> Experiment:
+    """Return the file with the baseline and the winner as its conditions, ready to run."""
+    tree = tree_of(experiment) | {
+        "name": _named(experiment, "winner"),
+        "description": about,
+        "conditions": {each.name: _settings(each) for each in pair},
+    }
+    return Experiment.model_validate(tree)
+
+
+def as_file(experiment: Experiment) -> str:
+    """Return the settings as an experiment file; what is as by default is left out."""
+    tree = experiment.model_dump(
+        mode="json", exclude_defaults=True, exclude={"plugins", "design", "diagnose"}
+    )
+    return tomli_w.dumps(_without_none(tree))
+
+
+def design_id(experiment: Experiment) -> str:
+    """Name of a search: what it is asked again under the same name has the same answer."""
+    settings = experiment.design.model_dump(mode="json", exclude={"max_cost"})
+    diagnose = experiment.diagnose.model_dump(mode="json")
+    return f"{experiment.name}-{content_key(experiment.fingerprint, settings, diagnose)[:8]}"
+
+
+def _settings(candidate: Candidate) -> dict[str, Any]:
+    return candidate.condition.model_dump(mode="json")
+
+
+def _named(experiment: Experiment, end: str) -> str:
+    return f"{experiment.name[: _LONGEST - len(end) - 1]}-{end}"
+
+
+def _limited(tree: dict[str, Any], most: float | None) -> dict[str, Any]:
+    """The settings with a critic that may cost no more; the stricter of two limits holds."""
+    critic = tree["critic"]
+    if most is not None and critic is not None and "max_budget" in critic:
+        own = critic["max_budget"]
+        critic["max_budget"] = most if own is None else min(own, most)
+    return tree
+
+
+def _without_none(tree: Any) -> Any:
+    """The tree without its empty settings: TOML has no word for them."""
+    if isinstance(tree, dict):
+        return {name: _without_none(value) for name, value in tree.items() if value is not None}
+    return [_without_none(each) for each in tree] if isinstance(tree, list) else tree

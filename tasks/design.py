@@ -1,0 +1,428 @@
+"""The search for feedback: its plan, the preflight's scores, short runs, the confirmation."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import polars as pl
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from sdcore.analysis.comparison import summary
+from sdcore.analysis.intervals import Array, grid_mean
+from sdcore.analysis.metrics import SHARE
+from sdcore.analysis.preflight import PURPOSE, contexts_of
+from sdcore.config import Experiment
+from sdcore.design.candidates import Candidate, Field, Skipped, enumerate_field
+from sdcore.design.experiments import (
+    as_file,
+    confirmation_experiment,
+    design_id,
+    search_experiment,
+    winner_experiment,
+)
+from sdcore.design.ranking import Fate, decision, fates, preflight_score, shared
+from sdcore.design.schedule import Plan, Rung, plan
+from sdcore.design.spending import Spent, of_rung, spending, total
+from sdcore.errors import DataError
+from sdcore.reports.design import Outcome, printable, write_page
+from sdcore.rollouts import judged
+from sdcore.store.database import Store
+from sdcore.store.schema import TABLES
+from sdcore.traces import Region
+from sdcore.training.batches import Example
+from sdcore.training.results import TokenSignals
+from sdcore.training.weightings import Weigher, regions_of
+from tasks.diagnose import frozen_problems, frozen_rollouts
+from tasks.run.condition_run import BASE, ConditionRun
+from tasks.run.critiques import Handed, criticise, open_critic
+from tasks.run.progress import note
+from tasks.tracking import artifacts
+
+_SIGNALS = """
+    SELECT context, rollout_id, list(advantage ORDER BY position) AS advantages,
+           list(kl ORDER BY position) AS divergences
+    FROM token_signals
+    WHERE experiment_id = $experiment_id AND condition = $condition AND seed = $seed
+    GROUP BY ALL
+"""
+_GRID = """
+    SELECT condition, seed, problem_id, avg_at_k FROM problem_scores
+    WHERE experiment_id = $id AND split = $split AND round = $round
+    ORDER BY condition, problem_id, seed
+"""
+_IDLE = """
+    SELECT condition, count(*) AS seeds FROM (
+        SELECT condition, seed, bool_or(trained) AS trained FROM trained_rounds
+        WHERE experiment_id = $id AND round < $round GROUP BY ALL
+    ) WHERE NOT trained GROUP BY ALL
+"""
+_REUSED = """
+    SELECT e.experiment_id, count(DISTINCT r.problem_id) AS problems
+    FROM rollouts r JOIN experiments e USING (experiment_id)
+    WHERE r.experiment_id <> $confirmation AND r.problem_id IN (
+        SELECT problem_id FROM problems WHERE experiment_id = $confirmation AND split = 'test')
+    GROUP BY ALL ORDER BY ALL
+"""
+
+
+class Search:
+    """A planned search: its candidates, its experiment and its schedule.
+
+    Not a dataclass, since Prefect walks through every field of one that a task is given.
+    """
+
+    def __init__(self, experiment: Experiment, lacking: frozenset[str] = frozenset()) -> None:
+        self.file = experiment
+        self.design_id = design_id(experiment)
+        self.field: Field = enumerate_field(experiment, lacking)
+        self.candidates = {each.name: each for each in self.field.candidates}
+        self.experiment = search_experiment(experiment, self.field)
+        largest = sorted(self.field.candidates, key=lambda each: -each.condition.group_size)[:2]
+        self.plan: Plan = plan(
+            self.experiment,
+            confirmation_experiment(experiment, largest),
+            len(contexts_of(self.experiment)),
+        )
+
+    @property
+    def baseline(self) -> Candidate:
+        """What the winner is confirmed against."""
+        return self.field.baseline
+
+    def pair(self, winner: str) -> list[Candidate]:
+        """The baseline and the winner, which are one where the baseline has won."""
+        both = {each.name: each for each in (self.baseline, self.candidates[winner])}
+        return list(both.values())
+
+    def confirmation(self, store: Store, winner: str) -> Experiment:
+        """The run that confirms the winner; its critic may cost what the search has left."""
+        most = self.file.design.max_cost
+        if most is not None:
+            most = max(0.0, most - total(spending(store, self.experiment.experiment_id)).cost)
+        return confirmation_experiment(self.file, self.pair(winner), most)
+
+    def skipped_rows(self) -> list[dict[str, object]]:
+        """Rows of `candidates` for what cannot be trained."""
+        return [self._skipped(each) for each in self.field.skipped]
+
+    def _skipped(self, skipped: Skipped) -> dict[str, object]:
+        row = self.row(self.baseline, self.experiment, 0, Spent())
+        copied = ("context", "divergence", "reason")
+        return row | {name: getattr(skipped, name) for name in copied} | {
+            "candidate": skipped.name, "learns_from": skipped.tokens, "fate": "skipped",
+        }  # fmt: skip
+
+    def row(
+        self, candidate: Candidate, run: Experiment, rung: int, spent: Spent
+    ) -> dict[str, object]:
+        """The part of a row of `candidates` that is known before anything is decided."""
+        empty = dict.fromkeys(("score", "low", "high", "teacher", "auc", "aim", "rank"))
+        return {
+            "experiment_id": self.file.experiment_id,
+            "design_id": self.design_id,
+            "candidate": candidate.name,
+            "rung": rung,
+            "run_id": run.experiment_id,
+            "context": candidate.context,
+            "learns_from": candidate.condition.learns_from,
+            "divergence": candidate.divergence,
+            "rounds": 0,
+            "seeds": 0,
+            **empty,
+            "sampled_tokens": spent.sampled,
+            "critic_tokens": spent.critic,
+            "cost": spent.cost,
+            "decided_at": datetime.now(UTC).replace(tzinfo=None),
+        }
+
+
+def plan_search(base: ConditionRun) -> Search:
+    """Plan the search of a file whose problems are stored, and say its budget.
+
+    Raises:
+        ConfigError: there is nothing to choose among, or the budget does not allow it.
+    """
+    train = base.candidates("train")
+    lacking = frozenset({"solution"} if train["solution"].null_count() else ())
+    search = Search(base.experiment, lacking)
+    for each in search.field.skipped:
+        note(f"skipped {each.name}: {each.reason}")
+    rungs = search.plan.rungs
+    counts = " → ".join(str(rung.candidates) for rung in rungs)
+    note(
+        f"{len(search.candidates)} candidates are scored by the preflight; short runs of {counts} "
+        f"up to {rungs[-1].rounds} rounds"
+    )
+    stages = ", ".join(f"{stage} {tokens:,}" for stage, tokens in search.plan.bounds.items())
+    note(f"Budget: at most {search.plan.bound:,} sampled tokens ({stages})")
+    most = base.experiment.design.max_cost
+    if most is not None:
+        note(f"Budget of the critic: {most:g}")
+    return search
+
+
+@task(cache_policy=NO_CACHE, task_run_name="rank by the preflight {base.experiment.name}")
+def rank_by_preflight(base: ConditionRun, search: Search, measures: pl.DataFrame) -> list[str]:
+    """Score the candidates on the frozen rollouts, and store what becomes of them.
+
+    Args:
+        base: of the search's experiment.
+        search: the search.
+        measures: of the preflight of its contexts.
+
+    Returns:
+        The candidates that stay, best first.
+    """
+    aims = _aims(base, list(search.candidates.values()))
+    measured = {
+        (row["context"], row["measure"]): row["value"] for row in measures.iter_rows(named=True)
+    }
+    parts = {
+        each.name: {
+            "teacher": measured.get((each.context, "teacher")),
+            "auc": measured.get((each.context, "error_auc"), measured.get((each.context, "auc"))),
+            "aim": aims[each.name],
+        }
+        for each in search.candidates.values()
+    }
+    scores: dict[str, float | None] = {
+        name: preflight_score(**known) for name, known in parts.items()
+    }
+    decided = fates(scores, list(search.candidates), search.plan.rungs[0].candidates)
+    rows = spending(base.store, search.experiment.experiment_id)
+    spent = _in_shares(total(rows.filter(pl.col("condition").is_in([BASE, PURPOSE]))), len(decided))
+    made = [
+        search.row(search.candidates[fate.name], search.experiment, 0, share)
+        | {"score": scores[fate.name], "rank": fate.rank, "fate": fate.word, "reason": fate.reason}
+        | parts[fate.name]
+        for fate, share in zip(decided, spent, strict=True)
+    ]
+    base.store.append_missing(candidates=TABLES["candidates"].frame(made + search.skipped_rows()))
+    return _kept(decided, "the preflight")
+
+
+@task(cache_policy=NO_CACHE, task_run_name="rung {rung.number} {base.experiment.name}")
+def halve(base: ConditionRun, search: Search, rung: Rung, names: list[str]) -> list[str]:
+    """Rank the candidates that a rung has trained, and store what becomes of them.
+
+    Args:
+        base: of the search's experiment.
+        search: the search.
+        rung: whose training is done.
+        names: its candidates, in the order of the rung before.
+
+    Returns:
+        The candidates that stay, best first.
+    """
+    run = search.experiment
+    missing = _without_score(base, rung)
+    grids = _grids(base, run, "validation", rung.rounds)
+    means = {
+        name: grid_mean(grids[name], run.evaluation.confidence, limits=SHARE)
+        for name in names
+        if name in grids and name not in missing
+    }
+    scores = {name: means[name].value if name in means else None for name in names}
+    decided = fates(scores, names, rung.keeps, missing)
+    before = next((r.rounds for r in search.plan.rungs if r.number == rung.number - 1), 0)
+    spent = spending(base.store, run.experiment_id)
+    made = []
+    for fate in decided:
+        own = total(of_rung(spent, fate.name, before, rung.rounds))
+        row = search.row(search.candidates[fate.name], run, rung.number, own)
+        row |= {"rounds": rung.rounds, "seeds": len(run.seeds), "score": scores[fate.name]}
+        row |= {"rank": fate.rank, "fate": fate.word, "reason": fate.reason}
+        if fate.name in means:
+            row |= {"low": means[fate.name].low, "high": means[fate.name].high}
+        made.append(row)
+    base.store.append_missing(candidates=TABLES["candidates"].frame(made))
+    return _kept(decided, f"rung {rung.number}")
+
+
+@task(cache_policy=NO_CACHE, task_run_name="conclude {base.experiment.name}")
+def conclude(base: ConditionRun, search: Search, winner: str | None) -> Outcome:
+    """Decide about the winner, whose confirmation is done; write the page and its file, log all.
+
+    Args:
+        base: of the file's experiment.
+        search: the search.
+        winner: the best of the last rung; None where no candidate has a score.
+
+    Raises:
+        DataError: the confirmation was scored on problems that the search has sampled.
+    """
+    word, reason = "no winner", "no candidate of the last rung has a score"
+    run = None
+    if winner == search.baseline.name:
+        word, reason = "kept", "the file's own condition has won: there is nothing to confirm"
+    elif winner is not None:
+        run = search.confirmation(base.store, winner)
+        word, reason = _confirmed(base, search, run, winner)
+    outcome = Outcome(
+        experiment=base.experiment,
+        design_id=search.design_id,
+        search_id=search.experiment.experiment_id,
+        confirmation_id=run.experiment_id if run else None,
+        baseline=search.baseline.name,
+        winner=winner,
+        word=word,
+        reason=reason,
+        rungs=search.plan.rungs,
+        bounds=search.plan.bounds,
+        candidates=base.store.rows("candidates", design_id=search.design_id).sort("rung", "rank"),
+        reused=_reused(base, run.experiment_id) if run else (),
+        file=_winner_file(search, winner, f"{word}: {reason}") if winner else None,
+    )
+    folder = base.root / "reports"
+    page = write_page(outcome, folder)
+    with base.session.tracking() as tracking:
+        tracking.log_table(base.experiment, outcome.candidates, "candidates.csv")
+        tracking.log_text(base.experiment, page.read_text("utf-8"), "design.html")
+        if outcome.file:
+            tracking.log_text(base.experiment, outcome.file, "winner.toml")
+        tracking.finish(base.experiment)
+    artifacts.publish_design(base, printable(outcome))
+    return outcome
+
+
+def _winner_file(search: Search, winner: str, about: str) -> str:
+    text = f"Chosen by `sdcore design`. {about[:1].upper()}{about[1:]}."
+    return as_file(winner_experiment(search.file, search.pair(winner), text))
+
+
+def _confirmed(base: ConditionRun, search: Search, run: Experiment, winner: str) -> tuple[str, str]:
+    """The decision and its reason; both candidates get a row."""
+    _require_fresh(base, search, run)
+    pair = [each.name for each in search.pair(winner)]
+    rows = base.store.rows(
+        "comparisons", experiment_id=run.experiment_id, condition=winner, baseline=pair[0],
+        metric="avg_at_k", budget="epochs",
+    )  # fmt: skip
+    word, reason = "not shown", "the two were not compared: one of them trained nothing or stopped"
+    if len(rows):
+        row = rows.row(0, named=True)
+        word = decision(row["low"], row["high"])
+        points = [
+            f"{100 * row[end]:+z.1f}".replace("-", "−") for end in ("difference", "low", "high")
+        ]
+        reason = (
+            f"{points[0]} points ({points[1]} to {points[2]}) against {pair[0]}, avg@"
+            f"{run.evaluation.samples} on {run.problems.test} test problems, {row['seeds']} seeds"
+        )
+    chosen = summary(base.store, run.experiment_id).filter(checkpoint="validation")
+    known = {row["condition"]: row for row in chosen.iter_rows(named=True)}
+    spent = spending(base.store, run.experiment_id)
+    common = _in_shares(total(spent.filter(condition=BASE)), len(pair))
+    made = []
+    for rank, (name, share) in enumerate(zip(pair, common, strict=True), 1):
+        own, found = total(spent.filter(condition=name)) + share, known.get(name, {})
+        made.append(
+            search.row(search.candidates[name], run, len(search.plan.rungs) + 1, own)
+            | {"rounds": run.training.rounds, "seeds": len(run.seeds), "rank": rank}
+            | {"score": found.get("avg_at_k"), "low": found.get("avg_at_k_low")}
+            | {"high": found.get("avg_at_k_high")}
+            | {"fate": word if name == winner else "baseline"}
+            | {"reason": reason if name == winner else "what the winner is compared with"}
+        )
+    base.store.append_missing(candidates=TABLES["candidates"].frame(made))
+    return word, reason
+
+
+def _require_fresh(base: ConditionRun, search: Search, run: Experiment) -> None:
+    """Refuse a confirmation on problems that the preflight or a rung has sampled.
+
+    Raises:
+        DataError: there are such problems.
+    """
+    reused = dict(_reused(base, run.experiment_id)).get(search.experiment.experiment_id, 0)
+    if reused:
+        raise DataError(
+            "the confirmation has test problems that the search has sampled",
+            got=f"{reused} problems",
+            expected="none",
+            where=f"{run.experiment_id} and {search.experiment.experiment_id}",
+            fix="report this: the splits of a source should have no problem in common",
+        )
+
+
+def _reused(base: ConditionRun, confirmation: str) -> tuple[tuple[str, int], ...]:
+    """Runs of the workspace that have sampled its test problems, and how many of these."""
+    rows = base.store.query(_REUSED, {"confirmation": confirmation}).iter_rows()
+    return tuple((str(run), int(problems)) for run, problems in rows)
+
+
+def _aims(base: ConditionRun, candidates: Sequence[Candidate]) -> dict[str, float | None]:
+    """The aim of each candidate, see `ranking.MEASURES`; None where no error is known."""
+    run = ConditionRun(base.session, base.experiment, PURPOSE, base.seed)
+    if run.experiment.judge is None:
+        return dict.fromkeys((each.name for each in candidates), None)
+    problems, rollouts = frozen_problems(run), frozen_rollouts(run)
+    handed = [Handed.of(each) for each in judged(rollouts, problems, {})]
+    critiques = criticise(run, open_critic(run), handed)
+    wrong = [each for each in judged(rollouts, problems, critiques) if not each.rollout.correct]
+    regions = {each.rollout.rollout_id: regions_of(run.tokenizer, each) for each in wrong}
+    examples = {
+        rollout.rollout_id: Example(
+            rollout.rollout_id, rollout.prompt_ids, rollout.response_ids, correct=False,
+            regions=regions[rollout.rollout_id],
+        )
+        for rollout in (each.rollout for each in wrong)
+        if regions[rollout.rollout_id] is not None
+    }  # fmt: skip
+    signals: dict[str, list[tuple[Example, TokenSignals]]] = {}
+    for row in run.store.query(_SIGNALS, run.columns).iter_rows(named=True):
+        if row["rollout_id"] in examples:
+            advantage, kl = (torch.tensor(row[name]) for name in ("advantages", "divergences"))
+            each = TokenSignals(advantage * 0, advantage * 0, advantage, kl=kl)
+            signals.setdefault(row["context"], []).append((examples[row["rollout_id"]], each))
+    return {each.name: _aim(each, signals.get(each.context, [])) for each in candidates}
+
+
+def _aim(candidate: Candidate, signals: Sequence[tuple[Example, TokenSignals]]) -> float | None:
+    """Share of the weighted KL that lies up to the end of the first wrong step."""
+    weigher, near, whole = Weigher.of(candidate.condition.tokens), 0.0, 0.0
+    for example, each in signals:
+        assert each.kl is not None and example.regions is not None
+        losses_T = (weigher.weights(example, each) * each.kl).double()
+        near_T = torch.tensor(example.regions) <= Region.AT
+        near, whole = near + float(losses_T[near_T].sum()), whole + float(losses_T.sum())
+    return near / whole if whole > 0 else None
+
+
+def _without_score(base: ConditionRun, rung: Rung) -> dict[str, str]:
+    """Why candidates have no score at a rung: they trained nothing, or were stopped."""
+    parameters = {"id": base.experiment.experiment_id, "round": rung.rounds}
+    idle = base.store.query(_IDLE, parameters).iter_rows()
+    found = {str(name): f"trained nothing with {seeds} seeds" for name, seeds in idle}
+    stops = base.store.rows("stops", experiment_id=base.experiment.experiment_id)
+    for row in stops.filter(pl.col("round") <= rung.rounds).iter_rows(named=True):
+        found[row["condition"]] = (
+            f"seed {row['seed']} stopped after round {row['round']}: {row['reason']}"
+        )
+    return found
+
+
+def _grids(base: ConditionRun, run: Experiment, split: str, round_: int) -> dict[str, Array]:
+    """Accuracy by problem and seed, [P, S], of every condition that was scored after a round."""
+    parameters = {"id": run.experiment_id, "split": split, "round": round_}
+    scored = base.store.query(_GRID, parameters)
+    return {
+        str(name): rows["avg_at_k"].to_numpy().reshape(-1, rows["seed"].n_unique())
+        for (name,), rows in scored.group_by("condition", maintain_order=True)
+    }
+
+
+def _in_shares(spent: Spent, sharers: int) -> list[Spent]:
+    """What all share, divided equally among them."""
+    sampled, critic = shared(spent.sampled, sharers), shared(spent.critic, sharers)
+    return [
+        Spent(tokens, read, spent.cost / sharers)
+        for tokens, read in zip(sampled, critic, strict=True)
+    ]
+
+
+def _kept(decided: Sequence[Fate], where: str) -> list[str]:
+    kept = [fate.name for fate in decided if fate.word == "kept"]
+    note(f"after {where}: {', '.join(kept) or 'no candidate'}")
+    return kept
