@@ -181,6 +181,7 @@ def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Length
     Conditions and seeds run one after another. Training is started with torchrun where the machine
     has several devices, and takes all of them.
     """
+    machine = machine.computing_in(experiment.model.dtype)
     work = _Work(experiment, shape, machine, lengths)
     stages = {stage: Cost() for stage in STAGES}
     for stage, cost in work.shared():

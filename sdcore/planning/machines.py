@@ -21,7 +21,8 @@ class Machine:
     Attributes:
         name: such as `h100x8`.
         count: devices; the cores of a machine without GPU are one device.
-        flops: peak of a device's matrix products, FLOP/s, in the dtype that is used there.
+        flops: peak of a device's matrix products, FLOP/s; of a GPU in bfloat16.
+        single: the same in float32.
         bandwidth: of a device's memory, bytes/s.
         memory: of a device, bytes.
         train_share: of the peak, in a training step of wide matrices.
@@ -41,6 +42,7 @@ class Machine:
     name: str
     count: int
     flops: float
+    single: float
     bandwidth: float
     memory: float
     train_share: float
@@ -54,6 +56,15 @@ class Machine:
     disk: float
     source: str
 
+    def computing_in(self, dtype: str) -> "Machine":
+        """Return the machine with the speeds that it has in a dtype."""
+        if dtype == "bfloat16" or self.single == self.flops:
+            return self
+        note = "float32, half of its peak assumed in training"
+        return replace(
+            self, flops=self.single, train_share=SINGLE_SHARE, source=f"{self.source}; {note}"
+        )
+
 
 CORE_FLOPS = 94e9
 """Per core: 188 GFLOP/s were measured on two (AVX-512, float32, tests/benchmarks/README.md)."""
@@ -62,6 +73,7 @@ CPU = Machine(
     name="cpu",
     count=1,
     flops=2 * CORE_FLOPS,
+    single=2 * CORE_FLOPS,
     bandwidth=20e9,  # assumed
     memory=8 * GIB,  # replaced by what the machine has
     train_share=0.8,  # with `activation`, gives the 62 % of tests/benchmarks/mfu.py
@@ -73,7 +85,7 @@ CPU = Machine(
     round=0.2,  # the same: task runs, digest, commit
     start=18.0,  # the same: 11 s before the first stage, 7 s of the report
     disk=5e8,  # assumed
-    source="stated defaults: two AVX-512 cores, 188 GFLOP/s, stages as in a finished quickstart",
+    source="stated defaults: 94 GFLOP/s per AVX-512 core, stages as in a finished quickstart",
 )
 
 _GPU = replace(
@@ -87,13 +99,16 @@ _GPU = replace(
 )
 
 
-def _gpu(name: str, tera_flops: float, tera_bytes: float, gib: float, sheet: str) -> Machine:
-    """A GPU with the bfloat16 peak (dense), bandwidth and usable memory of its data sheet."""
+def _gpu(
+    name: str, tera_flops: float, single: float, tera_bytes: float, gib: float, sheet: str
+) -> Machine:
+    """A GPU: bfloat16 peak (dense) and float32 peak, bandwidth and usable memory of its sheet."""
     source = f"{sheet}; training share measured on a Qwen3-1.7B LoRA step, sampling share assumed"
     return replace(
         _GPU,
         name=name,
         flops=tera_flops * 1e12,
+        single=single * 1e12,
         bandwidth=tera_bytes * 1e12,
         memory=gib * GIB,
         source=source,
@@ -101,10 +116,11 @@ def _gpu(name: str, tera_flops: float, tera_bytes: float, gib: float, sheet: str
 
 
 GPUS = {
-    "a100": _gpu("a100", 312, 2.04, 79, "NVIDIA A100 80 GB SXM data sheet"),
-    "h100": _gpu("h100", 989, 3.35, 79, "NVIDIA H100 SXM data sheet"),
-    "h200": _gpu("h200", 989, 4.8, 140, "NVIDIA H200 SXM data sheet"),
+    "a100": _gpu("a100", 312, 19.5, 2.04, 79, "NVIDIA A100 80 GB SXM data sheet"),
+    "h100": _gpu("h100", 989, 67, 3.35, 79, "NVIDIA H100 SXM data sheet"),
+    "h200": _gpu("h200", 989, 67, 4.8, 140, "NVIDIA H200 SXM data sheet"),
 }
+SINGLE_SHARE = 0.5  # of a GPU's float32 peak that a training step reaches; assumed
 
 
 def named(name: str) -> Machine:
@@ -132,7 +148,10 @@ def here() -> Machine:
 
     cores = int(os.environ.get("OMP_NUM_THREADS") or _cores())
     memory = psutil.virtual_memory().total
-    return replace(CPU, name=f"cpu, {cores} cores", flops=cores * CORE_FLOPS, memory=memory)
+    name = f"cpu, {cores} core{'s' if cores > 1 else ''}"
+    return replace(
+        CPU, name=name, flops=cores * CORE_FLOPS, single=cores * CORE_FLOPS, memory=memory
+    )
 
 
 def guessed(device: str) -> str:
@@ -183,6 +202,7 @@ def measured(machine: Machine, width: int, inner: int) -> Machine:
     return replace(
         machine,
         flops=flops,
+        single=flops,
         decode_share=min(1.0, decoding / flops),
         activation=machine.activation * slower,
         launch=machine.launch * slower,

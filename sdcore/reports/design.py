@@ -10,7 +10,6 @@ import polars as pl
 from sdcore.config import Experiment
 from sdcore.design.ranking import MEASURES, RULES
 from sdcore.design.schedule import Rung, stage_of
-from sdcore.reports import plots
 from sdcore.reports.html import Cell, cell, render_page
 
 Row = Mapping[str, Any]
@@ -169,13 +168,11 @@ def write_page(outcome: Outcome, folder: Path) -> Path:
 
 def render_design(outcome: Outcome) -> str:
     """The page as text; all that comes from tables is escaped."""
-    lines = ranking(outcome)
     return render_page(
         "design.html.jinja",
         outcome=outcome,
         facts=_facts(outcome),
-        lines=lines,
-        colours=plots.colours([line.name for line in lines]),
+        lines=ranking(outcome),
         stages=[stage_of(rung, outcome.rungs) for rung in range(1, len(outcome.rungs) + 2)],
         schedule=outcome.rungs,
         skipped=skipped(outcome),
@@ -218,7 +215,7 @@ def _line(outcome: Outcome, rows: Sequence[Row]) -> Line:
     if decided["rung"] == last and decided["fate"] == "kept":
         fate = "winner of the search"
     if end is not None:
-        fate = f"{fate}; {end['fate']}: {end['reason']}"
+        fate = f"{fate}; {end['fate']}"
     return Line(
         name=first["candidate"],
         context=first["context"],

@@ -58,8 +58,8 @@ def test_who_went_further_is_ahead_and_its_story_is_told():
     lines = ranking(FOUND)
     assert [line.name for line in lines] == ["b", "a", "c<b>"]
     assert [line.sampled for line in lines] == [200, 180, 100]
-    assert lines[0].fate == "winner of the search; confirmed: why"
-    assert lines[1].fate == ("dropped after rung 1: seed 1 stopped; baseline: why")
+    assert lines[0].fate == "winner of the search; confirmed"
+    assert lines[1].fate == ("dropped after rung 1: seed 1 stopped; baseline")
     assert lines[1].preflight == ("0.90", "0.90", "0.80", "—") and lines[1].rungs[0] is None
     assert (lines[0].rungs[0].value, lines[0].rungs[0].interval) == ("25.0", "20.0–30.0")
 
