@@ -1,12 +1,12 @@
 """An experiment as one self-contained HTML page, which loads nothing and runs no script."""
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import tomli_w
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -127,22 +127,7 @@ def render_report(store: Store, experiment_id: str) -> str:
 
 def toml(settings: Mapping[str, Any]) -> str:
     """Nested settings without nulls as TOML, which `load_experiment` reads back."""
-    return "\n".join(_toml(settings, "")).strip() + "\n"
-
-
-def _toml(settings: Mapping[str, Any], section: str) -> Iterator[str]:
-    for key, value in settings.items():
-        if not isinstance(value, dict):
-            yield f"{_key(key)} = {json.dumps(value, ensure_ascii=False)}"
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            path = f"{section}.{_key(key)}" if section else _key(key)
-            yield f"\n[{path}]"
-            yield from _toml(value, path)
-
-
-def _key(text: str) -> str:
-    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else json.dumps(text)
+    return tomli_w.dumps(settings)
 
 
 def _trials(store: Store, experiment: Experiment) -> list[Values]:

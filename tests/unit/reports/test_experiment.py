@@ -1,4 +1,5 @@
 import re
+import tomllib
 
 import pytest
 
@@ -156,7 +157,9 @@ def test_settings_on_the_page_give_the_same_experiment(page, tmp_path):
 
 
 def test_toml_quotes_what_needs_quotes():
-    assert toml({"a": 'x"\n', "b.c": {"d": [1, 2.5]}}) == 'a = "x\\"\\n"\n\n["b.c"]\nd = [1, 2.5]\n'
+    tree = {"a": 'x"\n', "b.c": {"d": [1, 2.5]}, "e": [{"f": "all"}]}
+    text = toml(tree)
+    assert tomllib.loads(text) == tree and text.startswith('a = "x\\"\\n"\n')
 
 
 def test_an_experiment_that_has_only_started_has_a_page(tmp_path):
