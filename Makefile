@@ -3,13 +3,21 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VLLM   := .venv-vllm
+TOOLS  := .venv-tools
+LOCKED := -m pip install --quiet --require-hashes --only-binary :all: --no-deps --requirement
+COMPILE = $(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+	--no-annotate --custom-compile-command "make lock" $(LOCK)
+# Licences that ask for no more than a notice from those who use what they cover unchanged.
+LICENCES := Apache;BSD;MIT;ISC;PSF;Python Software Foundation;MPL;Mozilla;Artistic
+# MIT by their licence files; their metadata does not say so.
+UNSTATED := huey skops
 
 # Side by side, each with one thread: two torch processes that share two cores with two threads each
 # take ten times as long.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 \
 	--dist=loadscope
 
-.PHONY: run check test test-browser test-kills test-faults lint unit bench vllm clean
+.PHONY: run check test test-browser test-kills test-faults lint unit bench vllm lock audit clean
 
 run: $(READY)  ## the main job: three kinds of feedback compared, in minutes
 	$(BIN)/sdcore run quickstart
@@ -43,13 +51,35 @@ bench: $(READY)  ## every benchmark, one JSON line each
 
 vllm: $(VLLM)/.ready  ## vLLM in an environment of its own, for engine.kind = "vllm"
 
-clean:
-	rm -rf $(VENV) $(VLLM) runs build *.egg-info
+lock: $(TOOLS)/.ready  ## hashes for what pyproject.toml asks; LOCK=--upgrade for newer versions
+	cat requirements.lock requirements-torch.lock > $(TOOLS)/all.lock
+	$(COMPILE) --extra dev pyproject.toml --output-file $(TOOLS)/all.lock
+	awk '/^[a-z]/ {torch = /^(torch=|cuda|nvidia|triton)/} {print > "requirements" (torch ? "-torch" : "") ".lock"}' \
+		$(TOOLS)/all.lock
+	$(COMPILE) --group tools --output-file requirements-tools.lock
 
-$(READY): requirements.lock pyproject.toml
+audit: $(READY) $(TOOLS)/.ready  ## known vulnerabilities and licences of every dependency; asks PyPI
+	$(TOOLS)/bin/pip-licenses --python $(BIN)/python --partial-match --allow-only "$(LICENCES)" \
+		--ignore-packages $(UNSTATED) --from mixed --summary
+	cat requirements.lock requirements-torch.lock > $(TOOLS)/all.lock
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement $(TOOLS)/all.lock
+
+clean:
+	rm -rf $(VENV) $(VLLM) $(TOOLS) runs build *.egg-info
+
+# PyTorch's build for CPUs, where an index has it, does without 3 GB of CUDA's libraries.
+$(READY): requirements.lock requirements-torch.lock requirements-torch-cpu.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/python $(LOCKED) requirements.lock
+	{ ! command -v nvidia-smi && $(BIN)/python $(LOCKED) requirements-torch-cpu.lock 2> /dev/null; } \
+		|| $(BIN)/python $(LOCKED) requirements-torch.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
+	touch $@
+
+$(TOOLS)/.ready: requirements-tools.lock
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(LOCKED) requirements-tools.lock
 	touch $@
 
 $(VLLM)/.ready: requirements-vllm.lock

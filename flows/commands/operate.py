@@ -19,7 +19,7 @@ from flows.commands.terminal import (
     open_store,
     stored_experiment,
 )
-from sdcore.errors import SdcoreError, did_you_mean
+from sdcore.errors import ConfigError, SdcoreError, did_you_mean
 
 app = typer.Typer()
 PrefectPort = Annotated[int, typer.Option(min=1, max=65535, help="port of the Prefect server")]
@@ -102,24 +102,40 @@ def doctor(
     workspace: WorkspaceOption = Path("runs"),
     prefect_port: PrefectPort = 4200,
     mlflow_port: MlflowPort = 5000,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="move what is damaged aside, so that it is made again")
+    ] = False,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(help="what `sdcore export` wrote, for --repair to rebuild damaged tables"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check this machine and the workspace, and give a fix for each problem.
 
-    The exit code is 1 if something will not work.
+    Every table, checkpoint and database is read whole; nothing is changed without --repair, which
+    keeps what it replaces beside it. The exit code is 1 if something will not work.
 
     Example: sdcore doctor --workspace /data/runs
     """
-    from flows.servers.doctor import examine
+    from flows.doctor import examine
 
-    findings = examine(workspace.absolute(), {"prefect": prefect_port, "mlflow": mlflow_port})
+    root = workspace.absolute()
+    if export and not repair:
+        raise ConfigError("--export is for --repair", fix="give both, or neither")
+    if repair:
+        from flows.doctor.repair import repair as repaired
+
+        for line in repaired(root, export or []):
+            notes.print(line, soft_wrap=True, markup=False, highlight=False)
+    findings = examine(root, {"prefect": prefect_port, "mlflow": mlflow_port})
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))
     else:
-        table = Table("check", "result", "fix", header_style="bold")
+        table = Table("check", "state", "result", "fix", header_style="bold")
         for finding in findings:
-            name = f"[{COLOURS[finding.state]}]{finding.name}[/]"
-            table.add_row(name, escape(finding.found), escape(finding.fix))
+            state = f"[{COLOURS[finding.state]}]{finding.state}[/]"
+            table.add_row(finding.name, state, escape(finding.found), escape(finding.fix))
         console.print(table)
     if any(finding.state == "fail" for finding in findings):
         raise typer.Exit(1)

@@ -99,10 +99,23 @@ def prefect_server(root: Path, address: str) -> dict[str, str]:
 
 
 def addresses(root: Path) -> dict[str, str]:
-    """Address of each server of the workspace that runs."""
+    """Address of each server of the workspace that runs.
+
+    Raises:
+        SdcoreError: the note of their ports is damaged.
+    """
     if not was_started(root):
         return {}
-    ports = json.loads((root / _STATE).read_text("utf-8"))
+    try:
+        stored = json.loads((root / _STATE).read_text("utf-8"))
+        ports = {name: int(port) for name, port in stored.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SdcoreError(
+            "the note of the services that were started cannot be read",
+            got=error,
+            where=str(root / _STATE),
+            fix="`sdcore down`, then `sdcore up`",
+        ) from error
     return {name: _address(port) for name, port in ports.items() if processes(root, name)}
 
 

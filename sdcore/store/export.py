@@ -60,6 +60,37 @@ def export(
     return written
 
 
+def exported(target: str) -> dict[str, pl.DataFrame]:
+    """Return the rows that `export` wrote to a folder or address, by table.
+
+    Raises:
+        SdcoreError: the library for this kind of address is not installed.
+        DataError: nothing was exported there, or a file cannot be read.
+    """
+    files, root = _files(target)
+    frames: dict[str, pl.DataFrame] = {}
+    for name, table in TABLES.items():
+        paths = sorted(files.glob(f"{root}/data/{name}/**/*.parquet"))
+        if paths:
+            frames[name] = table.checked(pl.concat(_read(files, path) for path in paths))
+    if "experiments" not in frames:
+        raise DataError(
+            "nothing was exported here",
+            got=f"tables: {', '.join(frames) or 'none'}",
+            expected="what `sdcore export` wrote: data/experiments/all.parquet, and so on",
+            where=target,
+        )
+    return frames
+
+
+def _read(files: Any, path: str) -> pl.DataFrame:
+    try:
+        with files.open(path, "rb") as file:
+            return pl.read_parquet(file)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError("an exported file cannot be read", got=error, where=path) from error
+
+
 def card(experiment_id: str, written: Mapping[str, int]) -> str:
     """The dataset card: one configuration a table, and what its columns mean."""
     configs = [
@@ -85,17 +116,23 @@ def _described(table: Table, rows: int) -> Iterator[str]:
 
 
 def _open(target: str) -> tuple[Any, str]:
+    files, root = _files(target)
+    if files.exists(root) and files.find(root):
+        raise SdcoreError("something is there already", where=target, fix="name a new folder")
+    return files, root
+
+
+def _files(target: str) -> tuple[Any, str]:
+    """The file system of a folder or address, which answers, and the path in it."""
     try:
         files, root = fsspec.url_to_fs(target)
-        taken = files.exists(root) and bool(files.find(root))
+        files.exists(root)
     except (ImportError, ValueError, OSError) as error:
         install = "pip install the package that it names, 'sdcore[s3]' for s3://"
         fix = install if isinstance(error, ImportError) else ""
         raise SdcoreError(
-            "cannot export to this address", got=error, where=target, fix=fix
+            "this address cannot be reached", got=error, where=target, fix=fix
         ) from error
-    if taken:
-        raise SdcoreError("something is there already", where=target, fix="name a new folder")
     return files, root.rstrip("/")
 
 

@@ -1,0 +1,272 @@
+"""The workspace: permissions, services, tables, checkpoints, and the databases of both servers."""
+
+import json
+import os
+import shlex
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
+
+from flows.doctor.findings import Finding
+from flows.servers import standing
+from sdcore.errors import SdcoreError, StoreBusyError
+from sdcore.store.check import PATIENCE, check
+from sdcore.store.database import query_file
+
+TABLES_FILE, CHECKPOINTS = "sdcore.duckdb", "checkpoints"
+SERVERS = {"mlflow": Path("mlflow.db"), "prefect": Path("prefect", "prefect.db")}
+PRIVATE = (TABLES_FILE, "login.key", *map(str, SERVERS.values()))
+_BUSY = "end the process that uses it, or wait for it, then `sdcore doctor` again"
+_POLICIES = """
+    SELECT experiment_id, condition, seed, policies.round, sha256,
+        path IS NOT NULL AND (good_round IS NULL OR policies.round <= good_round) AS needed
+    FROM policies LEFT JOIN stops USING (experiment_id, condition, seed)
+    WHERE kind <> 'base' ORDER BY ALL
+"""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A checkpoint that cannot be used."""
+
+    run: str
+    folder: Path
+    reason: str
+
+
+def looks(root: Path) -> dict[str, Callable[[], Iterator[Finding]]]:
+    """The looks at a workspace, by name; one that does not exist yet has nothing but a place."""
+    if not os.path.lexists(root):
+        return {"workspace": partial(place, root)}
+    servers = {name: partial(database, root, name) for name in SERVERS}
+    return {
+        "workspace": partial(place, root),
+        "services": partial(services, root),
+        "tables": partial(tables, root),
+        "checkpoints": partial(checkpoints, root),
+        "notes": partial(notes, root),
+        **servers,
+    }
+
+
+def place(root: Path) -> Iterator[Finding]:
+    """The folder: that it can be written, and that others cannot read what is private."""
+    if not os.path.lexists(root):
+        parent = next(each for each in root.parents if each.exists())
+        if os.access(parent, os.W_OK | os.X_OK):
+            yield Finding(
+                "workspace", "ok", f"{root} is new", "`sdcore run` or `sdcore up` fills it"
+            )
+        else:
+            found = f"{root} cannot be made: {parent} cannot be written"
+            yield Finding("workspace", "fail", found, "name another folder with --workspace")
+        return
+    if not root.is_dir():
+        found = f"{root} is not a folder"
+        yield Finding("workspace", "fail", found, "name another folder with --workspace")
+        return
+    locked = [path for path in _own(root) if not os.access(path, _needed(path))]
+    if locked:
+        found = f"no permission to read and write: {_listed(locked, root)}"
+        yield Finding(
+            "workspace", "fail", found, f"chmod -R u+rwX {shlex.quote(str(root))}, as their owner"
+        )
+    else:
+        yield Finding("workspace", "ok", f"{root} can be read and written")
+    shared = [path for path in _own(root) if path.name in _names() and _is_open(path)]
+    if shared:
+        found = f"other users may read: {_listed(shared, root)}"
+        yield Finding("privacy", "warn", found, f"chmod go= {shlex.join(map(str, shared))}")
+
+
+def services(root: Path) -> Iterator[Finding]:
+    """The services that `sdcore up` started."""
+    running = {name: len(standing.processes(root, name)) for name in standing.NAMES}
+    missing = [name for name, count in running.items() if not count]
+    if standing.was_started(root) and missing:
+        found = f"started, but gone: {', '.join(missing)}"
+        yield Finding("services", "warn", found, "`sdcore down`, then `sdcore up`")
+    else:
+        yield Finding("services", "ok", "down" if missing else "up")
+
+
+def tables(root: Path, patience: float = PATIENCE) -> Iterator[Finding]:
+    """The DuckDB file, every table of it; a process that has it open is waited for so long [s]."""
+    path = root / TABLES_FILE
+    if not path.exists():
+        yield _no_tables(root, path)
+        return
+    try:
+        checked = check(path, patience)
+    except StoreBusyError as error:
+        yield Finding("tables", "warn", f"not checked: {_first_line(error.got)}", _BUSY)
+        return
+    except SdcoreError as error:
+        found = f"{path} cannot be opened: {_first_line(error.got)}"
+        yield Finding("tables", "fail", found, _lost_tables())
+        return
+    missing = [each.name for each in checked if each.fault == "is missing"]
+    if len(missing) == len(checked):
+        yield Finding("tables", "ok", "none yet", "the first run makes them")
+        return
+    faults = [f"{each.name} {each.fault}" for each in checked if each.fault]
+    if faults:
+        yield Finding("tables", "fail", "; ".join(faults), _lost_tables())
+    else:
+        counts = ", ".join(f"{each.rows} {each.name}" for each in checked if each.rows)
+        yield Finding("tables", "ok", counts or "no rows yet")
+
+
+def checkpoints(root: Path) -> Iterator[Finding]:
+    """The checkpoints: those that runs need are there, and all have the weights of their rows."""
+    count, damaged = checked_checkpoints(root)
+    for each in damaged:
+        fix = f"`sdcore resume {each.run}` retrains it"
+        if each.folder.exists():
+            fix = f"`sdcore doctor --repair` moves it aside; then {fix}"
+        found = f"{each.folder.relative_to(root)}: {each.reason}"
+        yield Finding("checkpoint", "fail", found, fix)
+    if not damaged:
+        yield Finding("checkpoints", "ok", f"{count} whole")
+
+
+def checked_checkpoints(root: Path) -> tuple[int, list[Damage]]:
+    """Return the number of whole checkpoints, and the damaged and missing ones.
+
+    Every file of them is read.
+
+    Raises:
+        DataError: the tables cannot be read.
+    """
+    path, whole = root / TABLES_FILE, 0
+    damaged: list[Damage] = []
+    if not path.exists() or not any(each.rows for each in check(path) if each.name == "policies"):
+        return whole, damaged
+    for row in query_file(path, _POLICIES).iter_rows(named=True):
+        name = Path(CHECKPOINTS, row["experiment_id"], row["condition"], f"seed-{row['seed']}")
+        folder = root / name / f"round-{row['round']:04d}"
+        if folder.is_dir():
+            reason = _weights_fault(folder, row["sha256"])
+        else:
+            reason = "is missing" if row["needed"] else ""
+        if reason:
+            damaged.append(Damage(row["experiment_id"], folder, reason))
+        else:
+            whole += folder.is_dir()
+    return whole, damaged
+
+
+def _weights_fault(folder: Path, sha256: str) -> str:
+    from sdcore.models import policies  # noqa: PLC0415 - torch, only where there are weights
+
+    try:
+        policies.require_intact(folder)
+        stored = policies.weights_digest(folder)
+    except SdcoreError as error:
+        return f"{error.what} ({_first_line(error.got)})"
+    return "" if stored == sha256 else f"its weights have the sha256 {stored}, not {sha256}"
+
+
+def notes(root: Path) -> Iterator[Finding]:
+    """The notes from which experiment files the runs were started."""
+    for path in sorted((root / "files").glob("*.json")):
+        try:
+            json.loads(path.read_text("utf-8"))["run"]
+        except (ValueError, KeyError, TypeError) as error:
+            found = f"{path.relative_to(root)} cannot be read: {_first_line(error)}"
+            fix = (
+                f"rm {shlex.quote(str(path))}: the next run of that experiment file writes it again"
+            )
+            yield Finding("notes", "fail", found, fix)
+
+
+def database(root: Path, name: str) -> Iterator[Finding]:
+    """The SQLite file of a server, every page of it."""
+    path = root / SERVERS[name]
+    if not path.exists():
+        yield Finding(name, "ok", "no database yet")
+        return
+    try:
+        fault = sqlite_fault(path)
+    except sqlite3.OperationalError as error:
+        yield Finding(name, "warn", f"{path} is not checked: {error}", _BUSY)
+        return
+    if fault:
+        found = f"{path} is damaged: {_first_line(fault)}"
+        fix = (
+            f"`sdcore doctor --repair` moves it aside, and the next run makes another{_LOST[name]}"
+        )
+        yield Finding(name, "fail", found, fix)
+    else:
+        yield Finding(name, "ok", f"{path.name} is whole, {path.stat().st_size / 2**20:.1f} MiB")
+
+
+_LOST = {
+    "mlflow": "; its numbers are in the tables, and a run that is given again logs them again",
+    "prefect": "; it holds the history in Prefect's pages, and schedules that were changed there",
+}
+
+
+def sqlite_fault(path: Path) -> str:
+    """Return what SQLite finds wrong with a file, or nothing.
+
+    Raises:
+        sqlite3.OperationalError: it is locked, or cannot be read by this user.
+    """
+    # Reading a database in WAL mode would leave two files beside it, unless it is declared
+    # immutable, which it is if nobody has it open: then it has no log.
+    mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True)) as opened:
+            answers = [str(text) for (text,) in opened.execute("PRAGMA quick_check")]
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return "" if answers == ["ok"] else "; ".join(answers)
+
+
+def _no_tables(root: Path, path: Path) -> Finding:
+    log, made = path.with_name(f"{path.name}.wal"), root / CHECKPOINTS
+    if log.exists() or (made.is_dir() and any(made.iterdir())):
+        found = f"{path} is gone, but {log.name if log.exists() else CHECKPOINTS} is there"
+        return Finding("tables", "fail", found, _lost_tables())
+    return Finding("tables", "ok", "none yet", "the first run makes them")
+
+
+def _lost_tables() -> str:
+    return (
+        "restore the file from a copy, or rebuild it from what `sdcore export` wrote: "
+        "`sdcore doctor --repair --export FOLDER`; without either, name another --workspace"
+    )
+
+
+def _own(root: Path) -> list[Path]:
+    """The folder, its files, and the folders of the servers and checkpoints."""
+    paths = [root, *root.iterdir()] if os.access(root, os.R_OK | os.X_OK) else [root]
+    inner = root / SERVERS["prefect"]
+    return [*paths, inner] if os.access(inner, os.F_OK) else paths
+
+
+def _needed(path: Path) -> int:
+    return os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0)
+
+
+def _names() -> set[str]:
+    return {Path(name).name for name in PRIVATE}
+
+
+def _is_open(path: Path) -> bool:
+    return bool(path.stat().st_mode & 0o077)
+
+
+def _listed(paths: list[Path], root: Path) -> str:
+    return ", ".join(str(path.relative_to(root)) if path != root else str(root) for path in paths)
+
+
+def _first_line(text: object) -> str:
+    return next(iter(str(text).splitlines()), "")
