@@ -64,7 +64,9 @@ def last_checkpoint(run: ConditionRun, round_: int | None = None) -> StoredPolic
 def _supersede(run: ConditionRun, stage: Stage, round_: int) -> dict[str, int]:
     moved = run.store.supersede(_affected(stage), run.columns | {"round": round_})
     run.store.supersede(
-        dict.fromkeys(("comparisons", "seed_differences"), "experiment_id = $experiment_id"),
+        dict.fromkeys(
+            ("trials", "comparisons", "seed_differences"), "experiment_id = $experiment_id"
+        ),
         {"experiment_id": run.experiment.experiment_id},
     )
     with run.session.tracking() as tracking:
