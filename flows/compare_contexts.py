@@ -23,6 +23,7 @@ from tasks.run.progress import Advance
 from tasks.run.rounds import Round, first_round
 from tasks.run.session import Session
 from tasks.sample import sample
+from tasks.sweep import choose, chosen, grown
 from tasks.track import track, tracked
 from tasks.warmup import warm_up
 
@@ -48,24 +49,53 @@ def compare_contexts(experiment: Experiment, root: Path) -> Finished:
         base = base_run(session, experiment)
         with run_lock(base):
             prepare(base)
+        base = grown(base)
         with tracked(base):
             with run_lock(base):
                 make_ready(base, ("train", *SPLITS))
                 for split in SPLITS:
                     evaluate(base, base.policy(0), split)
                 track(base)
-            runs = [
-                ConditionRun(session, experiment, condition, seed)
-                for seed, condition in product(experiment.seeds, experiment.conditions)
-            ]
-            title = f"{experiment.name}: conditions x seeds"
-            with session.panel.bar(title, total=len(runs)) as advance:
-                for run in runs:
-                    session.interrupts.stop_if_asked()
-                    train_condition(run)
-                    advance(1)
+            base = train(base)
+            for run in chosen_runs(base):
+                score_on_test(run)
             compare(base)
         return Finished(experiment.experiment_id, session.clock.split())
+
+
+def train(base: ConditionRun) -> ConditionRun:
+    """Train all conditions and seeds, and further trials while the best is at a grid's edge.
+
+    Returns:
+        The run with all of its trials.
+    """
+    trained = set[str]()
+    while True:
+        session, experiment = base.session, base.experiment
+        runs = [
+            ConditionRun(session, experiment, condition, seed)
+            for seed, condition in product(experiment.seeds, experiment.conditions)
+            if condition not in trained
+        ]
+        title = f"{experiment.name}: conditions x seeds"
+        with session.panel.bar(title, total=len(runs)) as advance:
+            for run in runs:
+                session.interrupts.stop_if_asked()
+                train_condition(run)
+                advance(1)
+        trained |= experiment.conditions.keys()
+        if not experiment.trials or not choose(base):
+            return base
+        base = grown(base)
+
+
+def chosen_runs(base: ConditionRun) -> list[ConditionRun]:
+    """The runs of the trials that stand for their conditions."""
+    experiment = base.experiment
+    return [
+        ConditionRun(base.session, experiment, trial, seed)
+        for seed, trial in product(experiment.seeds, chosen(base))
+    ]
 
 
 def make_ready(base: ConditionRun, splits: Sequence[str]) -> None:
@@ -80,7 +110,8 @@ def make_ready(base: ConditionRun, splits: Sequence[str]) -> None:
 def train_condition(run: ConditionRun) -> None:
     """Train one condition with one seed: a chain of rounds, scored at its checkpoints.
 
-    It ends early, at the last good policy, where a sign of `health.stop_when` says so.
+    It ends early, at the last good policy, where a sign of `health.stop_when` says so. A trial of a
+    sweep is scored on validation only.
     """
     rounds = run.experiment.training.rounds
     with run_lock(run), run.session.panel.bar(run.label, total=rounds, part=True) as advance:
@@ -90,7 +121,7 @@ def train_condition(run: ConditionRun) -> None:
             good = _train_rounds(run, advance)
         if good:
             restore(run)  # its checkpoint was not needed before
-            _score(run, good)
+            _score(run, good, _splits(run))
         with run.session.tracking() as tracking:
             tracking.end(run.experiment, run.condition, run.seed)
 
@@ -106,12 +137,26 @@ def _train_rounds(run: ConditionRun, advance: Advance) -> int | None:
             good = stopped(run)
             if good is not None:
                 return good
-        _score(run, checkpoint)
+        _score(run, checkpoint, _splits(run))
     return None
 
 
-def _score(run: ConditionRun, round_: int) -> None:
-    for split in SPLITS:
+def score_on_test(run: ConditionRun) -> None:
+    """Score a chosen trial on test, at the checkpoints that were scored on validation."""
+    good = stopped(run)
+    scores = run.store.rows("scores", split="validation", **run.columns)
+    with run_lock(run):
+        for round_ in sorted(scores["round"]):
+            if good is None or round_ <= good:
+                _score(run, round_, ["test"])
+
+
+def _splits(run: ConditionRun) -> Sequence[str]:
+    return ["validation"] if run.condition in run.experiment.trials else SPLITS
+
+
+def _score(run: ConditionRun, round_: int, splits: Sequence[str]) -> None:
+    for split in splits:
         evaluate(run, run.policy(round_), split)
     track(run)
 

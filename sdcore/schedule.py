@@ -39,10 +39,13 @@ def checkpoint_rounds(experiment: Experiment, condition: Condition) -> tuple[int
 
     Every `evaluation.every` rounds, the last round, and the round at which this condition has
     sampled as many rollouts as the cheapest condition samples in all (the equal-budget comparison).
+    Trials that extend a grid do not count among these: conditions that are trained already keep
+    their rounds.
     """
     rounds, every = experiment.training.rounds, experiment.evaluation.every
-    cheapest = min(each.group_size for each in experiment.conditions.values())
-    equal_budget = max(1, rounds * cheapest // condition.group_size)
+    in_file = experiment.conditions.keys() - experiment.extensions
+    cheapest = min(experiment.conditions[name].group_size for name in in_file)
+    equal_budget = min(rounds, max(1, rounds * cheapest // condition.group_size))
     return tuple(sorted({*range(every, rounds + 1, every), equal_budget, rounds}))
 
 

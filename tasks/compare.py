@@ -17,7 +17,7 @@ from tasks.tracking import artifacts, champions
 def compare(base: ConditionRun) -> int:
     """Store the paired differences, register the champions, write the report and log it all.
 
-    What trained nothing is named in a warning, the last that the run says.
+    Warnings come last: winners of a sweep at an edge, what trained nothing, signs of a collapse.
 
     Returns:
         How many differences there are.
@@ -41,13 +41,16 @@ def log_comparison(base: ConditionRun) -> tuple[pl.DataFrame, Figure]:
     """
     experiment, experiment_id = base.experiment, base.experiment.experiment_id
     table = comparison.summary(base.store, experiment_id)
+    trials = base.store.rows("trials", experiment_id=experiment_id)
     report = write_report(base.store, experiment_id, base.root / "reports")
     points = comparison.curves(base.store, experiment_id)
-    curves = plots.learning_curves(points, list(experiment.conditions))
+    curves = plots.learning_curves(points, comparison.conditions(base.store, experiment))
     champions.register(base)
     with base.session.tracking() as tracking:
         tracking.log_summary(experiment, table)
         tracking.log_table(experiment, table, "comparison.csv")
+        if len(trials):
+            tracking.log_trials(experiment, trials)
         tracking.log_figure(experiment, curves, "learning_curves.png")
         tracking.log_text(experiment, report.read_text("utf-8"), "report.html")
         tracking.finish(experiment)

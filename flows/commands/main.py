@@ -239,6 +239,7 @@ def _summary(store: Store, experiment_id: str) -> dict[str, pl.DataFrame]:
         "seed_differences": store.rows("seed_differences", experiment_id=experiment_id),
         "signals": comparison.signal_summary(store, experiment_id),
         "warnings": comparison.warnings(store, experiment_id),
+        "trials": store.rows("trials", experiment_id=experiment_id),
     }
 
 

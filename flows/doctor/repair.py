@@ -40,7 +40,7 @@ def repair(root: Path, exports: Sequence[str]) -> Iterator[str]:
     yield from _tables(root / TABLES_FILE, exports)
     for path in SERVERS.values():
         yield from _database(root / path)
-    if not _fault(root / TABLES_FILE):
+    if _readable(root / TABLES_FILE):
         yield from _checkpoints(root)
 
 
@@ -87,6 +87,16 @@ def _fault(path: Path) -> str:
         raise
     except StoreError as error:
         return str(error.got)
+
+
+def _readable(path: Path) -> bool:
+    """Return whether the policies are known, with whose digests checkpoints are compared."""
+    try:
+        return path.exists() and not any(
+            each.fault for each in check(path) if each.name in ("policies", "stops")
+        )
+    except StoreError:
+        return False
 
 
 def _database(path: Path) -> Iterator[str]:

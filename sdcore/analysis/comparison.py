@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 
+from sdcore.analysis import trials as sweeps
 from sdcore.analysis.health import run_alarms
 from sdcore.analysis.intervals import Array, Interval, grid_mean
 from sdcore.analysis.metrics import METRICS, SHARE
@@ -52,7 +53,8 @@ class Results:
     every policy per problem, `chosen` the rows of the view `chosen_checkpoints`, and `trained`
     what each condition and seed trained: columns condition, seed, first_round (null: nothing),
     rounds, idle. `stops` are the condition and seeds that ended early; scores of policies after
-    their last good one are left out.
+    their last good one are left out. So is, everywhere but in `trained`, what stands for no
+    condition: trials of a sweep that were not chosen. `trials` are the rows of that table.
     """
 
     experiment: Experiment
@@ -61,6 +63,12 @@ class Results:
     chosen: pl.DataFrame
     trained: pl.DataFrame
     stops: pl.DataFrame
+    trials: pl.DataFrame
+
+    @property
+    def conditions(self) -> list[str]:
+        """The conditions in order, without the trials that stand for none."""
+        return _without(self.experiment, sweeps.losers(self.trials))
 
     def checkpoints(self, condition: str, budget: str) -> pl.DataFrame:
         """Return condition, seed and round of the policies that stand for a condition."""
@@ -106,17 +114,37 @@ def results(store: Store, experiment_id: str) -> Results:
     rows = store.rows("experiments", experiment_id=experiment_id)
     if not len(rows):
         raise DataError("no such experiment", got=experiment_id, fix="`sdcore list` names them")
-    trained = store.query(_TRAINED, [experiment_id])
-    scores = store.rows("scores", experiment_id=experiment_id)
-    stops = store.rows("stops", experiment_id=experiment_id)
+    trials = store.rows("trials", experiment_id=experiment_id)
+    scores = candidates(store, experiment_id)
+    scores = scores.filter(~pl.col("condition").is_in(sweeps.losers(trials)))
+    chosen = store.query("FROM chosen_checkpoints WHERE experiment_id = ?", [experiment_id])
     return Results(
         experiment=Experiment.model_validate_json(rows["config"][0]),
-        scores=_good(_changed(scores, trained), stops),
+        scores=scores,
         problems=store.query(_SCORED, [experiment_id]),
-        chosen=store.query("FROM chosen_checkpoints WHERE experiment_id = ?", [experiment_id]),
-        trained=trained,
-        stops=stops,
+        # Until a trial is chosen, it is scored on validation only.
+        chosen=chosen.join(scores.filter(split="test"), on="policy_id", how="semi"),
+        trained=store.query(_TRAINED, [experiment_id]),
+        stops=store.rows("stops", experiment_id=experiment_id),
+        trials=trials,
     )
+
+
+def conditions(store: Store, experiment: Experiment) -> list[str]:
+    """Return the conditions in order, without trials of a sweep that were not chosen."""
+    rows = store.rows("trials", experiment_id=experiment.experiment_id)
+    return _without(experiment, sweeps.losers(rows))
+
+
+def candidates(store: Store, experiment_id: str) -> pl.DataFrame:
+    """Return the rows of `scores` that may be chosen or compared.
+
+    These are the base's, and those of weights that an update has changed, up to the last good
+    checkpoint of a run that was stopped.
+    """
+    trained = store.query(_TRAINED, [experiment_id])
+    scores = store.rows("scores", experiment_id=experiment_id)
+    return _good(_changed(scores, trained), store.rows("stops", experiment_id=experiment_id))
 
 
 def summary(store: Store, experiment_id: str) -> pl.DataFrame:
@@ -130,7 +158,7 @@ def summary(store: Store, experiment_id: str) -> pl.DataFrame:
     found = results(store, experiment_id)
     base = found.checkpoints(BASE, "epochs")
     rows = [_row(found, BASE, "untrained", dict.fromkeys(METRICS, base))] if len(base) else []
-    for condition in found.experiment.conditions:
+    for condition in found.conditions:
         own = found.checkpoints(condition, "epochs")
         if len(own):
             best = {metric: best_test_rounds(found.scores, condition, metric) for metric in METRICS}
@@ -155,7 +183,7 @@ def comparisons(store: Store, experiment_id: str) -> tuple[pl.DataFrame, pl.Data
     means: list[dict[str, object]] = []
     seeds: list[dict[str, object]] = []
     for budget in BUDGETS:
-        for baseline, condition in combinations([BASE, *found.experiment.conditions], 2):
+        for baseline, condition in combinations([BASE, *found.conditions], 2):
             paired = _paired_checkpoints(found, condition, baseline, budget)
             if not len(paired):
                 continue
@@ -207,9 +235,10 @@ def signal_summary(store: Store, experiment_id: str) -> pl.DataFrame:
     rollouts the share of tokens to which the context objects; each with an interval over problems,
     for the policies of these seeds.
     """
+    found = results(store, experiment_id)
     signals = store.query(_SIGNALS, [experiment_id])
-    by = ["condition", "round"]
-    settings = results(store, experiment_id).experiment.evaluation
+    signals = signals.filter(pl.col("condition").is_in(found.conditions))
+    by, settings = ["condition", "round"], found.experiment.evaluation
     regions = region_advantages(signals, by, settings).pivot(
         "region", REGIONS, index=by, values=["mean", "low", "high"]
     )
@@ -219,10 +248,13 @@ def signal_summary(store: Store, experiment_id: str) -> pl.DataFrame:
 
 
 def warnings(store: Store, experiment_id: str) -> pl.DataFrame:
-    """Return what trained nothing or shows a sign of a collapse: columns condition and warning."""
+    """Return what the reader has to know first: columns condition and warning.
+
+    Winners of a sweep at an edge, unequal budgets, what trained nothing, and signs of a collapse.
+    """
     loaded = results(store, experiment_id)
     trained = loaded.trained
-    found: list[tuple[str, str]] = []
+    found = list(sweeps.warnings(loaded.experiment, loaded.trials))
     for (condition,), rows in trained.group_by("condition", maintain_order=True):
         name, idle = str(condition), rows.filter(pl.col("first_round").is_null())["seed"].to_list()
         rounds, total = rows["idle"].sum(), rows["rounds"].sum()
@@ -265,6 +297,10 @@ def best_test_rounds(scores: pl.DataFrame, condition: str, metric: str) -> pl.Da
         .sort(metric, "round", descending=[True, False])
     )
     return test.filter(round=means["round"][0]).select(_POLICY).sort(_POLICY)
+
+
+def _without(experiment: Experiment, losers: set[str]) -> list[str]:
+    return [name for name in experiment.conditions if name not in losers]
 
 
 def _changed(scores: pl.DataFrame, trained: pl.DataFrame) -> pl.DataFrame:

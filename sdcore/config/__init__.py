@@ -45,6 +45,7 @@ from sdcore.config.sampling import (
     SamplingConfig,
     engine,
 )
+from sdcore.config.sweeps import SweepConfig, Trial
 from sdcore.config.training import (
     CADENCE,
     EvaluationConfig,
@@ -71,7 +72,8 @@ __all__ = [
     "Experiment", "GrpoConfig", "HealthConfig", "LlmCriticConfig", "LoraConfig", "ModelConfig",
     "Name", "ObjectiveEntry", "OracleConfig", "PositionWeights", "ProblemsConfig", "PromptsConfig",
     "RegionWeights", "RelevanceWeights", "SamplingConfig", "Settings", "Share", "SourceEntry",
-    "TeacherConfig", "TrainingConfig", "WarmupConfig", "WeightingEntry", "WeightingSettings",
+    "SweepConfig", "TeacherConfig", "TrainingConfig", "Trial", "WarmupConfig", "WeightingEntry",
+    "WeightingSettings",
     "WordProblemsConfig", "critic", "drift", "engine", "load_experiment", "objective",
     "read_settings", "source", "weighting",
 ]  # fmt: skip

@@ -10,7 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core.core_schema import ValidationInfo
 
 from sdcore.config.base import FILE_ONLY, NAMES_CODE, Name, Seed, Settings
@@ -20,6 +26,7 @@ from sdcore.config.health import HealthConfig
 from sdcore.config.objectives import OBJECTIVES, Condition
 from sdcore.config.problems import SOURCES, ProblemsConfig
 from sdcore.config.sampling import ENGINES, EngineConfig, ModelConfig, PromptsConfig, SamplingConfig
+from sdcore.config.sweeps import SweepConfig, Trial, assigned, expanded
 from sdcore.config.training import CADENCE, EvaluationConfig, TrainingConfig, WarmupConfig
 from sdcore.config.weightings import WEIGHTINGS
 from sdcore.contexts import CONTEXTS, Context, template_context
@@ -69,6 +76,13 @@ class Experiment(Settings):
     diagnose: DiagnoseConfig = DiagnoseConfig()
     design: DesignConfig = DesignConfig()
     conditions: dict[Name, Condition] = Field(min_length=1)
+    sweep: SweepConfig = SweepConfig()
+    trials: dict[Name, Trial] = Field(
+        {},
+        description="conditions that are trials, with their values; filled in by sdcore from the "
+        "lists in conditions",
+        json_schema_extra=FILE_ONLY,
+    )
     modules: Path | None = Field(
         None,
         description="folder of the Python modules that the settings name as module:attribute; "
@@ -84,10 +98,11 @@ class Experiment(Settings):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _find_modules(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _expand(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Find the modules that settings name, and make trials of conditions with lists."""
         folder = data.get("modules") if isinstance(data, Mapping) else None
         with importable(folder if isinstance(folder, str | Path) else None):
-            return handler(data)
+            return handler(expanded(data) if isinstance(data, Mapping) else data)
 
     @field_validator("critic")
     @classmethod
@@ -105,7 +120,8 @@ class Experiment(Settings):
     def _check(self) -> Self:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds repeat: {self.seeds}")
-        if taken := self.conditions.keys() & RESERVED:
+        names = self.conditions.keys() | {trial.family for trial in self.trials.values()}
+        if taken := names & RESERVED:
             raise ValueError(f"conditions: reserved names: {', '.join(sorted(taken))}")
         if taken := self.contexts.keys() & {*CONTEXTS}:
             raise ValueError(f"contexts: names of built-in contexts: {', '.join(sorted(taken))}")
@@ -120,11 +136,16 @@ class Experiment(Settings):
                 "engine.urls: running servers take adapters of the named model only: "
                 "set training.lora and no warmup, or let sdcore start a server"
             )
+        self._check_trials()
         self._check_rollouts()
         self._check_critic()
         self._check_tokens()
         self._check_design()
         return self
+
+    def _check_trials(self) -> None:
+        if unknown := self.trials.keys() - self.conditions.keys():
+            raise ValueError(f"trials: no such conditions: {', '.join(sorted(unknown))}")
 
     def _check_design(self) -> None:
         name = self.design.condition
@@ -218,12 +239,53 @@ class Experiment(Settings):
         shown = (condition.teacher_context for condition in self.conditions.values())
         return tuple(dict.fromkeys(context for context in shown if context))
 
+    @property
+    def families(self) -> dict[str, list[str]]:
+        """The trials of each condition that the file has with lists, in order."""
+        found: dict[str, list[str]] = {}
+        for name, trial in self.trials.items():
+            found.setdefault(trial.family, []).append(name)
+        return found
+
+    @property
+    def extensions(self) -> set[str]:
+        """The trials that are not in the file: they follow from scores on validation."""
+        return {name for name, trial in self.trials.items() if trial.extension}
+
+    def with_trials(self, trials: Mapping[str, Trial]) -> Self:
+        """Return the same experiment with further trials, which follow those of their family.
+
+        Raises:
+            ConfigError: a setting does not take such a value.
+        """
+        settings = self.model_dump()
+        conditions: dict[str, Any] = {}
+        for name, condition in settings["conditions"].items():
+            conditions[name] = condition
+            family = self.trials[name].family if name in self.trials else None
+            if family and name == self.families[family][-1]:
+                conditions |= {
+                    new: assigned(condition, trial.values)
+                    for new, trial in trials.items()
+                    if trial.family == family
+                }
+        settings |= {"conditions": conditions, "trials": {**self.trials, **trials}}
+        try:
+            return type(self).model_validate(settings)
+        except ValidationError as error:
+            raise ConfigError(
+                "a setting does not take the value of a trial",
+                got=error.errors()[0]["msg"],
+                where=", ".join(trials),
+            ) from error
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of every setting that can change a result.
 
         Left out are the description, the preflight, the search, where servers and modules are, what
-        critics cost, and thresholds of health that only warn.
+        critics cost, thresholds of health that only warn, and trials that are not in the file: they
+        follow from scores.
         """
         left_out: dict[str, Any] = {
             "engine": set(EngineConfig.model_fields) - {"kind", "options"},
@@ -233,6 +295,10 @@ class Experiment(Settings):
         left_out |= {"description": True, "diagnose": True, "design": True, "modules": True}
         if not self.health.stop_when:
             left_out["health"] = True
+        if not self.trials:
+            left_out |= {"sweep": True, "trials": True}
+        elif self.extensions:
+            left_out |= {"conditions": self.extensions, "trials": self.extensions}
         return content_key(self.model_dump(mode="json", exclude=left_out))
 
     @property

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from sdcore.config.experiment import Experiment
 from sdcore.config.sections import NAME, sections, suggestion
 from sdcore.config.shipped import experiment_file
+from sdcore.config.sweeps import expanded
 from sdcore.errors import ConfigError, did_you_mean
 from sdcore.registry import importable
 
@@ -41,7 +42,7 @@ def load_experiment(
         with importable(path.parent.absolute()):
             settings = Experiment.model_validate(tree)
     except ValidationError as error:
-        raise _explained(error, tree, path) from error
+        raise _explained(error, _with_trials(tree, path.parent), path) from error
     if settings.plugins and settings.modules is None:
         return settings.model_copy(update={"modules": path.parent.absolute()})
     return settings
@@ -97,9 +98,10 @@ def _require_harmless(overrides: Sequence[str]) -> None:
             for place, mark in known.items()
             if _is_within(names, place) and (len(names) == len(place) or place not in sectioned)
         }
-        if isinstance(value, dict) and any(_is_within(names, place) for place in sectioned):
-            marks = set()  # a whole section, such as tokens = { kind = "module:attribute" }
         values = value if isinstance(value, list) else [value]
+        tables = any(isinstance(each, dict) for each in values)
+        if tables and any(_is_within(names, place) for place in sectioned):
+            marks = set()  # a whole section, such as tokens = { kind = "module:attribute" }
         named = "name" in marks and any(
             isinstance(each, dict) or (isinstance(each, str) and ":" in each) for each in values
         )
@@ -164,6 +166,15 @@ def _path(key: str, override: str) -> list[str]:
             fix="such as training.rounds=3; a name with a dot in quotes: conditions.'a.b'.top_k=9",
         )
     return names
+
+
+def _with_trials(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings in which errors are located: with a condition per trial."""
+    try:
+        with importable(folder.absolute()):
+            return dict(expanded(tree))
+    except ConfigError:
+        return tree  # that is the error
 
 
 def _explained(error: ValidationError, tree: dict[str, Any], path: Path) -> ConfigError:

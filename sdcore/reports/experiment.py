@@ -1,12 +1,12 @@
 """An experiment as one self-contained HTML page, which loads nothing and runs no script."""
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import tomli_w
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -101,6 +101,7 @@ def render_report(store: Store, experiment_id: str) -> str:
     if not rows:
         raise DataError("no such experiment", got=experiment_id, fix="`sdcore list` names them")
     experiment = Experiment.model_validate_json(rows[0]["config"])
+    names = comparison.conditions(store, experiment)
     return render_page(
         "report.html.jinja",
         experiment=experiment,
@@ -108,42 +109,52 @@ def render_report(store: Store, experiment_id: str) -> str:
         created_at=f"{rows[0]['created_at']:%Y-%m-%d %H:%M}",
         k=experiment.evaluation.samples,
         confidence=f"{experiment.evaluation.confidence:.0%}",
-        colours=plots.colours(list(experiment.conditions)),
+        conditions={name: experiment.conditions[name] for name in names},
+        colours=plots.colours(names),
         toml=toml(experiment.model_dump(mode="json", exclude_none=True)),
         versions={"sdcore": rows[0]["code_version"], **json.loads(rows[0]["libraries"])}.items(),
         warnings=comparison.warnings(store, experiment_id).to_dicts(),
         objection=f"{OBJECTION:g}".replace("-", "−"),
-        **_results(store, experiment),
+        trials=_trials(store, experiment),
+        **_results(store, experiment, names),
         costs=_view(store, "cost_per_point", experiment, _COSTS),
         health=_view(store, "training_health", experiment, _HEALTH),
-        health_curves=_health_curves(store, experiment),
-        **_signals(store, experiment),
-        **_examples(store, experiment),
+        health_curves=_health_curves(store, experiment, names),
+        **_signals(store, experiment, names),
+        **_examples(store, experiment, names),
     )
 
 
 def toml(settings: Mapping[str, Any]) -> str:
     """Nested settings without nulls as TOML, which `load_experiment` reads back."""
-    return "\n".join(_toml(settings, "")).strip() + "\n"
+    return tomli_w.dumps(settings)
 
 
-def _toml(settings: Mapping[str, Any], section: str) -> Iterator[str]:
-    for key, value in settings.items():
-        if not isinstance(value, dict):
-            yield f"{_key(key)} = {json.dumps(value, ensure_ascii=False)}"
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            path = f"{section}.{_key(key)}" if section else _key(key)
-            yield f"\n[{path}]"
-            yield from _toml(value, path)
+def _trials(store: Store, experiment: Experiment) -> list[Values]:
+    """The trials of each condition with lists, the chosen one marked."""
+    rows = store.rows("trials", experiment_id=experiment.experiment_id)
+    return [
+        {
+            "family": str(family),
+            "rows": [
+                row
+                | {
+                    "values": _settings(json.loads(row["setting_values"])),
+                    "score": "—" if row["validation"] is None else f"{100 * row['validation']:.1f}",
+                    "tokens": _text(row["sampled_tokens"], ",.0f"),
+                }
+                for row in trials.to_dicts()
+            ],
+        }
+        for (family,), trials in rows.group_by("condition", maintain_order=True)
+    ]
 
 
-def _key(text: str) -> str:
-    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else json.dumps(text)
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
 
 
-def _results(store: Store, experiment: Experiment) -> Values:
-    names = list(experiment.conditions)
+def _results(store: Store, experiment: Experiment, names: list[str]) -> Values:
     run = {"experiment_id": experiment.experiment_id}
     scores = store.rows("scores", **run)
     if not len(scores.filter(pl.col("split") == "test", pl.col("condition") != comparison.BASE)):
@@ -281,11 +292,10 @@ def _view(
     ]
 
 
-def _health_curves(store: Store, experiment: Experiment) -> list[Markup]:
+def _health_curves(store: Store, experiment: Experiment, names: list[str]) -> list[Markup]:
     """A chart for each sign of health that any condition has."""
     sql = "FROM round_health WHERE experiment_id = ? ORDER BY condition, seed, round"
-    rounds = store.query(sql, [experiment.experiment_id])
-    names = list(experiment.conditions)
+    rounds = store.query(sql, [experiment.experiment_id]).filter(pl.col("condition").is_in(names))
     return [
         _chart(plots.health_curve(rounds, names, column, title), f"{title}, by training round")
         for column, title in _HEALTH_CURVES.items()
@@ -297,9 +307,9 @@ def _text(number: float | None, form: str) -> str:
     return "—" if number is None else f"{number:{form}}".replace("-", "−")
 
 
-def _signals(store: Store, experiment: Experiment) -> Values:
+def _signals(store: Store, experiment: Experiment, names: list[str]) -> Values:
     tokens = store.query(_SIGNALS, [experiment.experiment_id])
-    names, by = list(experiment.conditions), ("condition", "moment")
+    tokens, by = tokens.filter(pl.col("condition").is_in(names)), ("condition", "moment")
     regions = signal_stats.region_advantages(tokens, by, experiment.evaluation)
     correct = signal_stats.correct_rollouts(tokens, by, experiment.evaluation)
     aucs = signal_stats.error_auc(tokens, by, experiment.evaluation)
@@ -328,8 +338,7 @@ def _signal_row(
     return row
 
 
-def _examples(store: Store, experiment: Experiment) -> Values:
-    names = list(experiment.conditions)
+def _examples(store: Store, experiment: Experiment, names: list[str]) -> Values:
     found = [
         *heatmaps.examples(store, experiment.experiment_id, names, correct=False, count=2),
         *heatmaps.examples(store, experiment.experiment_id, names, correct=True, count=1),

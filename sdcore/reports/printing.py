@@ -23,10 +23,13 @@ def printable(
     seed_differences: pl.DataFrame,
     signals: pl.DataFrame,
     warnings: pl.DataFrame,
+    trials: pl.DataFrame,
 ) -> Iterator[tuple[str, pl.DataFrame]]:
     """Yield titles and text frames of the printed summary, from the frames of `comparison`."""
     if len(warnings):
         yield "WARNING", warnings
+    if len(trials):
+        yield f"trials, chosen on validation; {trial_counts(trials)}", _trials(trials)
     for checkpoint, title in _CHECKPOINTS.items():
         rows = summary.filter(pl.col("checkpoint").is_in(["untrained", checkpoint]))
         if len(rows):
@@ -52,6 +55,12 @@ def covered(rows: pl.DataFrame) -> str:
     return " / ".join(named) or "problems"
 
 
+def trial_counts(trials: pl.DataFrame) -> str:
+    """Return how many trials each condition had, such as `trials: grpo 4, reference 4`."""
+    counts = trials.group_by("condition", maintain_order=True).len()
+    return "trials: " + ", ".join(f"{name} {count}" for name, count in counts.iter_rows())
+
+
 def markdown(frame: pl.DataFrame) -> str:
     """A text frame as a Markdown table."""
     rows = [frame.columns, ["---"] * frame.width, *frame.iter_rows()]
@@ -71,6 +80,17 @@ def _scores(rows: pl.DataFrame) -> pl.DataFrame:
         rounds="rounds",
         note="note",
     ).fill_null("")
+
+
+def _trials(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.select(
+        "condition",
+        "trial",
+        pl.col("setting_values").alias("values"),
+        (pl.col("validation") * 100).round(1).cast(pl.String).fill_null("").alias("validation"),
+        pl.when("chosen").then(pl.lit("yes")).otherwise(pl.lit("")).alias("chosen"),
+        "why",
+    )
 
 
 def _differences(rows: pl.DataFrame, seeds: pl.DataFrame) -> pl.DataFrame:

@@ -387,6 +387,23 @@ _TABLES = (
         Column("split", TEXT, "validation or test"),
         *(Column(f"{metric}_at_k", REAL, meaning) for metric, meaning in _METRICS.items()),
     )),
+    Table("trials", "a condition that stands for one value, or combination of values, of a condition with lists",
+          ("experiment_id", "trial"), (
+        Column("experiment_id", TEXT, "the experiment run"),
+        Column("condition", TEXT, "the condition of the experiment file that has the lists"),
+        Column("trial", TEXT, "name of the trial, which is a condition of its own in all other tables"),
+        Column("setting_values", TEXT, "its values by setting, as JSON"),
+        Column("extension", INT, "0: its values are in the file; 1, 2 …: the grid was extended to them"),
+        Column("seeds", INT, "seeds under which it trained anything"),
+        Column("validation", REAL, "avg@k on validation at the best checkpoint of each seed, mean over "
+               "seeds; empty where it trained nothing", True),
+        Column("sampled_tokens", REAL, "training tokens sampled until the last scored checkpoint, mean "
+               "over seeds; empty where it trained nothing", True),
+        Column("chosen", FLAG, "it stands for its condition: it alone is scored on test and compared"),
+        Column("why", TEXT, "why it was chosen, or why not"),
+        Column("edge", TEXT, "of the chosen trial, which of its values are at an edge of the grid, and why "
+               "it was not extended; empty where none is", True),
+    )),
     Table("comparisons", "a paired difference between two conditions on the test split", _PAIR, (
         *_COMPARED,
         Column("difference", REAL, "condition minus baseline, mean over seeds"),

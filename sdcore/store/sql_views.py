@@ -54,7 +54,7 @@ _VIEWS = (
         "chosen_checkpoints",
         "the checkpoint of each condition and seed that is best on validation, the earliest if "
         "tied; weights that no round has changed do not compete, nor those of a stopped run after "
-        "its last good round",
+        "its last good round, nor trials that were not chosen",
         {
             "experiment_id": "the experiment run",
             "budget": "epochs: all checkpoints compete; tokens: those that had sampled at most "
@@ -76,6 +76,8 @@ _VIEWS = (
             SELECT s.*, e.seed IS NOT NULL AS stopped
             FROM scores s JOIN starts t USING (experiment_id, condition, seed)
             LEFT JOIN stops e USING (experiment_id, condition, seed)
+            ANTI JOIN (FROM trials WHERE NOT chosen) l
+                ON (l.experiment_id, l.trial) = (s.experiment_id, s.condition)
             WHERE s.split = 'validation' AND s.round > t.round
                 AND (e.seed IS NULL OR s.round <= e.good_round)
         ), finals AS (

@@ -49,7 +49,9 @@ def _supersede(run: ConditionRun, stage: Stage, round_: int) -> dict[str, int]:
         tracking.forget(run.experiment, run.condition, run.seed)
     moved = run.store.supersede(_affected(stage), run.columns | {"round": round_})
     run.store.supersede(
-        dict.fromkeys(("comparisons", "seed_differences"), "experiment_id = $experiment_id"),
+        dict.fromkeys(
+            ("trials", "comparisons", "seed_differences"), "experiment_id = $experiment_id"
+        ),
         {"experiment_id": run.experiment.experiment_id},
     )
     return moved

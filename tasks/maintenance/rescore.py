@@ -10,6 +10,8 @@ from sdcore.analysis.scoring import Score, score
 from sdcore.store.schema import TABLES
 from tasks.compare import log_comparison
 from tasks.run.condition_run import ConditionRun
+from tasks.run.progress import note
+from tasks.sweep import chosen, decide, store_choice
 from tasks.track import log_run
 
 _GRADED = """
@@ -24,7 +26,8 @@ def rescore(base: ConditionRun) -> dict[str, int]:
     """Grade, score and compare again what is stored; log and report again what changed.
 
     Rollouts and scores change in one transaction; what was there moves to the schema `superseded`.
-    Training is not redone: steps that were taken on old rewards stay, and so do critiques.
+    Training is not redone: steps that were taken on old rewards stay, and so do critiques. Trials
+    of sweeps are chosen again; a new one is compared once a resumed run has scored it on test.
 
     Returns:
         How many rollouts were graded, changed, became correct and became wrong; how many scores
@@ -37,6 +40,7 @@ def rescore(base: ConditionRun) -> dict[str, int]:
     rollouts = rollouts.update(changed, on="rollout_id", include_nulls=True)
     scores, problem_scores = _scores(base, rollouts)
     moved = base.store.replace(rollouts=rollouts, scores=scores, problem_scores=problem_scores)
+    _choose_again(base)
     differences, by_seed = _comparisons(base)
     base.store.replace(comparisons=differences, seed_differences=by_seed)
     _log_again(base, rollouts)
@@ -49,6 +53,19 @@ def rescore(base: ConditionRun) -> dict[str, int]:
         "scores": moved["scores"],
         "comparisons": len(differences),
     }
+
+
+def _choose_again(base: ConditionRun) -> None:
+    """Choose the trials of sweeps by the new scores; nothing before the run has chosen any."""
+    before = chosen(base)
+    if not before:
+        return
+    store_choice(base, decide(base))
+    if new := [trial for trial in chosen(base) if trial not in before]:
+        note(
+            f"WARNING: other trials are best on validation now: {', '.join(new)}. "
+            f"`sdcore resume {base.experiment.experiment_id}` scores them on test"
+        )
 
 
 def _scores(base: ConditionRun, rollouts: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -60,7 +60,8 @@ def _tables(base: ConditionRun, table: pl.DataFrame) -> str:
     )
     signals = comparison.signal_summary(base.store, experiment_id)
     warnings = comparison.warnings(base.store, experiment_id)
-    return _titled(printing.printable(table, differences, by_seed, signals, warnings))
+    trials = base.store.rows("trials", experiment_id=experiment_id)
+    return _titled(printing.printable(table, differences, by_seed, signals, warnings, trials))
 
 
 def _titled(parts: Iterable[tuple[str, pl.DataFrame]]) -> str:
@@ -70,7 +71,7 @@ def _titled(parts: Iterable[tuple[str, pl.DataFrame]]) -> str:
 def _tokens(base: ConditionRun) -> str | None:
     """A wrong trace of the first round under every context, if token signals are stored."""
     experiment = base.experiment
-    names = list(experiment.conditions)
+    names = comparison.conditions(base.store, experiment)
     found = examples(base.store, experiment.experiment_id, names, correct=False, count=1)
     if not found:
         return None

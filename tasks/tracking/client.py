@@ -176,6 +176,19 @@ class Tracking:
         }
         self._log_new(self._run(experiment), points)
 
+    def log_trials(self, experiment: Experiment, trials: pl.DataFrame) -> None:
+        """Log the table `trials` of the parent run, and tag the runs of each trial.
+
+        `sdcore.family` is the condition of the file; `sdcore.chosen` says whether the trial stands
+        for it.
+        """
+        self.log_table(experiment, trials, "trials.csv")
+        for row in trials.iter_rows(named=True):
+            tags = {"sdcore.family": row["condition"], "sdcore.chosen": str(row["chosen"]).lower()}
+            for seed in experiment.seeds:
+                run_id = self._run(experiment, row["trial"], seed)
+                self._client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
+
     def log_figure(self, experiment: Experiment, figure: Figure, file: str) -> None:
         """Log a figure of the parent run as a PNG file."""
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sdcore.errors import SdcoreError
+from sdcore.grading import worker
 from sdcore.grading.bounded import ALONE_SECONDS, CPU_SECONDS, Workers, run_bounded
 from sdcore.grading.worker import MEMORY, Exceeded
 from tests.helpers.paths import ROOT
@@ -101,6 +103,7 @@ def test_any_thread_may_call_and_closed_workers_are_replaced():
 SCRIPT = """
 import contextlib, os, signal, sys
 from sdcore.grading.answers import grade
+from sdcore.grading import worker
 from sdcore.grading.bounded import run_bounded
 def children(pid):
     pids = [int(p) for p in open(f"/proc/{pid}/task/{pid}/children").read().split()]
@@ -177,3 +180,24 @@ def test_a_limit_of_the_address_space_is_kept_and_named(mebibytes, output):
     )  # fmt: skip
     assert run.stdout.startswith(output), run.stdout + run.stderr
     assert ("ulimit -v" in run.stdout) == (output != "True")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others do not keep to the limit")
+@pytest.mark.parametrize(
+    ("soft", "hard", "limit"),
+    [  # in bytes; a worker starts with 100 MiB and may add 512
+        (-1, -1, 612 * 2**20),
+        (400 * 2**20, -1, 400 * 2**20),
+        (800 * 2**20, 900 * 2**20, 612 * 2**20),
+        (500 * 2**20, 500 * 2**20, 500 * 2**20),
+        (50 * 2**20, -1, 50 * 2**20),
+    ],
+)
+def test_only_the_soft_limit_is_set_and_never_raised(monkeypatch, soft, hard, limit):
+    pages, given = 100 * 2**20 // resource.getpagesize(), []
+    monkeypatch.setattr(Path, "read_text", lambda path: f"{pages} 0 0")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: given.append(limits))
+    room, limited = worker._limit_memory()
+    assert given == [(limit, hard)]
+    assert room == max(limit // 2**20 - 100, 0) and limited == (limit < 612 * 2**20)

@@ -40,13 +40,15 @@ def test_a_run_fills_every_table_with_what_was_planned(finished):
     workspace, _ = finished
     rows = tables(workspace)
     empty = {name for name, frame in rows.items() if not len(frame)}
-    # arithmetic has no bad rows; there is no band, and nobody tried the critic
+    # arithmetic has no bad rows; there is no band, no sweep, no search, and nobody tried the critic
     assert empty == {
         "rejected_problems",
         "difficulties",
         "critic_trials",
         "stops",
         "teacher_samples",
+        "candidates",
+        "trials",
     }
     counts = rows["rollouts"].group_by("condition", "purpose").len().sort("condition", "purpose")
     # validation: 4 problems x 2, test: 6 x 3; checkpoints after rounds 2 and 3, for GRPO also

@@ -46,7 +46,7 @@ def experiment(name, **changes):
 
 def fill(table, known, number):
     """A row: given columns as given, other numbers `number`, other texts 'x'."""
-    filler = {pl.String(): "x", pl.Int64(): int(number), pl.Float64(): number}
+    filler = {pl.String(): "x", pl.Int64(): int(number), pl.Float64(): number, pl.Boolean(): True}
     return {name: known.get(name, filler[dtype]) for name, dtype in TABLES[table].dtypes.items()}
 
 
@@ -130,6 +130,27 @@ def test_the_load_of_the_machine_is_logged_while_a_run_lasts(tmp_path, monkeypat
     watched.finish(settings)
     assert 0 <= load["system/cpu_utilization_percentage"] <= 100
     assert monitors() == before
+
+
+def test_each_trial_of_a_sweep_is_a_run_with_its_parameters(tracking, client):
+    lists = {"grpo": {"objective": "grpo", "learning_rate": [1e-3, 2e-3]}}
+    settings = experiment("sweep", conditions=lists)
+    names = list(settings.trials)
+    rows = [
+        fill("trials", {"condition": "grpo", "trial": name, "chosen": name == names[1]}, 1.0)
+        for name in names
+    ]
+    for _ in range(2):
+        tracking.log_trials(settings, TABLES["trials"].frame(rows))
+    found = runs(client, settings)
+    assert set(found) == {settings.experiment_id} | {
+        f"{name}/seed-{seed}" for name in names for seed in (0, 1)
+    }
+    chosen = found["grpo-learning_rate-0.002/seed-1"].data
+    assert chosen.params["learning_rate"] == "0.002"
+    assert chosen.tags["sdcore.family"] == "grpo" and chosen.tags["sdcore.chosen"] == "true"
+    other = found["grpo-learning_rate-0.001/seed-0"].data
+    assert other.params["learning_rate"] == "0.001" and other.tags["sdcore.chosen"] == "false"
 
 
 def test_metrics_are_the_numbers_of_the_tables(tracking, client):

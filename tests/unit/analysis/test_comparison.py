@@ -237,6 +237,7 @@ def printed_tables(store):
         "seed_differences": store.rows("seed_differences", experiment_id=name),
         "signals": comparison.signal_summary(store, name),
         "warnings": comparison.warnings(store, name),
+        "trials": store.rows("trials", experiment_id=name),
     }
 
 

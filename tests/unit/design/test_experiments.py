@@ -86,3 +86,11 @@ def test_the_critic_may_cost_no_more_than_the_search(tmp_path):
         return search_experiment(file, enumerate_field(file)).critic.max_budget
 
     assert limits() == 5.0 and limits(max_cost=2.0) == 2.0 and limits(max_cost=9.0) == 5.0
+
+
+def test_the_trials_of_a_file_with_lists_are_candidates_like_its_conditions():
+    file = load_experiment(QUICKSTART, ["conditions.reference.learning_rate=[2e-4, 4e-4]"])
+    field = enumerate_field(file)
+    search = search_experiment(file, field)
+    trials = {"reference-learning_rate-0.0002", "reference-learning_rate-0.0004"}
+    assert trials <= search.conditions.keys() and search.trials == {}

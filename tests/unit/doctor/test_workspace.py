@@ -158,6 +158,14 @@ def test_a_table_without_a_column_or_without_rows_to_read_is_named(root):
     assert "scores is missing" in tables.found
 
 
+def test_a_missing_table_may_be_one_that_is_newer_than_the_workspace(root):
+    with duckdb.connect(root / "sdcore.duckdb") as connection:
+        connection.execute("DROP TABLE difficulties CASCADE")
+    tables = finding(root, "tables")
+    assert (tables.state, tables.found) == ("warn", "missing: difficulties")
+    assert "the next run makes them empty" in tables.fix
+
+
 def test_an_export_that_is_none_changes_nothing(root, tmp_path):
     garbage(root / "sdcore.duckdb")
     before = tree(root)

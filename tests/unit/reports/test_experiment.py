@@ -1,4 +1,5 @@
 import re
+import tomllib
 
 import pytest
 
@@ -156,7 +157,9 @@ def test_settings_on_the_page_give_the_same_experiment(page, tmp_path):
 
 
 def test_toml_quotes_what_needs_quotes():
-    assert toml({"a": 'x"\n', "b.c": {"d": [1, 2.5]}}) == 'a = "x\\"\\n"\n\n["b.c"]\nd = [1, 2.5]\n'
+    tree = {"a": 'x"\n', "b.c": {"d": [1, 2.5]}, "e": [{"f": "all"}]}
+    text = toml(tree)
+    assert tomllib.loads(text) == tree and text.startswith('a = "x\\"\\n"\n')
 
 
 def test_an_experiment_that_has_only_started_has_a_page(tmp_path):
@@ -175,3 +178,29 @@ def test_an_unknown_experiment_is_refused(store):
 def test_the_preflight_of_the_same_experiment_changes_nothing(page, tmp_path):
     both = fill_diagnosis(fill(Store(tmp_path / "sdcore.duckdb")))
     assert render_report(both, EXPERIMENT.experiment_id) == page
+
+
+def test_trials_stand_in_a_table_and_those_that_lost_in_no_other(tmp_path):
+    store = fill(Store(tmp_path / "sdcore.duckdb"))
+    known = {"experiment_id": EXPERIMENT.experiment_id, "condition": "family", "extension": 0}
+    rows = [
+        known
+        | {
+            "trial": name, "setting_values": '{"learning_rate": 0.001}', "seeds": 2,
+            "validation": score, "sampled_tokens": 400.0, "chosen": edge is not None,
+            "why": f"why {name}", "edge": edge,
+        }
+        for name, score, edge in (("grpo", 0.5, None), ("reference", 0.625, "an <edge>"))
+    ]  # fmt: skip
+    store.append_missing(trials=TABLES["trials"].frame(rows))
+    page = render_report(store, EXPERIMENT.experiment_id)
+    assert standing_alone(page)
+    _, family, lost, won = table(page, "Trials")
+    assert family == [["family:", "2", "trials"]]
+    assert lost[0] == ["grpo"] and lost[2:4] == [["50.0"], ["2"]] and lost[5] == ["why", "grpo"]
+    assert won[0] == ["reference"] and won[2] == ["62.5"]
+    assert "the chosen trial, reference, is at an edge: an &lt;edge&gt;" in page
+    conditions = [row[0] for row in table(page, "Conditions")[1:]]
+    assert conditions == [["reference"], ["step_aligned"]]
+    chosen = store.query("SELECT DISTINCT condition FROM chosen_checkpoints ORDER BY ALL")
+    assert chosen["condition"].to_list() == ["reference", "step_aligned"]

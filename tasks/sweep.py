@@ -1,0 +1,68 @@
+"""Choose the trials of sweeps on validation, and extend their grids."""
+
+import polars as pl
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from sdcore.analysis import comparison, trials
+from sdcore.config import Experiment
+from tasks.run.condition_run import ConditionRun, base_run
+from tasks.run.progress import note
+
+
+@task(cache_policy=NO_CACHE, task_run_name="choose trials of {base.experiment.name}")
+def choose(base: ConditionRun) -> int:
+    """Extend the grids whose best value is at an edge; if none is, store which trials won.
+
+    Further trials are stored with the settings of the run, so that everything that reads these
+    knows them; `grown` returns the experiment with them.
+
+    Returns:
+        How many trials are to be run next; 0 where all is decided.
+    """
+    found = decide(base)
+    further = {name: trial for each in found for name, trial in (each.further or {}).items()}
+    if further:
+        experiment = base.experiment.with_trials(further)
+        row = base.store.rows("experiments", experiment_id=experiment.experiment_id)
+        config = experiment.model_dump_json()
+        base.store.replace(experiments=row.with_columns(config=pl.lit(config)))
+        with base.session.tracking() as tracking:
+            tracking.log_text(experiment, experiment.model_dump_json(indent=2), "experiment.json")
+        note(f"the best value is at the edge of its grid: {', '.join(further)} follow")
+        return len(further)
+    store_choice(base, found)
+    for each in found:
+        if each.winner is not None and each.winner.score is not None:
+            note(f"{each.family}: {each.winner.name}, validation {each.winner.score:.1%}")
+    return 0
+
+
+def decide(base: ConditionRun) -> list[trials.Search]:
+    """What the stored scores on validation say of each condition with lists."""
+    experiment = base.experiment
+    scores = comparison.candidates(base.store, experiment.experiment_id)
+    return trials.searches(experiment, scores)
+
+
+def store_choice(base: ConditionRun, found: list[trials.Search]) -> None:
+    """Store the trials with their scores and which of them won, where that is new."""
+    rows = trials.table(base.experiment, found)
+    stored = base.store.rows("trials", experiment_id=base.experiment.experiment_id)
+    base.store.replace(trials=rows.join(stored, on=rows.columns, how="anti", nulls_equal=True))
+
+
+def grown(base: ConditionRun) -> ConditionRun:
+    """The run with the trials that its stored settings have beyond those of the file."""
+    rows = base.store.rows("experiments", experiment_id=base.experiment.experiment_id)
+    stored = Experiment.model_validate_json(rows["config"][0]).trials
+    known = base.experiment.trials
+    further = {name: trial for name, trial in stored.items() if name not in known}
+    return base_run(base.session, base.experiment.with_trials(further)) if further else base
+
+
+def chosen(base: ConditionRun) -> list[str]:
+    """The trials that stand for their conditions, in the order of the conditions."""
+    run = base.experiment.experiment_id
+    rows = base.store.rows("trials", experiment_id=run, chosen=True)
+    return [name for name in base.experiment.conditions if name in rows["trial"]]
