@@ -38,7 +38,8 @@ test-kills: $(READY)  ## a run of the quickstart's size, killed at twenty random
 	$(BIN)/python -m pytest -m kills
 
 test-faults: $(READY)  ## all faults and thousands of inputs, of which `make test` has a sample
-	$(PYTEST) tests/faults --hypothesis-profile=night
+	$(PYTEST) -m night --hypothesis-profile=night
+	$(PYTEST) tests/faults/test_properties.py --hypothesis-profile=night
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ POINTS = [
     for fault in FAULTS
     for _ in range(2)
 ]
-SAMPLE = (POINTS[3], POINTS[24])
+SAMPLE = (POINTS[24],)
 
 
 @pytest.mark.parametrize(

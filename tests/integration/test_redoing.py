@@ -37,12 +37,7 @@ from tests.helpers.tiny import flip
 pytestmark = pytest.mark.usefixtures("prefect")
 
 
-def test_a_fresh_workspace_gives_the_same_tables(finished, tmp_path):
-    run(tmp_path)
-    assert_same(tmp_path, finished[0])
-
-
-@pytest.mark.parametrize("rollouts", [40, 200])
+@pytest.mark.parametrize("rollouts", [pytest.param(40, marks=pytest.mark.night), 200])
 def test_killed_and_started_again_it_ends_as_if_never_interrupted(finished, tmp_path, rollouts):
     process = start("run", QUICKSTART, *SMALL, "--workspace", tmp_path)
     wait_for(process, lambda: count(tmp_path, "rollouts") >= rollouts)
@@ -51,16 +46,22 @@ def test_killed_and_started_again_it_ends_as_if_never_interrupted(finished, tmp_
     assert_same(tmp_path, finished[0])
 
 
-def test_rounds_without_a_checkpoint_are_made_again(tmp_path):
+@pytest.mark.parametrize(
+    "updates",
+    [
+        pytest.param(1, id="in the first rounds", marks=pytest.mark.night),
+        pytest.param(4, id="after a checkpoint"),
+    ],
+)
+def test_rounds_without_a_checkpoint_are_made_again(tmp_path, updates):
     rare = [QUICKSTART, *SMALL, "training.rounds=4", "evaluation.every=4", "training.save_every=4"]
     sdcore("run", *rare, "--workspace", tmp_path / "whole")
-    for updates in (1, 4):  # in the first rounds, and after a checkpoint
-        killed = tmp_path / f"killed-{updates}"
-        process = start("run", *rare, "--workspace", killed)
-        wait_for(process, lambda: count(killed, "updates") >= updates)  # noqa: B023
-        kill(process)
-        sdcore("run", *rare, "--workspace", killed)
-        assert_same(killed, tmp_path / "whole")
+    killed = tmp_path / "killed"
+    process = start("run", *rare, "--workspace", killed)
+    wait_for(process, lambda: count(killed, "updates") >= updates)
+    kill(process)
+    sdcore("run", *rare, "--workspace", killed)
+    assert_same(killed, tmp_path / "whole")
 
 
 def test_a_lost_checkpoint_is_trained_again_from_the_one_before(finished, tmp_path):
@@ -76,6 +77,7 @@ def test_a_lost_checkpoint_is_trained_again_from_the_one_before(finished, tmp_pa
     assert set(Store(workspace / "sdcore.duckdb").query("FROM superseded.scores")["round"]) == {2}
 
 
+@pytest.mark.night
 def test_how_often_checkpoints_are_written_changes_no_result(finished, tmp_path):
     often = ["training.save_every=1", "--workspace", tmp_path]
     process = start("run", QUICKSTART, *SMALL, *often)
@@ -243,12 +245,12 @@ def test_rescoring_repairs_grades_and_all_that_was_made_of_them(finished, tmp_pa
     assert set(before["grade_reason"]) == {"by another grader"}
 
 
-def test_four_runs_at_once_in_one_workspace_lose_nothing(tmp_path):
-    names = ["a", "b", "c", "d"]
+def test_two_runs_at_once_in_one_workspace_lose_nothing(tmp_path):
+    names = ["a", "b"]
     files = {name: [QUICKSTART, *SMALL, "training.rounds=1", f"name={name}"] for name in names}
     started = [start("run", *files[name], "--workspace", tmp_path) for name in names]
     said = [process.communicate()[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0, 0], said
+    assert [process.returncode for process in started] == [0, 0], said
     assert not any(word in text for text in said for word in ("error", "lock", "busy"))
     store = Store(tmp_path / "sdcore.duckdb")
     ids = [load_experiment(file, overrides).experiment_id for file, *overrides in files.values()]
@@ -257,8 +259,8 @@ def test_four_runs_at_once_in_one_workspace_lose_nothing(tmp_path):
     # Base 26; GRPO 16 to train on and 26 to score, the other two 4 and 26 each.
     assert len(sampled[0]) == 26 + 16 + 26 + 2 * (4 + 26)
     assert all(each.equals(sampled[0]) for each in sampled)
-    assert [len(store.rows("updates", experiment_id=each)) for each in ids] == [3, 3, 3, 3]
+    assert [len(store.rows("updates", experiment_id=each)) for each in ids] == [3, 3]
     logged = metrics(tmp_path)
-    assert len(logged) == 8  # names repeat: 4 parents, and a child for base and each condition
+    assert len(logged) == 6  # names repeat: 2 parents, and a child for base and each condition
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     assert all(client.get_model_version_by_alias(name, "champion") for name in names)
