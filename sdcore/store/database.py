@@ -261,6 +261,13 @@ class Store:
 
     @contextmanager
     def _open(self, *, read_only: bool) -> Iterator[None]:
+        if not read_only and "?" in str(self.path.resolve()):
+            # It would write the log of a?b/x.duckdb to a.wal?b/x.duckdb, and follows links.
+            raise StoreError(
+                "DuckDB cannot write to a path with a question mark",
+                got=str(self.path.resolve()),
+                fix="rename the folder, or name another one with --workspace",
+            )
         mode = " (READ_ONLY)" if read_only else ""
         path = str(self.path).replace("'", "''")
         # The log is created when something is first written, so the block is private too.

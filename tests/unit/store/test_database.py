@@ -66,6 +66,25 @@ def test_lists_keep_their_types(store):
     assert store.rows("contexts").schema == pl.Schema(TABLES["contexts"].dtypes)
 
 
+@pytest.mark.parametrize("name", ["a%41b#c", "a 'b'"])
+def test_a_folder_of_any_name_holds_the_file_and_its_log(tmp_path, name):
+    path = tmp_path / name / "sdcore.duckdb"
+    store = Store(path)
+    store.append_missing(problems=frame(problem(0)))
+    assert path.with_name("sdcore.duckdb.wal").exists()
+    assert len(Store(path).rows("problems")) == 1  # by the log
+    store.close()
+    assert len(Store(path).rows("problems")) == 1
+    assert sorted(each.name for each in path.parent.iterdir()) == [path.name, f"{path.name}.lock"]
+
+
+def test_a_folder_in_which_duckdb_cannot_write_is_refused(tmp_path):
+    store = Store(tmp_path / "a?b" / "sdcore.duckdb")
+    with pytest.raises(StoreError, match="question mark"):
+        store.append_missing(problems=frame(problem(0)))
+    assert not store.path.exists()
+
+
 def test_one_bad_table_leaves_all_unwritten(store):
     bad = frame(problem(0)).with_columns(reference=pl.lit(None, pl.String))
     with pytest.raises(DataError, match=r"row 0[\s\S]*problems.reference"):
