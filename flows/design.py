@@ -15,6 +15,7 @@ from sdcore.reports.design import Outcome
 from tasks.design import Search, conclude, halve, plan_search, rank_by_preflight
 from tasks.evaluate import evaluate
 from tasks.health import stopped
+from tasks.maintenance.restore import restore
 from tasks.prepare import prepare
 from tasks.run.condition_run import ConditionRun, base_run
 from tasks.run.lock import run_lock
@@ -86,6 +87,7 @@ def _train_to(run: ConditionRun, rounds: int) -> None:
     Where a sign of `health.stop_when` ends it before, it is not scored.
     """
     with run_lock(run), run.session.panel.bar(run.label, total=rounds, part=True) as advance:
+        restore(run)
         if stopped(run) is not None:
             return
         round_ = first_round(run)

@@ -1,5 +1,7 @@
 """`sdcore design` with real parts at its smallest: interrupted, resumed, and once more."""
 
+import shutil
+
 import polars as pl
 import pytest
 from mlflow import MlflowClient
@@ -57,7 +59,7 @@ class Confirmation:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A search that is cut off after its first rung, resumed to its end, and given once more.
+    """A search that is cut off after its first rung, loses a checkpoint, is resumed, and repeated.
 
     What other tests look at is left out: the preflight's page, and the run that confirms.
     """
@@ -67,9 +69,8 @@ def finished(tmp_path_factory):
     said, grids = list[str](), stages._grids
 
     def halve_once(base, search, rung, names):
-        if rung.number == 2:
-            raise KeyboardInterrupt
-        return stages.halve.fn(base, search, rung, names)
+        stages.halve.fn(base, search, rung, names)
+        raise KeyboardInterrupt
 
     def favour(base, run, split, round_):
         found = grids(base, run, split, round_)
@@ -93,6 +94,7 @@ def finished(tmp_path_factory):
             cut.setattr(flow, "halve", halve_once)
             with pytest.raises(KeyboardInterrupt):
                 flow.design.fn(experiment, root)
+        shutil.rmtree(next(root.glob(f"checkpoints/*/{WINNER}/seed-3/round-0001")))
         found = as_dict(flow.design.fn(experiment, root))
         before = tables(root)
         again = as_dict(flow.design.fn(experiment, root))
