@@ -1,6 +1,6 @@
 """The experiment file: typed, frozen, bounded; unknown keys are refused."""
 
-from sdcore.config.base import Count, Name, Settings, Share
+from sdcore.config.base import NAME_LENGTH, Count, Name, Settings, Share
 from sdcore.config.critic import (
     CRITICS,
     OPERATIONAL,
@@ -25,7 +25,7 @@ from sdcore.config.objectives import (
     TeacherConfig,
     objective,
 )
-from sdcore.config.overrides import drift, load_experiment, read_settings
+from sdcore.config.overrides import as_toml, drift, load_experiment, read_settings
 from sdcore.config.problems import (
     SOURCES,
     ArithmeticConfig,
@@ -65,7 +65,8 @@ from sdcore.config.weightings import (
 )
 
 __all__ = [
-    "CADENCE", "CRITICS", "ENGINES", "OBJECTIVES", "OPERATIONAL", "RESERVED", "SOURCES",
+    "CADENCE", "CRITICS", "ENGINES", "NAME_LENGTH", "OBJECTIVES", "OPERATIONAL", "RESERVED",
+    "SOURCES",
     "WEIGHTINGS", "AdvantageWeights", "ArithmeticConfig", "BandConfig", "ChecksConfig", "Condition",
     "ConditionSettings", "Count", "CriticConfig", "CriticEntry", "CriticSettings", "DesignConfig",
     "DiagnoseConfig", "DistillConfig", "EngineConfig", "EngineEntry", "EvaluationConfig",
@@ -73,7 +74,6 @@ __all__ = [
     "Name", "ObjectiveEntry", "OracleConfig", "PositionWeights", "ProblemsConfig", "PromptsConfig",
     "RegionWeights", "RelevanceWeights", "SamplingConfig", "Settings", "Share", "SourceEntry",
     "SweepConfig", "TeacherConfig", "TrainingConfig", "Trial", "WarmupConfig", "WeightingEntry",
-    "WeightingSettings",
-    "WordProblemsConfig", "critic", "drift", "engine", "load_experiment", "objective",
-    "read_settings", "source", "weighting",
+    "WeightingSettings", "WordProblemsConfig", "as_toml", "critic", "drift", "engine",
+    "load_experiment", "objective", "read_settings", "source", "weighting",
 ]  # fmt: skip

@@ -24,7 +24,8 @@ NAMES_CODE: dict[str, JsonValue] = {"x-sdcore-set": "name"}
 """Marks a setting that may name code as `module:attribute`: a form or an API may set it to what is
 built in or installed only."""
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+NAME_LENGTH = 64  # characters in the name of an experiment or a condition, at most
+Name = Annotated[str, Field(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_.-]{{0,{NAME_LENGTH - 1}}}$")]
 
 
 Address = Annotated[

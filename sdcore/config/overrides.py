@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -60,6 +61,20 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ConfigError("experiment file cannot be read", got=error, where=str(path)) from error
     except (ValueError, RecursionError) as error:  # tomllib's own errors are ValueErrors
         raise ConfigError("experiment file is not TOML", got=error, where=str(path)) from error
+
+
+def as_toml(settings: Mapping[str, Any]) -> str:
+    """Return nested settings as TOML that `load_experiment` reads back; None is left out.
+
+    TOML has no word for None, which is the default of every setting that may be None.
+    """
+    return tomli_w.dumps(_without_none(settings))
+
+
+def _without_none(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _without_none(value) for name, value in tree.items() if value is not None}
+    return [_without_none(each) for each in tree] if isinstance(tree, list) else tree
 
 
 def drift(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -13,13 +13,12 @@ from typing import Any
 
 from pydantic import Field, JsonValue, ValidationError
 
-from sdcore.config.base import FILE_ONLY, Name, Settings
+from sdcore.config.base import FILE_ONLY, NAME_LENGTH, Name, Settings
 from sdcore.config.objectives import OBJECTIVES
 from sdcore.errors import ConfigError
 from sdcore.store.schema import content_key
 
 DIGITS = 12  # significant ones of a value that extends a grid: 3 * 0.0001 is 0.0003
-LONGEST = 64  # characters in the name of a condition
 
 _NOT_OF_TYPE = {"extra_forbidden", "too_short", "too_long"}
 """Errors that do not say that a setting takes no list."""
@@ -106,9 +105,9 @@ def trial_name(family: str, values: Mapping[str, Any]) -> str:
     parts = [f"{setting.rpartition('.')[2]}-{_written(value)}" for setting, value in values.items()]
     wanted = "-".join([family, *parts])
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", wanted)
-    if name == wanted and len(name) <= LONGEST:
+    if name == wanted and len(name) <= NAME_LENGTH:
         return name
-    return f"{name[: LONGEST - 9]}-{content_key(family, dict(values))[:8]}"
+    return f"{name[: NAME_LENGTH - 9]}-{content_key(family, dict(values))[:8]}"
 
 
 def is_scale(values: Sequence[object]) -> bool:

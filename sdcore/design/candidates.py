@@ -13,14 +13,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sdcore.config import Condition, Experiment
+from sdcore.config import NAME_LENGTH, Condition, Experiment
 from sdcore.contexts import NULL
 from sdcore.errors import ConfigError
 
 QUOTED = ("reference", "step_aligned", "full_quote", "omission")
 """The built-in contexts that are candidates by default; controls are not."""
-
-_LONGEST = 64  # characters of a condition's name
 
 
 @dataclass(frozen=True)
@@ -159,11 +157,11 @@ def _token_label(tokens: Mapping[str, Any]) -> str:
 
 def _free(wanted: str, taken: Mapping[str, object]) -> str:
     """A name for a condition like the one that is wanted, which no other candidate has."""
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", wanted).lstrip("_.-")[:_LONGEST] or "candidate"
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", wanted).lstrip("_.-")[:NAME_LENGTH] or "candidate"
     number = 2
     while name in taken:
         end = f"-{number}"
-        name, number = f"{name[: _LONGEST - len(end)]}{end}", number + 1
+        name, number = f"{name[: NAME_LENGTH - len(end)]}{end}", number + 1
     return name
 
 

@@ -7,14 +7,10 @@ rung trains some of its conditions up to some of its rounds, and a later one goe
 from collections.abc import Sequence
 from typing import Any
 
-import tomli_w
-
-from sdcore.config import Experiment
+from sdcore.config import NAME_LENGTH, Experiment, as_toml
 from sdcore.design.candidates import Candidate, Field, tree_of
 from sdcore.design.schedule import halving
 from sdcore.store.schema import content_key
-
-_LONGEST = 64  # characters of an experiment's name
 
 
 def search_experiment(experiment: Experiment, field: Field) -> Experiment:
@@ -71,7 +67,7 @@ def as_file(experiment: Experiment) -> str:
     tree = experiment.model_dump(
         mode="json", exclude_defaults=True, exclude={"plugins", "design", "diagnose"}
     )
-    return tomli_w.dumps(_without_none(tree))
+    return as_toml(tree)
 
 
 def design_id(experiment: Experiment) -> str:
@@ -86,7 +82,7 @@ def _settings(candidate: Candidate) -> dict[str, Any]:
 
 
 def _named(experiment: Experiment, end: str) -> str:
-    return f"{experiment.name[: _LONGEST - len(end) - 1]}-{end}"
+    return f"{experiment.name[: NAME_LENGTH - len(end) - 1]}-{end}"
 
 
 def _limited(tree: dict[str, Any], most: float | None) -> dict[str, Any]:
@@ -96,10 +92,3 @@ def _limited(tree: dict[str, Any], most: float | None) -> dict[str, Any]:
         own = critic["max_budget"]
         critic["max_budget"] = most if own is None else min(own, most)
     return tree
-
-
-def _without_none(tree: Any) -> Any:
-    """The tree without its empty settings: TOML has no word for them."""
-    if isinstance(tree, dict):
-        return {name: _without_none(value) for name, value in tree.items() if value is not None}
-    return [_without_none(each) for each in tree] if isinstance(tree, list) else tree

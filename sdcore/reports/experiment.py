@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import tomli_w
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from sdcore.analysis import comparison, signal_stats
 from sdcore.analysis.metrics import METRICS
-from sdcore.config import Experiment
+from sdcore.config import Experiment, as_toml
 from sdcore.errors import DataError
 from sdcore.reports import heatmaps, plots
 from sdcore.reports.html import Cell, cell, render_page
@@ -111,7 +110,7 @@ def render_report(store: Store, experiment_id: str) -> str:
         confidence=f"{experiment.evaluation.confidence:.0%}",
         conditions={name: experiment.conditions[name] for name in names},
         colours=plots.colours(names),
-        toml=toml(experiment.model_dump(mode="json", exclude_none=True)),
+        toml=as_toml(experiment.model_dump(mode="json")),
         versions={"sdcore": rows[0]["code_version"], **json.loads(rows[0]["libraries"])}.items(),
         warnings=comparison.warnings(store, experiment_id).to_dicts(),
         objection=f"{OBJECTION:g}".replace("-", "−"),
@@ -123,11 +122,6 @@ def render_report(store: Store, experiment_id: str) -> str:
         **_signals(store, experiment, names),
         **_examples(store, experiment, names),
     )
-
-
-def toml(settings: Mapping[str, Any]) -> str:
-    """Nested settings without nulls as TOML, which `load_experiment` reads back."""
-    return tomli_w.dumps(settings)
 
 
 def _trials(store: Store, experiment: Experiment) -> list[Values]:

@@ -1,10 +1,11 @@
 import json
+import tomllib
 from typing import get_args
 
 import pytest
 from pydantic import BaseModel
 
-from sdcore.config import Experiment, drift, load_experiment
+from sdcore.config import Experiment, as_toml, drift, load_experiment
 from sdcore.config.base import Settings
 from sdcore.config.shipped import shipped_names
 from sdcore.errors import ConfigError
@@ -14,11 +15,20 @@ FILES = sorted(EXPERIMENTS.glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_shipped_experiment_parses_and_survives_a_round_trip(path):
+def test_every_shipped_experiment_parses_and_survives_a_round_trip(path, tmp_path):
     overrides = ["problems.path=some.jsonl"] if 'source = "jsonl"' in path.read_text() else []
     experiment = load_experiment(path, overrides)
     assert experiment.name == path.stem
     assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
+    written = tmp_path / "again.toml"
+    written.write_text(as_toml(experiment.model_dump(mode="json")), "utf-8")
+    assert load_experiment(written) == experiment
+
+
+def test_toml_quotes_what_needs_quotes_and_leaves_out_what_is_none():
+    tree = {"a": 'x"\n', "b.c": {"d": [1, 2.5], "none": None}, "e": [{"f": "all", "g": None}]}
+    read = tomllib.loads(as_toml(tree))
+    assert read == {"a": 'x"\n', "b.c": {"d": [1, 2.5]}, "e": [{"f": "all"}]}
 
 
 def test_overrides_are_dotted_toml_or_bare_words():

@@ -3,8 +3,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from sdcore.config import Experiment, Trial, load_experiment, read_settings
-from sdcore.config.sweeps import LONGEST, next_value, trial_name, with_lists
+from sdcore.config import NAME_LENGTH, Experiment, Trial, load_experiment, read_settings
+from sdcore.config.sweeps import next_value, trial_name, with_lists
 from sdcore.errors import ConfigError
 from sdcore.schedule import checkpoint_rounds
 from tests.helpers.paths import EXPERIMENTS, QUICKSTART
@@ -160,7 +160,7 @@ def test_names_of_trials_are_names_of_files_and_differ():
     assert trial_name("grpo", {"learning_rate": 4e-4}) == "grpo-learning_rate-0.0004"
     long = [trial_name("a" * 60, {"learning_rate": value}) for value in (1e-3, 2e-3)]
     odd = [trial_name("a", {"context": value}) for value in ("own:one", "own_one")]
-    assert len({*long, *odd}) == 4 and max(map(len, long)) <= LONGEST
+    assert len({*long, *odd}) == 4 and max(map(len, long)) <= NAME_LENGTH
     assert ":" not in "".join(odd)
     with pytest.raises(ConfigError, match="same name"):
         sweep("grpo.learning_rate=[1e-3, '0.001']")
