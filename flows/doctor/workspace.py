@@ -21,12 +21,7 @@ TABLES_FILE, CHECKPOINTS = "sdcore.duckdb", "checkpoints"
 SERVERS = {"mlflow": Path("mlflow.db"), "prefect": Path("prefect", "prefect.db")}
 PRIVATE = (TABLES_FILE, "login.key", *map(str, SERVERS.values()))
 _BUSY = "end the process that uses it, or wait for it, then `sdcore doctor` again"
-_POLICIES = """
-    SELECT experiment_id, condition, seed, policies.round, sha256,
-        path IS NOT NULL AND (good_round IS NULL OR policies.round <= good_round) AS needed
-    FROM policies LEFT JOIN stops USING (experiment_id, condition, seed)
-    WHERE kind <> 'base' ORDER BY ALL
-"""
+_RUN = ["experiment_id", "condition", "seed"]
 
 
 @dataclass(frozen=True)
@@ -152,29 +147,24 @@ def checked_checkpoints(root: Path) -> tuple[int, list[Damage]]:
     damaged: list[Damage] = []
     if not path.exists() or not any(each.rows for each in check(path) if each.name == "policies"):
         return whole, damaged
-    for row in query_file(path, _POLICIES).iter_rows(named=True):
-        name = Path(CHECKPOINTS, row["experiment_id"], row["condition"], f"seed-{row['seed']}")
-        folder = root / name / f"round-{row['round']:04d}"
-        if folder.is_dir():
-            reason = _weights_fault(folder, row["sha256"])
-        else:
-            reason = "is missing" if row["needed"] else ""
-        if reason:
-            damaged.append(Damage(row["experiment_id"], folder, reason))
-        else:
-            whole += folder.is_dir()
+    from tasks.run.checkpoints import damage, needed  # noqa: PLC0415 - torch, where there are weights
+    from tasks.run.condition_run import StoredPolicy  # noqa: PLC0415
+
+    rows, stops = query_file(path, "FROM policies"), query_file(path, "FROM stops")
+    for run, own in rows.sort(*_RUN, "round").group_by(_RUN, maintain_order=True):
+        stored = StoredPolicy.from_frame(own)
+        wanted = needed(stored, stops.filter(**dict(zip(_RUN, run, strict=True))))
+        for policy in stored:
+            folder = root / policy.checkpoint
+            if folder.is_dir():
+                error = damage(root, policy)
+                whole += error is None
+                reason = f"{error.what} ({_first_line(error.got)})" if error else ""
+            else:  # a run that was killed between two checkpoints has none of its last policy
+                reason = "is missing" if policy in wanted and policy.path else ""
+            if reason:
+                damaged.append(Damage(policy.experiment_id, folder, reason))
     return whole, damaged
-
-
-def _weights_fault(folder: Path, sha256: str) -> str:
-    from sdcore.models import policies  # noqa: PLC0415 - torch, only where there are weights
-
-    try:
-        policies.require_intact(folder)
-        stored = policies.weights_digest(folder)
-    except SdcoreError as error:
-        return f"{error.what} ({_first_line(error.got)})"
-    return "" if stored == sha256 else f"its weights have the sha256 {stored}, not {sha256}"
 
 
 def notes(root: Path) -> Iterator[Finding]:

@@ -1,6 +1,10 @@
 """Which checkpoints of a run are whole, and which of those that it needs are not."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import polars as pl
 
 from sdcore.errors import ModelError
 from sdcore.models import policies
@@ -18,17 +22,38 @@ class Damaged(NamedTuple):
 def damaged_checkpoints(run: ConditionRun) -> list[Damaged]:
     """Return the checkpoints that a run needs and that are missing or damaged, in order of rounds.
 
-    It needs those of scored policies and the last one, from which it goes on; of a run that was
-    stopped early, none after its last good policy. Those of the base are its warmed-up weights.
     Every file of them is read.
     """
-    stops = run.store.rows("stops", **run.columns)
-    trained = [policy for policy in _stored(run) if policy.kind != "base"]
+    wanted = needed(_stored(run), run.store.rows("stops", **run.columns))
+    found = ((policy, damage(run.root, policy)) for policy in wanted)
+    return [Damaged(policy, reason) for policy, reason in found if reason is not None]
+
+
+def needed(stored: Sequence[StoredPolicy], stops: pl.DataFrame) -> list[StoredPolicy]:
+    """Return the policies of a run whose checkpoints it needs, in order of rounds.
+
+    These are the scored ones and the last one, from which it goes on; of a run that was stopped
+    early, none after its last good policy. Those of the base are its warmed-up weights.
+
+    Args:
+        stored: all policies of the run, in order of rounds.
+        stops: its rows of the table `stops`.
+    """
+    trained = [policy for policy in stored if policy.kind != "base"]
     if len(stops):
         trained = [each for each in trained if each.round <= stops["good_round"].item()]
-    needed = [each for each in trained if each.path is not None or each is trained[-1]]
-    found = ((policy, _damage(run, policy)) for policy in needed)
-    return [Damaged(policy, reason) for policy, reason in found if reason is not None]
+    return [each for each in trained if each.path is not None or each is trained[-1]]
+
+
+def damage(root: Path, policy: StoredPolicy) -> ModelError | None:
+    """Return what is wrong with a policy's checkpoint in a workspace, if anything is."""
+    base = policy.condition == BASE
+    require = policies.require_weights if base else checkpoints.require_whole
+    try:
+        require(root / policy.checkpoint, policy.sha256)
+    except ModelError as error:
+        return error
+    return None
 
 
 def last_checkpoint(run: ConditionRun, round_: int | None = None) -> StoredPolicy:
@@ -38,7 +63,7 @@ def last_checkpoint(run: ConditionRun, round_: int | None = None) -> StoredPolic
         StoreError: there is no base policy yet.
     """
     for policy in reversed(_stored(run)):
-        if (round_ is None or policy.round <= round_) and _damage(run, policy) is None:
+        if (round_ is None or policy.round <= round_) and damage(run.root, policy) is None:
             return policy
     return run.policy(0)
 
@@ -46,12 +71,3 @@ def last_checkpoint(run: ConditionRun, round_: int | None = None) -> StoredPolic
 def _stored(run: ConditionRun) -> list[StoredPolicy]:
     rows = run.store.rows("policies", **run.columns)
     return StoredPolicy.from_frame(rows.sort("round"))
-
-
-def _damage(run: ConditionRun, policy: StoredPolicy) -> ModelError | None:
-    require = policies.require_weights if run.condition == BASE else checkpoints.require_whole
-    try:
-        require(run.checkpoint(policy.round), policy.sha256)
-    except ModelError as error:
-        return error
-    return None

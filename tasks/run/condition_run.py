@@ -47,6 +47,16 @@ class StoredPolicy(Record):
     sha256: str
     hinted: float | None = None
 
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of its checkpoint, below the workspace."""
+        return checkpoint_path(self.experiment_id, self.condition, self.seed, self.round)
+
+
+def checkpoint_path(experiment_id: str, condition: str, seed: int, round_: int) -> Path:
+    """Return the folder of the checkpoint after so many rounds of a run, below the workspace."""
+    return Path("checkpoints", experiment_id, condition, f"seed-{seed}", f"round-{round_:04d}")
+
 
 class ConditionRun:
     """One condition and seed of an experiment, in a session.
@@ -98,8 +108,7 @@ class ConditionRun:
     @property
     def folder(self) -> Path:
         """Folder of its checkpoints."""
-        run = self.root / "checkpoints" / self.experiment.experiment_id
-        return run / self.condition / f"seed-{self.seed}"
+        return self.checkpoint(0).parent
 
     @cached_property
     def prompt_day(self) -> date:
@@ -142,7 +151,8 @@ class ConditionRun:
 
     def checkpoint(self, round_: int) -> Path:
         """Folder of the checkpoint after `round_` rounds."""
-        return self.folder / f"round-{round_:04d}"
+        own = checkpoint_path(self.experiment.experiment_id, self.condition, self.seed, round_)
+        return self.root / own
 
     def problems(self, split: str) -> pl.DataFrame:
         """The problems of a split, in order; with a band, those that were found to be in it."""

@@ -21,6 +21,7 @@ from sdcore.store.check import check
 from sdcore.store.database import Store
 from sdcore.store.export import export
 from sdcore.store.schema import TABLES
+from sdcore.training import checkpoints
 from tests.helpers.example import EXPERIMENT, fill, policy
 
 RUN = EXPERIMENT.experiment_id
@@ -57,6 +58,9 @@ def whole(tmp_path_factory):
     folder = root / CHECKPOINT
     with policies.replacing(folder) as fresh:
         policies.save_tensors(weights, fresh / "model.safetensors")
+        (fresh / checkpoints.STATE).parent.mkdir()
+        policies.save_tensors(weights, fresh / checkpoints.STATE)
+        (fresh / checkpoints.ABOUT).write_text("{}")
     row = policy("reference", 0, 4) | {
         "path": CHECKPOINT, "sha256": policies.digest(weights),
     }  # fmt: skip
@@ -233,10 +237,11 @@ def test_a_missing_checkpoint_is_retrained_by_the_next_run(root):
     assert lines(root) == []
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", checkpoints.STATE, policies.CHECKSUMS])
 @pytest.mark.parametrize("damage", [truncated, gone])
-def test_a_damaged_checkpoint_goes_aside_so_that_it_is_retrained(root, damage):
+def test_a_damaged_checkpoint_goes_aside_so_that_it_is_retrained(root, damage, name):
     folder = root / CHECKPOINT
-    damage(folder / "model.safetensors")
+    damage(folder / name)
     before = tree(folder)
     assert finding(root, "checkpoint").state == "fail"
     assert tree(folder) == before
@@ -251,7 +256,7 @@ def test_weights_of_another_policy_are_not_those_of_the_row(root):
     folder = root / CHECKPOINT
     with policies.replacing(folder) as fresh:  # whole, with digests of its own
         policies.save_tensors({"weight": torch.zeros(3)}, fresh / "model.safetensors")
-    assert "its weights have the sha256" in finding(root, "checkpoint").found
+    assert "the folder holds other weights" in finding(root, "checkpoint").found
 
 
 def test_notes_of_services_and_files_that_are_damaged(root):
