@@ -238,7 +238,7 @@ def test_a_missing_checkpoint_is_retrained_by_the_next_run(root):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", checkpoints.STATE, policies.CHECKSUMS])
-@pytest.mark.parametrize("damage", [truncated, gone])
+@pytest.mark.parametrize("damage", [truncated, empty, gone])
 def test_a_damaged_checkpoint_goes_aside_so_that_it_is_retrained(root, damage, name):
     folder = root / CHECKPOINT
     damage(folder / name)
