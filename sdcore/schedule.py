@@ -10,6 +10,9 @@ from enum import StrEnum
 from sdcore.config import Condition, Experiment
 from sdcore.store.schema import content_key
 
+PROBES = 16
+"""Validation rollouts of the base on which every round measures the drift from it."""
+
 
 class Stage(StrEnum):
     """The stages of a round, in order; each depends on those before it."""

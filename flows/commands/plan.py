@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import polars as pl
 import typer
@@ -16,9 +16,8 @@ from flows.commands.terminal import (
 )
 from sdcore.config import Experiment, LlmCriticConfig, load_experiment
 from sdcore.errors import SdcoreError
-
-if TYPE_CHECKING:
-    from sdcore.planning.estimate import Cost, Plan
+from sdcore.planning.estimate import Cost, Plan, duration
+from sdcore.planning.estimate import plan as plan_of
 
 app = typer.Typer()
 LONG = 3600.0  # seconds; a run that takes longer is announced
@@ -57,7 +56,7 @@ def plan(
 
 def planned_on(
     settings: Experiment, machine: str | None = None, response: float | None = None
-) -> "Plan":
+) -> Plan:
     """Return the plan of an experiment for a named machine, or for this one.
 
     Raises:
@@ -66,7 +65,6 @@ def planned_on(
     """
     from sdcore.models.folders import at_hand
     from sdcore.planning import machines
-    from sdcore.planning.estimate import plan as plan_of
     from sdcore.planning.lengths import lengths_of
     from sdcore.planning.shapes import shape_of
 
@@ -94,14 +92,14 @@ def announce(settings: Experiment) -> None:
     if planned.whole.seconds > LONG:
         price = f", {planned.price:,.2f} for the critic" if planned.price else ""
         notes.print(
-            f"Takes about {hours(planned.whole.seconds)} on {planned.machine.name}{price}; bound "
-            f"by {planned.bound}. `sdcore plan` shows the stages.",
+            f"Takes about {duration(planned.whole.seconds)} on {planned.machine.name}{price}; "
+            f"bound by {planned.bound}. `sdcore plan` shows the stages.",
             soft_wrap=True,
             markup=False,
         )
 
 
-def as_dict(planned: "Plan") -> dict[str, object]:
+def as_dict(planned: Plan) -> dict[str, object]:
     """Return a plan as JSON has it: seconds, bytes, and shares of 1."""
     return {
         "experiment": planned.experiment.name,
@@ -125,7 +123,7 @@ def as_dict(planned: "Plan") -> dict[str, object]:
     }
 
 
-def _table(planned: "Plan") -> pl.DataFrame:
+def _table(planned: Plan) -> pl.DataFrame:
     stages = {name: cost for name, cost in planned.stages.items() if cost.seconds}
     return pl.DataFrame(
         [_row(planned, name, cost) for name, cost in stages.items()]
@@ -133,13 +131,13 @@ def _table(planned: "Plan") -> pl.DataFrame:
     )
 
 
-def _row(planned: "Plan", name: str, cost: "Cost") -> dict[str, object]:
+def _row(planned: Plan, name: str, cost: Cost) -> dict[str, object]:
     count = planned.machine.count
     row: dict[str, object] = {
         "stage": name,
         "tokens": amount(cost.tokens),
         "FLOPs": amount(cost.flops),
-        "time": hours(cost.seconds),
+        "time": duration(cost.seconds),
         "device-hours": f"{count * cost.seconds / 3600:.3g}",
         "use": f"{cost.busy / (count * cost.seconds):.0%}" if cost.seconds else "",
         "written": f"{amount(cost.written)}B",
@@ -150,7 +148,7 @@ def _row(planned: "Plan", name: str, cost: "Cost") -> dict[str, object]:
     return row
 
 
-def _lines(planned: "Plan") -> list[str]:
+def _lines(planned: Plan) -> list[str]:
     memory, machine, gib = planned.memory, planned.machine, 2**30
     parts = ", ".join(f"{name} {size / gib:.1f}" for name, size in asdict(memory).items())
     return [
@@ -174,10 +172,3 @@ def amount(number: float) -> str:
             return f"{number:.3g}{unit}" if unit else f"{number:.0f}"
         number /= 1000
     raise AssertionError("the last unit returns")
-
-
-def hours(seconds: float) -> str:
-    """Return a duration in the unit that people would use, such as `7 min` or `12.1 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * LONG else f"{seconds / LONG:.1f} h"

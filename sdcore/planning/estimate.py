@@ -1,9 +1,10 @@
 """From work to hours: what each stage takes on a machine, what bounds it, what it costs."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from math import ceil
+from operator import add
 
 from sdcore.config import ConditionSettings, Experiment, LlmCriticConfig
 from sdcore.planning.lengths import Lengths
@@ -11,7 +12,6 @@ from sdcore.planning.machines import Machine
 from sdcore.planning.memory import (
     Memory,
     batch_rows,
-    is_gpu,
     memory_of,
     misfits,
     sampling_devices,
@@ -68,17 +68,10 @@ class Cost:
     written: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(mine + more for mine, more in zip(_parts(self), _parts(other), strict=True)))
+        return Cost(*map(add, astuple(self), astuple(other)))
 
     def __mul__(self, times: float) -> "Cost":
-        return Cost(*(times * part for part in _parts(self)))
-
-
-def _parts(cost: Cost) -> tuple[float, ...]:
-    return (
-        cost.seconds, cost.busy, cost.tokens, cost.flops, cost.critic_in, cost.critic_out,
-        cost.written,
-    )  # fmt: skip
+        return Cost(*(times * part for part in astuple(self)))
 
 
 def total(costs: Sequence[Cost]) -> Cost:
@@ -151,10 +144,9 @@ class Plan:
         for seconds in sorted(self.lineages, reverse=True):
             ends[ends.index(min(ends))] += seconds
         alone = self.whole.seconds - sum(self.lineages)
-        hours = (alone + max(ends)) / 3600
         return (
-            f"{_hours(hours)} instead of {_hours(self.whole.seconds / 3600)}, if it has devices of "
-            "its own and takes half of the conditions and seeds"
+            f"{duration(alone + max(ends))} instead of {duration(self.whole.seconds)}, if it has "
+            "devices of its own and takes half of the conditions and seeds"
         )
 
     def _reason(self, stage: str) -> str:
@@ -165,14 +157,17 @@ class Plan:
                 "(critic.concurrency, a faster endpoint, fewer critic.max_tokens)"
             )
         if stage in ("sample", "evaluate"):
-            if is_gpu(self.machine) and tensor_parallel(self.experiment) < self.machine.count:
+            if self.machine.gpu and tensor_parallel(self.experiment) < self.machine.count:
                 return f"{sampling_devices(self.experiment)} of {self.machine.count} devices sample"
             return "tokens are drawn one after another; larger batches cost little more"
         return "passes of student and teacher over the model" if stage == "distill" else "its work"
 
 
-def _hours(hours: float) -> str:
-    return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.1f} h"
+def duration(seconds: float) -> str:
+    """Return a time in the unit that people would use, such as `7 min` or `12.1 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 
 def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths) -> Plan:
@@ -187,9 +182,11 @@ def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Length
     for stage, cost in work.shared():
         stages[stage] += cost
     lineages = list[float]()
-    for condition in experiment.conditions.values():
+    winners = {names[0] for names in experiment.families.values()}  # any of them may win
+    for name, condition in experiment.conditions.items():
+        tested = name not in experiment.trials or name in winners
         for _ in experiment.seeds:
-            costs = list(work.lineage(condition))
+            costs = list(work.lineage(condition, tested=tested))
             for stage, cost in costs:
                 stages[stage] += cost
             lineages.append(sum(cost.seconds for _, cost in costs))
@@ -234,10 +231,10 @@ class _Work:
         if warmup := self.experiment.warmup:
             step = warmup_step(self.experiment, self.shape, self.lengths, warmup.batch_size)
             yield "warm-up", self.trained(step) * warmup.steps
-        yield from self.scored()
+        yield from self.scored(tested=True)
 
-    def lineage(self, condition: ConditionSettings) -> Iterator[tuple[str, Cost]]:
-        """What a condition does with one seed."""
+    def lineage(self, condition: ConditionSettings, *, tested: bool) -> Iterator[tuple[str, Cost]]:
+        """What a condition does with one seed; a trial that loses is not tested."""
         training, lengths = self.experiment.training, self.lengths
         rollouts = training.questions_per_round * condition.group_size
         step = step_of(self.experiment, self.shape, lengths, condition)
@@ -251,14 +248,19 @@ class _Work:
         stored = written * checkpoint_bytes(self.experiment, self.shape, condition)
         yield "distill", Cost(seconds=stored / self.machine.disk, written=stored + signals)
         for _ in checkpoint_rounds(self.experiment, condition):
-            yield from self.scored()
+            yield from self.scored(tested=tested)
 
-    def scored(self) -> Iterator[tuple[str, Cost]]:
-        """Both splits of one policy."""
-        problems, evaluation = self.experiment.problems, self.experiment.evaluation
-        yield "evaluate", self.sampled(problems.test, evaluation.samples)
-        yield "evaluate", self.sampled(problems.validation, evaluation.validation_samples)
-        yield "evaluate", Cost(seconds=2 * SCORING)
+    def scored(self, *, tested: bool) -> Iterator[tuple[str, Cost]]:
+        """One policy on validation and, if asked, on test."""
+        problems, evaluation, scoring = (
+            self.experiment.problems, self.experiment.evaluation, Cost(seconds=SCORING)
+        )  # fmt: skip
+        yield (
+            "evaluate",
+            self.sampled(problems.validation, evaluation.validation_samples) + scoring,
+        )
+        if tested:
+            yield "evaluate", self.sampled(problems.test, evaluation.samples) + scoring
 
     def sampled(self, questions: int, samples: int) -> Cost:
         """Responses to some questions."""

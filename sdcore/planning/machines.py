@@ -20,6 +20,7 @@ class Machine:
 
     Attributes:
         name: such as `h100x8`.
+        gpu: the devices are GPUs.
         count: devices; the cores of a machine without GPU are one device.
         flops: peak of a device's matrix products, FLOP/s; of a GPU in bfloat16.
         single: the same in float32.
@@ -40,6 +41,7 @@ class Machine:
     """
 
     name: str
+    gpu: bool
     count: int
     flops: float
     single: float
@@ -71,6 +73,7 @@ CORE_FLOPS = 94e9
 
 CPU = Machine(
     name="cpu",
+    gpu=False,
     count=1,
     flops=2 * CORE_FLOPS,
     single=2 * CORE_FLOPS,
@@ -90,6 +93,7 @@ CPU = Machine(
 
 _GPU = replace(
     CPU,
+    gpu=True,
     train_share=0.13,  # measured: LoRA step of Qwen3-1.7B in bfloat16, all its parts
     decode_share=0.5,  # assumed
     activation=0.0,  # inside train_share

@@ -1,6 +1,7 @@
 """Memory of a device, and of what does not fit into it the setting that makes it fit."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sdcore.config import Experiment, LlmCriticConfig
@@ -42,11 +43,6 @@ class Memory:
         """Everything at the fullest moment; in a process sampling and training take turns."""
         stays = self.weights + self.optimizer + self.sampler + self.process
         return stays + max(self.activations, self.batch)
-
-
-def is_gpu(machine: Machine) -> bool:
-    """Return whether the devices are GPUs."""
-    return not machine.name.startswith("cpu")
 
 
 def sampling_devices(experiment: Experiment) -> int:
@@ -95,7 +91,7 @@ def training_activations(
 
 def memory_of(experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths) -> Memory:
     """Return the memory of the fullest device: the one with the trainer and the sampler on it."""
-    gpu, training, dtype = is_gpu(machine), experiment.training, experiment.model.dtype
+    gpu, training, dtype = machine.gpu, experiment.training, experiment.model.dtype
     in_process = experiment.engine.kind != "vllm"
     whole, size = shape.parameters, BYTES[dtype]
     trained = trained_parameters(shape, training.lora)
@@ -155,58 +151,86 @@ def misfits(
     experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths, memory: Memory
 ) -> list[str]:
     """Return what does not fit, and the setting that fixes it."""
-    found = list[str]()
-    training, engine = experiment.training, experiment.engine
-    needed = lengths.prompt + experiment.sampling.max_new_tokens
-    if max(lengths.shown + lengths.longest, needed) > shape.positions:
-        found.append(
-            f"prompt and response need about {lengths.shown + lengths.longest:,.0f} positions, and "
-            f"the model has {shape.positions:,}: lower sampling.max_new_tokens"
+    return [
+        *_too_long(experiment, shape, lengths),
+        *_does_not_start(experiment, shape, machine, lengths),
+        *_gives_up(experiment),
+        *_too_large(experiment, shape, machine, lengths, memory),
+    ]
+
+
+def _too_long(experiment: Experiment, shape: Shape, lengths: Lengths) -> Iterator[str]:
+    needed = max(lengths.shown + lengths.longest, _sequence(experiment, lengths))
+    if needed > shape.positions:
+        yield (
+            f"prompt and response need about {needed:,.0f} positions, and the model has "
+            f"{shape.positions:,}: lower sampling.max_new_tokens"
         )
-    if engine.kind == "vllm" and not engine.urls:
-        served = engine.context_length or shape.positions
-        token = shape.cache_bytes(experiment.model.dtype)
-        if needed > served:
-            found.append(
-                f"engine.context_length = {served:,} is less than prompt and response, about "
-                f"{needed:,.0f}: set it to {_rounded_up(needed, 1024):,}"
-            )
-        if served * token > engine.cache_gib * GIB:
-            found.append(
-                f"vLLM does not start: engine.cache_gib = {engine.cache_gib:g}, and one sequence "
-                f"of {served:,} positions needs {served * token / GIB:.1f} GiB: set "
-                f"engine.cache_gib = {_rounded_up(served * token / GIB, 1):g}, or "
-                f"engine.context_length = {_rounded_up(needed, 1024)}"
-            )
-    if sampling_devices(experiment) > machine.count and not engine.urls:
-        found.append(
+
+
+def _does_not_start(
+    experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths
+) -> Iterator[str]:
+    """What a vLLM server refuses that the run starts itself."""
+    engine, needed = experiment.engine, _sequence(experiment, lengths)
+    if engine.kind != "vllm" or engine.urls:
+        return
+    served = engine.context_length or shape.positions
+    held = served * shape.cache_bytes(experiment.model.dtype) / GIB
+    if needed > served:
+        yield (
+            f"engine.context_length = {served:,} is less than prompt and response, about "
+            f"{needed:,.0f}: set it to {_rounded_up(needed, 1024):,}"
+        )
+    if held > engine.cache_gib:
+        yield (
+            f"vLLM does not start: engine.cache_gib = {engine.cache_gib:g}, and one sequence of "
+            f"{served:,} positions needs {held:.1f} GiB: set engine.cache_gib = "
+            f"{_rounded_up(held, 1):g}, or engine.context_length = {_rounded_up(needed, 1024)}"
+        )
+    if sampling_devices(experiment) > machine.count:
+        yield (
             f"--tensor-parallel-size = {tensor_parallel(experiment)} needs as many devices, and "
             f"{machine.name} has {machine.count}: take it out of engine.arguments"
         )
+
+
+def _gives_up(experiment: Experiment) -> Iterator[str]:
+    """A critic whose longest answer takes longer than it is waited for."""
     critic = experiment.critic
-    if isinstance(critic, LlmCriticConfig) and critic.base_url:
-        longest = critic.max_tokens / CRITIC_RATE
-        if longest > critic.timeout:
-            found.append(
-                f"critic.timeout = {critic.timeout:g} s ends before an answer of critic.max_tokens "
-                f"= {critic.max_tokens:,} at {CRITIC_RATE:g} tokens/s: set critic.timeout = "
-                f"{_rounded_up(longest, 10)}"
-            )
+    if not isinstance(critic, LlmCriticConfig) or not critic.base_url:
+        return
+    longest = critic.max_tokens / CRITIC_RATE
+    if longest > critic.timeout:
+        yield (
+            f"critic.timeout = {critic.timeout:g} s ends before an answer of critic.max_tokens = "
+            f"{critic.max_tokens:,} at {CRITIC_RATE:g} tokens/s: set critic.timeout = "
+            f"{_rounded_up(longest, 10)}"
+        )
+
+
+def _too_large(
+    experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths, memory: Memory
+) -> Iterator[str]:
     if memory.total > machine.memory:
-        found.append(
+        yield (
             f"memory: {memory.total / GIB:.1f} GiB on a device of {machine.memory / GIB:.0f} GiB: "
             + _remedy(experiment, shape, machine, lengths, memory)
         )
-    elif training.sharded and machine.count == 1:
-        found.append("training.sharded needs several devices and torchrun: leave it out")
-    return found
+    elif experiment.training.sharded and machine.count == 1:
+        yield "training.sharded needs several devices and torchrun: leave it out"
+
+
+def _sequence(experiment: Experiment, lengths: Lengths) -> float:
+    """Positions of the student's prompt and the longest response that is allowed."""
+    return lengths.prompt + experiment.sampling.max_new_tokens
 
 
 def _remedy(
     experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths, memory: Memory
 ) -> str:
     """The setting that makes training and sampling fit into a device."""
-    gpu, training = is_gpu(machine), experiment.training
+    gpu, training = machine.gpu, experiment.training
     if memory.batch > memory.activations:
         return "lower sampling.batch_size"
     room = machine.memory - (memory.total - memory.activations)

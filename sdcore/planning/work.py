@@ -6,10 +6,9 @@ from math import ceil, log2
 from sdcore.config import ConditionSettings, Experiment, LoraConfig, TeacherConfig
 from sdcore.planning.lengths import Lengths
 from sdcore.planning.shapes import Shape
-from sdcore.schedule import checkpoint_rounds
+from sdcore.schedule import PROBES, checkpoint_rounds
 
 FLOAT = 4  # bytes of a trained weight, its gradient and its two moments
-PROBES = 16  # rollouts on which every round measures the drift from the base
 CRITIC_RATE = 40.0  # tokens/s of one of the critic's answers under way; assumed, for 32B weights
 PADDING = 1.07  # positions per token of a micro-batch; 5 to 7 % were measured
 

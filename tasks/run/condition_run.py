@@ -11,6 +11,7 @@ import polars as pl
 from sdcore.config import Condition, Experiment
 from sdcore.errors import ConfigError, StoreError
 from sdcore.rollouts import Record
+from sdcore.schedule import PROBES
 from sdcore.store.database import Store
 from sdcore.store.schema import content_key
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from tasks.run.session import Session
 
 BASE = "base"
-PROBES = 16  # rollouts of the base on which the drift from it is measured
 _PROBES = """
     SELECT rollout_id, prompt_ids, response_ids, logprobs FROM rollouts
     WHERE experiment_id = $experiment_id AND condition = $condition AND seed = $seed

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from flows.commands import main, plan
 from sdcore.config import load_experiment
+from sdcore.planning.estimate import duration
 from tests.helpers.paths import EXPERIMENTS
 
 
@@ -47,4 +48,4 @@ def test_amounts_are_short():
     assert [plan.amount(number) for number in (0, 12, 999, 1234, 8.37e16)] == [
         "0", "12", "999", "1.23 k", "83.7 P",
     ]  # fmt: skip
-    assert [plan.hours(number) for number in (7, 433, 43_200)] == ["7 s", "7 min", "12.0 h"]
+    assert [duration(number) for number in (7, 433, 43_200)] == ["7 s", "7 min", "12.0 h"]

@@ -53,7 +53,7 @@ def of_the_file(name: str, machine: Machine = CPU, overrides: Sequence[str] = ()
     [  # seconds of whole runs on two quiet cores: the command's clock, Prefect's per stage
         ("quickstart", 433, {"sample": 99.7, "align": 16.4, "distill": 170.3, "evaluate": 117.1}),
         ("tokens", 428, {"sample": 85.9, "align": 37.1, "distill": 127.4, "evaluate": 139.9}),
-        ("laptop", 72 * 60, {}),  # another model; nothing was fitted to it
+        ("laptop", 72 * 60, {}),  # another model
     ],
 )
 def test_a_plan_is_within_30_percent_of_a_finished_run(name, wall, stages):
@@ -164,6 +164,15 @@ def test_a_second_worker_takes_half_of_the_conditions_and_seeds():
     assert sum(alone.lineages) == pytest.approx(four.lineages[0])
     whole, lineage = four.whole.seconds, four.lineages[0]
     assert four.second_worker.startswith(f"{(whole - 2 * lineage) / 60:.0f} min")
+
+
+def test_trials_are_scored_on_validation_and_the_winner_alone_on_test():
+    single = of_the_file("quickstart")
+    swept = of_the_file("quickstart", overrides=["conditions.grpo.learning_rate=[2e-4, 4e-4]"])
+    # One trial more: at rounds 2, 10 and 20 with 3 seeds, 4 samples of each of 100 problems.
+    prompt, response = single.lengths.prompt, single.lengths.response
+    more = swept.stages["evaluate"].tokens - single.stages["evaluate"].tokens
+    assert more == pytest.approx(3 * 3 * 100 * (prompt + 4 * response))
 
 
 def test_more_devices_train_faster_and_are_used_less():
