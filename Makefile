@@ -73,7 +73,8 @@ $(READY): requirements.lock requirements-torch.lock requirements-torch-cpu.lock 
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(LOCKED) requirements.lock
 	{ ! command -v nvidia-smi && $(BIN)/python $(LOCKED) requirements-torch-cpu.lock 2> /dev/null; } \
-		|| $(BIN)/python $(LOCKED) requirements-torch.lock
+		|| { echo "installing PyPI's torch, with 3 GB of CUDA's libraries"; \
+		$(BIN)/python $(LOCKED) requirements-torch.lock; }
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check
 	touch $@

@@ -187,9 +187,9 @@ def context_inputs(
     Args:
         mine: the rollout.
         near: rollouts of the round that may be quoted.
-        needs: of the contexts. The wrong solution is made only if one of them needs it: the
-            reference solution with a slip or, where none can be made, the nearest wrong rollout of
-            the same problem.
+        needs: inputs that the contexts need. Only if they include the wrong solution is it made:
+            the reference solution with one error added. If that is impossible, the nearest wrong
+            rollout of the same problem stands in.
         other_solution: worked solution of another problem.
     """
     problem = mine.problem

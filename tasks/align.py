@@ -139,7 +139,7 @@ def _wanted(run: ConditionRun, name: str) -> list[Context]:
 
 
 def _note_refusals(round_: Round, trainable: set[str]) -> None:
-    """Say how many critiques by a language model were refused, and what became of the rollouts.
+    """Say how many critiques by a language model were refused, and what happened to the rollouts.
 
     Args:
         round_: with its critiques.

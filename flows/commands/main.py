@@ -290,7 +290,7 @@ def _of_the_system(error: OSError) -> OSError | SdcoreError:
         "the system refuses a file",
         got=error.strerror,
         where=os.fspath(error.filename) if isinstance(error.filename, str) else "",
-        fix=_FIXES.get(error.errno, "see to that file, then run the same command again"),
+        fix=_FIXES.get(error.errno, "repair that file, then run the same command again"),
     )
 
 

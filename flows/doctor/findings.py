@@ -1,4 +1,4 @@
-"""What the doctor says of one thing."""
+"""What the doctor found."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from typing import Literal
 
 from sdcore.errors import SdcoreError
 
-AGAIN = "see to that, then `sdcore doctor` again"
+AGAIN = "fix that, then run `sdcore doctor` again"
 State = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at; `fix` is empty where nothing needs to be done."""
+    """The result of one check; `fix` is empty if there is nothing to do."""
 
     name: str
     state: State
@@ -21,9 +21,9 @@ class Finding:
 
 
 def surviving(name: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """Yield the findings of a look at something; a look that fails is a finding itself.
+    """Yield the findings of a check; a check that fails is a finding itself.
 
-    A doctor is asked when things are broken: whatever one look meets, the others must follow.
+    A doctor is asked when things are broken: one check that fails must not stop the others.
     """
     try:
         yield from look()
@@ -32,5 +32,5 @@ def surviving(name: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Find
         yield Finding(name, "fail", found, error.fix or AGAIN)
     except Exception as error:
         lines = f"{error}".splitlines() or [""]
-        found = f"cannot be looked at: {type(error).__name__}: {lines[0]}"
+        found = f"the check failed: {type(error).__name__}: {lines[0]}"
         yield Finding(name, "fail", found, AGAIN)

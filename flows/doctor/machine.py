@@ -155,7 +155,7 @@ def limits() -> Iterator[Finding]:
         wanted = "unlimited" if enough == resource.RLIM_INFINITY else _in_units(letter, enough)
         fix = f"`ulimit -S{letter} {wanted}`"
         if hard != resource.RLIM_INFINITY and (enough == resource.RLIM_INFINITY or hard < enough):
-            fix += ", which the hard limit forbids here: ask whoever set it"
+            fix += "; the hard limit is lower, so ask the administrator to raise it"
         low.append(Finding(f"limit of {name}", "warn", f"{soft} (`ulimit -{letter}`)", fix))
     yield from low or [Finding("limits", "ok", "none that a run is likely to meet")]
 

@@ -20,7 +20,7 @@ from sdcore.store.database import query_file
 TABLES_FILE, CHECKPOINTS = "sdcore.duckdb", "checkpoints"
 SERVERS = {"mlflow": Path("mlflow.db"), "prefect": Path("prefect", "prefect.db")}
 PRIVATE = (TABLES_FILE, "login.key", *map(str, SERVERS.values()))
-_BUSY = "end the process that uses it, or wait for it, then `sdcore doctor` again"
+_BUSY = "end the process that uses it, or wait for it, then run `sdcore doctor` again"
 _RUN = ["experiment_id", "condition", "seed"]
 
 

@@ -1,7 +1,7 @@
 """A workspace's standing services: Prefect server, MLflow server and the served deployments.
 
 Every process that is started here carries the workspace in its environment, and so do all that it
-starts: that is how they are found again, whatever became of their parents.
+starts: that is how they are found again, even if their parents are gone.
 """
 
 import json

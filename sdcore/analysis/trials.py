@@ -29,7 +29,7 @@ TIED = 12  # decimals to which scores are equal: a mean depends on the order of 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one trial.
+    """The result of one trial.
 
     Attributes:
         name: of its condition.
@@ -67,7 +67,7 @@ class Search:
     Attributes:
         family: name of that condition.
         outcomes: of its trials, in order.
-        winner: the trial that stands for the condition; None where none has trained anything.
+        winner: the trial that represents the condition; None if no trial was trained.
         edges: of the winner, where its grid is not extended.
         further: trials that extend the grid, which have not run yet.
     """

@@ -72,7 +72,7 @@ class BandConfig(Settings):
     accuracy_below: float = Field(5 / 16, gt=0, le=1, description="bound of avg@samples")
     format_rate: Share = Field(0.8, description="least share of well-formed traces")
     candidates: float = Field(
-        4.0, ge=1, description="problems that are looked at, at most, for each one wanted"
+        4.0, ge=1, description="most candidates that are measured per problem wanted"
     )
 
 

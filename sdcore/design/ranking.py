@@ -58,7 +58,7 @@ def ranked(scores: Mapping[str, float | None], before: Sequence[str]) -> list[st
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of a candidate at a rung, and why."""
+    """The result of a candidate at a rung, and the reason."""
 
     name: str
     rank: int  # from 1

@@ -78,7 +78,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Line:
-    """A candidate on the page: where it stood at each stage, what it cost, what became of it."""
+    """A candidate on the page: its score at each stage, its cost and its result."""
 
     name: str
     context: str
@@ -133,7 +133,7 @@ def printable(outcome: Outcome) -> list[tuple[str, pl.DataFrame]]:
     lines = [
         {"candidate": line.name, "preflight": line.preflight[0]}
         | {stage: _text(each) for stage, each in zip(stages[1:], line.rungs, strict=True)}
-        | {"tokens sampled": f"{line.sampled:,}", "what became of it": line.fate}
+        | {"tokens sampled": f"{line.sampled:,}", "result": line.fate}
         for line in ranking(outcome)
     ]
     left_out = skipped(outcome)

@@ -293,7 +293,7 @@ _TABLES = (
                "repairs: with the corrected one; ignores: with neither; empty from the question, and "
                "where no number of its own sets the wrong step apart from the corrected one", True),
     )),
-    Table("candidates", "a candidate of `sdcore design` at one rung, with what became of it",
+    Table("candidates", "a candidate of `sdcore design` at one rung, with its result",
           ("design_id", "candidate", "rung"), (
         Column("experiment_id", TEXT, "the run of the experiment file"),
         Column("design_id", TEXT, "the search: name, and hash of the file's settings and the search's own"),

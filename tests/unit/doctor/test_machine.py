@@ -37,7 +37,7 @@ def test_a_look_that_fails_is_a_finding():
 
     first, second = surviving("look", broken)
     assert first.state == "ok" and second.state == "fail" and second.fix
-    assert second.found == "cannot be looked at: ZeroDivisionError: by zero"
+    assert second.found == "the check failed: ZeroDivisionError: by zero"
     assert list(surviving("door", refused)) == [
         Finding("door", "fail", "it is locked: key", "open it")
     ]
