@@ -48,8 +48,8 @@ def test_a_look_that_fails_is_a_finding():
     [
         ("v", 4 * 2**30, resource.RLIM_INFINITY, "`ulimit -Sv 16777216`"),
         ("n", 256, 4096, "`ulimit -Sn 1024`"),
-        ("f", 2**20, 2**20, "`ulimit -Sf 67108864`, which the hard limit forbids"),
-        ("t", 60, 3600, "`ulimit -St unlimited`, which the hard limit forbids"),
+        ("f", 2**20, 2**20, "`ulimit -Sf 67108864`; the hard limit is lower"),
+        ("t", 60, 3600, "`ulimit -St unlimited`; the hard limit is lower"),
         ("n", 2048, 4096, ""),
         ("v", resource.RLIM_INFINITY, resource.RLIM_INFINITY, ""),
     ],
