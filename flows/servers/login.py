@@ -37,6 +37,11 @@ class Login:
         return b64encode(self.text.encode()).decode()
 
 
+def new_login() -> Login:
+    """Return a login with a new random key of 32 bytes."""
+    return Login(secrets.token_urlsafe(32))
+
+
 def login(root: Path) -> Login:
     """Return the workspace's login, from its file; the first call makes it.
 
@@ -46,7 +51,7 @@ def login(root: Path) -> Login:
     path = root / _KEY
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(32))
+            file.write(new_login().key)
     except FileExistsError:
         status = path.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
@@ -68,7 +73,6 @@ def write_page(root: Path, addresses: Mapping[str, str]) -> Path:
     where browsers take it from for basic authentication.
     """
     known, path = login(root), root / PAGE
-    mlflow = addresses["mlflow"].replace("://", f"://{USER}:{known.key}@")
     write_private(path, f"""<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -79,7 +83,7 @@ def write_page(root: Path, addresses: Mapping[str, str]) -> Path:
 <p>The servers of {escape(str(root))}:</p>
 <ul>
 <li><a href="{addresses["prefect"]}{PATH}#{known.encoded}">Prefect</a>
-<li><a href="{mlflow}{PATH}">MLflow</a>
+<li><a href="{link(known, addresses["mlflow"])}">MLflow</a>
 </ul>
 <p>By hand: Prefect asks for <code>{known.text}</code>,
 MLflow for the user <code>{USER}</code> and the password <code>{known.key}</code>.
@@ -87,6 +91,11 @@ Anyone with this key can do everything that you can.</p>
 </html>
 """)  # fmt: skip
     return path
+
+
+def link(known: Login, address: str) -> str:
+    """Return the address that logs a browser in where the guard asks for the key."""
+    return f"{address.replace('://', f'://{USER}:{known.key}@')}{PATH}"
 
 
 def remove_page(root: Path) -> None:
