@@ -15,8 +15,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from mutmut import __main__ as mutmut
-from mutmut.stats import status_by_exit_code
 from scipy.stats import binomtest
 
 ROOT = Path(__file__).parents[1]
@@ -40,10 +38,6 @@ class Group:
 
 
 GROUPS = {
-    "resume": Group(
-        ("tasks/run/checkpoints.py", "tasks/run/condition_run.py", "tasks/run/rounds.py"),
-        ("tests/integration/test_rounds.py", "tests/integration/test_restore.py"),
-    ),
     "metrics": Group(
         ("sdcore/analysis/metrics.py", "sdcore/analysis/intervals.py",
          "sdcore/analysis/comparison.py"),
@@ -66,6 +60,10 @@ GROUPS = {
         ("tests/unit/store",),
     ),
     "grading": Group(("sdcore/grading/*.py",), ("tests/unit/grading",)),
+    "resume": Group(
+        ("tasks/run/checkpoints.py", "tasks/run/condition_run.py", "tasks/run/rounds.py"),
+        ("tests/integration/test_rounds.py", "tests/integration/test_restore.py"),
+    ),
 }  # fmt: skip
 
 
@@ -99,7 +97,10 @@ def copy_project(folder: Path, group: Group) -> None:
 
 def draw(sample: int) -> list[str]:
     """Plant the mutants in the copy and return the names of those that are tested."""
-    mutmut.reset_config()
+    from mutmut import __main__ as mutmut  # reads the settings of the folder
+    from mutmut.configuration import reset_config
+
+    reset_config()
     Path("mutants").mkdir()
     mutmut.copy_src_dir()
     mutmut.copy_also_copy_files()
@@ -112,6 +113,9 @@ def draw(sample: int) -> list[str]:
 
 def report(group: str, drawn: list[str]) -> None:
     """Print the mutants that were not killed, and the share that was, with its 95 % interval."""
+    from mutmut import __main__ as mutmut
+    from mutmut.stats import status_by_exit_code
+
     tested, _ = mutmut.collect_source_file_mutation_data(mutant_names=drawn)
     status = {name: status_by_exit_code[code] for _, name, code in tested}
     left = [name for name in drawn if status[name] not in ("killed", "timeout")]
