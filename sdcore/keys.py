@@ -29,6 +29,8 @@ LOOKS_LIKE_A_KEY = "|".join([
 
 _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
 _NAMED = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
+# Base64 is cut into lines, hex is grouped: "73 6b", "73:6b", "c2st\nQTFi", invisible spaces.
+_GAP = r"(?:[ \t\r\n:\u00ad\u200b]|\\+[nrt]){0,3}"
 
 T = TypeVar("T")
 
@@ -48,11 +50,12 @@ class Key:
         r"""Regular expression, for Python's `re` and for Polars, of the key in any encoding.
 
         Covered are, in any mixture and escaped any number of times: the text itself, escapes of
-        JSON and Python (``\u0073``, ``\x73``, ``\/``), of URLs (``%73``) and of HTML (``&#115;``);
-        and its bytes in hex and, wherever they begin in it, in base64.
+        JSON, Python and C (``\u0073``, ``\x73``, ``\163``, ``\/``), of URLs (``%73``), of mail
+        (``=73``) and of HTML (``&#115;``); and its bytes in hex and, wherever they begin in it, in
+        base64; all of it with line breaks or separators in it too.
         """
         spellings = dict.fromkeys([self.text, self.text.encode().hex(), *_base64(self.text)])
-        return f"(?i:{'|'.join(''.join(map(_escaped, each)) for each in spellings)})"
+        return f"(?i:{'|'.join(_GAP.join(map(_escaped, each)) for each in spellings)})"
 
     @cached_property
     def _compiled(self) -> re.Pattern[str]:
@@ -137,8 +140,9 @@ def _escaped(character: str) -> str:
     named = f"|{_NAMED[character]}" if character in _NAMED else ""
     return "|".join([
         f"(?:{re.escape(character)}",  # s
-        rf"\\+(?:u00{digits}|x{digits}|{re.escape(character)})",  # \u0073, \\u0073, \x73, \/
-        f"%(?:25)*{digits}",  # %73, %2573
+        # \u0073, \\u0073, \u{73}, \x73, \163, \/
+        rf"\\+(?:u00{digits}|u\{{{digits}\}}|x{digits}|{code:03o}|{re.escape(character)})",
+        f"[%=](?:25)*{digits}",  # %73, %2573, =73
         f"&(?:amp;)*(?:#x0*{digits}|#0*{code}{named});?)",  # &#x73; &#115; &amp;#115; &quot;
     ])  # fmt: skip
 

@@ -24,6 +24,7 @@ SETTINGS = {
     "also_copy": ["flows", "deployments", "README.md"],
     "do_not_mutate_patterns": [r'^\s*f?"[^"]* [^"]*",?$', r"^\s*(expected|fix)="],
     "pytest_add_cli_args": ["-p", "no:cacheprovider", "-m", "not night and not kills and not slow"],
+    "process_isolation": "forkserver",  # a fork of a process that has used Polars hangs
     "use_git_change_detection": False,
     "track_dependencies": False,
 }
