@@ -39,28 +39,29 @@ class Group:
 
 
 GROUPS = {
-    "metrics": Group(
-        ("sdcore/analysis/metrics.py", "sdcore/analysis/intervals.py",
-         "sdcore/analysis/comparison.py"),
-        ("tests/unit/analysis/test_metrics.py", "tests/unit/analysis/test_intervals.py",
-         "tests/unit/analysis/test_comparison.py"),
-    ),
     "losses": Group(
         ("sdcore/training/losses.py", "sdcore/training/divergences.py",
          "sdcore/training/projection.py"),
         ("tests/unit/training/test_losses.py", "tests/unit/training/test_divergences.py",
          "tests/unit/training/test_projection.py"),
     ),
+    "metrics": Group(
+        ("sdcore/analysis/metrics.py", "sdcore/analysis/intervals.py"),
+        ("tests/unit/analysis/test_metrics.py", "tests/unit/analysis/test_intervals.py"),
+    ),
     "validation": Group(
         ("sdcore/critics/validation.py",),
         ("tests/unit/critics/test_validation.py", "tests/unit/critics/test_derivations.py"),
     ),
+    "grading": Group(("sdcore/grading/*.py",), ("tests/unit/grading",)),
     "store": Group(
         ("sdcore/store/check.py", "sdcore/store/database.py", "sdcore/store/export.py",
          "sdcore/store/reading.py"),
         ("tests/unit/store",),
     ),
-    "grading": Group(("sdcore/grading/*.py",), ("tests/unit/grading",)),
+    "comparison": Group(
+        ("sdcore/analysis/comparison.py",), ("tests/unit/analysis/test_comparison.py",)
+    ),
     "resume": Group(
         ("tasks/run/checkpoints.py", "tasks/run/condition_run.py", "tasks/run/rounds.py"),
         ("tests/integration/test_rounds.py", "tests/integration/test_restore.py"),
@@ -124,7 +125,9 @@ def report(group: str, drawn: list[str]) -> None:
         print(f"{status[name]}: {mutmut.get_diff_for_mutant(name)}")
     killed = binomtest(len(drawn) - len(left), len(drawn))
     low, high = killed.proportion_ci(method="wilson")
-    print(f"{group}: {killed.k} of {killed.n} killed, {killed.statistic:.0%} [{low:.0%}, {high:.0%}]")
+    print(
+        f"{group}: {killed.k} of {killed.n} killed, {killed.statistic:.0%} [{low:.0%}, {high:.0%}]"
+    )
 
 
 if __name__ == "__main__":

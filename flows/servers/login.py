@@ -4,6 +4,7 @@ Who has it may start runs and read the secrets of the workspace: it is as good a
 """
 
 import os
+import re
 import secrets
 from base64 import b64encode
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ def login(root: Path) -> Login:
     """Return the workspace's login, from its file; the first call makes it.
 
     Raises:
-        SdcoreError: the file belongs to somebody else, or others may read it.
+        SdcoreError: the file belongs to somebody else, others may read it, or it holds no key.
     """
     path = root / _KEY
     try:
@@ -62,7 +63,16 @@ def login(root: Path) -> Login:
                 where=str(path),
                 fix="`sdcore down`, delete the file, and start again: another key is made",
             ) from None
-    return Login(path.read_text("utf-8").strip())
+    key = path.read_bytes().strip()
+    if not re.fullmatch(rb"[\w-]{43}", key):
+        raise SdcoreError(
+            "the key of the workspace's servers is damaged",
+            got=f"{len(key)} bytes",
+            expected="43 characters",
+            where=str(path),
+            fix="`sdcore down`, delete the file, and start again: another key is made",
+        )
+    return Login(key.decode())
 
 
 def write_page(root: Path, addresses: Mapping[str, str]) -> Path:

@@ -1,6 +1,7 @@
 import base64
 import html
 import json
+import time
 from urllib.parse import quote
 
 import polars as pl
@@ -64,6 +65,13 @@ def test_base64_in_lines_hides_no_key():
 def test_the_pattern_of_a_long_key_is_one_that_polars_takes():
     key = Key("A1-z" * 60)
     assert pl.Series([key.text, key.text[1:]]).str.contains(key.pattern).to_list() == [True, False]
+
+
+@pytest.mark.parametrize("part", ["\\", "%25", "&amp;", "&#0", "\n", "s", "sk-A1b", "\\n"])
+def test_no_text_takes_long(part):
+    before = time.process_time()
+    KEY.redact(part * 20_000)  # with backslashes, a minute when each was tried with all others
+    assert time.process_time() - before < 20
 
 
 def test_decoded_json_is_redacted_in_depth_and_other_values_stay():

@@ -120,8 +120,9 @@ def test_the_link_that_view_prints_opens_the_run_by_an_address_without_the_key(v
 def test_without_the_key_the_viewer_shows_nothing(viewed, path):
     opened, printed = viewed
     key = urlsplit(printed).password
-    for given in ({}, {"params": {"key": key}}, {"headers": {"Cookie": f"key={key}"}}, {"auth": ("sdcore", "")},
-                  {"auth": ("", key)}, {"auth": ("sdcore", key[:-1])}):  # fmt: skip
+    wrong = [("sdcore", ""), ("", key), ("sdcore", key[:-1])]
+    elsewhere = [{"params": {"key": key}}, {"headers": {"Cookie": f"key={key}"}}]
+    for given in ({}, *elsewhere, *({"auth": each} for each in wrong)):
         answer = opened.get(path, **given)
         assert (answer.status_code, answer.text) == (401, guard.ASK)
 
@@ -139,8 +140,6 @@ def test_without_the_key_the_viewer_shows_nothing(viewed, path):
 def test_with_the_key_other_names_and_pages_are_refused_by_the_viewer(viewed, headers, status):
     opened, printed = viewed
     assert opened.get(printed, headers=headers).status_code == status
-
-
 
 
 def test_a_prefect_server_without_a_key_does_not_start(monkeypatch):
@@ -167,6 +166,14 @@ def test_a_key_that_others_may_read_or_write_is_refused(tmp_path, mode):
     login(tmp_path)
     os.chmod(tmp_path / "login.key", mode)
     with pytest.raises(SdcoreError, match=rf"mode {mode:o}[\s\S]*login.key[\s\S]*delete the file"):
+        login(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"", b"short", b"\xff" * 43, b"k" * 42 + b"\n" + b"k"])
+def test_a_key_that_is_damaged_is_refused(tmp_path, text):
+    login(tmp_path)
+    (tmp_path / "login.key").write_bytes(text)  # an empty one would let anybody in
+    with pytest.raises(SdcoreError, match=r"damaged[\s\S]*login.key[\s\S]*delete the file"):
         login(tmp_path)
 
 
