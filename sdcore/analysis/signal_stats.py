@@ -70,6 +70,27 @@ def error_auc(signals: pl.DataFrame, by: Sequence[str], settings: EvaluationConf
     return _frame(rows, signals, by, values)
 
 
+def auc_of(
+    tokens: pl.DataFrame,
+    by: Sequence[str],
+    settings: EvaluationConfig,
+    positive: pl.Expr,
+    score: pl.Expr,
+) -> pl.DataFrame:
+    """Area under the ROC curve of any score as a sign of positive tokens, over pairs in a group.
+
+    Columns: `by`, value, low, high, tokens, rollouts; no row for a group of one kind only.
+    """
+    region = pl.when(positive).then(pl.lit("at")).otherwise(pl.lit("before"))
+    marked = tokens.with_columns(region=region, advantage=-score)  # a low advantage is the sign
+    values, rows = ("value", "low", "high"), []
+    for group, part in _groups(marked, by):
+        if part["region"].n_unique() == 2:
+            rows.append(group | dict(zip(values, _interval(*_area(part), settings)[0])))
+            rows[-1] |= _counts(part)
+    return _frame(rows, tokens, by, values)
+
+
 def token_means(
     signals: pl.DataFrame,
     by: Sequence[str],

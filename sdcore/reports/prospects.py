@@ -42,6 +42,7 @@ def prospects(experiment: Experiment, found: Diagnosis) -> list[Prospect]:
     return [
         Prospect("all contexts", f"{headline}: {_shares(able[chosen])}."),
         *_about_tokens(chosen, able[chosen], _measured(found, NULL)),
+        *_about_branches(chosen, able[chosen]),
         _about_beginnings(able, experiment.training.max_first_token_kl),
         *(Prospect(name, _about_context(able[name])) for name in order),
     ]
@@ -93,6 +94,46 @@ def _about_tokens(name: str, rows: Measured, student: Measured) -> Iterator[Pros
             f"from what stands before, in {rows['repairs']['value']:.0%}. Right answers: "
             f"{student['continued']['value']:.0%} and {rows['continued']['value']:.0%}.",
         )
+
+
+def _about_branches(name: str, rows: Measured) -> Iterator[Prospect]:
+    """At which tokens the teacher's preferred one leads the student to the right answer."""
+    places = {
+        "before the first wrong step": "viable_before",
+        "at it": "viable_at",
+        "after it": "viable_after",
+    }
+    shown = {place: rows[key] for place, key in places.items() if key in rows}
+    if not shown:
+        return
+    listed = ", ".join(f"{_points(row)} {place}" for place, row in shown.items())
+    helps = [place for place, row in shown.items() if row["low"] > 0]
+    mask = (
+        "all"
+        if "after it" in helps
+        else "until_error"
+        if "before the first wrong step" in helps
+        else "error"
+        if helps
+        else None
+    )
+    advice = (
+        f"So tokens = {mask} keeps the tokens where there is something to learn."
+        if mask
+        else "At none of them a gain is shown."
+    )
+    yield Prospect(
+        "tokens to learn from",
+        f"Where {name} disagrees with a token of a wrong rollout, its preferred token was forced "
+        f"and the student went on. Right answers, against a token of its own: {listed}. {advice}",
+    )
+
+
+def _points(row: Mapping[str, Any]) -> str:
+    """Such as "+14 points (+3 to +25)"."""
+    value, low, high = (f"{100 * row[end]:+z.0f}" for end in ("value", "low", "high"))
+    interval = "" if "nan" in low else f" ({low} to {high})"
+    return f"{value} points{interval}".replace("-", "−")
 
 
 def _shares(rows: Measured) -> str:
