@@ -41,8 +41,9 @@ _ASKED = """
             AND s.context IN (SELECT unnest($contexts)) AND s.context <> 'none'
         WINDOW rollout AS (PARTITION BY s.context, s.rollout_id)
     )
-    SELECT s.experiment_id, s.context, s.rollout_id, s.problem_id, s.position, s.token_id, s.advantage, s.kl,
-           s.entropy, r.policy_id, r.round, r.prompt_ids, r.response_ids, c.teacher_prompt_ids,
+    SELECT s.experiment_id, s.context, s.rollout_id, s.problem_id, s.position, s.token_id,
+           s.advantage, s.kl, s.entropy, r.policy_id, r.round, r.prompt_ids, r.response_ids,
+           c.teacher_prompt_ids,
            CASE WHEN position < first_at THEN 'before'
                 WHEN position <= last_at THEN 'at' ELSE 'after' END AS place
     FROM signals s JOIN rollouts r USING (rollout_id)
@@ -106,9 +107,10 @@ def of_branches(branches: pl.DataFrame, settings: EvaluationConfig) -> pl.DataFr
     """The measures of branches: columns context, rollout_id, problem_id, place, the scores
     (advantage, kl, entropy), correct and resampled_correct.
     """
-    by, right = ["context"], pl.col("correct").cast(pl.Float64)
-    gain = right - pl.col("resampled_correct")
-    shares = {"viable": right, "resampled": pl.col("resampled_correct"), "viable_gain": gain}
+    by = ["context"]
+    right, own = (pl.col(name).cast(pl.Float64) for name in ("correct", "resampled_correct"))
+    gain = right - own
+    shares = {"viable": right, "resampled": own, "viable_gain": gain}
     scores = {"advantage": -pl.col("advantage"), "kl": pl.col("kl"), "entropy": pl.col("entropy")}
     parts = [
         token_means(branches, by, settings, shares),
@@ -124,5 +126,5 @@ def of_branches(branches: pl.DataFrame, settings: EvaluationConfig) -> pl.DataFr
             for name, score in scores.items()
         ),
     ]  # fmt: skip
-    frame = pl.concat([part.select(_SCHEMA) for part in parts])
+    frame = pl.concat([part.select(list(_SCHEMA)) for part in parts])
     return frame.sort("context", pl.col("measure").cast(pl.Enum(list(MEASURES))))

@@ -1,5 +1,6 @@
 """The result of `sdcore predict`: text tables and a figure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,8 @@ class Prediction:
 
 def printable(found: Prediction) -> list[tuple[str, pl.DataFrame]]:
     """Titles and text frames, for a terminal or as Markdown."""
-    covers, seeds = found.conditions["covers"][0], found.conditions["seeds"].max()
+    first = found.conditions.row(0, named=True)
+    covers, seeds = first["covers"], first["seeds"]
     return [
         (
             "Rank correlation of each measure with the training gain, over conditions "
@@ -72,7 +74,7 @@ def _correlation_rows(found: Prediction) -> list[dict[str, object]]:
             "measure": row["measure"],
             "expected": row["expected"],
             "among": row["among"],
-            "rank correlation": _interval(row["rho"], row["low"], row["high"], ".2f"),
+            "rank correlation": _interval([row[end] for end in ("rho", "low", "high")], ".2f"),
             "conditions": row["conditions"],
             "contexts": row["contexts"],
             "is": MEASURES[row["measure"]][1],
@@ -88,7 +90,7 @@ def _condition_rows(found: Prediction) -> list[dict[str, object]]:
             "context": row["context"],
             "tokens": row["tokens"],
             "verdict": row["verdict"],
-            "gain": _interval(*(100 * row[end] for end in ("training_gain", "low", "high")), ".1f"),
+            "gain": _interval([100 * row[end] for end in ("training_gain", "low", "high")], ".1f"),
         }
         for row in found.conditions.sort("training_gain", descending=True).iter_rows(named=True)
     ]
@@ -102,7 +104,8 @@ def _verdict_rows(found: Prediction) -> list[dict[str, object]]:
     ]
 
 
-def _interval(value: float, low: float, high: float, form: str) -> str:
+def _interval(numbers: Sequence[float], form: str) -> str:
+    value, low, high = numbers
     if value != value:
         return "unknown"
     return f"{_signed(value, form)} ({_signed(low, form)} to {_signed(high, form)})"

@@ -8,6 +8,10 @@ from sdcore.analysis.preflight import Diagnosis
 from sdcore.config import Experiment
 from sdcore.contexts import NULL
 
+_PLACES = {"at": "at the first wrong step", "before": "before it", "after": "after it"}
+_MASKS = {"at": "error", "before": "until_error", "after": "all"}
+"""Places, and the narrowest mask that keeps the tokens of each and of those before it here."""
+
 Measured = Mapping[str, Mapping[str, Any]]  # rows of `Diagnosis.measures` of a context, by measure
 
 
@@ -97,31 +101,24 @@ def _about_tokens(name: str, rows: Measured, student: Measured) -> Iterator[Pros
 
 
 def _about_branches(name: str, rows: Measured) -> Iterator[Prospect]:
-    """At which tokens the teacher's preferred one leads the student to the right answer."""
-    places = {
-        "before the first wrong step": "viable_before",
-        "at it": "viable_at",
-        "after it": "viable_after",
-    }
-    shown = {place: rows[key] for place, key in places.items() if key in rows}
+    """At which tokens the teacher's preferred one leads the student to the right answer.
+
+    Where such a replacement ends right in a share g more of the wrong rollouts, and a share w of
+    all rollouts is wrong, learning it brings about w g.
+    """
+    shown = {place: rows[f"viable_{place}"] for place in _MASKS if f"viable_{place}" in rows}
     if not shown:
         return
-    listed = ", ".join(f"{_points(row)} {place}" for place, row in shown.items())
+    listed = ", ".join(f"{_points(row)} {_PLACES[place]}" for place, row in shown.items())
     helps = [place for place, row in shown.items() if row["low"] > 0]
-    mask = (
-        "all"
-        if "after it" in helps
-        else "until_error"
-        if "before the first wrong step" in helps
-        else "error"
-        if helps
-        else None
-    )
-    advice = (
-        f"So tokens = {mask} keeps the tokens where there is something to learn."
-        if mask
-        else "At none of them a gain is shown."
-    )
+    advice = "No gain is shown at any of them."
+    if helps:
+        best = max(helps, key=lambda place: shown[place]["value"])
+        gain = 100 * (1 - rows["student"]["value"]) * shown[best]["value"]
+        advice = (
+            f"tokens = {_MASKS[helps[-1]]} keeps all tokens where a gain is shown. Learning the "
+            f"preferred token {_PLACES[best]} would bring about {gain:+.0f} points at most."
+        )
     yield Prospect(
         "tokens to learn from",
         f"Where {name} disagrees with a token of a wrong rollout, its preferred token was forced "
