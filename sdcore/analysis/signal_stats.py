@@ -179,9 +179,10 @@ def _area(tokens: pl.DataFrame) -> tuple[Callable[[Array], Array], int]:
         other=pl.col("advantage").filter(pl.col("region") != "at").sort(),
     )
     at_N, other_N = (clusters[name].list.len().to_numpy().astype(int) for name in ("at", "other"))
-    at_T, first_N = clusters["at"].explode().to_numpy(), np.cumsum(at_N) - at_N
+    at_T = np.concatenate([at.to_numpy() for at in clusters["at"]])
     wins_TN = np.stack([_wins(at_T, other.to_numpy()) for other in clusters["other"]], axis=1)
-    wins_NN = np.add.reduceat(wins_TN, first_N, axis=0)
+    wins_NN = np.zeros((len(clusters), len(clusters)))
+    np.add.at(wins_NN, np.repeat(np.arange(len(clusters)), at_N), wins_TN)
 
     def area(n_RN: Array) -> Array:
         pairs_R = (n_RN @ at_N) * (n_RN @ other_N)

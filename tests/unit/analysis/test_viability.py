@@ -120,6 +120,25 @@ def test_shares_differences_by_place_and_how_well_a_score_sees_them():
     assert counts["viable"] == 4 and counts["viable_at"] == 2 and counts["viable_after"] == 1
 
 
+def test_problems_whose_branches_all_end_wrong_count_too():
+    found = of_branches(
+        pl.DataFrame(
+            [
+                branch("p0", "at", False, False, -1.0),
+                branch("p1", "at", True, False, -2.0),
+                branch("p1", "at", False, False, -3.0),
+                branch("p2", "at", True, False, -5.0),
+                branch("p3", "after", False, False, -4.0),
+            ]
+        ),
+        SETTINGS,
+    )
+    row = found.row(by_predicate=pl.col("measure") == "viable_auc_advantage", named=True)
+    # 2 is above one of 1, 3, 4, and 5 above all of them: four pairs of six
+    assert row["value"] == pytest.approx(4 / 6)
+    assert row["low"] <= row["value"] <= row["high"]
+
+
 def test_where_the_teacher_agrees_nothing_is_counted(tmp_path):
     store = filled(tmp_path)
     planned = asked(store, FROZEN, 99)
