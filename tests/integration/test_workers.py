@@ -20,6 +20,7 @@ from tests.helpers.runs import assert_same, sdcore, start, wait_for
 from tests.helpers.small import SMALL
 
 
+@pytest.mark.usefixtures("prefect")
 def test_two_workers_leave_the_rows_of_one(finished, tmp_path):
     result = sdcore("run", QUICKSTART, *SMALL, "--workers", 2, "--workspace", tmp_path)
     assert "worker 2" not in result.stderr  # it did not fail
@@ -27,7 +28,8 @@ def test_two_workers_leave_the_rows_of_one(finished, tmp_path):
 
 
 @pytest.mark.night
-def test_what_a_killed_worker_leaves_is_taken_by_another_one(prefect, tmp_path):
+@pytest.mark.usefixtures("prefect")
+def test_what_a_killed_worker_leaves_is_taken_by_another_one(tmp_path):
     longer = ["run", QUICKSTART, *SMALL, "seeds=[3,4]"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     sdcore(*longer, "--workspace", whole)
