@@ -45,7 +45,8 @@ def compare_contexts(experiment: Experiment, root: Path, workers: int = 1) -> Fi
 
     What the workspace folder `root` already holds is not done again, so an interrupted run goes on
     where it stopped. Several processes may run the same experiment in one workspace: each takes
-    conditions and seeds that are free. The rows are those of a single process.
+    conditions and seeds that are free. The rows are those of a single process with as many threads
+    (torch's sums depend on these in their last bits).
 
     Args:
         experiment: its settings.
