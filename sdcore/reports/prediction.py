@@ -60,7 +60,7 @@ def figure(found: Prediction) -> Figure:
     rho = {(r["measure"], r["among"]): r["rho"] for r in found.correlations.iter_rows(named=True)}
     masks = found.conditions["tokens"].unique(maintain_order=True).to_list()
     among = EVERY if len(masks) > 1 else masks[0]
-    points = found.conditions.with_columns(100 * pl.col("training_gain", "low", "high"))
+    points = found.conditions.with_columns(pl.col("training_gain", "low", "high") * 100)
     titles = {
         name: f"{name.replace('_', ' ')}, ρ = {rho[name, among]:+.2f}".replace("-", "−")
         for name in measures
