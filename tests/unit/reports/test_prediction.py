@@ -33,12 +33,12 @@ def found():
 def test_the_tables_say_what_the_intervals_cover(found):
     (first, correlated), (second, gains), (_, verdicts) = printable(found)
     assert "(intervals: contexts, for this model" in first
-    assert "5 seeds (intervals: problems and seeds)" in second
+    assert "seeds: 5 (intervals: problems and seeds)" in second
     assert gains["condition"].to_list()[0] == "a until_error"
     assert gains["gain"].to_list()[0] == "+8.0 (+7.0 to +9.0)"
     assert verdicts.row(0) == ("localised", 2, "+7.0", "+6.0", "+8.0")
     known = correlated.filter(measure="error_auc", among="all")
-    assert known["rank correlation"][0].startswith("+1.00 (")
+    assert known["rank correlation"][0] == "+1.00 (interval unknown)"  # three contexts
     # no condition has a copy rate
     assert set(correlated.filter(measure="copied")["rank correlation"]) == {"unknown"}
 
@@ -46,7 +46,7 @@ def test_the_tables_say_what_the_intervals_cover(found):
 def test_the_figure_has_a_panel_per_measure_that_is_there(found):
     (panel,) = figure(found).axes
     # ranks of AUC 3.5, 2, 1, 3.5 and of gains 3, 2, 1, 4: 4.5 / sqrt(4.5 x 5)
-    assert panel.get_title(loc="left") == "error auc, ρ = +0.95"
+    assert panel.get_title(loc="left") == "AUC, error, ρ = +0.95"
     assert [line.get_label() for line in panel.containers] == ["all", "until_error"]
     assert panel.containers[0][0].get_ydata().tolist() == pytest.approx([6, 1, -2])
 
