@@ -18,7 +18,7 @@ def sdcore(tmp_path, monkeypatch):
     """The command, with runs that do nothing but enter their row; returns the run's id."""
     runs = []
 
-    def stored(settings: Experiment, root, *, as_json: bool) -> None:
+    def stored(settings: Experiment, root, **_) -> None:
         row = {
             "experiment_id": settings.experiment_id, "name": settings.name,
             "fingerprint": settings.fingerprint, "config": settings.model_dump_json(),

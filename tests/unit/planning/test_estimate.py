@@ -166,6 +166,13 @@ def test_a_second_worker_takes_half_of_the_conditions_and_seeds():
     assert four.second_worker.startswith(f"{(whole - 2 * lineage) / 60:.0f} min")
 
 
+def test_workers_take_the_next_free_condition_and_seed_in_order():
+    made = replace(planned(seeds=[0, 1]), lineages=(5.0, 3.0, 2.0, 4.0))
+    alone = made.whole.seconds - 14
+    # Two workers: 5 and 3, then 2 after the 3, then 4 after either at 5.
+    assert [made.seconds_with(count) - alone for count in (1, 2, 4, 9)] == [14, 9, 5, 5]
+
+
 def test_trials_are_scored_on_validation_and_the_winner_alone_on_test():
     single = of_the_file("quickstart")
     swept = of_the_file("quickstart", overrides=["conditions.grpo.learning_rate=[2e-4, 4e-4]"])
