@@ -165,14 +165,19 @@ class Plan:
         critic = self.experiment.critic
         if stage == "align" and isinstance(critic, LlmCriticConfig):
             return (
-                f"each round waits for the critic, {critic.concurrency} answers at a time "
-                "(critic.concurrency, a faster endpoint, fewer critic.max_tokens)"
+                f"each round waits for the critic, {_at_a_time(critic)} answers at a time "
+                "(critic.concurrency, more servers in critic.base_url, fewer critic.max_tokens)"
             )
         if stage in ("sample", "evaluate"):
             if self.machine.gpu and tensor_parallel(self.experiment) < self.machine.count:
                 return f"{sampling_devices(self.experiment)} of {self.machine.count} devices sample"
             return "tokens are drawn one after another; larger batches cost little more"
         return "passes of student and teacher over the model" if stage == "distill" else "its work"
+
+
+def _at_a_time(critic: LlmCriticConfig) -> int:
+    """Answers of a critic under way at once."""
+    return critic.concurrency * max(1, len(critic.addresses))
 
 
 def duration(seconds: float) -> str:
@@ -324,7 +329,7 @@ class _Work:
         if not isinstance(critic, LlmCriticConfig):
             seconds = ORACLE_HANDLING * self.machine.handling * requests
             return Cost(seconds=seconds, written=CRITIQUE_BYTES * requests)
-        answer, waves = CRITIC_SHARE * critic.max_tokens, ceil(requests / critic.concurrency)
+        answer, waves = CRITIC_SHARE * critic.max_tokens, ceil(requests / _at_a_time(critic))
         tokens = (waves - 1) * answer + (critic.max_tokens if requests > 1 else answer)
         read = CRITIC_PROMPT + self.lengths.prompt + 2 * self.lengths.response
         return Cost(
