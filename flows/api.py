@@ -151,6 +151,10 @@ class Run:
         """Rows of the table `teacher_samples`."""
         return self._rows("teacher_samples")
 
+    def branches(self) -> pl.DataFrame:
+        """Rows of the table `branches`."""
+        return self._rows("branches")
+
     def updates(self) -> pl.DataFrame:
         """Rows of the table `updates`."""
         return self._rows("updates")

@@ -7,6 +7,7 @@ from prefect import flow
 from flows.compare_contexts import make_ready
 from sdcore.analysis.preflight import PURPOSE, Diagnosis
 from sdcore.config import Experiment
+from tasks.branches import sample_branches
 from tasks.diagnose import freeze, report, score, write_contexts
 from tasks.prepare import prepare
 from tasks.run.condition_run import ConditionRun, base_run
@@ -33,7 +34,7 @@ def diagnose(experiment: Experiment, root: Path) -> Diagnosis:
                 make_ready(base, [experiment.diagnose.split])
             run = ConditionRun(session, experiment, PURPOSE, base.seed)
             with run_lock(run):
-                for stage in (freeze, write_contexts, sample_teacher, score):
+                for stage in (freeze, write_contexts, sample_teacher, score, sample_branches):
                     stage(run)
                     session.interrupts.stop_if_asked()
                 return report(run)

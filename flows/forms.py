@@ -202,6 +202,27 @@ def diagnose(
 
 
 @flow
+def predict(
+    experiment: str,
+    changes: Changes = _NOTHING,
+    overrides: list[str] = [],  # noqa: B006
+) -> list[dict[str, Any]]:
+    """Compare the preflight's measures with the gains of a finished run: did it predict them?
+
+    Args:
+        experiment: a shipped experiment such as predict, or the path of an experiment file
+        changes: settings of the finished run that differ from the file
+        overrides: its other settings as section.key=value, such as training.rounds=3
+    """
+    from flows.predict import predict as run
+    from sdcore.reports.prediction import as_dict
+
+    found = run.fn(_load(experiment, [*changes.overrides(), *overrides]), _workspace())
+    correlations: list[dict[str, Any]] = as_dict(found)["correlations"]
+    return correlations
+
+
+@flow
 def design(
     experiment: str,
     changes: Changes = _NOTHING,

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import polars as pl
-import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -26,26 +25,13 @@ from sdcore.design.schedule import Plan, Rung, plan
 from sdcore.design.spending import Spent, of_rung, spending, total
 from sdcore.errors import DataError
 from sdcore.reports.design import Outcome, printable, write_page
-from sdcore.rollouts import judged
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
-from sdcore.traces import Region
-from sdcore.training.batches import Example
-from sdcore.training.results import TokenSignals
-from sdcore.training.weightings import Weigher, regions_of
-from tasks.diagnose import frozen_problems, frozen_rollouts
+from tasks.aims import loss_up_to_error
 from tasks.run.condition_run import BASE, ConditionRun
-from tasks.run.critiques import Handed, criticise, open_critic
 from tasks.run.progress import note
 from tasks.tracking import artifacts
 
-_SIGNALS = """
-    SELECT context, rollout_id, list(advantage ORDER BY position) AS advantages,
-           list(kl ORDER BY position) AS divergences
-    FROM token_signals
-    WHERE experiment_id = $experiment_id AND condition = $condition AND seed = $seed
-    GROUP BY ALL
-"""
 _GRID = """
     SELECT condition, seed, problem_id, avg_at_k FROM problem_scores
     WHERE experiment_id = $id AND split = $split AND round = $round
@@ -174,7 +160,9 @@ def rank_by_preflight(base: ConditionRun, search: Search, measures: pl.DataFrame
     Returns:
         The candidates that stay, best first.
     """
-    aims = _aims(base, list(search.candidates.values()))
+    aims = loss_up_to_error(
+        base, {name: each.condition for name, each in search.candidates.items()}
+    )
     measured = {
         (row["context"], row["measure"]): row["value"] for row in measures.iter_rows(named=True)
     }
@@ -350,44 +338,6 @@ def _reused(base: ConditionRun, confirmation: str) -> tuple[tuple[str, int], ...
     """Runs of the workspace that have sampled its test problems, and how many of these."""
     rows = base.store.query(_REUSED, {"confirmation": confirmation}).iter_rows()
     return tuple((str(run), int(problems)) for run, problems in rows)
-
-
-def _aims(base: ConditionRun, candidates: Sequence[Candidate]) -> dict[str, float | None]:
-    """The aim of each candidate, see `ranking.MEASURES`; None where no error is known."""
-    run = ConditionRun(base.session, base.experiment, PURPOSE, base.seed)
-    if run.experiment.judge is None:
-        return dict.fromkeys((each.name for each in candidates), None)
-    problems, rollouts = frozen_problems(run), frozen_rollouts(run)
-    handed = [Handed.of(each) for each in judged(rollouts, problems, {})]
-    critiques = criticise(run, open_critic(run), handed)
-    wrong = [each for each in judged(rollouts, problems, critiques) if not each.rollout.correct]
-    regions = {each.rollout.rollout_id: regions_of(run.tokenizer, each) for each in wrong}
-    examples = {
-        rollout.rollout_id: Example(
-            rollout.rollout_id, rollout.prompt_ids, rollout.response_ids, correct=False,
-            regions=regions[rollout.rollout_id],
-        )
-        for rollout in (each.rollout for each in wrong)
-        if regions[rollout.rollout_id] is not None
-    }  # fmt: skip
-    signals: dict[str, list[tuple[Example, TokenSignals]]] = {}
-    for row in run.store.query(_SIGNALS, run.columns).iter_rows(named=True):
-        if row["rollout_id"] in examples:
-            advantage, kl = (torch.tensor(row[name]) for name in ("advantages", "divergences"))
-            each = TokenSignals(advantage * 0, advantage * 0, advantage, kl=kl)
-            signals.setdefault(row["context"], []).append((examples[row["rollout_id"]], each))
-    return {each.name: _aim(each, signals.get(each.context, [])) for each in candidates}
-
-
-def _aim(candidate: Candidate, signals: Sequence[tuple[Example, TokenSignals]]) -> float | None:
-    """Share of the weighted KL that lies up to the end of the first wrong step."""
-    weigher, near, whole = Weigher.of(candidate.condition.tokens), 0.0, 0.0
-    for example, each in signals:
-        assert each.kl is not None and example.regions is not None
-        losses_T = (weigher.weights(example, each) * each.kl).double()
-        near_T = torch.tensor(example.regions) <= Region.AT
-        near, whole = near + float(losses_T[near_T].sum()), whole + float(losses_T.sum())
-    return near / whole if whole > 0 else None
 
 
 def _without_score(base: ConditionRun, rung: Rung) -> dict[str, str]:

@@ -93,7 +93,9 @@ def _sample_missing(
     run: ConditionRun, asked: Sequence[Asked], stored: frozenset[str], advance: Advance
 ) -> None:
     """Store the batches of which any sample is missing, each as it comes."""
-    sampling = _fitting(run, asked)
+    longest = max((len(each.prompt_ids) for each in asked), default=0)
+    shown = f"diagnose.contexts: {asked[0].row['context']}" if asked else ""
+    sampling = fitting(run, run.experiment.sampling, longest, shown)
     for start in range(0, len(asked), sampling.batch_size):
         batch = asked[start : start + sampling.batch_size]
         if all(each.sample_id in stored for each in batch):
@@ -104,11 +106,19 @@ def _sample_missing(
         run.session.interrupts.stop_if_asked()
 
 
-def _fitting(run: ConditionRun, asked: Sequence[Asked]) -> SamplingConfig:
-    """The sampling settings, with shorter responses where a long prompt leaves no more room."""
-    sampling = run.experiment.sampling
+def fitting(run: ConditionRun, sampling: SamplingConfig, longest: int, what: str) -> SamplingConfig:
+    """Return the sampling settings, with shorter responses where a long prompt leaves less room.
+
+    Args:
+        run: whose engine samples.
+        sampling: the settings.
+        longest: tokens of the longest prompt.
+        what: the setting that asks for it, such as a context, for the message.
+
+    Raises:
+        ConfigError: a prompt leaves no room at all.
+    """
     limit = run.sampled_length
-    longest = max((len(each.prompt_ids) for each in asked), default=0)
     if limit is None or longest + sampling.max_new_tokens <= limit:
         return sampling
     if longest >= limit:
@@ -116,13 +126,13 @@ def _fitting(run: ConditionRun, asked: Sequence[Asked]) -> SamplingConfig:
             "a prompt of the preflight leaves no room for a response",
             got=f"{longest} tokens",
             expected=f"fewer than {limit}, the positions of the model or its engine",
-            where=f"diagnose.contexts: {asked[0].row['context']}",
+            where=what,
             fix="leave this context out, shorten prompts.teacher, raise engine.context_length, or "
-            "set diagnose.teacher_samples = 0",
+            "set diagnose.teacher_samples and diagnose.branches to 0",
         )
     note(
-        f"{run.label}: a prompt with context {asked[0].row['context']} has {longest} tokens, which "
-        f"leaves room for {limit - longest} of {sampling.max_new_tokens} new ones"
+        f"{run.label}: a prompt of {what} has {longest} tokens, which leaves room for "
+        f"{limit - longest} of {sampling.max_new_tokens} new ones"
     )
     return sampling.model_copy(update={"max_new_tokens": limit - longest})
 

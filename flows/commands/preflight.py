@@ -1,4 +1,4 @@
-"""The commands that examine and find feedback: contexts, diagnose, design, critic-eval."""
+"""The commands that examine and find feedback: contexts, diagnose, predict, design, critic-eval."""
 
 import json
 from collections.abc import Callable
@@ -93,6 +93,37 @@ def diagnose(
             print_table(frame, title=title)
     page = root / "reports" / f"{settings.experiment_id}-diagnosis.html"
     notes.print(f"Report: {page}", soft_wrap=True)
+
+
+@app.command()
+def predict(
+    experiment: ExperimentArgument,
+    overrides: OverridesArgument = None,
+    workspace: WorkspaceOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the preflight's measures with the gains of a finished run: did it predict them?
+
+    Example: sdcore predict predict
+    """
+    settings, root = load_experiment(experiment, overrides or []), workspace.absolute()
+    from flows.servers.own import prefect_server
+
+    with prefect_server(root) as server_address:
+        with notes.status("starting Prefect"):
+            from flows.predict import predict as flow
+
+            server_address()
+        found = flow(settings, root)
+    from sdcore.reports.prediction import as_dict, printable
+
+    if as_json:
+        print(json.dumps(as_dict(found)))
+    else:
+        for title, frame in printable(found):
+            print_table(frame, title=title)
+    figure = root / "reports" / f"{settings.experiment_id}-predict.png"
+    notes.print(f"Figure: {figure}", soft_wrap=True)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from sdcore.analysis import localisation, power, teacher_ability
+from sdcore.analysis import localisation, power, teacher_ability, viability
 from sdcore.analysis.power import Detectable, Variance
 from sdcore.analysis.verdicts import Verdict, judge
 from sdcore.config import Experiment
@@ -48,7 +48,7 @@ class Diagnosis:
     """All findings: one row a context and measure, or a context."""
 
     contexts: tuple[str, ...]
-    measures: pl.DataFrame  # see localisation.measures and teacher_ability.measures
+    measures: pl.DataFrame  # see those of localisation, teacher_ability and viability
     baseline: str | None  # what the differences are to; None where there are no two contexts
     differences: pl.DataFrame  # see localisation.differences
     lengths: pl.DataFrame  # context, rollouts, context_tokens, response_tokens, longest, truncated
@@ -98,7 +98,8 @@ def diagnose(store: Store, experiment: Experiment, problem_ids: Sequence[str]) -
     baseline = BASELINE if BASELINE in scored else scored[0] if scored else None
     planned = teacher_samples(store, experiment, problem_ids)
     ability = teacher_ability.measures(store, planned, tokens, settings)
-    measures = pl.concat([localisation.measures(tokens, settings), ability])
+    branches = viability.measures(store, branch_points(store, experiment, problem_ids), settings)
+    measures = pl.concat([localisation.measures(tokens, settings), ability, branches])
     compared = tokens.filter(pl.col("context") != NULL)
     spread = _variance(rollouts)
     return Diagnosis(
@@ -123,6 +124,12 @@ def teacher_samples(
     """Return the samples to have of the teacher on these problems: see `teacher_ability.asked`."""
     frozen = _frozen(experiment, problem_ids) | {"contexts": list(contexts_of(experiment))}
     return teacher_ability.asked(store, frozen, experiment.diagnose.teacher_samples)
+
+
+def branch_points(store: Store, experiment: Experiment, problem_ids: Sequence[str]) -> pl.DataFrame:
+    """Return the tokens of these problems' rollouts to branch at: see `viability.asked`."""
+    frozen = _frozen(experiment, problem_ids) | {"contexts": list(contexts_of(experiment))}
+    return viability.asked(store, frozen, experiment.diagnose.branches)
 
 
 def _frozen(experiment: Experiment, problem_ids: Sequence[str]) -> dict[str, object]:

@@ -70,6 +70,27 @@ def error_auc(signals: pl.DataFrame, by: Sequence[str], settings: EvaluationConf
     return _frame(rows, signals, by, values)
 
 
+def auc_of(
+    tokens: pl.DataFrame,
+    by: Sequence[str],
+    settings: EvaluationConfig,
+    positive: pl.Expr,
+    score: pl.Expr,
+) -> pl.DataFrame:
+    """Area under the ROC curve of any score as a sign of positive tokens, over pairs in a group.
+
+    Columns: `by`, value, low, high, tokens, rollouts; no row for a group of one kind only.
+    """
+    region = pl.when(positive).then(pl.lit("at")).otherwise(pl.lit("before"))
+    marked = tokens.with_columns(region=region, advantage=-score)  # a low advantage is the sign
+    values, rows = ("value", "low", "high"), []
+    for group, part in _groups(marked, by):
+        if part["region"].n_unique() == 2:
+            rows.append(group | dict(zip(values, _interval(*_area(part), settings)[0])))
+            rows[-1] |= _counts(part)
+    return _frame(rows, tokens, by, values)
+
+
 def token_means(
     signals: pl.DataFrame,
     by: Sequence[str],
@@ -158,9 +179,10 @@ def _area(tokens: pl.DataFrame) -> tuple[Callable[[Array], Array], int]:
         other=pl.col("advantage").filter(pl.col("region") != "at").sort(),
     )
     at_N, other_N = (clusters[name].list.len().to_numpy().astype(int) for name in ("at", "other"))
-    at_T, first_N = clusters["at"].explode().to_numpy(), np.cumsum(at_N) - at_N
+    at_T = np.concatenate([at.to_numpy() for at in clusters["at"]])
     wins_TN = np.stack([_wins(at_T, other.to_numpy()) for other in clusters["other"]], axis=1)
-    wins_NN = np.add.reduceat(wins_TN, first_N, axis=0)
+    wins_NN = np.zeros((len(clusters), len(clusters)))
+    np.add.at(wins_NN, np.repeat(np.arange(len(clusters)), at_N), wins_TN)
 
     def area(n_RN: Array) -> Array:
         pairs_R = (n_RN @ at_N) * (n_RN @ other_N)

@@ -177,3 +177,10 @@ class DiagnoseConfig(Settings):
         description="responses per problem that the model samples with each context in its prompt, "
         "and as many that continue a wrong rollout after its first wrong step; 0 leaves them out",
     )
+    branches: int = Field(
+        0,
+        ge=0,
+        description="per context and wrong rollout: tokens at which the model with the context "
+        "disagrees, where its preferred token is forced and the model goes on without the context; "
+        "shows at which tokens there is something to learn. 0 leaves it out",
+    )

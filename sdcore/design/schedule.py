@@ -56,6 +56,8 @@ def preflight_tokens(experiment: Experiment, contexts: int) -> int:
     """
     diagnose = experiment.diagnose
     per_problem = diagnose.rollouts + 2 * contexts * diagnose.teacher_samples
+    # A branch samples twice, one token less each than a response, and the forced token.
+    per_problem += 2 * contexts * diagnose.rollouts * diagnose.branches
     sampled = diagnose.problems * per_problem + _validation(experiment)
     return experiment.sampling.max_new_tokens * (sampled + _band(experiment, "train", "validation"))
 

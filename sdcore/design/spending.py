@@ -14,6 +14,9 @@ _SPENT = """
         SELECT condition, 'teacher', 0, len(response_ids), 0, 0.0
         FROM teacher_samples WHERE experiment_id = $id
         UNION ALL
+        SELECT condition, 'branch', 0, 1 + len(response_ids) + len(resampled_ids), 0, 0.0
+        FROM branches WHERE experiment_id = $id
+        UNION ALL
         SELECT c.condition, r.purpose, r.round, 0, c.prompt_tokens + c.tokens, c.cost
         FROM critiques c JOIN rollouts r USING (rollout_id) WHERE c.experiment_id = $id
         UNION ALL

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import polars as pl
@@ -107,6 +107,40 @@ def advantage_bars(
             _bars(panel, signals.filter(pl.col("moment") == moment), conditions)
             panel.set_ylim(*_widened(*limits))  # type: ignore[arg-type]
             panel.set_title(f"advantage, {moment} round", loc="left")
+        _legend(figure)
+    return figure
+
+
+def scatter(
+    points: pl.DataFrame, titles: Mapping[str, str], groups: Sequence[str], label: str
+) -> Figure:
+    """One panel per measure: its value against the gain of a condition, a colour per token mask.
+
+    Args:
+        points: columns tokens (the mask), training_gain, low, high, and the measures.
+        titles: the panels' titles, by column of the measure.
+        groups: the masks.
+        label: of the vertical axis.
+    """
+    columns = min(4, len(titles))
+    rows = -(-len(titles) // columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(0.4 + 2.7 * columns, 0.5 + 2.3 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for panel, (column, title) in zip(panels, titles.items(), strict=False):
+            for group, colour, marker in _looks(groups):
+                own = points.filter(tokens=group).drop_nulls(column)
+                y = own["training_gain"]
+                panel.errorbar(
+                    own[column], y, yerr=[y - own["low"], own["high"] - y], fmt=marker,
+                    color=colour, markersize=4, elinewidth=0.8, label=group,
+                )  # fmt: skip
+            panel.axhline(0, color=INK, linewidth=0.8)
+            panel.set_title(title, loc="left")
+        for panel in panels[len(titles) :]:
+            panel.set_visible(False)
+        for panel in panels[::columns]:
+            panel.set_ylabel(label)
         _legend(figure)
     return figure
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from sdcore.analysis import teacher_ability
+from sdcore.analysis import teacher_ability, viability
 from sdcore.analysis.localisation import MEASURES
 from sdcore.analysis.power import AGREEMENT, POWER, Detectable
 from sdcore.analysis.preflight import Diagnosis
@@ -49,6 +49,17 @@ _ABLE: Shown = {
     "ignores": ("ignores it", ".0f", 100),
     "kl_after": ("KL after the error", ".0f", 100),
 }
+_VIABLE: Shown = {
+    "viable": ("right if forced", ".0f", 100),
+    "resampled": ("right if resampled", ".0f", 100),
+    "viable_gain": ("difference, forced", "+z.0f", 100),
+    "viable_before": ("before the error", "+z.0f", 100),
+    "viable_at": ("at the error", "+z.0f", 100),
+    "viable_after": ("after the error", "+z.0f", 100),
+    "viable_auc_advantage": ("AUC, advantage", ".2f", 1),
+    "viable_auc_kl": ("AUC, KL", ".2f", 1),
+    "viable_auc_entropy": ("AUC, entropy", ".2f", 1),
+}
 _GAPS: Shown = {
     "auc": ("AUC", "+z.2f", 1),
     "error_auc": ("AUC, error", "+z.2f", 1),
@@ -82,6 +93,7 @@ def grids(found: Diagnosis) -> list[Grid]:
     gaps = f"Paired difference: {found.baseline} minus the context"
     tables = [
         _grid("What the teacher can do, %", found.measures, _ABLE, found),
+        _grid("What the teacher's preferred token leads to, %", measures, _VIABLE, found),
         _grid("Where the advantage lies, nats per token", measures, _WHERE, found),
         _grid("How far the context moves the model", measures, _MORE, found),
         _grid(gaps, found.differences, _GAPS, found),
@@ -170,8 +182,8 @@ def render_diagnosis(store: Store, experiment: Experiment, found: Diagnosis) -> 
         facts=facts(experiment, found),
         grids=grids(found),
         meanings={
-            heading: (MEASURES | teacher_ability.MEASURES)[name]
-            for name, (heading, *_) in {**_ABLE, **_WHERE, **_MORE}.items()
+            heading: (MEASURES | teacher_ability.MEASURES | viability.MEASURES)[name]
+            for name, (heading, *_) in {**_ABLE, **_VIABLE, **_WHERE, **_MORE}.items()
         },
         lengths=_lengths(found),
         examples=examples(store, experiment, found),

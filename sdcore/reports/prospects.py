@@ -8,6 +8,10 @@ from sdcore.analysis.preflight import Diagnosis
 from sdcore.config import Experiment
 from sdcore.contexts import NULL
 
+_PLACES = {"at": "at the first wrong step", "before": "before it", "after": "after it"}
+_MASKS = {"at": "error", "before": "until_error", "after": "all"}
+"""Places, and the narrowest mask that keeps the tokens of each and of those before it here."""
+
 Measured = Mapping[str, Mapping[str, Any]]  # rows of `Diagnosis.measures` of a context, by measure
 
 
@@ -42,6 +46,7 @@ def prospects(experiment: Experiment, found: Diagnosis) -> list[Prospect]:
     return [
         Prospect("all contexts", f"{headline}: {_shares(able[chosen])}."),
         *_about_tokens(chosen, able[chosen], _measured(found, NULL)),
+        *_about_branches(chosen, able[chosen]),
         _about_beginnings(able, experiment.training.max_first_token_kl),
         *(Prospect(name, _about_context(able[name])) for name in order),
     ]
@@ -93,6 +98,39 @@ def _about_tokens(name: str, rows: Measured, student: Measured) -> Iterator[Pros
             f"from what stands before, in {rows['repairs']['value']:.0%}. Right answers: "
             f"{student['continued']['value']:.0%} and {rows['continued']['value']:.0%}.",
         )
+
+
+def _about_branches(name: str, rows: Measured) -> Iterator[Prospect]:
+    """At which tokens the teacher's preferred one leads the student to the right answer.
+
+    Where such a replacement ends right in a share g more of the wrong rollouts, and a share w of
+    all rollouts is wrong, learning it brings about w g.
+    """
+    shown = {place: rows[f"viable_{place}"] for place in _MASKS if f"viable_{place}" in rows}
+    if not shown:
+        return
+    listed = ", ".join(f"{_points(row)} {_PLACES[place]}" for place, row in shown.items())
+    helps = [place for place, row in shown.items() if row["low"] > 0]
+    advice = "No gain is shown at any of them."
+    if helps:
+        best = max(helps, key=lambda place: shown[place]["value"])
+        gain = 100 * (1 - rows["student"]["value"]) * shown[best]["value"]
+        advice = (
+            f"tokens = {_MASKS[helps[-1]]} keeps all tokens where a gain is shown. Learning the "
+            f"preferred token {_PLACES[best]} would bring about {gain:+.0f} points at most."
+        )
+    yield Prospect(
+        "tokens to learn from",
+        f"Where {name} disagrees with a token of a wrong rollout, its preferred token was forced "
+        f"and the student went on. Right answers, against a token of its own: {listed}. {advice}",
+    )
+
+
+def _points(row: Mapping[str, Any]) -> str:
+    """Such as "+14 points (+3 to +25)"."""
+    value, low, high = (f"{100 * row[end]:+z.0f}" for end in ("value", "low", "high"))
+    interval = "" if "nan" in low else f" ({low} to {high})"
+    return f"{value} points{interval}".replace("-", "−")
 
 
 def _shares(rows: Measured) -> str:

@@ -40,6 +40,11 @@ KINDS = {
         ("rollout_id", "context", "start", "sample_index"),
         ("context", "start", "sample_index", "sampling_seed", "prompt_ids"),
     ),
+    "branches": Kind(
+        "branch_id",
+        ("rollout_id", "context", "position"),
+        ("context", "position", "sampling_seed", "forced_id"),
+    ),
     "updates": Kind("update_id", (*_RUN, "step"), ("step",)),
     "scores": Kind("score_id", (*_RUN, "round", "split"), ("split", "k")),
 }

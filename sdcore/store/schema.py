@@ -293,6 +293,23 @@ _TABLES = (
                "repairs: with the corrected one; ignores: with neither; empty from the question, and "
                "where no number of its own sets the wrong step apart from the corrected one", True),
     )),
+    Table("branches", "a token of a wrong rollout that was replaced by the teacher's preferred one",
+          ("branch_id",), (
+        *_RUN,
+        Column("branch_id", TEXT, "hash of rollout, context, position, sampling settings and seed"),
+        Column("policy_id", TEXT, "the weights that sampled it, of student and teacher"),
+        Column("rollout_id", TEXT, "the rollout"),
+        Column("problem_id", TEXT, "the question"),
+        Column("context", TEXT, "the context of the teacher"),
+        Column("position", INT, "index of the response token"),
+        Column("sampling_seed", INT, "seed of the random numbers of both continuations"),
+        Column("forced_id", INT, "the token that the teacher likes best after the tokens before"),
+        Column("agrees", FLAG, "it is the rollout's own: nothing was sampled"),
+        Column("response_ids", IDS, "what the student sampled after the forced token"),
+        Column("correct", FLAG, "the answer is right; empty where it agrees", True),
+        Column("resampled_ids", IDS, "what the student sampled after the prefix alone"),
+        Column("resampled_correct", FLAG, "its answer is right; empty where it agrees", True),
+    )),
     Table("candidates", "a candidate of `sdcore design` at one rung, with its result",
           ("design_id", "candidate", "rung"), (
         Column("experiment_id", TEXT, "the run of the experiment file"),

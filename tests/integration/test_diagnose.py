@@ -17,6 +17,7 @@ from tests.helpers.runs import sdcore
 SMALL = [
     "seeds=[3]", "problems.train=8", "problems.validation=2", "problems.test=2",
     "training.questions_per_round=4", "evaluation.resamples=200", "diagnose.problems=6",
+    "diagnose.branches=2",
     "contexts.own='Step {{ critique.first_wrong_step }} of {{ trace }} is wrong.'",
 ]  # fmt: skip
 CONTEXTS = [
@@ -95,6 +96,21 @@ def test_the_teacher_samples_with_every_context_and_after_the_error(finished):
     assert measured["reference", "gain"] == pytest.approx(share - own)
 
 
+def test_branches_force_a_token_that_the_rollout_does_not_have(finished):
+    branches = rows(finished[0], "branches")
+    rollouts = rows(finished[0], "rollouts").select("rollout_id", "correct", own_ids="response_ids")
+    joined = branches.drop("correct").join(rollouts, on="rollout_id")
+    assert not joined["correct"].any() and "none" not in joined["context"]
+    assert joined.group_by("context", "rollout_id").len()["len"].max() == 2
+    for row in branches.join(rollouts.drop("correct"), on="rollout_id").iter_rows(named=True):
+        assert row["agrees"] == (row["forced_id"] == row["own_ids"][row["position"]])
+        assert (row["correct"] is None) == row["agrees"] == (not row["resampled_ids"])
+    other = branches.filter(~pl.col("agrees"), context="step_aligned")
+    share = other.select(pl.col("correct").mean()).item()
+    measured = {(row["context"], row["measure"]): row["value"] for row in finished[1]["measures"]}
+    assert measured["step_aligned", "viable"] == pytest.approx(share)
+
+
 def test_the_controls_show_another_solution_and_a_wrong_one(finished):
     problems = Store(finished[0] / "sdcore.duckdb").rows("problems", split="train")
     solutions = dict(problems.select("problem_id", "solution").iter_rows())
@@ -132,7 +148,7 @@ def test_page_figure_artifacts_and_metrics_are_there(finished):
 
 def test_the_same_again_does_nothing_and_a_wider_one_only_what_is_missing(finished):
     workspace, found = finished
-    tables = ("rollouts", "critiques", "contexts", "token_signals", "teacher_samples")
+    tables = ("rollouts", "critiques", "contexts", "token_signals", "teacher_samples", "branches")
     before = {name: rows(workspace, name) for name in tables}
     assert diagnose(workspace) == found
     assert all(rows(workspace, name).equals(before[name]) for name in tables)

@@ -19,7 +19,8 @@ from tests.helpers.runs import sdcore, tables
 
 pytestmark = pytest.mark.usefixtures("prefect")
 SAME = {"paper-1gpu": "paper"}  # files that differ in their use of memory only
-FILES = sorted({path.stem for path in EXPERIMENTS.glob("*.toml")} - SAME.keys())
+LONG = {"predict"}  # in test_predict, at night
+FILES = sorted({path.stem for path in EXPERIMENTS.glob("*.toml")} - SAME.keys() - LONG)
 TINY = [
     "seeds=[0]", "problems.train=4", "problems.validation=2", "problems.test=2",
     "sampling.max_new_tokens=64", "sampling.batch_size=16",

@@ -190,6 +190,36 @@ def test_without_a_better_teacher_no_gain_is_promised(found):
     assert worse["step_aligned"].startswith("a loss: −10 points (−20 to −5)")
 
 
+def with_branches(found, **values):
+    """The findings with the gains of branches: value, lower and upper bound by place."""
+    rows = [
+        {"context": "step_aligned", "measure": f"viable_{place}", "tokens": 9, "rollouts": 3}
+        | dict(zip(("value", "low", "high"), interval, strict=True))
+        for place, interval in values.items()
+    ]
+    added = pl.DataFrame(rows).select(found.measures.columns).cast(dict(found.measures.schema))
+    return replace(found, measures=pl.concat([found.measures, added]))
+
+
+@pytest.mark.parametrize(
+    ("after", "mask"),
+    [((-0.1, -0.2, 0.0), "until_error"), ((0.1, 0.05, 0.2), "all")],
+)
+def test_the_mask_keeps_the_tokens_whose_replacement_helps(found, after, mask):
+    """The student is right in 25 %: of the other 75, 40 % would become right at the error."""
+    seen = with_branches(found, before=(0.2, 0.1, 0.3), at=(0.4, 0.2, 0.6), after=after)
+    told = dict(printable(SEEN, seen)[0][1].iter_rows())["tokens to learn from"]
+    assert "+40 points (+20 to +60) at the first wrong step, +20 points (+10 to +30) before" in told
+    assert f"tokens = {mask} keeps all tokens where a gain is shown" in told
+    assert told.endswith("at the first wrong step would bring about +30 points at most.")
+
+
+def test_branches_that_do_not_help_are_no_reason_for_a_mask(found):
+    seen = with_branches(found, at=(0.4, -0.1, 0.8))
+    told = dict(printable(SEEN, seen)[0][1].iter_rows())["tokens to learn from"]
+    assert told.endswith("No gain is shown at any of them.")
+
+
 def test_another_beginning_of_the_response_is_named(found):
     told = dict(printable(SEEN, with_measure(found, "first_kl", 4.4, 4.0, 5.0))[0][1].iter_rows())
     assert "expects another beginning" in told["the first token"]
