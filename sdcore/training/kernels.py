@@ -99,14 +99,14 @@ def _statistics(logits, V, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     return top, tl.log(tl.sum(sum_B * tl.exp(top_B - top), 0))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _log_prob(logit, top, log_sum):  # type: ignore[no-untyped-def]
     """At least FLOOR; NaN stays NaN, which `tl.maximum` would drop."""
     log_p = logit - top - log_sum
     return tl.where(log_p < _FLOOR, _FLOOR, log_p)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _distributions(student, teacher, id_B, V, top_q, sum_q, top_t, sum_t):  # type: ignore[no-untyped-def]
     """Log q, q, t and log t − log q of a block; beyond the vocabulary q = t = 0."""
     inside_B = id_B < V

@@ -218,11 +218,12 @@ class _ChunkedLoss(torch.autograd.Function):
         ]
         student = HeadInput(hidden_TD, head)
         whole: Whole | None = getattr(chunk_loss, "whole", None)
-        fused = whole is not None and bool(teacher) and has_kernels(student)
+        if not teacher or not has_kernels(student):
+            whole = None
 
         def scored(rows: slice) -> tuple[Tensor, TokenScores]:
             """A chunk's loss and diagnostics; a function, so that its buffers die with it."""
-            if fused:
+            if whole is not None:
                 loss_N, gradient_NV, scores = _by_kernel(student, teacher, tokens_T, rows, whole)
             else:
                 chunk = _chunk(student, teacher, tokens_T, rows, pool)
