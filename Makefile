@@ -13,12 +13,15 @@ LICENCES := Apache;BSD;MIT;ISC;PSF;Python Software Foundation;MPL;Mozilla;Artist
 # MIT by their licence files; their metadata does not say so.
 UNSTATED := huey skops
 
+SAMPLE := 40
+
 # Side by side, each with one thread: two torch processes that share two cores with two threads each
 # take ten times as long.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 \
 	--dist=loadscope
 
-.PHONY: run check test test-browser test-kills test-faults lint unit bench vllm triton lock audit clean
+.PHONY: run check test test-browser test-kills test-faults test-soak test-mutants lint unit bench vllm \
+	triton lock audit clean
 
 run: $(READY)  ## the main job: three kinds of feedback compared, in minutes
 	$(BIN)/sdcore run quickstart
@@ -29,8 +32,8 @@ check: $(READY)  ## lint, types, layers and unit tests, side by side
 unit: $(READY)
 	$(PYTEST) tests/unit
 
-test: $(READY) lint  ## all but the next two; what `make vllm` and `make triton` install too
-	$(PYTEST) -m "not browser and not kills and not night"
+test: $(READY) lint  ## all but the next ones; what `make vllm` and `make triton` install too
+	$(PYTEST) -m "not browser and not kills and not night and not soak"
 
 test-browser: $(READY)  ## Prefect's UI, MLflow's and the report in Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser
@@ -41,6 +44,13 @@ test-kills: $(READY)  ## a run of the quickstart's size, killed at twenty random
 test-faults: $(READY)  ## all faults and thousands of inputs, of which `make test` has a sample
 	$(PYTEST) -m night --hypothesis-profile=night
 	$(PYTEST) tests/faults/test_properties.py --hypothesis-profile=night
+
+test-soak: $(READY)  ## twenty small runs in one process: memory, handles and disk stay flat
+	$(BIN)/python -m pytest -m soak
+
+test-mutants: $(READY) $(TOOLS)/.ready  ## faults planted in the code; SAMPLE=40 of each group
+	PYTHONPATH=$(wildcard $(VENV)/lib/python3*/site-packages) OMP_NUM_THREADS=1 \
+		$(TOOLS)/bin/python -m tests.mutants $(SAMPLE)
 
 lint: $(READY)
 	$(BIN)/ruff check .

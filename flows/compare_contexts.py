@@ -1,6 +1,6 @@
 """The main flow: prepare, perhaps warm up, then per condition and seed a chain of rounds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,11 +17,12 @@ from tasks.evaluate import evaluate
 from tasks.health import stopped
 from tasks.maintenance.restore import restore
 from tasks.prepare import prepare
-from tasks.run.condition_run import ConditionRun, base_run
-from tasks.run.lock import run_lock
+from tasks.run.condition_run import ConditionRun, base_run, trained_runs
+from tasks.run.lock import done_if_free, run_lock
 from tasks.run.progress import Advance
 from tasks.run.rounds import Round, first_round
 from tasks.run.session import Session
+from tasks.run.workers import workers_beside
 from tasks.sample import sample
 from tasks.sweep import choose, chosen, grown
 from tasks.track import track, tracked
@@ -39,31 +40,39 @@ class Finished:
 
 
 @flow(flow_run_name="{experiment.name}")
-def compare_contexts(experiment: Experiment, root: Path) -> Finished:
+def compare_contexts(experiment: Experiment, root: Path, workers: int = 1) -> Finished:
     """Train the solver under every condition and seed of an experiment and compare the results.
 
     What the workspace folder `root` already holds is not done again, so an interrupted run goes on
-    where it stopped.
+    where it stopped. Several processes may run the same experiment in one workspace: each takes
+    conditions and seeds that are free. The rows are those of a single process with as many threads
+    (torch's sums depend on these in their last bits).
+
+    Args:
+        experiment: its settings.
+        root: folder of the workspace.
+        workers: processes that train, this one included.
     """
     with Session(root) as session:
         base = base_run(session, experiment)
-        with run_lock(base):
+        with run_lock(base, wait=True):
             prepare(base)
         base = grown(base)
         with tracked(base):
-            with run_lock(base):
+            with run_lock(base, wait=True):
                 make_ready(base, ("train", *SPLITS))
                 for split in SPLITS:
                     evaluate(base, base.policy(0), split)
                 track(base)
-            base = train(base)
-            for run in chosen_runs(base):
-                score_on_test(run)
-            compare(base)
+            base = train(base, workers)
+            with run_lock(base, wait=True):
+                for run in chosen_runs(base):
+                    score_on_test(run)
+                compare(base)
         return Finished(experiment.experiment_id, session.clock.split())
 
 
-def train(base: ConditionRun) -> ConditionRun:
+def train(base: ConditionRun, workers: int) -> ConditionRun:
     """Train all conditions and seeds, and further trials while the best is at a grid's edge.
 
     Returns:
@@ -71,22 +80,42 @@ def train(base: ConditionRun) -> ConditionRun:
     """
     trained = set[str]()
     while True:
-        session, experiment = base.session, base.experiment
-        runs = [
-            ConditionRun(session, experiment, condition, seed)
-            for seed, condition in product(experiment.seeds, experiment.conditions)
-            if condition not in trained
-        ]
-        title = f"{experiment.name}: conditions x seeds"
-        with session.panel.bar(title, total=len(runs)) as advance:
-            for run in runs:
-                session.interrupts.stop_if_asked()
-                train_condition(run)
-                advance(1)
-        trained |= experiment.conditions.keys()
-        if not experiment.trials or not choose(base):
+        runs = [run for run in trained_runs(base) if run.condition not in trained]
+        with workers_beside(base, min(workers, len(runs)) - 1):
+            train_in_turn(runs, train_condition, f"{base.experiment.name}: conditions x seeds")
+        trained |= base.experiment.conditions.keys()
+        with run_lock(base, wait=True):
+            further = choose(base) if base.experiment.trials else 0
+        if not further:
             return base
         base = grown(base)
+
+
+def train_in_turn(
+    runs: Sequence[ConditionRun], work: Callable[[ConditionRun], object], title: str
+) -> None:
+    """Do the work on each run, first on those that no other process holds, until all is done.
+
+    What another process has finished is found stored; what it leaves undone is done here.
+
+    Args:
+        runs: conditions and seeds of one session.
+        work: what is done on one of them, whose lock is held.
+        title: of the progress bar.
+    """
+    left = list(runs)
+    if not left:
+        return
+    session = left[0].session
+    with session.panel.bar(title, total=len(left)) as advance:
+        while left:
+            session.interrupts.stop_if_asked()
+            done = next((run for run in left if done_if_free(run, work)), None)
+            if done is None:
+                with run_lock(left[0], wait=True):
+                    continue
+            left.remove(done)
+            advance(1)
 
 
 def chosen_runs(base: ConditionRun) -> list[ConditionRun]:
@@ -114,7 +143,7 @@ def train_condition(run: ConditionRun) -> None:
     sweep is scored on validation only.
     """
     rounds = run.experiment.training.rounds
-    with run_lock(run), run.session.panel.bar(run.label, total=rounds, part=True) as advance:
+    with run.session.panel.bar(run.label, total=rounds, part=True) as advance:
         restore(run)
         good = stopped(run)
         if good is None:
@@ -145,7 +174,7 @@ def score_on_test(run: ConditionRun) -> None:
     """Score a chosen trial on test, at the checkpoints that were scored on validation."""
     good = stopped(run)
     scores = run.store.rows("scores", split="validation", **run.columns)
-    with run_lock(run):
+    with run_lock(run, wait=True):
         for round_ in sorted(scores["round"]):
             if good is None or round_ <= good:
                 _score(run, round_, ["test"])

@@ -1,13 +1,13 @@
 """The search for feedback: the preflight ranks, short runs halve, a fresh run confirms."""
 
 from collections.abc import Sequence
-from itertools import product
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 from prefect import flow
 
-from flows.compare_contexts import compare_contexts, make_ready, train_round
+from flows.compare_contexts import compare_contexts, make_ready, train_in_turn, train_round
 from flows.diagnose import diagnose
 from sdcore.config import Experiment
 from sdcore.design.schedule import Rung
@@ -17,7 +17,7 @@ from tasks.evaluate import evaluate
 from tasks.health import stopped
 from tasks.maintenance.restore import restore
 from tasks.prepare import prepare
-from tasks.run.condition_run import ConditionRun, base_run
+from tasks.run.condition_run import ConditionRun, base_run, trained_runs
 from tasks.run.lock import run_lock
 from tasks.run.rounds import first_round
 from tasks.run.session import Session
@@ -69,16 +69,9 @@ def _halved(base: ConditionRun, search: Search, measures: pl.DataFrame) -> list[
 
 
 def _train(base: ConditionRun, rung: Rung, names: Sequence[str]) -> None:
-    experiment, session = base.experiment, base.session
-    runs = [
-        ConditionRun(session, experiment, name, seed)
-        for seed, name in product(experiment.seeds, names)
-    ]
-    title = f"rung {rung.number}: candidates x seeds"
-    with session.panel.bar(title, total=len(runs)) as advance:
-        for run in runs:
-            _train_to(run, rung.rounds)
-            advance(1)
+    runs = [run for run in trained_runs(base) if run.condition in names]
+    work = partial(_train_to, rounds=rung.rounds)
+    train_in_turn(runs, work, f"rung {rung.number}: candidates x seeds")
 
 
 def _train_to(run: ConditionRun, rounds: int) -> None:
@@ -86,7 +79,7 @@ def _train_to(run: ConditionRun, rounds: int) -> None:
 
     Where a sign of `health.stop_when` ends it before, it is not scored.
     """
-    with run_lock(run), run.session.panel.bar(run.label, total=rounds, part=True) as advance:
+    with run.session.panel.bar(run.label, total=rounds, part=True) as advance:
         restore(run)
         if stopped(run) is not None:
             return

@@ -167,6 +167,7 @@ def compare_contexts(
     experiment: str,
     changes: Changes = _NOTHING,
     overrides: list[str] = [],  # noqa: B006
+    workers: Annotated[int, Field(ge=1)] = 1,
 ) -> str:
     """Train the solver under every condition and seed of an experiment and compare the results.
 
@@ -174,11 +175,12 @@ def compare_contexts(
         experiment: a shipped experiment such as quickstart, or the path of an experiment file
         changes: settings of this run that differ from the file
         overrides: any other setting as section.key=value, such as conditions.grpo.group_size=4
+        workers: processes that train conditions and seeds side by side; with GPUs, each takes one
     """
     from flows.compare_contexts import compare_contexts as run
 
     settings = _load(experiment, [*changes.overrides(), *overrides])
-    return run.fn(settings, _workspace()).experiment_id
+    return run.fn(settings, _workspace(), workers).experiment_id
 
 
 @flow

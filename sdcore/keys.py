@@ -29,6 +29,8 @@ LOOKS_LIKE_A_KEY = "|".join([
 
 _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
 _NAMED = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
+# Base64 is cut into lines, hex is grouped: "73 6b", "73:6b", "c2st\nQTFi", invisible spaces.
+_GAP = r"(?:[ \t\r\n:\u00ad\u200b]|\\{some}[nrt]){{0,3}}"
 
 T = TypeVar("T")
 
@@ -47,16 +49,23 @@ class Key:
     def pattern(self) -> str:
         r"""Regular expression, for Python's `re` and for Polars, of the key in any encoding.
 
-        Covered are, in any mixture and escaped any number of times: the text itself, escapes of
-        JSON and Python (``\u0073``, ``\x73``, ``\/``), of URLs (``%73``) and of HTML (``&#115;``);
-        and its bytes in hex and, wherever they begin in it, in base64.
+        Covered are, in any mixture and escaped several times over: the text itself, escapes of
+        JSON, Python and C (``\u0073``, ``\x73``, ``\163``, ``\/``), of URLs (``%73``), of mail
+        (``=73``) and of HTML (``&#115;``); and its bytes in hex and, wherever they begin in it, in
+        base64; all of it with line breaks or separators in it too.
         """
-        spellings = dict.fromkeys([self.text, self.text.encode().hex(), *_base64(self.text)])
-        return f"(?i:{'|'.join(''.join(map(_escaped, each)) for each in spellings)})"
+        return self._spelt("+", "*")
 
     @cached_property
     def _compiled(self) -> re.Pattern[str]:
-        return re.compile(self.pattern)
+        """With bounds: Python tries every length at every place, and many backslashes for hours."""
+        return re.compile(self._spelt("{1,15}", "{0,4}"))
+
+    def _spelt(self, some: str, more: str) -> str:
+        spellings = dict.fromkeys([self.text, self.text.encode().hex(), *_base64(self.text)])
+        gap = _GAP.format(some=some)
+        escaped = (gap.join(_escaped(each, some, more) for each in text) for text in spellings)
+        return f"(?i:{'|'.join(escaped)})"
 
     def redact(self, text: str) -> str:
         """Return the text with `[key]` in place of the key, however it is encoded."""
@@ -130,16 +139,21 @@ def _redacted(value: T, key: Key) -> T:
     return value
 
 
-def _escaped(character: str) -> str:
-    """Regular expression of one character, escaped or not."""
+def _escaped(character: str, some: str, more: str) -> str:
+    """Regular expression of one character, escaped or not.
+
+    `some` and `more` say how often an escape may be escaped, as quantifiers like + and *.
+    """
     code = ord(character)
     digits = f"{code:02x}"
     named = f"|{_NAMED[character]}" if character in _NAMED else ""
     return "|".join([
         f"(?:{re.escape(character)}",  # s
-        rf"\\+(?:u00{digits}|x{digits}|{re.escape(character)})",  # \u0073, \\u0073, \x73, \/
-        f"%(?:25)*{digits}",  # %73, %2573
-        f"&(?:amp;)*(?:#x0*{digits}|#0*{code}{named});?)",  # &#x73; &#115; &amp;#115; &quot;
+        # \u0073, \\u0073, \u{73}, \x73, \163, \/
+        rf"\\{some}(?:u00{digits}|u\{{{digits}\}}|x{digits}|{code:03o}|{re.escape(character)})",
+        f"[%=](?:25){more}{digits}",  # %73, %2573, =73
+        # &#x73; &#115; &amp;#115; &quot;
+        f"&(?:amp;){more}(?:#x0{more}{digits}|#0{more}{code}{named});?)",
     ])  # fmt: skip
 
 

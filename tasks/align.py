@@ -42,8 +42,8 @@ def align(round_: Round) -> int:
         EngineError: the critic cannot be asked, or answers nothing.
         BudgetError: the critic's budget allows no further request.
     """
-    run, critic = round_.run, open_critic(round_.run)
-    with run.session.clock.measure("compute"):
+    run = round_.run
+    with run.session.clock.measure("compute"), open_critic(run) as critic:
         if _wants_critiques(run, round_.number):
             handed = [Handed.of(each) for each in round_.judged()]
             beside = {"rollouts": round_.frames["rollouts"]}

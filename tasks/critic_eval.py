@@ -29,8 +29,8 @@ def criticise_trials(run: ConditionRun, trials: list[Trial]) -> list[str]:
     handed = [
         Handed(row["trial_id"], _submission(trial)) for row, trial in zip(rows, trials, strict=True)
     ]
-    critic = open_critic(run)
-    critiques = criticise(run, critic, handed)
+    with open_critic(run) as critic:
+        critiques = criticise(run, critic, handed)
     stored = critique_rows(run, critic, handed, critiques)
     run.store.append_missing(critiques=stored)
     return [row["trial_id"] for row in rows]
@@ -39,15 +39,16 @@ def criticise_trials(run: ConditionRun, trials: list[Trial]) -> list[str]:
 @task(cache_policy=NO_CACHE, task_run_name="score the critic of {run.experiment.name}")
 def score_critic(run: ConditionRun, trial_ids: list[str]) -> dict[str, Any]:
     """The critic's scores on stored trials."""
-    critic = open_critic(run)
+    with open_critic(run) as critic:
+        name = critic.name
     trials = run.store.query(
         "SELECT t.first_wrong_step AS truth, c.first_wrong_step AS claimed, c.* "
         "FROM critic_trials t JOIN critiques c ON c.rollout_id = t.trial_id "
         "WHERE c.critic = $critic AND t.trial_id IN (SELECT unnest($ids)) ORDER BY t.trial_id",
-        {"critic": critic.name, "ids": trial_ids},
+        {"critic": name, "ids": trial_ids},
     )
     scores = critic_scores(trials, run.experiment.evaluation)
-    return {"critic": critic.name} | scores
+    return {"critic": name} | scores
 
 
 def _submission(trial: Trial) -> Submission:

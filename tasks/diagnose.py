@@ -43,12 +43,13 @@ def write_contexts(run: ConditionRun) -> int:
         EngineError: the critic cannot be asked, or answers nothing.
         BudgetError: the critic's budget allows no further request.
     """
-    rollouts, critic, problems = frozen_rollouts(run), open_critic(run), frozen_problems(run)
+    rollouts, problems = frozen_rollouts(run), frozen_problems(run)
     known = run.experiment.known_contexts
     wanted = [known[name] for name in preflight.contexts_of(run.experiment)]
     judges = run.experiment.judge is not None
     handed = [Handed.of(each) for each in judged(rollouts, problems, {})] if judges else []
-    critiques = criticise(run, critic, handed)
+    with open_critic(run) as critic:
+        critiques = criticise(run, critic, handed)
     given = judged(rollouts, problems, critiques)
     written = pl.concat(context_rows(run, critic, [each], given) for each in wanted)
     stored = run.store.rows("contexts", **run.columns)

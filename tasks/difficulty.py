@@ -10,7 +10,7 @@ from sdcore.errors import DataError
 from sdcore.rollouts import Rollout
 from sdcore.store.schema import TABLES
 from tasks.run.condition_run import ConditionRun
-from tasks.run.critiques import open_client
+from tasks.run.critiques import budget_lock, open_client
 from tasks.run.progress import note
 from tasks.run.retries import RETRIES
 from tasks.sample import sample_missing, stored_rollouts
@@ -75,8 +75,9 @@ def _ask_critic(
             "problem_id", "question", "reference"
         ).iter_rows()
     }
-    client = open_client(base, critic.model_copy(update={"structured": False}))
-    with base.session.panel.bar("problems that the critic tries", len(open_)) as advance:
+    bar = base.session.panel.bar("problems that the critic tries", len(open_))
+    with budget_lock(base), bar as advance:
+        client = open_client(base, critic.model_copy(update={"structured": False}))
         asked = [texts[row["problem_id"]] for row in open_]
         for index, solves, cost in try_to_solve(client, asked):
             answer = {"critic_solves": solves, "critic_cost": cost, "in_band": bool(solves)}

@@ -84,21 +84,43 @@ def note(file: dict[str, Any], settings: Experiment, root: Path, *, new: bool) -
         if name not in ("description", "diagnose", "design")
     }
     if path.exists() and not new:
-        last = json.loads(path.read_text("utf-8"))
-        changes = drift(last["file"], noted)
+        run, last = _noted(path)
+        changes = drift(last, noted)
         continues = _is_stored(root, settings.experiment_id)
-        if changes and not continues and _is_stored(root, last["run"]):
+        if changes and not continues and _is_stored(root, run):
             raise ConfigError(
-                f"the experiment file has changed since its last run, {last['run']}",
+                f"the experiment file has changed since its last run, {run}",
                 got="; ".join(changes),
                 where=str(root),
                 fix="`--new` starts a new run from the changed file, "
-                f"`sdcore resume {last['run']}` continues the last one",
+                f"`sdcore resume {run}` continues the last one",
             )
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps({"run": settings.experiment_id, "file": noted}), "utf-8")
     part.replace(path)
+
+
+def _noted(path: Path) -> tuple[str, dict[str, Any]]:
+    """The last run of an experiment's name, and the settings of the file that it was started from.
+
+    Raises:
+        ConfigError: the note is damaged.
+    """
+    try:
+        noted = json.loads(path.read_text("utf-8"))
+        run, file = noted["run"], noted["file"]
+        damage = None if isinstance(run, str) and isinstance(file, dict) else "another form"
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        damage = f"{type(error).__name__}: {error}"
+    if damage is not None:
+        raise ConfigError(
+            "the note of the file that the last run was started from cannot be read",
+            got=damage,
+            where=str(path),
+            fix="`--new` writes it again: a run of other settings is a new run",
+        )
+    return run, file
 
 
 def _is_stored(root: Path, run: str) -> bool:

@@ -35,6 +35,11 @@ from sdcore.errors import SdcoreError
 from sdcore.schedule import Stage
 from sdcore.store.database import Store
 
+WorkersOption = Annotated[
+    int,
+    typer.Option(min=1, help="processes that train conditions and seeds side by side; with GPUs, "
+                 "each takes one"),
+]  # fmt: skip
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(files.app)
 app.add_typer(plan.app)
@@ -86,6 +91,7 @@ def run(
     new: Annotated[
         bool, typer.Option("--new", help="start a new run from a file that has changed")
     ] = False,
+    workers: WorkersOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Run an experiment to its table; the same command again continues where it stopped.
@@ -104,20 +110,22 @@ def run(
         return
     root = workspace.absolute()
     files.note(read_settings(experiment_file(experiment)), settings, root, new=new)
-    run_experiment(settings, root, as_json=as_json)
+    run_experiment(settings, root, workers=workers, as_json=as_json)
 
 
 @app.command()
 def resume(
-    run: RunArgument, workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = False
+    run: RunArgument,
+    workspace: WorkspaceOption = Path("runs"),
+    workers: WorkersOption = 1,
+    as_json: JsonOption = False,
 ) -> None:
     """Continue a run under the settings that it was started with.
 
     Example: sdcore resume quickstart
     """
-    run_experiment(
-        stored_experiment(open_store(workspace), run), workspace.absolute(), as_json=as_json
-    )
+    settings = stored_experiment(open_store(workspace), run)
+    run_experiment(settings, workspace.absolute(), workers=workers, as_json=as_json)
 
 
 @app.command()
@@ -129,6 +137,7 @@ def rerun(
                       "evaluate: number of rounds that the scored policy was trained")],
     seed: Annotated[int | None, typer.Option(help="only this seed; all seeds if left out")] = None,
     workspace: WorkspaceOption = Path("runs"),
+    workers: WorkersOption = 1,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Redo a stage of a round and everything that depends on it, and nothing else.
@@ -157,13 +166,14 @@ def rerun(
                 counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)
                 notes.print(f"{each.label}: moved {counts or 'nothing'} to superseded")
 
-    run_experiment(settings, root, as_json=as_json, first=move_rows)
+    run_experiment(settings, root, workers=workers, as_json=as_json, first=move_rows)
 
 
 def run_experiment(
     settings: Experiment,
     root: Path,
     *,
+    workers: int = 1,
     as_json: bool = False,
     first: Callable[[], None] = lambda: None,
 ) -> None:
@@ -180,7 +190,7 @@ def run_experiment(
         plan.announce(settings)
         first()
         started = time.perf_counter()
-        finished = compare_contexts(settings, root)
+        finished = compare_contexts(settings, root, workers)
     seconds = {"start-up": started - start} | finished.seconds
     tables = _summary(open_store(root, timeout=None), finished.experiment_id)
     _print_summary(tables, {"seconds": seconds}, as_json=as_json)

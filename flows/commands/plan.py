@@ -35,6 +35,9 @@ def plan(
     response_tokens: Annotated[
         float | None, typer.Option(min=1, help="mean tokens of a response, where you know them")
     ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="as in `sdcore run`, each on such a machine of its own")
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Plan an experiment: time, memory, disk and the critic's price, from its settings alone.
@@ -47,10 +50,10 @@ def plan(
     with notes.status("planning"):
         planned = planned_on(settings, machine, response_tokens)
     if as_json:
-        print(json.dumps(as_dict(planned)))
+        print(json.dumps(as_dict(planned, workers)))
         return
     print_table(_table(planned), title=settings.name)
-    for line in _lines(planned):
+    for line in _lines(planned, workers):
         notes.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -99,8 +102,12 @@ def announce(settings: Experiment) -> None:
         )
 
 
-def as_dict(planned: Plan) -> dict[str, object]:
-    """Return a plan as JSON has it: seconds, bytes, and shares of 1."""
+def as_dict(planned: Plan, workers: int) -> dict[str, object]:
+    """Return a plan as JSON has it: seconds, bytes, and shares of 1.
+
+    `seconds` and `use` are those of one worker; `together` has those of all.
+    """
+    seconds = planned.seconds_with(workers)
     return {
         "experiment": planned.experiment.name,
         "machine": asdict(planned.machine),
@@ -120,6 +127,7 @@ def as_dict(planned: Plan) -> dict[str, object]:
         "misfits": list(planned.misfits),
         "bound": planned.bound,
         "second_worker": planned.second_worker,
+        "together": {"workers": workers, "seconds": seconds, "use": planned.use_with(workers)},
     }
 
 
@@ -148,7 +156,7 @@ def _row(planned: Plan, name: str, cost: Cost) -> dict[str, object]:
     return row
 
 
-def _lines(planned: Plan) -> list[str]:
+def _lines(planned: Plan, workers: int) -> list[str]:
     memory, machine, gib = planned.memory, planned.machine, 2**30
     parts = ", ".join(f"{name} {size / gib:.1f}" for name, size in asdict(memory).items())
     return [
@@ -159,7 +167,10 @@ def _lines(planned: Plan) -> list[str]:
         f"Memory of the fullest device: {memory.total / gib:.1f} of {machine.memory / gib:.0f} GiB "
         f"({parts}). Checkpoints that stay: {amount(planned.kept)}B.",
         f"Bound by {planned.bound}.",
-        f"One more worker would bring {planned.second_worker}.",
+        f"One more worker would bring {planned.second_worker}."
+        if workers == 1
+        else f"With {workers} workers: {duration(planned.seconds_with(workers))}, devices used "
+        f"{planned.use_with(workers):.0%} of the time.",
         *(f"Does not fit: {line}" for line in planned.misfits),
         *([] if planned.misfits else ["It fits."]),
     ]

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, cast, get_args
+from urllib.parse import quote
 
 import polars as pl
 import typer
@@ -255,19 +256,23 @@ def view(
 ) -> None:
     """Browse a run's problems, rollouts, critiques and tokens on a local page, until Ctrl-C.
 
-    Nothing is uploaded, and only this machine can open the page.
+    Nothing is uploaded. Open the printed link: it brings the key that the page asks for, so that
+    the machine's other users cannot read it. The key is valid for as long as the command runs.
 
     Example: sdcore view quickstart
     """
+    from flows.servers.guard import guarded
+    from flows.servers.login import link, new_login
     from flows.servers.standing import require_free
-    from sdcore.reports.viewer.server import serve
+    from sdcore.reports.viewer.server import serve, viewer
     from sdcore.system.ports import free_port
 
     store = open_store(workspace)
     experiment_id, port = find_run(store, run), port or free_port()
     require_free("the page", port, f"sdcore view {run} --port N")
-    console.print(f"http://127.0.0.1:{port}/{experiment_id}", soft_wrap=True)
-    serve(store, port)
+    known = new_login()
+    print(link(known, f"http://127.0.0.1:{port}"), flush=True)
+    serve(guarded(viewer(store), known, f"/{quote(experiment_id)}"), port)
 
 
 def _show(store: Store, sql: str, *, allow_files: bool) -> None:

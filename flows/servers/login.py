@@ -4,6 +4,7 @@ Who has it may start runs and read the secrets of the workspace: it is as good a
 """
 
 import os
+import re
 import secrets
 from base64 import b64encode
 from collections.abc import Mapping
@@ -37,16 +38,21 @@ class Login:
         return b64encode(self.text.encode()).decode()
 
 
+def new_login() -> Login:
+    """Return a login with a new random key of 32 bytes."""
+    return Login(secrets.token_urlsafe(32))
+
+
 def login(root: Path) -> Login:
     """Return the workspace's login, from its file; the first call makes it.
 
     Raises:
-        SdcoreError: the file belongs to somebody else, or others may read it.
+        SdcoreError: the file belongs to somebody else, others may read it, or it holds no key.
     """
     path = root / _KEY
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(32))
+            file.write(new_login().key)
     except FileExistsError:
         status = path.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
@@ -57,7 +63,16 @@ def login(root: Path) -> Login:
                 where=str(path),
                 fix="`sdcore down`, delete the file, and start again: another key is made",
             ) from None
-    return Login(path.read_text("utf-8").strip())
+    key = path.read_bytes().strip()
+    if not re.fullmatch(rb"[\w-]{43}", key):
+        raise SdcoreError(
+            "the key of the workspace's servers is damaged",
+            got=f"{len(key)} bytes",
+            expected="43 characters",
+            where=str(path),
+            fix="`sdcore down`, delete the file, and start again: another key is made",
+        )
+    return Login(key.decode())
 
 
 def write_page(root: Path, addresses: Mapping[str, str]) -> Path:
@@ -68,7 +83,6 @@ def write_page(root: Path, addresses: Mapping[str, str]) -> Path:
     where browsers take it from for basic authentication.
     """
     known, path = login(root), root / PAGE
-    mlflow = addresses["mlflow"].replace("://", f"://{USER}:{known.key}@")
     write_private(path, f"""<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -79,7 +93,7 @@ def write_page(root: Path, addresses: Mapping[str, str]) -> Path:
 <p>The servers of {escape(str(root))}:</p>
 <ul>
 <li><a href="{addresses["prefect"]}{PATH}#{known.encoded}">Prefect</a>
-<li><a href="{mlflow}{PATH}">MLflow</a>
+<li><a href="{link(known, addresses["mlflow"])}">MLflow</a>
 </ul>
 <p>By hand: Prefect asks for <code>{known.text}</code>,
 MLflow for the user <code>{USER}</code> and the password <code>{known.key}</code>.
@@ -87,6 +101,11 @@ Anyone with this key can do everything that you can.</p>
 </html>
 """)  # fmt: skip
     return path
+
+
+def link(known: Login, address: str) -> str:
+    """Return the address that logs a browser in where the guard asks for the key."""
+    return f"{address.replace('://', f'://{USER}:{known.key}@')}{PATH}"
 
 
 def remove_page(root: Path) -> None:

@@ -123,7 +123,7 @@ def addresses(root: Path) -> dict[str, str]:
     try:
         stored = json.loads((root / _STATE).read_text("utf-8"))
         ports = {name: int(port) for name, port in stored.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise SdcoreError(
             "the note of the services that were started cannot be read",
             got=error,

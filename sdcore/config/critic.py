@@ -39,9 +39,10 @@ class LlmCriticConfig(CriticSettings):
         description="the endpoint's name for it; without one, as in model.name",
         json_schema_extra=FILE_ONLY,
     )
-    base_url: Address | None = Field(
+    base_url: Address | Annotated[tuple[Address, ...], Field(min_length=1)] | None = Field(
         None,
-        description="such as http://127.0.0.1:8000/v1; absent: the model runs in this process",
+        description="such as http://127.0.0.1:8000/v1, or a list of servers with the same model; "
+        "absent: the model runs in this process",
         json_schema_extra=FILE_ONLY,
     )
     api_key_env: str | None = Field(
@@ -69,7 +70,7 @@ class LlmCriticConfig(CriticSettings):
         description="context where no critique is valid; absent: the rollout is left out",
         json_schema_extra=NAMES_CODE,
     )
-    concurrency: int = Field(8, ge=1, le=256, description="requests under way at a time")
+    concurrency: int = Field(8, ge=1, le=256, description="requests under way at a server")
     tries: int = Field(
         6, ge=1, le=20, description="of one request that gets no answer, backing off"
     )
@@ -83,6 +84,13 @@ class LlmCriticConfig(CriticSettings):
         if self.api_key_env and self.api_key_block:
             raise ValueError("critic.api_key_env and critic.api_key_block: only one of them")
         return self
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Addresses of its servers; none where it runs in this process."""
+        if isinstance(self.base_url, str):
+            return (self.base_url,)
+        return self.base_url or ()
 
 
 OPERATIONAL = frozenset({

@@ -30,6 +30,7 @@ from sdcore.config import LlmCriticConfig, SamplingConfig
 from sdcore.critics.budget import Budget
 from sdcore.critics.llm import Reply
 from sdcore.critics.parsing import SCHEMA
+from sdcore.critics.servers import Servers
 from sdcore.engines import Engine, Request
 from sdcore.errors import EngineError
 from sdcore.keys import Key, redacted
@@ -64,13 +65,13 @@ class ChatEndpoint:
         backoff: wait_base = wait_random_exponential(multiplier=1, max=60),  # noqa: B008
     ) -> None:
         self._config, self._backoff = config, backoff
-        self._url = httpx.URL(f"{(config.base_url or '').rstrip('/')}/chat/completions")
+        self._servers = Servers(config.addresses, config.concurrency)
         self._key, self._before_request = key, before_request
         self._budget = Budget(config.max_budget, spent)
         self._cancelled = threading.Event()
 
     def ask(self, conversations: Sequence[list[Message]]) -> Iterator[tuple[int, Reply]]:
-        """Yield replies in the order of arrival, with at most `concurrency` requests in flight.
+        """Yield replies in the order of arrival, at most `concurrency` in flight at each server.
 
         Raises:
             EngineError: the endpoint refuses every request (no key, no such model).
@@ -78,7 +79,7 @@ class ChatEndpoint:
                 flight come first.
         """
         self._cancelled.clear()
-        with ThreadPoolExecutor(self._config.concurrency) as pool:
+        with ThreadPoolExecutor(self._servers.total) as pool:
             index_of = {
                 pool.submit(self._reply, messages): index
                 for index, messages in enumerate(conversations)
@@ -96,12 +97,12 @@ class ChatEndpoint:
             if error:
                 raise error
 
-    def _http(self) -> httpx.AsyncClient:
+    def _http(self, url: httpx.URL) -> httpx.AsyncClient:
         plain = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         return httpx.AsyncClient(
             headers=plain | ({"Authorization": f"Bearer {self._key.text}"} if self._key else {}),
             timeout=self._config.timeout,
-            trust_env=self._url.host not in LOOPBACK,  # no proxy for this machine
+            trust_env=url.host not in LOOPBACK,  # no proxy for this machine
             verify=self._certificates,
         )
 
@@ -147,8 +148,13 @@ class ChatEndpoint:
         } | (form if self._config.structured else {})
 
     def _post(self, body: bytes) -> Reply:
+        with self._servers.one(passing=_PassingError) as address:
+            return self._post_to(address, body)
+
+    def _post_to(self, address: str, body: bytes) -> Reply:
+        url = httpx.URL(f"{address.rstrip('/')}/chat/completions")
         try:
-            response, content = asyncio.run(self._exchange(body))
+            response, content = asyncio.run(self._exchange(url, body))
         except httpx.RequestError as error:  # some quote what the server sent
             reason = redacted(f"{type(error).__name__}: {error}", self._key)
             raise _PassingError(reason) from None
@@ -166,12 +172,12 @@ class ChatEndpoint:
             raise EngineError(
                 "the critic's endpoint refuses requests",
                 got=reason,
-                where=self._config.base_url or "",
+                where=address,
                 fix="check critic.base_url, critic.model and critic.api_key_env or api_key_block",
             )
         return Reply(None, failure=reason)
 
-    async def _exchange(self, body: bytes) -> tuple[httpx.Response, bytes | None]:
+    async def _exchange(self, url: httpx.URL, body: bytes) -> tuple[httpx.Response, bytes | None]:
         """Return the response and its body; None where it is too large.
 
         `timeout` bounds the whole: connecting, every byte of the headers and of the body. The
@@ -183,8 +189,8 @@ class ChatEndpoint:
         """
         async with (
             asyncio.timeout(self._config.timeout),
-            self._http() as http,
-            http.stream("POST", self._url, content=body) as response,
+            self._http(url) as http,
+            http.stream("POST", url, content=body) as response,
         ):
             content = bytearray()
             async for chunk in response.aiter_raw():

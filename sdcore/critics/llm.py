@@ -195,7 +195,7 @@ class LlmCritic(Critic):
             raise EngineError(
                 "the critic does not answer",
                 got=failure,
-                where=self._config.base_url or self.name,
+                where=", ".join(self._config.addresses) or self.name,
                 fix="check that its server is up, then repeat the command",
             )
 

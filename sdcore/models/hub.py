@@ -99,6 +99,13 @@ def _usable(folder: Path) -> Path:
             "dtype='float32'), ADAPTER).merge_and_unload(); model.save_pretrained(MERGED); "
             "AutoTokenizer.from_pretrained(BASE).save_pretrained(MERGED)",
         )
+    if odd := [path.name for path in folder.iterdir() if not (path.is_file() or path.is_dir())]:
+        raise ModelError(
+            "the model folder holds what is no file",
+            got=f"{odd[0]}, a broken link, a pipe or a device",
+            where=str(folder),
+            fix="put the file there, or remove the entry",
+        )
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
             "the model folder has no safetensors",

@@ -85,7 +85,7 @@ class Plan:
 
     Attributes:
         stages: cost by stage, in order, of all conditions and seeds.
-        lineages: seconds of each condition and seed.
+        lineages: seconds of each condition and seed, in the order in which they train.
         memory: of the fullest device.
         kept: bytes of the checkpoints that stay.
         misfits: what does not fit, and the setting that fixes it.
@@ -126,7 +126,7 @@ class Plan:
     @property
     def use(self) -> float:
         """Share of the devices' time in which they compute."""
-        return self.whole.busy / self.device_seconds
+        return self.use_with(1)
 
     @property
     def bound(self) -> str:
@@ -135,32 +135,49 @@ class Plan:
         share = self.stages[name].seconds / self.whole.seconds
         return f"{name}, {share:.0%} of the time: {self._reason(name)}"
 
+    def seconds_with(self, workers: int) -> float:
+        """Return the wall time with several workers, each on such a machine of its own.
+
+        Each takes the next free condition and seed, as `sdcore run --workers` does.
+        """
+        ends = [0.0] * workers
+        for seconds in self.lineages:
+            ends[ends.index(min(ends))] += seconds
+        return self.whole.seconds - sum(self.lineages) + max(ends)
+
+    def use_with(self, workers: int) -> float:
+        """Return the share of the workers' device time in which a device computes."""
+        devices = workers * self.machine.count
+        return self.whole.busy / (devices * self.seconds_with(workers))
+
     @property
     def second_worker(self) -> str:
-        """What one more worker would bring, that takes the next free condition and seed."""
+        """What one more worker would bring."""
         if len(self.lineages) == 1:
             return "nothing: there is one condition and one seed"
-        ends = [0.0, 0.0]
-        for seconds in sorted(self.lineages, reverse=True):
-            ends[ends.index(min(ends))] += seconds
-        alone = self.whole.seconds - sum(self.lineages)
+        together = duration(self.seconds_with(2))
         return (
-            f"{duration(alone + max(ends))} instead of {duration(self.whole.seconds)}, if it has "
-            "devices of its own and takes half of the conditions and seeds"
+            f"{together} instead of {duration(self.whole.seconds)}, if it has devices of its own "
+            "(`sdcore run --workers 2`)"
         )
 
     def _reason(self, stage: str) -> str:
         critic = self.experiment.critic
         if stage == "align" and isinstance(critic, LlmCriticConfig):
             return (
-                f"each round waits for the critic, {critic.concurrency} answers at a time "
-                "(critic.concurrency, a faster endpoint, fewer critic.max_tokens)"
+                f"each round waits for the critic, {_at_a_time(critic)} answers at a time "
+                "(critic.concurrency, more servers in critic.base_url, fewer critic.max_tokens)"
             )
         if stage in ("sample", "evaluate"):
             if self.machine.gpu and tensor_parallel(self.experiment) < self.machine.count:
                 return f"{sampling_devices(self.experiment)} of {self.machine.count} devices sample"
             return "tokens are drawn one after another; larger batches cost little more"
         return "passes of student and teacher over the model" if stage == "distill" else "its work"
+
+
+def _at_a_time(critic: LlmCriticConfig) -> int:
+    """Answers of a critic under way at once."""
+    return critic.concurrency * max(1, len(critic.addresses))
 
 
 def duration(seconds: float) -> str:
@@ -181,15 +198,14 @@ def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Length
     stages = {stage: Cost() for stage in STAGES}
     for stage, cost in work.shared():
         stages[stage] += cost
-    lineages = list[float]()
+    own = list[float]()  # seconds of a condition and any one seed
     winners = {names[0] for names in experiment.families.values()}  # any of them may win
     for name, condition in experiment.conditions.items():
         tested = name not in experiment.trials or name in winners
-        for _ in experiment.seeds:
-            costs = list(work.lineage(condition, tested=tested))
-            for stage, cost in costs:
-                stages[stage] += cost
-            lineages.append(sum(cost.seconds for _, cost in costs))
+        costs = list(work.lineage(condition, tested=tested))
+        for stage, cost in costs:
+            stages[stage] += cost * len(experiment.seeds)
+        own.append(sum(cost.seconds for _, cost in costs))
     memory = memory_of(experiment, shape, machine, lengths)
     kept = sum(
         checkpoints(experiment, condition)[1] * checkpoint_bytes(experiment, shape, condition)
@@ -201,7 +217,7 @@ def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Length
         machine,
         lengths,
         stages,
-        tuple(lineages),
+        tuple(own) * len(experiment.seeds),
         memory,
         len(experiment.seeds) * kept,
         tuple(misfits(experiment, shape, machine, lengths, memory)),
@@ -313,7 +329,7 @@ class _Work:
         if not isinstance(critic, LlmCriticConfig):
             seconds = ORACLE_HANDLING * self.machine.handling * requests
             return Cost(seconds=seconds, written=CRITIQUE_BYTES * requests)
-        answer, waves = CRITIC_SHARE * critic.max_tokens, ceil(requests / critic.concurrency)
+        answer, waves = CRITIC_SHARE * critic.max_tokens, ceil(requests / _at_a_time(critic))
         tokens = (waves - 1) * answer + (critic.max_tokens if requests > 1 else answer)
         read = CRITIC_PROMPT + self.lengths.prompt + 2 * self.lengths.response
         return Cost(

@@ -2,8 +2,9 @@
 
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from math import ceil
 
 SHORT, LONG = 5, 8  # words in a run
 MOST = 50  # earlier questions that are compared for one run of words
@@ -51,22 +52,41 @@ def near_duplicates(problems: Iterable[tuple[str, str]], bound: float) -> dict[i
 def overlapping(texts: Sequence[str], others: Sequence[str], bound: float) -> dict[int, int]:
     """Find texts that share at least `bound` of their runs of eight words with another text.
 
-    PaLM's measure (arXiv 2204.02311), which counts 0.7 as contaminated.
+    PaLM's measure (arXiv 2204.02311), which counts 0.7 as contaminated. A text of n runs that
+    shares k of them shares at least one of its n - k + 1 rarest. Only texts with one of these are
+    compared, so that what all questions of a template have in common costs nothing (prefix
+    filtering, Chaudhuri et al., ICDE 2006).
+
+    Args:
+        texts: each is looked for in the others.
+        others: the texts that none may repeat.
+        bound: above 0; above 1 nothing is found.
 
     Returns:
-        Index of each such text, and index in `others` of the text that it shares most with.
+        Index of each such text, and index in `others` of one that it shares so much with.
     """
-    holders: dict[str, list[int]] = defaultdict(list)
-    for place, other in enumerate(others):
-        for run in word_runs(other, LONG):
+    numbers: dict[str, int] = {}
+    runs_of = [
+        [numbers.setdefault(run, len(numbers)) for run in word_runs(other, LONG)]
+        for other in others
+    ]
+    holders: list[list[int]] = [[] for _ in numbers]
+    for place, runs in enumerate(runs_of):
+        for run in runs:
             holders[run].append(place)
     contaminated: dict[int, int] = {}
     for index, text in enumerate(texts):
-        runs = word_runs(text, LONG)
-        shared = Counter(place for run in runs for place in holders.get(run, ()))
-        place, count = min(shared.items(), key=lambda share: (-share[1], share[0]), default=(0, 0))
-        if count >= bound * len(runs):
-            contaminated[index] = place
+        own = word_runs(text, LONG)
+        needed = max(1, ceil(bound * len(own)))
+        known = {numbers[run] for run in own if run in numbers}
+        spare = len(known) - needed  # so many of the known runs may be missing in the other text
+        rarest = sorted(known, key=lambda run: (len(holders[run]), run))[: max(0, spare + 1)]
+        compared = set[int]()
+        for place in (place for run in rarest for place in holders[run]):
+            if place not in compared and len(known.intersection(runs_of[place])) >= needed:
+                contaminated[index] = place
+                break
+            compared.add(place)
     return contaminated
 
 

@@ -73,6 +73,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     Raises:
         DataError: the file cannot be read, or a line is not a JSON object.
     """
+    _require_file(path)
     try:
         for number, record in _lines(path):
             if isinstance(record, str):
@@ -227,7 +228,19 @@ def reasoning_gym_rows(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
 
 def _path(config: ProblemsConfig) -> Path:
     assert config.path is not None, "ProblemsConfig asks for it"
+    _require_file(config.path)
     return config.path
+
+
+def _require_file(path: Path) -> None:
+    """Refuse what never ends, or can be read once only: a run reads its problems again."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(
+            "problems are read from a file",
+            got="a pipe or a device",
+            where=str(path),
+            fix="write its content into a file",
+        )
 
 
 def _extra(library: str) -> Any:

@@ -38,7 +38,7 @@ def printable(found: Prediction) -> list[tuple[str, pl.DataFrame]]:
             pl.DataFrame(_correlation_rows(found)),
         ),
         (
-            f"Gains in points of test accuracy, {seeds} seeds (intervals: {covers})",
+            f"Gains in points of test accuracy, seeds: {seeds} (intervals: {covers})",
             pl.DataFrame(_condition_rows(found)),
         ),
         ("Gains by verdict, points", pl.DataFrame(_verdict_rows(found))),
@@ -60,12 +60,20 @@ def figure(found: Prediction) -> Figure:
     rho = {(r["measure"], r["among"]): r["rho"] for r in found.correlations.iter_rows(named=True)}
     masks = found.conditions["tokens"].unique(maintain_order=True).to_list()
     among = EVERY if len(masks) > 1 else masks[0]
-    points = found.conditions.with_columns(100 * pl.col("training_gain", "low", "high"))
-    titles = {
-        name: f"{name.replace('_', ' ')}, ρ = {rho[name, among]:+.2f}".replace("-", "−")
-        for name in measures
-    }
+    points = found.conditions.with_columns(pl.col("training_gain", "low", "high") * 100)
+    titles = {name: f"{_NAMES.get(name, name)}, {_rho(rho[name, among])}" for name in measures}
     return plots.scatter(points, titles, masks, "gain, points")
+
+
+_NAMES = {
+    "gain": "teacher − student", "error_auc": "AUC, error", "auc": "AUC, step",
+    "error": "advantage, error", "before": "advantage, before", "negative_share": "diffusion",
+    "after_error": "loss after the error", "score": "score of design",
+}  # fmt: skip
+
+
+def _rho(value: float) -> str:
+    return "ρ unknown" if value != value else f"ρ = {_signed(value, '.2f')}"
 
 
 def _correlation_rows(found: Prediction) -> list[dict[str, object]]:
@@ -108,6 +116,8 @@ def _interval(numbers: Sequence[float], form: str) -> str:
     value, low, high = numbers
     if value != value:
         return "unknown"
+    if low != low:
+        return f"{_signed(value, form)} (interval unknown)"
     return f"{_signed(value, form)} ({_signed(low, form)} to {_signed(high, form)})"
 
 

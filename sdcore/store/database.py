@@ -314,6 +314,13 @@ class Store:
     def _make_complete(self) -> None:
         """See that the file has every table and view; write only where one is missing."""
         if self.path.exists():
+            if not self.path.is_file():  # DuckDB would wait at a pipe for ever
+                raise StoreError(
+                    "the tables are not a file",
+                    got="a folder, a pipe or a device",
+                    where=str(self.path),
+                    fix="move it away, or name another folder with --workspace",
+                )
             with self._open(read_only=True):
                 self._complete = self._has_all()
         if not self._complete and self._may_write():

@@ -69,7 +69,8 @@ def require_replaceable(run: ConditionRun, stage: Stage, round_: int) -> None:
     restore(run)
     run.session.models.sampler(run)
     if stage is not Stage.evaluate:
-        open_critic(run)
+        with open_critic(run):
+            pass
 
 
 def _replay(

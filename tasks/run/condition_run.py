@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -192,6 +193,15 @@ class ConditionRun:
 def base_run(session: "Session", experiment: Experiment) -> ConditionRun:
     """The run of the untrained policy."""
     return ConditionRun(session, experiment, BASE, experiment.seeds[0])
+
+
+def trained_runs(base: ConditionRun) -> list[ConditionRun]:
+    """The runs of all conditions and seeds, in the order in which they train."""
+    session, experiment = base.session, base.experiment
+    return [
+        ConditionRun(session, experiment, condition, seed)
+        for seed, condition in product(experiment.seeds, experiment.conditions)
+    ]
 
 
 def condition_runs(

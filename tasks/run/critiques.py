@@ -2,12 +2,14 @@
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
 import polars as pl
+from filelock import FileLock
 from prefect.blocks.system import Secret
 
 from sdcore.config import LlmCriticConfig, OracleConfig
@@ -22,6 +24,7 @@ from sdcore.rollouts import JudgedRollout
 from sdcore.store.schema import TABLES
 from sdcore.traces import parse_trace, response_text
 from tasks.run.condition_run import ConditionRun
+from tasks.run.lock import wait_for
 
 _COPIED = (
     "first_wrong_step", "corrected", "valid", "invalid_reason", "repaired", "raw", "attempts",
@@ -50,10 +53,33 @@ class Handed:
         return cls(rollout.rollout_id, submission, rollout.response_ids)
 
 
-def open_critic(run: ConditionRun) -> Critic:
-    """The experiment's critic."""
+@contextmanager
+def open_critic(run: ConditionRun) -> Iterator[Critic]:
+    """The experiment's critic, for as long as the block runs; see `budget_lock`."""
     settings = run.experiment.judge or OracleConfig(kind="oracle")
-    return open_named(settings, partial(open_client, run))
+    with budget_lock(run):
+        yield open_named(settings, partial(open_client, run))
+
+
+@contextmanager
+def budget_lock(run: ConditionRun) -> Iterator[None]:
+    """Keep other processes from the experiment's paid critic, if it has a budget.
+
+    Each would otherwise spend what is left of it by its own count. Open the client in the block: it
+    reads what has been spent until then.
+    """
+    critic = run.experiment.judge
+    if not isinstance(critic, LlmCriticConfig) or critic.max_budget is None:
+        yield
+        return
+    folder = run.base.folder.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "critic.lock")
+    wait_for(lock, run, "the critic's budget")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def open_client(run: ConditionRun, config: LlmCriticConfig) -> Client:

@@ -2,9 +2,10 @@
 
 import gc
 import json
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -40,6 +41,11 @@ def peak_bytes(work: Work) -> int:
         alive += event.nbytes()
         peak = max(peak, alive)
     return peak
+
+
+def exponent(sizes: Sequence[int], times: Sequence[float]) -> float:
+    """Slope of log time by log size, 1 where cost is linear."""
+    return math.log(times[-1] / times[0]) / math.log(sizes[-1] / sizes[0])
 
 
 def report(name: str, headline: float, target: str, holds: bool, **figures: object) -> None:

@@ -26,7 +26,7 @@ def filled(table: str, rows: int, **columns: object) -> pl.DataFrame:
 
 def problems() -> pl.DataFrame:
     ids = pl.Series([f"p{i}" for i in range(PROBLEMS)])
-    text = {"question": "What is 1 + 1?", "answer": "2", "source": "made up", "split": "test"}
+    text = {"question": "What is 1 + 1?", "reference": "2", "source": "made up", "split": "test"}
     return filled("problems", PROBLEMS, problem_id=ids, **RUN, **text)
 
 

@@ -5,12 +5,11 @@ attention scores, softmax and recomputation count as nothing, so the share is a 
 peak is measured again before each step, because a shared machine is not always equally fast.
 """
 
-import math
 import statistics
 
 import _steps
 import torch
-from _measure import report, seconds
+from _measure import exponent, report, seconds
 
 REPEATS = 5
 
@@ -48,11 +47,6 @@ def measured(lengths: tuple[int, ...]) -> float:
     work = _steps.ours(_steps.rollouts(lengths), lora=None)
     work()
     return statistics.median(seconds(work) for _ in range(REPEATS))
-
-
-def exponent(sizes: tuple[int, ...], times: list[float]) -> float:
-    """Slope of log time by log size, 1 where cost is linear."""
-    return math.log(times[-1] / times[0]) / math.log(sizes[-1] / sizes[0])
 
 
 def main() -> None:

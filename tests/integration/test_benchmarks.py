@@ -5,6 +5,7 @@ import random
 import sys
 import warnings
 
+import polars as pl
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -19,7 +20,16 @@ def benchmarks(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-    for name in ("_losses", "_measure", "_steps", "mfu", "validation", "word_oracle"):
+    for name in (
+        "_losses",
+        "_rows",
+        "growth",
+        "_measure",
+        "_steps",
+        "mfu",
+        "validation",
+        "word_oracle",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -42,6 +52,15 @@ def test_the_oracle_is_measured_on_word_problems(capsys):
     assert figures["holds"] and figures["headline"] == figures["right_passed"] == 1
     assert figures["faults"] > 200 and figures["corrected_right"] == 1
     assert set(figures["share"]) == {"slip", "operand", "distractor", "operation"}
+
+
+def test_growth_is_measured_on_rows_that_the_tables_take(tmp_path):
+    import growth
+
+    made = growth.rollouts(10_000, tmp_path)
+    assert made.keys() == {"append", "read a round", "resume", "view", "export"}
+    assert len(pl.read_parquet(tmp_path / "exported/data/rollouts/grpo/seed-0.parquet")) == 10_000
+    assert growth.problems(300, tmp_path)["prepare"] > 0
 
 
 def test_a_planted_result_differs_and_keeps_its_decimal_places():

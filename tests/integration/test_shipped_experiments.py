@@ -20,6 +20,7 @@ from tests.helpers.runs import sdcore, tables
 pytestmark = pytest.mark.usefixtures("prefect")
 SAME = {"paper-1gpu": "paper"}  # files that differ in their use of memory only
 LONG = {"predict"}  # in test_predict, at night
+ALIKE = {"quickstart", "tokens"}  # with what other tests run
 FILES = sorted({path.stem for path in EXPERIMENTS.glob("*.toml")} - SAME.keys() - LONG)
 TINY = [
     "seeds=[0]", "problems.train=4", "problems.validation=2", "problems.test=2",
@@ -74,7 +75,10 @@ def answered(body):
     return critic_server.say(f"<step_1>x</step_1><answer>{answer}</answer>")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.night if name in ALIKE else ()) for name in FILES],
+)
 def test_a_shipped_experiment_runs_through_all_its_stages(name, tmp_path):
     file = EXPERIMENTS / f"{name}.toml"
     experiment = tomllib.loads(file.read_text("utf-8"))

@@ -191,6 +191,7 @@ def test_the_same_command_again_changes_nothing(finished, file):
     assert metrics(workspace) == logged
 
 
+@pytest.mark.night
 def test_a_warm_up_that_failed_is_taken_up_again_and_ends_the_same(finished, file, tmp_path):
     experiment_id = tables(finished[0])["experiments"]["experiment_id"][0]
     obstacle = tmp_path / "checkpoints" / experiment_id / "base"

@@ -105,6 +105,7 @@ def test_the_quickstart_runs_to_its_report(finished, call):
     assert (finished / "reports" / f"{run['experiment_id']}.html").stat().st_size > 10_000
 
 
+@pytest.mark.night
 def test_other_settings_right_after_it_run_too(finished, call):
     call("run", "quickstart", "--quick", *TINY, "training.rounds=2")
     assert len(json.loads(call("list", "--json"))) == 2

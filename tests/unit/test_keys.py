@@ -1,6 +1,7 @@
 import base64
 import html
 import json
+import time
 from urllib.parse import quote
 
 import polars as pl
@@ -26,6 +27,14 @@ ENCODED = {
     "HTML, every character": "".join(f"&#{ord(c)};" for c in TEXT),
     "HTML in hex": "".join(f"&#x{ord(c):X};" for c in TEXT),
     "hex": TEXT.encode().hex(),
+    "hex in pairs": TEXT.encode().hex(" "),
+    "a fingerprint's hex": TEXT.encode().hex(":"),
+    "C": "".join(f"\\{ord(c):03o}" for c in TEXT),
+    "JavaScript": "".join(f"\\u{{{ord(c):x}}}" for c in TEXT),
+    "mail": "".join(f"={ord(c):02X}" for c in TEXT),
+    "two lines": f"{TEXT[:7]}\r\n{TEXT[7:]}",
+    "two lines in JSON": f"{TEXT[:7]}\\n{TEXT[7:]}".replace('"', '\\"'),
+    "invisible spaces": "\u200b".join(TEXT),
     "a mixture": f"%73\\u006b{TEXT[2:]}",
 }
 
@@ -46,6 +55,23 @@ def test_base64_hides_no_key_wherever_it_begins(user, encode):
         # What is left stands for what was around the key, and at most for bits of its ends.
         assert not any(part in left for part in (encoded[8:20], encoded[10:16]))
         assert pl.Series([text]).str.contains(KEY.pattern).all()
+
+
+def test_base64_in_lines_hides_no_key():
+    lines = base64.encodebytes(f"{'user' * 12}:{TEXT}".encode()).decode()  # 76 characters a line
+    assert lines.count("\n") == 2 and "[key]" in KEY.redact(lines)
+
+
+def test_the_pattern_of_a_long_key_is_one_that_polars_takes():
+    key = Key("A1-z" * 60)
+    assert pl.Series([key.text, key.text[1:]]).str.contains(key.pattern).to_list() == [True, False]
+
+
+@pytest.mark.parametrize("part", ["\\", "%25", "&amp;", "&#0", "\n", "s", "sk-A1b", "\\n"])
+def test_no_text_takes_long(part):
+    before = time.process_time()
+    KEY.redact(part * 20_000)  # with backslashes, a minute when each was tried with all others
+    assert time.process_time() - before < 20
 
 
 def test_decoded_json_is_redacted_in_depth_and_other_values_stay():

@@ -1,7 +1,7 @@
 """A page on this machine to browse a run: problems, rollouts, steps, critique, tokens.
 
 It reads the tables at each request, so it can stay open while the run goes on. The state is in the
-address alone: links can be kept and shared between people who have the workspace.
+address alone. Who may see it is for the caller to say: `sdcore view` puts a login before it.
 """
 
 from importlib.resources import files
@@ -17,6 +17,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from sdcore.config import Experiment
 from sdcore.errors import StoreError
@@ -40,9 +41,9 @@ _STATIC = {"page.css": "text/css", "viewer.css": "text/css", "viewer.js": "text/
 _ROLLOUT_FILTERS = ("condition", "seed", "purpose", "round", "outcome")
 
 
-def serve(store: Store, port: int) -> None:
-    """Serve the pages on loopback until Ctrl-C."""
-    uvicorn.run(viewer(store), host="127.0.0.1", port=port, log_level="warning")
+def serve(app: ASGIApp, port: int) -> None:
+    """Serve the application on loopback until Ctrl-C."""
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
 def viewer(store: Store) -> Starlette:

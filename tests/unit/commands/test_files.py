@@ -6,8 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.commands import main
+from flows.servers import standing
 from sdcore.config import Experiment, load_experiment
-from sdcore.errors import ConfigError
+from sdcore.errors import ConfigError, SdcoreError
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
 from tests.helpers.paths import EXPERIMENTS, QUICKSTART
@@ -18,7 +19,7 @@ def sdcore(tmp_path, monkeypatch):
     """The command, with runs that do nothing but enter their row; returns the run's id."""
     runs = []
 
-    def stored(settings: Experiment, root, *, as_json: bool) -> None:
+    def stored(settings: Experiment, root, **_) -> None:
         row = {
             "experiment_id": settings.experiment_id, "name": settings.name,
             "fingerprint": settings.fingerprint, "config": settings.model_dump_json(),
@@ -47,6 +48,29 @@ def edit(file, old, new):
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new, 1))
+
+
+DAMAGED = ["", "{", "[]", "null", "5", '{"run": 5, "file": {}}', '{"run": "x", "file": []}',
+           '{"run": ' + "9" * 5000 + "}", "[" * 100_000, "\udcff"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_note_of_the_last_run_is_named(sdcore, tmp_path, text):
+    folder = tmp_path / "runs" / "files"
+    folder.mkdir(parents=True)
+    (folder / "quickstart.json").write_text(text, "utf-8", "surrogateescape")
+    with pytest.raises(ConfigError, match=r"cannot be read[\s\S]*quickstart.json[\s\S]*--new"):
+        sdcore("run", "quickstart")
+    assert sdcore("run", "quickstart", "--new") == sdcore("run", "quickstart")
+
+
+@pytest.mark.parametrize(
+    "text", [*DAMAGED[:3], DAMAGED[8], '{"prefect": 1e999}', '{"prefect": null}']
+)
+def test_a_damaged_note_of_the_services_is_named(tmp_path, text):
+    (tmp_path / "services.json").write_text(text)
+    with pytest.raises(SdcoreError, match=r"cannot be read[\s\S]*services.json[\s\S]*down"):
+        standing.addresses(tmp_path)
 
 
 def test_settings_on_the_command_line_make_another_run_without_being_asked(sdcore):

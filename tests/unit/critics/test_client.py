@@ -20,7 +20,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 def endpoint(
-    url: str, key: str | None = None, spent: float = 0.0, **settings: object
+    url: str | list[str], key: str | None = None, spent: float = 0.0, **settings: object
 ) -> ChatEndpoint:
     settings = {"tries": 2, "timeout": 60.0} | settings
     config = LlmCriticConfig(kind="llm", model="m", base_url=url, **settings)
@@ -47,6 +47,18 @@ def test_an_answer_comes_with_its_tokens_and_cost():
     assert form["additionalProperties"] is False and set(form["required"]) == set(
         form["properties"]
     )
+
+
+def test_several_servers_share_the_requests_and_a_dead_one_costs_no_reply():
+    def answer(body):
+        return server.say("hi")
+
+    with server.serve(answer) as (one, first), server.serve(answer) as (two, second):
+        addresses = ["http://127.0.0.1:1/v1", one, two]  # nobody listens at the first
+        client = endpoint(addresses, concurrency=2)
+        replies = [reply for _, reply in client.ask([HELLO] * 12)]
+    assert [reply.text for reply in replies] == ["hi"] * 12
+    assert len(first) + len(second) == 12 and min(len(first), len(second)) >= 2
 
 
 @pytest.mark.parametrize("usage", ["", ', "usage": {}', ', "usage": {"prompt_tokens": -1}'])

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,12 @@ def test_smollm2_answers():
         [Request(prompt_ids(tokenizer, asked), 0)], SamplingConfig(temperature=0, max_new_tokens=12)
     )
     assert "Paris" in tokenizer.decode(answer.token_ids)
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "/dev/urandom", "nonesuch", None])
+def test_what_never_ends_is_no_model_file(tmp_path, target):
+    (tmp_path / "model.safetensors").touch()
+    path = tmp_path / "config.json"
+    os.mkfifo(path) if target is None else path.symlink_to(target)
+    with pytest.raises(ModelError, match=r"no file[\s\S]*config.json"):
+        hub.resolve(str(tmp_path))

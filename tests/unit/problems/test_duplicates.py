@@ -1,6 +1,14 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sdcore.problems.duplicates import near_duplicates, normalised, overlapping, word_runs
+from sdcore.problems.duplicates import (
+    LONG,
+    near_duplicates,
+    normalised,
+    overlapping,
+    word_runs,
+)
 
 TOM = "Tom has 12 red apples and buys 5 more green apples at the market. How many has he now?"
 
@@ -64,6 +72,25 @@ def test_overlap_is_the_share_of_a_texts_own_runs_of_eight_words():
     part = " ".join(f"w{n}" for n in range(3, 12))
     assert overlapping([part], [long], 1.0) == {0: 0}
     assert overlapping([long], [part], 1.0) == {}
+
+
+@given(
+    st.lists(st.lists(st.sampled_from("abcdef"), max_size=24).map(" ".join), max_size=8),
+    st.lists(st.lists(st.sampled_from("abcdef"), max_size=24).map(" ".join), max_size=8),
+    st.sampled_from([0.05, 0.3, 0.5, 0.7, 1.0, 1.1]),
+)
+def test_overlap_is_what_comparing_all_with_all_finds(texts, others, bound):
+    shares = [
+        [
+            len(word_runs(text, LONG) & word_runs(other, LONG)) / len(word_runs(text, LONG))
+            for other in others
+        ]
+        for text in texts
+    ]
+    expected = {i for i, row in enumerate(shares) if any(share >= bound for share in row)}
+    found = overlapping(texts, others, bound)
+    assert found.keys() == expected
+    assert all(shares[index][place] >= bound for index, place in found.items())
 
 
 def test_overlap_names_the_text_that_most_is_shared_with():

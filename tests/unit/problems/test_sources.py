@@ -1,4 +1,5 @@
 import json
+import os
 
 import datasets
 import duckdb
@@ -7,7 +8,7 @@ import pytest
 
 from sdcore.config import ProblemsConfig
 from sdcore.errors import ConfigError, DataError
-from sdcore.problems.sources import origin, read_records
+from sdcore.problems.sources import origin, read_jsonl, read_records
 
 ROWS = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(4)]
 
@@ -152,3 +153,14 @@ def test_a_source_has_a_short_name(tmp_path):
     drawn = ProblemsConfig(source="reasoning_gym", name="chain_sum", seed=3, **sizes)
     names = ["p.csv", "openai/gsm8k main train", "chain_sum, seed 3"]
     assert [origin(each) for each in (file, hub, drawn)] == names
+
+
+@pytest.mark.parametrize("source", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("target", ["/dev/zero", None])
+def test_what_never_ends_is_no_file_of_problems(tmp_path, source, target):
+    path = tmp_path / f"x.{source}"
+    os.mkfifo(path) if target is None else path.symlink_to(target)
+    with pytest.raises(DataError, match="read from a file"):
+        list(read_records(ProblemsConfig(source=source, path=path)))
+    with pytest.raises(DataError, match="read from a file"):
+        list(read_jsonl(path))

@@ -1,14 +1,19 @@
 """The guard before an application that says "in", and the key's file."""
 
 import os
+from urllib.parse import urlsplit
 
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient, WebSocketDenialResponse
 
+from flows.commands.tables import view
 from flows.servers import guard
 from flows.servers.login import PAGE, Login, login, remove_page, write_page
 from sdcore.errors import SdcoreError
+from sdcore.reports.viewer import server
+from sdcore.store.database import Store
+from tests.helpers.example import EXPERIMENT, fill
 
 OWN, KEY = "http://127.0.0.1:4200", Login("k" * 43)
 INSIDE, AFTER = PlainTextResponse("in"), PlainTextResponse("welcome")
@@ -71,11 +76,70 @@ def test_the_key_opens_and_nothing_else_does(given, status):
 
 
 def test_the_health_of_a_server_is_no_secret_and_the_login_leads_in():
-    guarded = client(f"Basic {KEY.encoded}")
-    assert guarded.get("/health").text == "in"
-    assert guarded.get("/health/x").status_code == 401
-    assert guarded.get("/sdcore-login").status_code == 401
+    opened = TestClient(guard.guarded(INSIDE, KEY, "/first", ("/health",)), OWN)
+    assert opened.get("/health").text == "in"
+    assert opened.get("/health/x").status_code == 401
+    assert opened.get("/sdcore-login").status_code == 401
     assert client().get("/sdcore-login").text == "welcome"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    root = tmp_path_factory.mktemp("workspace")
+    fill(Store(root / "sdcore.duckdb"))
+    return root
+
+
+@pytest.fixture
+def viewed(workspace, monkeypatch, capsys):
+    """A client of what `sdcore view` serves, and the link that the command printed."""
+    served = []
+    monkeypatch.setattr(server, "serve", lambda app, port: served.append((app, port)))
+    view("small", workspace, 0)
+    ((app, port),) = served
+    printed = capsys.readouterr().out.strip()
+    with TestClient(app, f"http://127.0.0.1:{port}", follow_redirects=False) as opened:
+        yield opened, printed
+
+
+def test_the_link_that_view_prints_opens_the_run_by_an_address_without_the_key(viewed):
+    opened, printed = viewed
+    parts = urlsplit(printed)
+    assert (parts.username, len(parts.password), parts.path) == ("sdcore", 43, "/sdcore-login")
+    answer = opened.get(printed)
+    own = f"http://127.0.0.1:{parts.port}/{EXPERIMENT.experiment_id}"
+    assert (answer.status_code, answer.headers["location"]) == (303, own)
+    page = opened.get(own, auth=("sdcore", parts.password))
+    assert page.status_code == 200 and "12 + 30 - 5" in page.text
+    assert parts.password not in page.text and "set-cookie" not in page.headers
+
+
+@pytest.mark.parametrize(
+    "path", ["/", f"/{EXPERIMENT.experiment_id}", "/health", "/sdcore-login", "/page.css", "/none"]
+)
+def test_without_the_key_the_viewer_shows_nothing(viewed, path):
+    opened, printed = viewed
+    key = urlsplit(printed).password
+    wrong = [("sdcore", ""), ("", key), ("sdcore", key[:-1])]
+    elsewhere = [{"params": {"key": key}}, {"headers": {"Cookie": f"key={key}"}}]
+    for given in ({}, *elsewhere, *({"auth": each} for each in wrong)):
+        answer = opened.get(path, **given)
+        assert (answer.status_code, answer.text) == (401, guard.ASK)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 400),
+        ({"Host": "127.0.0.1.evil.example"}, 400),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_with_the_key_other_names_and_pages_are_refused_by_the_viewer(viewed, headers, status):
+    opened, printed = viewed
+    assert opened.get(printed, headers=headers).status_code == status
 
 
 def test_a_prefect_server_without_a_key_does_not_start(monkeypatch):
@@ -102,6 +166,14 @@ def test_a_key_that_others_may_read_or_write_is_refused(tmp_path, mode):
     login(tmp_path)
     os.chmod(tmp_path / "login.key", mode)
     with pytest.raises(SdcoreError, match=rf"mode {mode:o}[\s\S]*login.key[\s\S]*delete the file"):
+        login(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"", b"short", b"\xff" * 43, b"k" * 42 + b"\n" + b"k"])
+def test_a_key_that_is_damaged_is_refused(tmp_path, text):
+    login(tmp_path)
+    (tmp_path / "login.key").write_bytes(text)  # an empty one would let anybody in
+    with pytest.raises(SdcoreError, match=r"damaged[\s\S]*login.key[\s\S]*delete the file"):
         login(tmp_path)
 
 

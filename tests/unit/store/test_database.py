@@ -331,3 +331,11 @@ def test_superseding_is_all_or_nothing(store):
     with pytest.raises(StoreError, match="cannot be written"):
         store.supersede({"problems": "true", "policies": "no_such_column"}, {})
     assert len(store.rows("problems")) == 1
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", ".", None])
+def test_what_is_not_a_file_is_not_opened(tmp_path, target):
+    path = tmp_path / "sdcore.duckdb"
+    os.mkfifo(path) if target is None else path.symlink_to(target)
+    with pytest.raises(StoreError, match="not a file"):  # DuckDB waits at a pipe for ever
+        Store(path).query("SELECT 1")
