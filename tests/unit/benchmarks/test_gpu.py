@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.night
 def test_every_row_is_measured_and_sdcore_is_exact():
     run = subprocess.run(
         [sys.executable, ROOT / "tests/benchmarks/gpu.py", "--toy", "loss", "step", "engine"],
