@@ -206,6 +206,7 @@ print(len(compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm
 """
 
 
+@pytest.mark.night
 @pytest.mark.parametrize(
     ("name", "written"), [("forward_kl", "second pass"), ("jsd", "third pass")]
 )
