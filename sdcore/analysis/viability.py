@@ -1,10 +1,10 @@
 """Branch viability: does the teacher's preferred token lead the student to the right answer?
 
 Where the teacher disagrees with a token of a wrong rollout, its preferred token is forced after the
-student's own prefix, and the student goes on without any context. What comes out right is the
-ground truth that advantages only stand for: it says at which tokens there is something to learn. A
-student that goes on from the same prefix with a token of its own, with the same random numbers, is
-the baseline. Intervals are bootstraps over problems.
+student's own prefix, and the student goes on without any context. What comes out right is a ground
+truth that advantages only stand for, though not of what can be learnt: a forced token may hand over
+a result that the student cannot derive. A student that goes on from the same prefix with a token of
+its own, with the same random numbers, is the baseline. Intervals are bootstraps over problems.
 """
 
 from collections.abc import Mapping

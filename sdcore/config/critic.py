@@ -190,5 +190,5 @@ class DiagnoseConfig(Settings):
         ge=0,
         description="per context and wrong rollout: tokens at which the model with the context "
         "disagrees, where its preferred token is forced and the model goes on without the context; "
-        "shows at which tokens there is something to learn. 0 leaves it out",
+        "shows where that leads to right answers. 0 leaves it out",
     )

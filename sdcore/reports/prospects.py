@@ -8,9 +8,7 @@ from sdcore.analysis.preflight import Diagnosis
 from sdcore.config import Experiment
 from sdcore.contexts import NULL
 
-_PLACES = {"at": "at the first wrong step", "before": "before it", "after": "after it"}
-_MASKS = {"at": "error", "before": "until_error", "after": "all"}
-"""Places, and the narrowest mask that keeps the tokens of each and of those before it here."""
+_PLACES = {"before": "before the first wrong step", "at": "at it", "after": "after it"}
 
 Measured = Mapping[str, Mapping[str, Any]]  # rows of `Diagnosis.measures` of a context, by measure
 
@@ -101,28 +99,26 @@ def _about_tokens(name: str, rows: Measured, student: Measured) -> Iterator[Pros
 
 
 def _about_branches(name: str, rows: Measured) -> Iterator[Prospect]:
-    """At which tokens the teacher's preferred one leads the student to the right answer.
+    """Where the teacher's preferred token leads the student to the right answer.
 
-    Where such a replacement ends right in a share g more of the wrong rollouts, and a share w of
-    all rollouts is wrong, learning it brings about w g.
+    It names no mask: after the error the teacher hands over results that cannot be derived from
+    what stands before. Forcing them helps, training on them harms (see the experiment `tokens`).
+    At the error, a share w of wrong rollouts and a difference g make a gain of w g at most.
     """
-    shown = {place: rows[f"viable_{place}"] for place in _MASKS if f"viable_{place}" in rows}
+    shown = {place: rows[f"viable_{place}"] for place in _PLACES if f"viable_{place}" in rows}
     if not shown:
         return
     listed = ", ".join(f"{_points(row)} {_PLACES[place]}" for place, row in shown.items())
-    helps = [place for place, row in shown.items() if row["low"] > 0]
-    advice = "No gain is shown at any of them."
-    if helps:
-        best = max(helps, key=lambda place: shown[place]["value"])
-        gain = 100 * (1 - rows["student"]["value"]) * shown[best]["value"]
-        advice = (
-            f"tokens = {_MASKS[helps[-1]]} keeps all tokens where a gain is shown. Learning the "
-            f"preferred token {_PLACES[best]} would bring about {gain:+.0f} points at most."
-        )
+    at = shown.get("at")
+    gain = "No gain is shown at the first wrong step."
+    if at is not None and at["low"] > 0:
+        points = 100 * (1 - rows["student"]["value"]) * at["value"]
+        gain = f"Learning it at the first wrong step brings about {points:+.0f} points at most."
     yield Prospect(
         "tokens to learn from",
         f"Where {name} disagrees with a token of a wrong rollout, its preferred token was forced "
-        f"and the student went on. Right answers, against a token of its own: {listed}. {advice}",
+        f"and the student went on. Right answers, against a token of its own: {listed}. {gain} "
+        "After it a forced token may hand over a result that the student cannot derive.",
     )
 
 

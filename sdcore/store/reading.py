@@ -91,6 +91,14 @@ def write(
     Raises:
         StoreError, StoreBusyError: as `show`; or the file cannot be written.
     """
+    try:
+        str(target).encode()
+    except UnicodeEncodeError as error:
+        raise StoreError(
+            "DuckDB cannot write to a path that is not UTF-8",
+            got=ascii(str(target)),
+            fix="name another file",
+        ) from error
     part = target.absolute().with_name(f".{target.name}.part")
     with _result(store, sql, (), output=part, allow_files=allow_files) as result:
         _require_distinct(result.columns)

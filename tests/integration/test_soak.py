@@ -4,7 +4,6 @@ It prints a line per run. `make test-soak` runs it; it takes from ten minutes to
 """
 
 import os
-from statistics import median
 
 import psutil
 import pytest
@@ -56,5 +55,6 @@ def test_what_twenty_runs_leave_behind_is_flat(prefect, tmp_path, capsys):
         with capsys.disabled():
             print(seed, *(f"{name} {value:,}" for name, value in row.items()), flush=True)
     for name, most in GROWTH.items():
-        early, late = (median(row[name] for row in rows[part]) for part in (EARLY, LATE))
+        # The least of five: threads that just end come and go, what leaks stays.
+        early, late = (min(row[name] for row in rows[part]) for part in (EARLY, LATE))
         assert late <= most * early, f"{name} grew from {early:,} to {late:,}"

@@ -2,15 +2,30 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
-from sdcore.analysis.intervals import BOTH, ONE_SEED, PROBLEMS, bootstrap, grid_mean, mean_squares
+from sdcore.analysis.intervals import (
+    BOTH,
+    ONE_SEED,
+    PROBLEMS,
+    MeanSquares,
+    bootstrap,
+    grid_mean,
+    half_width,
+    mean_squares,
+)
 
 
 def test_mean_squares_of_a_hand_computed_grid():
     """Problems' means 1 and 4, seeds' means 2 and 3, grand mean 2.5; residuals 1/2, -1/2."""
     found = mean_squares([[0, 2], [4, 4]])
     assert (found.problem, found.seed, found.residual) == pytest.approx((9, 1, 1))
+
+
+def test_the_degrees_of_freedom_are_satterthwaites():
+    """Variance 4 + (3 - 2) = 5; 25 / (16 / 10 + 1.3 * 9 / 3 + 4 / (10 * 3)) = 4.43787 degrees."""
+    half = half_width(MeanSquares(problem=4, seed=3, residual=2, problems=11, seeds=4), 0.95)
+    assert half == pytest.approx(t.ppf(0.975, 750 / 169) * math.sqrt(5 / 44), rel=1e-9)
 
 
 def test_one_seed_is_a_t_interval_over_problems():

@@ -28,6 +28,10 @@ def test_majority_shares_ties_fairly(answers, correct, expected):
     assert maj_at_k([answers], [correct]).tolist() == [expected]
 
 
+def test_each_problem_has_its_own_majority():
+    assert maj_at_k([[1, 1, 2], [5, 6, 6]], [[1, 1, 0], [1, 0, 0]]).tolist() == [1, 0]
+
+
 def test_pass_at_k_is_the_mean_over_all_subsets():
     """Of the 6 pairs of 4 samples with 1 correct, 3 hold it; with 2 correct, 5 hold one."""
     found = pass_at_k([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]], k=2)

@@ -132,3 +132,20 @@ def test_an_answer_that_is_only_stated_is_refused(step):
 @pytest.mark.parametrize("sign", ["\u0435", "\u200b", "\u202e", "\uff13", "é", "\u0456"])
 def test_letters_and_invisible_characters_stay_refused(sign):
     assert "the character" in refusal(f"After the gift she has 48 - 14 = 34 pens{sign}.", THIRD)
+
+
+def test_a_wrong_step_is_quoted_in_any_spacing_and_case():
+    quote = "It was not  AFTER the gift she has 48-14 =44 pens., but 34."
+    assert refusal(quote, THIRD) == "step 2 is wrong, but quoted"
+
+
+def test_many_more_steps_than_the_solver_wrote_are_refused():
+    more = [f"Pen {n} is hers, as 34 + {n} = {34 + n} says." for n in range(1, 8)]
+    assert "new steps, but" not in (refusal(SECOND, *more[:7]) or "")  # 8 are 2 * 3 + 2
+    assert refusal(SECOND, *more, THIRD) == "9 new steps, but the solver wrote 3 in all"
+
+
+def test_a_right_trace_is_passed_unless_a_step_of_it_is_called_wrong():
+    handed = Submission("47+23-31-12?", GOOD, True, "27")
+    assert infidelity(Critique("A", None, GOOD), handed) is None
+    assert infidelity(Critique("A", 2, GOOD), handed) == "case A, but step 2 is called wrong"
