@@ -3,6 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VLLM   := .venv-vllm
+TRITON := .triton
 TOOLS  := .venv-tools
 LOCKED := -m pip install --quiet --require-hashes --only-binary :all: --no-deps --requirement
 COMPILE = $(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
@@ -19,7 +20,8 @@ SAMPLE := 40
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 \
 	--dist=loadscope
 
-.PHONY: run check test test-browser test-kills test-faults test-soak test-mutants lint unit bench vllm lock audit clean
+.PHONY: run check test test-browser test-kills test-faults test-soak test-mutants lint unit bench vllm \
+	triton lock audit clean
 
 run: $(READY)  ## the main job: three kinds of feedback compared, in minutes
 	$(BIN)/sdcore run quickstart
@@ -30,7 +32,7 @@ check: $(READY)  ## lint, types, layers and unit tests, side by side
 unit: $(READY)
 	$(PYTEST) tests/unit
 
-test: $(READY) lint  ## all but the next two; with `make vllm` before, a real vLLM server too
+test: $(READY) lint  ## all but the next ones; what `make vllm` and `make triton` install too
 	$(PYTEST) -m "not browser and not kills and not night and not soak"
 
 test-browser: $(READY)  ## Prefect's UI, MLflow's and the report in Chromium, which must be installed
@@ -61,6 +63,8 @@ bench: $(READY)  ## every benchmark, one JSON line each
 
 vllm: $(VLLM)/.ready  ## vLLM in an environment of its own, for engine.kind = "vllm"
 
+triton: $(TRITON)/.ready  ## the interpreter that runs the GPU's kernels in the tests
+
 lock: $(TOOLS)/.ready  ## hashes for what pyproject.toml asks; LOCK=--upgrade for newer versions
 	cat requirements.lock requirements-torch.lock > $(TOOLS)/all.lock
 	$(COMPILE) --extra dev pyproject.toml --output-file $(TOOLS)/all.lock
@@ -75,7 +79,7 @@ audit: $(READY) $(TOOLS)/.ready  ## known vulnerabilities and licences of every 
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement $(TOOLS)/all.lock
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(TOOLS) runs build *.egg-info
+	rm -rf $(VENV) $(VLLM) $(TRITON) $(TOOLS) runs build *.egg-info
 
 # PyTorch's build for CPUs, where an index has it, does without 3 GB of CUDA's libraries.
 $(READY): requirements.lock requirements-torch.lock requirements-torch-cpu.lock pyproject.toml
@@ -97,4 +101,11 @@ $(VLLM)/.ready: requirements-vllm.lock
 	$(PYTHON) -m venv $(VLLM)
 	if command -v nvidia-smi; then $(VLLM)/bin/python -m pip install --quiet vllm==0.32.0; \
 	else $(VLLM)/bin/python -m pip install --quiet --no-deps --requirement $<; fi
+	touch $@
+
+# Beside the environment: torch would import it in every process.
+$(TRITON)/.ready: requirements-torch.lock $(READY)
+	mkdir -p $(TRITON)
+	awk '/^[a-z]/ {triton = /^triton=/} triton' $< > $(TRITON)/triton.lock
+	$(BIN)/python $(LOCKED) $(TRITON)/triton.lock --target $(TRITON) --upgrade
 	touch $@

@@ -18,6 +18,18 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A divergence over the whole vocabulary at temperature 1, which `kernels` computes on a GPU.
+
+    A loss above `clip` is scaled to it, with its gradient.
+    """
+
+    name: str
+    beta: float = 0.5
+    clip: float = math.inf
+
+
+@dataclass(frozen=True)
 class Pair:
     """Student and teacher distribution of each token; `log_ratio_NV` is log t − log q."""
 

@@ -1,17 +1,42 @@
 """Training objectives: pure functions from a chunk of tokens to losses and logit gradients.
 
 `chunked_loss` in `sdcore.training.projection` takes them with their settings bound by
-`functools.partial`.
+`functools.partial`, or `Distillation`, most of which it computes in a kernel on a GPU.
 
 Axes: N tokens of a chunk, T tokens of the batch, V vocabulary, P prompts, G rollouts of a group.
 """
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sdcore.config import DistillConfig, GrpoConfig
-from sdcore.training.divergences import DIVERGENCES, Pair
+from sdcore.training.divergences import DIVERGENCES, Pair, Whole
 from sdcore.training.projection import Chunk
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """`distillation` under settings, and the divergence that it is over the whole vocabulary."""
+
+    settings: DistillConfig
+
+    def __call__(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Return losses [N] and their gradients by the student's logits [N, V]."""
+        return distillation(chunk, self.settings)
+
+    @property
+    def whole(self) -> Whole | None:
+        """None for another support or temperature, and for the sampled token's gradient."""
+        settings = self.settings
+        if settings.support != "vocabulary" or settings.temperature != 1.0:
+            return None
+        if settings.divergence not in DIVERGENCES:
+            return None
+        clip = settings.clip_value if settings.clip == "token" else math.inf
+        return Whole(settings.divergence, settings.beta, clip)
 
 
 def distillation(chunk: Chunk, settings: DistillConfig) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,7 @@ class Distillation(Objective[DistillConfig]):
 
     def loss(self, examples: Sequence[Example], device: torch.device) -> ChunkLoss:
         """The divergence of the settings."""
-        return partial(losses.distillation, settings=self.settings)
+        return losses.Distillation(self.settings)
 
     def advantage(self, examples: Sequence[Example], scores: TokenScores) -> Tensor:
         """Teacher minus student log-prob, in nats."""

@@ -2,33 +2,37 @@
 
 Hidden states go through the head in chunks of rows. A chunk's logits live only until its loss, its
 diagnostics and the analytic gradient by its hidden states are known, so autograd never keeps a
-[T, V] tensor, and the gradient needs no second projection.
+[T, V] tensor, and the gradient needs no second projection. On a GPU a kernel reads the logits of a
+chunk and writes its gradient (`kernels`); elsewhere, and for other losses, PyTorch does.
 
 Axes: T response tokens, N tokens of a chunk, V vocabulary, D hidden. Everything is in nats.
 """
 
-# Memory for T = 16,384 tokens, V = 152k, D = 2,048 in float32 on a GPU:
+# Memory for T = 16,384 tokens, V = 152k, D = 2,048 on a GPU:
 #
 #   hidden_TD [T, D] 0.13 GiB, and as much for its gradient: the only tensors with T rows
-#     └─ chunk of N = 2^26 / V rows
-#          ├─ student's logits_NV ─► log_q_NV, q_NV ─┐
-#          └─ teacher's logits_NV ─► log_t_NV, t_NV ─┴─► loss_N, scores, gradient_NV
-#                                                          └─► hidden gradient of these N rows
+#     └─ chunk of N = 2^26 / V rows, a multiple of 128: 384
+#          ├─ student's logits_NV ─┐
+#          └─ teacher's logits_NV ─┴─► kernel ─► loss_N, scores, gradient_NV
+#                                                  └─► hidden gradient of these N rows
 #
-# Each [N, V] buffer has 0.25 GiB, and the next chunk reuses them, so a loss function may overwrite
-# what it gets. The full logits would be 9.3 GiB per [T, V] tensor, several of them at once.
+# A float32 [N, V] buffer has 0.22 GiB, and the next chunk reuses it: the two of logits, and one of
+# half the size for a bfloat16 gradient. Other losses make log_q_NV, q_NV, log_t_NV, t_NV of the
+# logits, about six buffers, and a loss function may overwrite what it gets. The full logits would
+# be 9.3 GiB per [T, V] tensor, several of them at once.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from sdcore.training.divergences import Pair
+from sdcore.training.divergences import Pair, Whole
 
 FLOOR = -1e4  # nats; lowest log-prob, that of masked tokens: 0 · log 0 = 0 and no NaN follow
-MIN_ROWS = 128  # fewer, and a chunk's matrix product is bound by reading the head
+MIN_ROWS = 128  # fewer, and a chunk's matrix product is bound by reading the head; a GPU's tile
 ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}  # of a [N, V] buffer: near the cache, or enough work
 
 
@@ -44,7 +48,7 @@ class Head:
     def logits(self, hidden_ND: Tensor, out: Tensor | None = None) -> Tensor:
         """Logits [N, V], in float32 or wider; in the buffer where no conversion is needed."""
         if hidden_ND.device.type != "cpu":
-            logits_NV = hidden_ND @ self.weight_VD.T
+            logits_NV = _product(hidden_ND, self.weight_VD.T)
         elif out is None or out.dtype != hidden_ND.dtype:
             logits_NV = (self.weight_VD @ hidden_ND.mT).mT
         else:
@@ -57,6 +61,11 @@ class Head:
         if self.softcap is not None:
             logits_NV = self.softcap * (logits_NV / self.softcap).tanh()
         return logits_NV
+
+    @property
+    def linear(self) -> bool:
+        """Neither scale nor soft cap comes after the matrix product."""
+        return self.scale == 1.0 and self.softcap is None
 
     def pull_back(self, gradient_NV: Tensor, hidden_ND: Tensor) -> Tensor:
         """Gradient by the matrix product, from the gradient by the logits (overwritten)."""
@@ -128,7 +137,10 @@ class Chunk:
 
 
 ChunkLoss = Callable[[Chunk], tuple[Tensor, Tensor]]
-"""Map a chunk to the losses [N] and their gradients by the student's logits [N, V]."""
+"""Map a chunk to the losses [N] and their gradients by the student's logits [N, V].
+
+With an attribute `whole`, that divergence is the loss, and a GPU computes it by a kernel.
+"""
 
 
 def chunked_loss(
@@ -169,9 +181,18 @@ def token_scores(student: HeadInput, teacher: Sequence[HeadInput], tokens_T: Ten
     with torch.autocast(student.hidden_TD.device.type, enabled=False):
         spans = _spans(tokens_T, len(student.head.weight_VD))
         pool = _Pool(student, spans)
+        if teacher and has_kernels(student):
+            return TokenScores.cat([_kernel_scores(student, teacher, tokens_T, s) for s in spans])
         return TokenScores.cat(
             [_chunk(student, teacher, tokens_T, rows, pool).scores for rows in spans]
         )
+
+
+def has_kernels(student: HeadInput) -> bool:
+    """Return whether the kernels can be used: on a GPU, where Triton is, up to float32."""
+    hidden_TD = student.hidden_TD
+    on_gpu = hidden_TD.device.type == "cuda" and find_spec("triton") is not None
+    return on_gpu and _wide(hidden_TD) == torch.float32
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -196,20 +217,27 @@ class _ChunkedLoss(torch.autograd.Function):
             for tensor, needed in zip((hidden_TD, weight_VD, bias_V), ctx.needs_input_grad)
         ]
         student = HeadInput(hidden_TD, head)
+        whole: Whole | None = getattr(chunk_loss, "whole", None)
+        if not teacher or not has_kernels(student):
+            whole = None
 
         def scored(rows: slice) -> tuple[Tensor, TokenScores]:
             """A chunk's loss and diagnostics; a function, so that its buffers die with it."""
-            chunk = _chunk(student, teacher, tokens_T, rows, pool)
-            loss_N, gradient_NV = chunk_loss(chunk)
+            if whole is not None:
+                loss_N, gradient_NV, scores = _by_kernel(student, teacher, tokens_T, rows, whole)
+            else:
+                chunk = _chunk(student, teacher, tokens_T, rows, pool)
+                scores = chunk.scores
+                loss_N, gradient_NV = chunk_loss(chunk)
             gradient_NV = head.pull_back(gradient_NV, hidden_TD[rows])
             _accumulate(ctx.gradients, gradient_NV, student, weights_T[rows, None], rows)
-            return loss_N, chunk.scores
+            return loss_N, scores
 
         spans = _spans(tokens_T, len(weight_VD), chunk_rows)
         pool = _Pool(student, spans)
-        losses, scores = zip(*(scored(rows) for rows in spans), strict=True)
+        losses, parts = zip(*(scored(rows) for rows in spans), strict=True)
         loss_T = torch.cat(losses)
-        outputs = (loss_T, *(each for each in TokenScores.cat(scores) if each is not None))
+        outputs = (loss_T, *(each for each in TokenScores.cat(parts) if each is not None))
         ctx.mark_non_differentiable(*outputs)
         return (loss_T @ weights_T.to(loss_T.dtype), *outputs)
 
@@ -255,7 +283,10 @@ class _Pool:
 
 
 def _spans(tokens_T: Tensor, vocabulary: int, chunk_rows: int | None = None) -> list[slice]:
-    affordable = ELEMENTS[tokens_T.device.type] // vocabulary
+    device = tokens_T.device.type
+    affordable = ELEMENTS[device] // vocabulary
+    if device == "cuda":
+        affordable -= affordable % MIN_ROWS
     step = chunk_rows or max(MIN_ROWS, affordable)
     return [slice(start, start + step) for start in range(0, len(tokens_T), step)]
 
@@ -271,12 +302,38 @@ def _chunk(
     entropy_N = -torch.mul(q_NV, log_q_NV, out=spare).sum(1)
     if not teacher:
         return Chunk(log_q_NV, q_NV, None, tokens_N, rows, TokenScores(logprob_N, entropy_N))
-    log_t_NV, t_NV = _distribution(_teacher_logits(teacher, rows, pool), pool)
+    log_t_NV, t_NV = _distribution(_teacher_logits(teacher, rows, pool.take()), pool)
     pair = Pair(log_q_NV, q_NV, t_NV, log_t_NV.sub_(log_q_NV))
     advantage_N = pair.log_ratio_NV.gather(1, tokens_N[:, None])[:, 0]
     kl_N = torch.mul(t_NV, pair.log_ratio_NV, out=spare).sum(1)
     scores = TokenScores(logprob_N, entropy_N, logprob_N + advantage_N, kl_N)
     return Chunk(log_q_NV, q_NV, pair, tokens_N, rows, scores)
+
+
+def _by_kernel(
+    student: HeadInput,
+    teacher: Sequence[HeadInput],
+    tokens_T: Tensor,
+    rows: slice,
+    whole: Whole,
+) -> tuple[Tensor, Tensor, TokenScores]:
+    from sdcore.training import kernels  # noqa: PLC0415 - Triton is there for GPUs only
+
+    head = student.head
+    # A head that does more to its logits passes the gradient on before it is rounded.
+    dtype = head.weight_VD.dtype if head.linear else torch.float32
+    logits_NV = head.logits(student.hidden_TD[rows])
+    teacher_NV = _teacher_logits(teacher, rows)
+    return kernels.divergence(logits_NV, teacher_NV, tokens_T[rows], whole, dtype)
+
+
+def _kernel_scores(
+    student: HeadInput, teacher: Sequence[HeadInput], tokens_T: Tensor, rows: slice
+) -> TokenScores:
+    from sdcore.training import kernels  # noqa: PLC0415 - Triton is there for GPUs only
+
+    logits_NV = student.head.logits(student.hidden_TD[rows])
+    return kernels.token_scores(logits_NV, _teacher_logits(teacher, rows), tokens_T[rows])
 
 
 def _distribution(logits_NV: Tensor, pool: _Pool) -> tuple[Tensor, Tensor]:
@@ -294,9 +351,9 @@ def _distribution(logits_NV: Tensor, pool: _Pool) -> tuple[Tensor, Tensor]:
     return logits_NV.sub_(total_N1.log()).clamp_(min=FLOOR), p_NV.div_(total_N1)
 
 
-def _teacher_logits(inputs: Sequence[HeadInput], rows: slice, pool: _Pool) -> Tensor:
+def _teacher_logits(inputs: Sequence[HeadInput], rows: slice, out: Tensor | None = None) -> Tensor:
     first, *rest = inputs
-    logits_NV = first.head.logits(first.hidden_TD[rows], pool.take())
+    logits_NV = first.head.logits(first.hidden_TD[rows], out)
     if first.share != 1.0:
         logits_NV.mul_(first.share)
     for each in rest:
@@ -312,16 +369,28 @@ def _accumulate(
     rows: slice,
 ) -> None:
     hidden, weight, bias = gradients
-    if hidden is not None:
+    gpu = gradient_NV.device.type != "cpu"
+    if hidden is not None and gpu:
+        hidden[rows] = _product(gradient_NV, student.head.weight_VD) * weight_N1
+    elif hidden is not None:
         hidden[rows] = (student.head.weight_VD.T @ gradient_NV.T).T * weight_N1
     if weight is not None:
         weighted_ND = (student.hidden_TD[rows] * weight_N1).to(gradient_NV.dtype)
-        if weight.dtype == gradient_NV.dtype:
+        if gpu and weight.dtype != gradient_NV.dtype:
+            torch.addmm(weight, gradient_NV.T, weighted_ND, out_dtype=weight.dtype, out=weight)
+        elif weight.dtype == gradient_NV.dtype:
             weight.addmm_(gradient_NV.T, weighted_ND)  # no [V, D] temporary
         else:
             weight += gradient_NV.T @ weighted_ND
     if bias is not None:
         bias += (gradient_NV * weight_N1).sum(0)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Matrix product on a GPU, of bfloat16 factors in the float32 in which it is added up."""
+    if left.dtype == _wide(left):
+        return left @ right
+    return torch.mm(left, right, out_dtype=_wide(left))
 
 
 def cat_or_none(tensors: Sequence[Tensor | None]) -> Tensor | None:

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 
 from sdcore.config import (
@@ -236,10 +237,13 @@ class Trainer:
             weights, loss = weights_T.to(self._device), self._objective.loss(chosen, self._device)
             return chunked_loss(looked, teacher, student.tokens_T, weights, loss)
 
-        with self._autocast():
-            student, teacher = self._sides(chosen)
-            loss, loss_T, scores = collectives.inside(self.model, forward)
-        loss.backward()  # type: ignore[no-untyped-call]
+        # Autocast converts what an adapter gets, to the same bits. PEFT would make a float32 copy
+        # before, and a further one for the backward pass, which may run the layers again.
+        with disable_input_dtype_casting(self.model, active=self._dtype != torch.float32):
+            with self._autocast():
+                student, teacher = self._sides(chosen)
+                loss, loss_T, scores = collectives.inside(self.model, forward)
+            loss.backward()  # type: ignore[no-untyped-call]
         return Pass(group, float(loss.detach()), loss_T.cpu(), self._signals(chosen, scores))
 
     @torch.no_grad()

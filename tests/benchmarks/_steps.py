@@ -9,11 +9,12 @@ sequence first, sdcore over all tokens; the work is the same.
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from sdcore.config import DistillConfig, LoraConfig, TrainingConfig
 from sdcore.models import policies
@@ -50,8 +51,12 @@ def rollouts(lengths: tuple[int, ...] = LENGTHS) -> list[Example]:
     ]
 
 
-def ours(examples: list[Example], lora: LoraConfig | None = LORA) -> Callable[[], float]:
-    model: Policy = smollm2()
+def ours(
+    examples: list[Example],
+    lora: LoraConfig | None = LORA,
+    build: Callable[[], PreTrainedModel] = smollm2,
+) -> Callable[[], float]:
+    model: Policy = build()
     if lora is not None:
         model = policies.attach_lora(model, lora, 0)
     condition = DistillConfig(objective="distill", context="none", learning_rate=1e-5)
@@ -59,10 +64,13 @@ def ours(examples: list[Example], lora: LoraConfig | None = LORA) -> Callable[[]
     return lambda: trainer.step(examples).loss
 
 
-def trl(examples: list[Example]) -> Callable[[], float]:
+def trl(
+    groups: list[list[Example]], build: Callable[[], PreTrainedModel] = smollm2
+) -> Callable[[], float]:
+    """A step on all groups, each padded and passed through the model by itself."""
     from trl.experimental.sdft import SDFTTrainer
 
-    model = policies.attach_lora(smollm2(), LORA, 0)
+    model = policies.attach_lora(build(), LORA, 0)
     trainer = SDFTTrainer.__new__(SDFTTrainer)  # its methods, without its data set and sampling
     trainer.model = trainer.teacher_model = model
     trainer.args = SimpleNamespace(
@@ -73,20 +81,35 @@ def trl(examples: list[Example]) -> Callable[[], float]:
     trainer.model_kwarg_keys, trainer.temperature = {"logits_to_keep"}, 1.0
     trainer.num_loss_tokens_to_skip, trainer.use_teacher_server = 0, False
     trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
-    trainer.current_gradient_accumulation_steps = 1
+    trainer.current_gradient_accumulation_steps = len(groups)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-5, weight_decay=0.0)
-    inputs = _trl_inputs(examples)
+    inputs = [_on(model.device, _trl_inputs(examples)) for examples in groups]
 
     def work() -> float:
-        loss = trainer.compute_loss(model, inputs)
-        loss.backward()
+        total = 0.0
+        for each in inputs:
+            with _autocast(model):
+                loss = trainer.compute_loss(model, each)
+            loss.backward()
+            total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss.detach())
+        return total
 
     return work
+
+
+def _on(device: torch.device, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _autocast(model: Policy) -> AbstractContextManager[object]:
+    """As transformers' trainer does for bfloat16."""
+    if model.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(model.device.type, model.dtype)
 
 
 def _trl_inputs(examples: list[Example]) -> dict[str, torch.Tensor]:

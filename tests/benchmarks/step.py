@@ -8,7 +8,7 @@ import _steps
 from _measure import alternating, ratio, report
 
 PAIRS = 5
-WORK = {"sdcore": _steps.ours, "trl": _steps.trl}
+WORK = {"sdcore": _steps.ours, "trl": lambda examples: _steps.trl([examples])}
 
 
 def peak_rss(name: str) -> int:
@@ -21,7 +21,7 @@ def peak_rss(name: str) -> int:
 def main() -> None:
     examples = _steps.rollouts()
     rss = {name: peak_rss(name) for name in WORK}  # first: a child's peak starts at its parent's
-    pairs = alternating(_steps.trl(examples), _steps.ours(examples), PAIRS)
+    pairs = alternating(_steps.trl([examples]), _steps.ours(examples), PAIRS)
     memory = rss["sdcore"] / rss["trl"]
     report(
         "step",

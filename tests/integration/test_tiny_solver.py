@@ -99,7 +99,7 @@ def test_build_writes_a_model_that_loads_and_a_card(tmp_path):
     measures = build(tmp_path, SMALL, lambda step, losses: steps.append(step))
     assert steps == [1, 2, 3]
     assert torch.get_num_threads() == threads
-    model = load_policy(tmp_path, ModelConfig(name=str(tmp_path)))
+    model = load_policy(tmp_path, ModelConfig(name=str(tmp_path), device="cpu"))
     assert model.num_parameters() == measures["weights"]
     assert load_tokenizer(tmp_path).chat_template == build_tokenizer().chat_template
     assert "On 4 held-out problems × 2 samples" in (tmp_path / "README.md").read_text("utf-8")
@@ -117,7 +117,7 @@ def test_the_shipped_weights_are_small():
 
 
 def test_the_shipped_solver_ends_its_traces_and_writes_no_other_special_token(tokenizer):
-    model = load_policy(SHIPPED, ModelConfig(name="builtin:tiny-solver"))
+    model = load_policy(SHIPPED, ModelConfig(name="builtin:tiny-solver", device="cpu"))
     engine = TransformersEngine(model, end_ids=end_ids(SHIPPED))
     prompts = [
         hinted_prompt(tokenizer, problem.question, hint)
@@ -134,7 +134,7 @@ def test_the_shipped_solver_ends_its_traces_and_writes_no_other_special_token(to
 
 
 def test_the_shipped_solver_is_weak_alone_and_strong_with_a_hint(tokenizer):
-    model = load_policy(SHIPPED, ModelConfig(name="builtin:tiny-solver"))
+    model = load_policy(SHIPPED, ModelConfig(name="builtin:tiny-solver", device="cpu"))
     problems = generate_problems(60, seed=9, holdout=True)
     measures = measure(model, tokenizer, problems, 4, missing_facts(Recipe.missing, Recipe.seed))
     # 240 samples of 60 problems: each share is known to about 0.03, so the bounds are that far

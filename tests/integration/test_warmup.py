@@ -23,7 +23,7 @@ from tasks.warmup import warm_up
 from tests.helpers.tiny import LORA, examples, flip
 from tests.integration.test_flows import metrics, sdcore, tables
 
-TINY = ModelConfig(name="builtin:tiny-solver")
+TINY = ModelConfig(name="builtin:tiny-solver", device="cpu")
 ARITHMETIC = ProblemsConfig(source="arithmetic", arithmetic={"operands": 3, "largest": 30})
 
 

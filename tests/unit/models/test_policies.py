@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -315,3 +316,12 @@ def test_a_second_save_takes_the_firsts_place(tmp_path):
     save(adapted(), tmp_path / "weights")
     assert not (tmp_path / "weights" / "model.safetensors").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_tests_name_the_device_of_their_models():
+    # They feed tensors of the CPU to models that `auto` puts on a GPU where there is one.
+    root = Path(__file__).parents[2]
+    files = [*root.glob("unit/**/*.py"), *root.glob("integration/*.py"), *root.glob("helpers/*.py")]
+    made = [call for file in files for call in re.findall(r"ModelConfig\((.+)\)", file.read_text())]
+    assert len(made) > 5
+    assert [call for call in made if "device=" not in call] == []

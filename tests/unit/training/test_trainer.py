@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 
@@ -375,6 +376,32 @@ def test_bfloat16_policy_trains_float32_weights_and_learns(name):
     assert {weight.dtype for weight in policies.weights(made.model).values()} == {torch.float32}
     assert first == pytest.approx(single.step(some).kl, rel=0.1)
     assert last < 0.6 * first
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_adapter_gets_bfloat16_and_learns_the_same_bits(monkeypatch, checkpointing):
+    def stepped():
+        model = policies.attach_lora(llama().to(torch.bfloat16), LORA, 0)
+        made, seen = trainer(model=model, activation_checkpointing=checkpointing), set()
+
+        def look(_, given):
+            if torch.is_grad_enabled():  # what stays in memory
+                seen.add(given[0].dtype)
+
+        for name, module in model.named_modules():
+            if name.endswith("lora_A.default"):
+                module.register_forward_pre_hook(look)
+        for _ in range(2):
+            made.step(examples())
+        return made, seen
+
+    ours, seen = stepped()
+    monkeypatch.setattr(
+        "sdcore.training.trainer.disable_input_dtype_casting", lambda *_, **__: nullcontext()
+    )
+    theirs, copied = stepped()
+    assert_same_bits(ours, theirs)
+    assert (seen, copied) == ({torch.bfloat16}, {torch.float32})
 
 
 def test_a_teacher_that_expects_another_first_token_stops_the_first_step():

@@ -12,7 +12,7 @@ from sdcore.training import warmup
 from sdcore.training.trainer import Trainer
 from sdcore.training.warmup import Lesson, Solved
 
-TINY = ModelConfig(name="builtin:tiny-solver")
+TINY = ModelConfig(name="builtin:tiny-solver", device="cpu")
 ARITHMETIC = ProblemsConfig(source="arithmetic", arithmetic={"operands": 3, "largest": 30})
 PROMPTS = PromptsConfig(student="{{ question }}", teacher="Hint: {{ context }}\n{{ question }}")
 QUESTION = "Compute 12+9-5."

@@ -1,0 +1,87 @@
+"""Log-probs of samples drawn on a GPU against a plain forward pass on it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdcore.config import EngineConfig, ModelConfig, SamplingConfig
+from sdcore.engines import Request, Served
+from sdcore.engines.endpoint import Endpoint
+from sdcore.engines.server import VllmServer
+from sdcore.engines.transformers import TransformersEngine
+from sdcore.engines.vllm import VllmEngine
+from sdcore.models import hub, policies
+from tests.helpers.tiny import LORA, save
+
+NAME = "builtin:tiny-solver"
+PYTHON = Path(__file__).parents[2] / ".venv-vllm/bin/python"
+SAMPLING = SamplingConfig(max_new_tokens=24)
+
+
+def requests():
+    tokenizer = policies.load_tokenizer(hub.resolve(NAME))
+    prompts = [tuple(tokenizer.encode(f"Compute {n}+{n + 3}-1.")) for n in (17, 42)]
+    return [Request(prompt, seed) for seed in range(4) for prompt in prompts]
+
+
+def policy():
+    return policies.load_policy(hub.resolve(NAME), ModelConfig(name=NAME, device="cuda"))
+
+
+def adapted():
+    """The policy with an adapter that changes what it writes."""
+    changed = policies.attach_lora(policy(), LORA, seed=0)
+    generator = torch.Generator("cuda").manual_seed(0)
+    with torch.no_grad():
+        for name, weight in changed.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(0.02 * torch.randn(weight.shape, generator=generator, device="cuda"))
+    return changed
+
+
+@torch.no_grad()
+def largest_difference(scorer, asked, drawn):
+    worst = 0.0
+    for request, completion in zip(asked, drawn, strict=True):
+        ids = torch.tensor([[*request.prompt_ids, *completion.token_ids]], device="cuda")
+        logprobs = scorer(ids, use_cache=False).logits[0].log_softmax(-1)
+        at = torch.arange(len(request.prompt_ids) - 1, ids.shape[1] - 1, device="cuda")
+        ours = torch.tensor(completion.logprobs, device="cuda")
+        theirs = logprobs[at, ids[0, len(request.prompt_ids) :]]
+        worst = max(worst, float((ours - theirs).abs().max()))
+    return worst
+
+
+def test_the_engine_of_this_process():
+    ends = policies.end_ids(hub.resolve(NAME))
+    engine, changed = TransformersEngine(policy(), end_ids=ends), adapted()
+    for served in (policy(), changed):
+        engine.load(Served("p", None, hub.resolve(NAME), live=served))
+        drawn = engine.generate(requests(), SAMPLING)
+        assert largest_difference(served, requests(), drawn) < 1e-3
+
+
+@pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: run `make vllm`")
+def test_vllm_loads_an_adapter_without_a_restart(tmp_path):
+    base, changed = hub.resolve(NAME), adapted()
+    save(changed, tmp_path / "adapter")
+    settings = EngineConfig(
+        kind="vllm", python=PYTHON, cache_gib=1, arguments=("--gpu-memory-utilization=0.3",)
+    )
+    log = tmp_path / "vllm.log"
+    server = VllmServer(settings, dtype="float32", lora_rank=LORA.rank, log_path=log)
+    ends = policies.end_ids(base)
+    engine = VllmEngine([Endpoint(server.url, server.key, server)], end_ids=ends, concurrency=8)
+    try:
+        engine.load(Served("base", base, base))
+        assert (
+            largest_difference(policy(), requests(), engine.generate(requests(), SAMPLING)) < 0.01
+        )
+        process = server._process
+        engine.load(Served("adapted", tmp_path / "adapter", base))
+        drawn = engine.generate(requests(), SAMPLING)
+        assert largest_difference(changed, requests(), drawn) < 0.01
+        assert server._process is process
+    finally:
+        engine.close()

@@ -1,0 +1,56 @@
+"""A trainer's step on a GPU against the same on the CPU, and going on from a checkpoint."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from sdcore.config import DistillConfig, GrpoConfig, TrainingConfig
+from sdcore.models import policies
+from sdcore.training.trainer import Trainer
+from tests.helpers.tiny import LORA, adapted, examples, llama
+
+CONDITIONS = {
+    "forward KL": DistillConfig(objective="distill", context="none", learning_rate=1e-3),
+    "reward": GrpoConfig(objective="grpo", learning_rate=1e-3, kl_coefficient=0.1),
+}
+
+
+def trainer(device, condition, *, lora=True, checkpointing=False):
+    model = (adapted() if lora else llama()).to(device)
+    training = TrainingConfig(lora=LORA if lora else None, activation_checkpointing=checkpointing)
+    return Trainer(model, deepcopy(condition), training, total_steps=10, seed=0)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+@pytest.mark.parametrize("lora", [True, False], ids=["adapter", "full"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_steps_are_those_of_the_cpu(name, checkpointing, lora):
+    made = [
+        trainer(device, CONDITIONS[name], lora=lora, checkpointing=checkpointing)
+        for device in ("cpu", "cuda")
+    ]
+    for _ in range(2):
+        exact, ours = (each.step(examples()) for each in made)
+        assert ours.loss == pytest.approx(exact.loss, rel=1e-4, abs=1e-6)
+        assert ours.grad_norm == pytest.approx(exact.grad_norm, rel=1e-4)
+        for mine, theirs in zip(ours.signals, exact.signals, strict=True):
+            for a, b in zip(mine, theirs, strict=True):
+                if a is not None:
+                    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_goes_on_from_a_checkpoint(tmp_path):
+    whole = trainer("cuda", CONDITIONS["forward KL"])
+    for _ in range(2):
+        whole.step(examples())
+    whole.save(tmp_path / "checkpoint")
+    resumed = trainer("cuda", CONDITIONS["forward KL"])
+    resumed.load(tmp_path / "checkpoint")
+    updates = [each.step(examples()) for each in (whole, resumed)]
+    # Bit for bit but for kernels that add up in any order, which are within a few roundings.
+    assert updates[0].loss == pytest.approx(updates[1].loss, rel=1e-6)
+    ours, theirs = (policies.weights(each.model) for each in (resumed, whole))
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-5, atol=1e-7)
