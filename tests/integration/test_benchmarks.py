@@ -96,12 +96,11 @@ def small():
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
-def test_step_paths_agree_where_the_two_averages_do(monkeypatch):
+def test_step_paths_agree_where_the_two_averages_do():
     import _steps
 
-    monkeypatch.setattr(_steps, "smollm2", small)
     examples = _steps.rollouts((6, 6, 6))  # of equal length: mean of means is the mean
-    ours, theirs = _steps.ours(examples), _steps.trl(examples)
+    ours, theirs = _steps.ours(examples, build=small), _steps.trl([examples], small)
     for _ in range(3):
         assert ours() == pytest.approx(theirs(), rel=1e-4)
 

@@ -156,7 +156,7 @@ def test_the_same_again_does_nothing_and_a_wider_one_only_what_is_missing(finish
     assert wider["rollouts"] == 8
     for name, frame in before.items():
         after, key = rows(workspace, name), TABLES[name].key
-        assert len(after) > len(frame)
+        assert len(after) > len(frame) or name == "branches"  # of wrong rollouts only
         assert after.join(frame.select(key), on=key, how="semi").sort(key).equals(frame.sort(key))
     assert diagnose(workspace) == found
 

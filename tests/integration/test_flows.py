@@ -49,6 +49,7 @@ def test_a_run_fills_every_table_with_what_was_planned(finished):
         "teacher_samples",
         "candidates",
         "trials",
+        "branches",
     }
     counts = rows["rollouts"].group_by("condition", "purpose").len().sort("condition", "purpose")
     # validation: 4 problems x 2, test: 6 x 3; checkpoints after rounds 2 and 3, for GRPO also
