@@ -81,7 +81,7 @@ def train(base: ConditionRun, workers: int) -> ConditionRun:
     trained = set[str]()
     while True:
         runs = [run for run in trained_runs(base) if run.condition not in trained]
-        with workers_beside(base, min(workers, len(runs)) - 1):
+        with workers_beside(base, max(1, min(workers, len(runs))) - 1):
             train_in_turn(runs, train_condition, f"{base.experiment.name}: conditions x seeds")
         trained |= base.experiment.conditions.keys()
         with run_lock(base, wait=True):
