@@ -16,6 +16,7 @@ def start(page: Page, prefect: str, experiment: Path) -> None:
     """Fill in the form of the quickstart's deployment and submit it; its run's page opens."""
     page.goto(prefect)
     page.get_by_role("link", name="Deployments").click()
+    page.get_by_placeholder("Search deployments").fill("quickstart")  # ten to a page
     page.get_by_role("link", name="quickstart", exact=True).click()
     page.get_by_role("button", name="Run").click()
     page.get_by_text("Custom run").click()

@@ -181,6 +181,7 @@ def test_engine_and_trainer_hold_the_warmed_up_weights(finished):
     assert updates["logprob_drift"].max() < 1e-4
 
 
+@pytest.mark.night
 def test_the_same_command_again_changes_nothing(finished, file):
     workspace, printed = finished
     before, logged = tables(workspace), metrics(workspace)
