@@ -112,8 +112,9 @@ def train_in_turn(
             session.interrupts.stop_if_asked()
             done = next((run for run in left if done_if_free(run, work)), None)
             if done is None:
-                with run_lock(left[0], wait=True):
-                    continue
+                done = left[0]
+                with run_lock(done, wait=True):
+                    work(done)
             left.remove(done)
             advance(1)
 

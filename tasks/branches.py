@@ -77,82 +77,77 @@ def _sample_batch(
     run: ConditionRun, batch: Sequence[Branch], advance: Advance
 ) -> list[dict[str, object]]:
     """Ask for the teacher's tokens, then for both continuations where these are others."""
+    sampling = run.experiment.sampling
+    greedy = sampling.model_copy(update={"temperature": 0, "max_new_tokens": 1})
     with run.session.clock.measure("compute"):
-        asked = [(*each.row["teacher_prompt_ids"], *each.prefix_ids) for each in batch]
-        greedy = run.experiment.sampling.model_copy(update={"temperature": 0, "max_new_tokens": 1})
-        forced = _generate(run, asked, [each.seed for each in batch], greedy)
-        tokens = [each.token_ids[0] for each in forced]
-        going = [
-            (each, token, first.finish_reason == "stop")
-            for each, token, first in zip(batch, tokens, forced, strict=True)
-            if token != each.row["token_id"]
-        ]
-        seeds = [each.seed for each, *_ in going]
-        own = [(*each.row["prompt_ids"], *each.prefix_ids) for each, *_ in going]
-        resampled = _generate(run, own, seeds, run.experiment.sampling)
-        # A forced end token ends the response: nothing goes on after it.
-        open_ = [
-            ((*prompt, token), seed)
-            for (_, token, ends), prompt, seed in zip(going, own, seeds, strict=True)
-            if not ends
-        ]
-        continued = iter(
-            _generate(run, [prompt for prompt, _ in open_], [seed for _, seed in open_],
-                      run.experiment.sampling)
-        )  # fmt: skip
-        after = [() if ends else next(continued).token_ids for *_, ends in going]
-        answered = [
-            Answered(f"{each.branch_id} {kind}", each.problem, (*each.prefix_ids, *ids))
-            for (each, token, _), ids, free in zip(going, after, resampled, strict=True)
-            for kind, ids in (("forced", (token, *ids)), ("own", free.token_ids))
-        ]
-        right = [bool(grade["correct"]) for grade in graded(run, answered)]
-    advance(len(batch))
-    outcomes = {
-        each.branch_id: {
-            "response_ids": ids, "correct": right[2 * place],
-            "resampled_ids": resampled[place].token_ids, "resampled_correct": right[2 * place + 1],
+        shown = {
+            each.branch_id: (*each.row["teacher_prompt_ids"], *each.prefix_ids) for each in batch
         }
-        for place, ((each, *_), ids) in enumerate(zip(going, after, strict=True))
-    }  # fmt: skip
+        first = _continued(run, batch, shown, greedy)
+        forced = {key: completion.token_ids[0] for key, completion in first.items()}
+        other = [each for each in batch if forced[each.branch_id] != each.row["token_id"]]
+        own = {each.branch_id: (*each.row["prompt_ids"], *each.prefix_ids) for each in other}
+        # A forced end token ends the response: nothing goes on after it.
+        open_ = {
+            key: (*ids, forced[key])
+            for key, ids in own.items()
+            if first[key].finish_reason != "stop"
+        }
+        resampled = _continued(run, batch, own, sampling)
+        after = _continued(run, batch, open_, sampling)
+        own_ids = {key: each.token_ids for key, each in resampled.items()}
+        forced_ids = {key: after[key].token_ids if key in after else () for key in own}
+        began = {key: (forced[key], *ids) for key, ids in forced_ids.items()}
+        correct, own_correct = (_correct(run, other, ids) for ids in (began, own_ids))
+    advance(len(batch))
     return [
-        _row(run, each, token, outcomes.get(each.branch_id, AGREES))
-        for each, token in zip(batch, tokens, strict=True)
+        _row(run, each)
+        | {
+            "forced_id": forced[each.branch_id],
+            "agrees": each.branch_id not in own,
+            "response_ids": forced_ids.get(each.branch_id, ()),
+            "correct": correct.get(each.branch_id),
+            "resampled_ids": own_ids.get(each.branch_id, ()),
+            "resampled_correct": own_correct.get(each.branch_id),
+        }
+        for each in batch
     ]
 
 
-AGREES: Mapping[str, object] = {
-    "response_ids": (), "correct": None, "resampled_ids": (), "resampled_correct": None,
-}  # fmt: skip
-
-
-def _generate(
+def _continued(
     run: ConditionRun,
-    prompts: Sequence[tuple[int, ...]],
-    seeds: Sequence[int],
+    batch: Sequence[Branch],
+    prompts: Mapping[str, tuple[int, ...]],
     sampling: SamplingConfig,
-) -> list[Completion]:
+) -> dict[str, Completion]:
+    """What the base policy samples after the prompts, by the branches' ids, with their seeds."""
     if not prompts:
-        return []
+        return {}
     policy = run.policy(0)
     engine = run.session.models.engine(run, policy.round, policy.policy_id)
-    requests = [Request(ids, seed) for ids, seed in zip(prompts, seeds, strict=True)]
-    settings = fitting(run, sampling, max(map(len, prompts)), "diagnose.branches")
-    return list(engine.generate(requests, settings, lambda _finished, _tokens: None))
+    seeds = {each.branch_id: each.seed for each in batch}
+    requests = [Request(ids, seeds[key]) for key, ids in prompts.items()]
+    settings = fitting(run, sampling, max(map(len, prompts.values())), "diagnose.branches")
+    completions = engine.generate(requests, settings, lambda _finished, _tokens: None)
+    return dict(zip(prompts, completions, strict=True))
 
 
-def _row(
-    run: ConditionRun, branch: Branch, forced_id: int, outcome: Mapping[str, object]
-) -> dict[str, object]:
+def _correct(
+    run: ConditionRun, branches: Sequence[Branch], ids: Mapping[str, Sequence[int]]
+) -> dict[str, bool]:
+    """Whether the traces are right that go on with these tokens, by the branches' ids."""
+    answered = [
+        Answered(each.branch_id, each.problem, (*each.prefix_ids, *ids[each.branch_id]))
+        for each in branches
+    ]
+    grades = zip(answered, graded(run, answered), strict=True)
+    return {each.sample_id: bool(grade["correct"]) for each, grade in grades}
+
+
+def _row(run: ConditionRun, branch: Branch) -> dict[str, object]:
     copied = ("policy_id", "rollout_id", "problem_id", "context", "position")
     return (
         run.columns
         | {name: branch.row[name] for name in copied}
-        | {
-            "branch_id": branch.branch_id,
-            "sampling_seed": branch.seed,
-            "forced_id": forced_id,
-            "agrees": forced_id == branch.row["token_id"],
-        }
-        | dict(outcome)
+        | {"branch_id": branch.branch_id, "sampling_seed": branch.seed}
     )

@@ -25,7 +25,7 @@ from flows.commands.terminal import (
     find_run,
     notes,
     open_store,
-    print_table,
+    print_tables,
     stored_experiment,
 )
 from sdcore import __version__
@@ -263,8 +263,7 @@ def _print_summary(
         frames = {name: frame.to_dicts() for name, frame in tables.items()}
         print(json.dumps({**frames, **more}))
         return
-    for title, frame in printing.printable(**tables):
-        print_table(frame, title=title)
+    print_tables(printing.printable(**tables))
 
 
 def main() -> None:

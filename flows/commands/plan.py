@@ -95,8 +95,9 @@ def announce(settings: Experiment) -> None:
     if planned.whole.seconds > LONG:
         price = f", {planned.price:,.2f} for the critic" if planned.price else ""
         notes.print(
-            f"Takes about {duration(planned.whole.seconds)} on {planned.machine.name}{price}; "
-            f"bound by {planned.bound}. `sdcore plan` shows the stages.",
+            f"Takes about {duration(planned.whole.seconds)} with one worker on "
+            f"{planned.machine.name}{price}; bound by {planned.bound}. `sdcore plan` shows the "
+            "stages.",
             soft_wrap=True,
             markup=False,
         )
@@ -107,7 +108,6 @@ def as_dict(planned: Plan, workers: int) -> dict[str, object]:
 
     `seconds` and `use` are those of one worker; `together` has those of all.
     """
-    seconds = planned.seconds_with(workers)
     return {
         "experiment": planned.experiment.name,
         "machine": asdict(planned.machine),
@@ -127,7 +127,11 @@ def as_dict(planned: Plan, workers: int) -> dict[str, object]:
         "misfits": list(planned.misfits),
         "bound": planned.bound,
         "second_worker": planned.second_worker,
-        "together": {"workers": workers, "seconds": seconds, "use": planned.use_with(workers)},
+        "together": {
+            "workers": workers,
+            "seconds": planned.seconds_with(workers),
+            "use": planned.use_with(workers),
+        },
     }
 
 

@@ -15,6 +15,7 @@ from flows.commands.terminal import (
     WorkspaceOption,
     notes,
     print_table,
+    print_tables,
 )
 from sdcore.config import CRITICS, ENGINES, OBJECTIVES, SOURCES, WEIGHTINGS, load_experiment
 from sdcore.contexts import CONTEXTS
@@ -89,8 +90,7 @@ def diagnose(
     if as_json:
         print(json.dumps(as_dict(diagnosis)))
     else:
-        for title, frame in printable(settings, diagnosis):
-            print_table(frame, title=title)
+        print_tables(printable(settings, diagnosis))
     page = root / "reports" / f"{settings.experiment_id}-diagnosis.html"
     notes.print(f"Report: {page}", soft_wrap=True)
 
@@ -120,8 +120,7 @@ def predict(
     if as_json:
         print(json.dumps(as_dict(found)))
     else:
-        for title, frame in printable(found):
-            print_table(frame, title=title)
+        print_tables(printable(found))
     figure = root / "reports" / f"{settings.experiment_id}-predict.png"
     notes.print(f"Figure: {figure}", soft_wrap=True)
 
@@ -154,8 +153,7 @@ def design(
     if as_json:
         print(json.dumps(as_dict(outcome)))
     else:
-        for title, frame in printable(outcome):
-            print_table(frame, title=title)
+        print_tables(printable(outcome))
     notes.print(f"Report: {root / 'reports' / outcome.page_name}", soft_wrap=True)
     if outcome.file is not None:
         path = root / "reports" / outcome.file_name

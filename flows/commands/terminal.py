@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from shutil import copyfileobj
@@ -52,6 +53,12 @@ def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
     for row in frame.iter_rows():
         table.add_row(*(escape(visible(_cell(value))) for value in row))
     console.print(table)
+
+
+def print_tables(tables: Iterable[tuple[str, pl.DataFrame]]) -> None:
+    """Print titled frames, each as `print_table` does."""
+    for title, frame in tables:
+        print_table(frame, title=title)
 
 
 def emit(text: str) -> None:

@@ -45,7 +45,8 @@ class Servers:
         try:
             yield address
         except passing:
-            self._resting[address] = time.monotonic() + self._rest
+            with self._changed:
+                self._resting[address] = time.monotonic() + self._rest
             raise
         finally:
             with self._changed:

@@ -101,8 +101,9 @@ def _usable(folder: Path) -> Path:
         )
     if odd := [path.name for path in folder.iterdir() if not (path.is_file() or path.is_dir())]:
         raise ModelError(
-            "the model folder holds what is no file",
-            got=f"{odd[0]}, a broken link, a pipe or a device",
+            "the model folder holds something that is not a file",
+            got=f"{odd[0]}, which is a broken link, a pipe or a device",
+            expected="files and folders only",
             where=str(folder),
             fix="put the file there, or remove the entry",
         )

@@ -8,7 +8,6 @@ See `sdcore.tiny_solver.corpus` for what it reads.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sdcore.problems.arithmetic import generate_problems
+from sdcore.system.threads import torch_threads
 from sdcore.tiny_solver.card import measure, write_card
 from sdcore.tiny_solver.corpus import Document, documents, missing_facts
 from sdcore.tiny_solver.muon import Muon
@@ -62,7 +62,7 @@ def build(folder: Path, recipe: Recipe, progress: Progress) -> dict[str, float]:
     tokenizer = build_tokenizer()
     missing = missing_facts(recipe.missing, recipe.seed)
     problems = generate_problems(recipe.test_problems, recipe.seed, holdout=True)
-    with _threads(recipe.threads):
+    with torch_threads(recipe.threads):
         model = train(tokenizer, recipe, progress)
         seconds, cpu = time.perf_counter() - started, time.process_time() - started_cpu
         measures = measure(model, tokenizer, problems, recipe.test_samples, missing)
@@ -156,13 +156,3 @@ def _loss(model: LlamaForCausalLM, ids_NT: Tensor, learnt_NT: Tensor) -> tuple[T
 def _schedule(step: int, recipe: Recipe) -> float:
     """Share of the peak learning rate: linear warm-up under a cosine."""
     return min(1.0, (step + 1) / recipe.warmup) * (1 + math.cos(math.pi * step / recipe.steps)) / 2
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,11 +1,12 @@
 """Processes that train conditions and seeds of a run beside the one that started it."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,8 +14,9 @@ from prefect.settings import get_current_settings
 
 from sdcore.errors import ConfigError
 from sdcore.system.supervise import die_with_parent
+from sdcore.system.threads import torch_threads
 from tasks.run.condition_run import ConditionRun
-from tasks.run.interrupts import DRAIN, Stopped
+from tasks.run.interrupts import Stopped
 from tasks.run.progress import note
 
 
@@ -40,7 +42,7 @@ def workers_beside(base: ConditionRun, count: int) -> Iterator[None]:
             fix="leave out --workers, or torchrun",
         )
     threads = max(1, torch.get_num_threads() // (count + 1))
-    with tempfile.TemporaryDirectory() as folder, _threads(threads):
+    with tempfile.TemporaryDirectory() as folder, torch_threads(threads):
         file = Path(folder, "experiment.json")
         file.write_text(base.experiment.model_dump_json(), "utf-8")
         workers = [_start(base, file, number, threads) for number in range(2, count + 2)]
@@ -49,8 +51,12 @@ def workers_beside(base: ConditionRun, count: int) -> Iterator[None]:
             for worker in workers:
                 worker.wait()
         except BaseException as error:
-            # Ctrl-C on a terminal has reached the workers too: each ends its own batch.
-            _end(workers, DRAIN if isinstance(error, Stopped) else 0)
+            # As after Ctrl-C each worker ends its own batch; the session's watch bounds the wait.
+            wanted = signal.SIGINT if isinstance(error, Stopped) else signal.SIGTERM
+            for worker in workers:
+                worker.send_signal(wanted)
+            for worker in workers:
+                worker.wait()
             raise
     for number, worker in enumerate(workers, 2):
         if worker.returncode:
@@ -71,6 +77,7 @@ def _start(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            start_new_session=True,  # it gets Ctrl-C from this process, and once
             preexec_fn=die_with_parent,  # noqa: PLW1509 - it calls the kernel only
         )
 
@@ -80,27 +87,6 @@ def _device(number: int) -> dict[str, str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     return {"CUDA_VISIBLE_DEVICES": names[(number - 1) % len(names)]} if names else {}
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads in this process while the block runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _end(workers: "list[subprocess.Popen[bytes]]", patience: float) -> None:
-    """End the workers that still run after so many seconds; what they have stored stays."""
-    for worker in workers:
-        with suppress(subprocess.TimeoutExpired):
-            worker.wait(patience)
-        worker.terminate()
-    for worker in workers:
-        worker.wait()
 
 
 def _log(base: ConditionRun, number: int) -> Path:

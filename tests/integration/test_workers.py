@@ -1,5 +1,6 @@
 """Several processes train one experiment, and leave the rows of a single one."""
 
+import signal
 import threading
 from pathlib import Path
 
@@ -34,11 +35,25 @@ def test_what_a_killed_worker_leaves_is_taken_by_another_one(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     sdcore(*longer, "--workspace", whole)
     process = start(*longer, "--workers", 2, "--workspace", killed)
-    wait_for(process, lambda: taken_by_second(process.pid, killed))
+    wait_for(process, lambda: taken_by_second(killed))
     worker(process.pid).kill()
     said = process.communicate()[1]
     assert "worker 2 failed" in " ".join(said.split())
     assert_same(killed, whole)
+
+
+@pytest.mark.night
+@pytest.mark.usefixtures("prefect")
+def test_ctrl_c_stops_the_workers_too(tmp_path):
+    longer = ["run", QUICKSTART, *SMALL, "seeds=[3,4]"]
+    process = start(*longer, "--workers", 2, "--workspace", tmp_path)
+    wait_for(process, lambda: taken_by_second(tmp_path))
+    second = worker(process.pid)
+    process.send_signal(signal.SIGINT)  # to the command alone
+    said = process.communicate()[1]
+    assert process.returncode == 130, said
+    assert not second.is_running()
+    assert "stopped on request" in (tmp_path / "worker-2.log").read_text()
 
 
 def worker(parent: int) -> psutil.Process:
@@ -46,7 +61,7 @@ def worker(parent: int) -> psutil.Process:
     return next(child for child in children if "flows.worker" in child.cmdline())
 
 
-def taken_by_second(parent: int, workspace: Path) -> bool:
+def taken_by_second(workspace: Path) -> bool:
     """Return whether two conditions and seeds have rounds, of which the second process has one."""
     if not (workspace / DATABASE).exists():
         return False

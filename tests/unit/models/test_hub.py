@@ -115,5 +115,5 @@ def test_what_never_ends_is_no_model_file(tmp_path, target):
     (tmp_path / "model.safetensors").touch()
     path = tmp_path / "config.json"
     os.mkfifo(path) if target is None else path.symlink_to(target)
-    with pytest.raises(ModelError, match=r"no file[\s\S]*config.json"):
+    with pytest.raises(ModelError, match=r"not a file[\s\S]*config.json"):
         hub.resolve(str(tmp_path))
