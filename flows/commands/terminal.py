@@ -93,10 +93,11 @@ def enter(workspace: Path) -> Path:
     Call this before anything that imports Prefect: it reads its settings then, and without them
     makes a folder in the user's home.
     """
-    from flows.servers.standing import environment
+    from flows.servers.standing import environment, require_settings
 
     root = workspace.absolute()
     os.environ.update(environment(root))
+    require_settings()
     return root
 
 
