@@ -321,7 +321,7 @@ def _of_the_system(error: OSError) -> OSError | SdcoreError:
         got=error.strerror,
         where=os.fspath(error.filename) if isinstance(error.filename, str) else "",
         fix=_NO_SCRATCH
-        if "temporary directory" in error.strerror
+        if "temporary directory" in str(error.strerror)
         else _FIXES.get(error.errno, "repair that file, then run the same command again"),
     )
 
