@@ -97,9 +97,10 @@ def placeholders(file: Mapping[str, Any]) -> list[str]:
     Args:
         file: its settings as they are written.
     """
-    problems = file.get("problems", {})
-    source = problems.get("source") if isinstance(problems, Mapping) else None
-    needs = SOURCES[source].needs if source in SOURCES else ()
+    problems = file.get("problems")
+    if not isinstance(problems, Mapping) or problems.get("source") not in SOURCES:
+        return []  # validation says what is wrong
+    needs = SOURCES[problems["source"]].needs
     return [f"problems.{name}={NOT_GIVEN}" for name in needs if name not in problems]
 
 
