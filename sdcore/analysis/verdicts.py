@@ -1,11 +1,13 @@
 """One word for what a context does to a model, from stated thresholds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any, Literal
 
 import polars as pl
 
+from sdcore.analysis.teacher_ability import MASKS
 from sdcore.store.sql_views import OBJECTION
 
 Row = Mapping[str, Any]
@@ -22,8 +24,10 @@ PLACES = {"error": ("error_auc", "error"), "wrong step": ("auc", "at")}
 and the others are forced, so that all of them together may hide what the error shows."""
 
 RULES = {
-    "teacher not better": f"of at least {ENOUGH} responses with the context the share of "
-    "right ones, minus the share without it, is not above 0",
+    "teacher not better": f"whichever tokens of wrong rollouts the teacher writes, of at least "
+    f"{ENOUGH} responses the share of right ones is not above the student's own, or not above that "
+    "of the student going on at the same places by itself. Where no wrong step is known: of the "
+    "responses with the context in the prompt",
     "not enough data": f"fewer than {ENOUGH} wrong rollouts whose first wrong step is known, or "
     "as few correct ones",
     "copies": f"the copy rate is above {COPIES:.0%}",
@@ -38,11 +42,17 @@ RULES = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """The word, and why in a sentence."""
+    """The word, and why in a sentence.
+
+    Attributes:
+        better_at: masks of `teacher_ability.MASKS` under which the teacher is better; None where
+            too little was measured to say.
+    """
 
     context: str
     word: Word
     why: str
+    better_at: tuple[str, ...] | None = None
 
 
 def judge(context: str, measures: pl.DataFrame) -> Verdict:
@@ -53,12 +63,37 @@ def judge(context: str, measures: pl.DataFrame) -> Verdict:
     """
     found = {row["measure"]: row for row in measures.iter_rows(named=True)}
     word, why = _judged(found)
-    return Verdict(context, word, why)
+    masks = _measured_masks(found)
+    better = tuple(mask for mask in masks if helps(found, mask)) if masks else None
+    return Verdict(context, word, why, better)
+
+
+def helps(found: Mapping[str, Row], mask: str) -> bool:
+    """Return whether the teacher is better where it writes a mask's tokens.
+
+    More answers are right than the student's from the question, and than where it goes on at the
+    same places by itself: both intervals are above 0.
+    """
+    return all(found[f"{name}_{mask}"]["low"] > 0 for name in ("gain", "added"))
+
+
+def _measured_masks(found: Mapping[str, Row]) -> list[str]:
+    """Masks with enough responses and with known bounds."""
+    return [
+        mask
+        for mask in MASKS
+        if f"added_{mask}" in found
+        and found[f"gain_{mask}"]["rollouts"] >= ENOUGH
+        and not any(isnan(found[f"{name}_{mask}"]["low"]) for name in ("gain", "added"))
+    ]
 
 
 def _judged(found: Mapping[str, Row]) -> tuple[Word, str]:
+    masks = _measured_masks(found)
+    if masks and not any(helps(found, mask) for mask in masks):
+        return "teacher not better", _no_mask(found, masks)
     gain = found.get("gain")
-    if gain is not None and gain["rollouts"] >= ENOUGH and gain["low"] <= 0:
+    if not masks and gain is not None and gain["rollouts"] >= ENOUGH and gain["low"] <= 0:
         return "teacher not better", _not_better(found)
     wrong, right = (found.get(name, {}).get("rollouts", 0) for name in ("auc", "correct"))
     if min(wrong, right) < ENOUGH:
@@ -87,11 +122,25 @@ def _judged(found: Mapping[str, Row]) -> tuple[Word, str]:
 def _not_better(found: Mapping[str, Row]) -> str:
     gain, teacher, student = (found[name] for name in ("gain", "teacher", "student"))
     shown = "right less often" if gain["high"] < 0 else "not shown to be right more often"
-    value, low, high = (f"{100 * gain[end]:+z.0f}" for end in ("value", "low", "high"))
+    points = _points(gain).replace(" (", ", ")
     return (
         f"with it the model is {shown}: {teacher['value']:.0%}, against {student['value']:.0%} "
-        f"without ({value} points, {low} to {high})"
-    ).replace("-", "−")
+        f"without ({points}"
+    )
+
+
+def _no_mask(found: Mapping[str, Row], masks: Sequence[str]) -> str:
+    best = max(masks, key=lambda mask: float(found[f"gain_{mask}"]["value"]))
+    gain, added = (_points(found[f"{name}_{best}"]) for name in ("gain", "added"))
+    return (
+        "whichever tokens it writes, no more answers are shown to be right; at most "
+        f"{gain} from {MASKS[best].label}, and {added} against the student going on there by itself"
+    )
+
+
+def _points(row: Row) -> str:
+    value, low, high = (f"{100 * row[end]:+z.0f}" for end in ("value", "low", "high"))
+    return f"{value} points ({low} to {high})".replace("-", "−")
 
 
 def _objects(found: Mapping[str, Row], auc: str, advantage: str) -> bool:

@@ -183,7 +183,8 @@ class DiagnoseConfig(Settings):
         4,
         ge=0,
         description="responses per problem that the model samples with each context in its prompt, "
-        "and as many that continue a wrong rollout after its first wrong step; 0 leaves them out",
+        "and as many that continue a wrong rollout before and after its first wrong step, and that "
+        "the student continues from there; 0 leaves them out",
     )
     branches: int = Field(
         0,

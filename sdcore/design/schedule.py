@@ -7,6 +7,7 @@ of one training: a candidate that stays goes on from its last checkpoint.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sdcore.analysis.teacher_ability import MASKS
 from sdcore.config import Experiment
 from sdcore.errors import ConfigError
 from sdcore.schedule import checkpoint_rounds
@@ -55,7 +56,8 @@ def preflight_tokens(experiment: Experiment, contexts: int) -> int:
         contexts: of the preflight, the null check included.
     """
     diagnose = experiment.diagnose
-    per_problem = diagnose.rollouts + 2 * contexts * diagnose.teacher_samples
+    starts = len(MASKS)  # one of each mask's mixed policy
+    per_problem = diagnose.rollouts + starts * contexts * diagnose.teacher_samples
     # A branch samples twice, one token less each than a response, and the forced token.
     per_problem += 2 * contexts * diagnose.rollouts * diagnose.branches
     sampled = diagnose.problems * per_problem + _validation(experiment)

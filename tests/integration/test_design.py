@@ -104,9 +104,9 @@ def finished(tmp_path_factory):
 
 def test_the_budget_is_said_before_anything_is_sampled_and_kept(finished):
     workspace, found, _, said = finished
-    # Preflight: 3 problems x (1 + 2 contexts x 2 starts), 2 of the base. Rung 1: 3 candidates x (1
+    # Preflight: 3 problems x (1 + 2 contexts x 5 starts), 2 of the base. Rung 1: 3 candidates x (1
     # round x 2 questions + 2 on validation), rung 2: 2 x 4. Confirmation: 4 + 4 runs x (2 x 2 + 4).
-    bounds = [96 * samples for samples in (17, 12, 8, 36)]
+    bounds = [96 * samples for samples in (35, 12, 8, 36)]
     assert [row["at_most"] for row in found["costs"]] == [*bounds, sum(bounds)]
     budget = next(place for place, text in enumerate(said) if f"at most {sum(bounds):,}" in text)
     assert budget < next(place for place, text in enumerate(said) if "after 0 rounds" in text)

@@ -58,8 +58,8 @@ def test_a_rung_keeps_one_in_eta_and_trains_eta_times_as_long(
 
 
 def test_the_bounds_count_every_sample_at_its_longest():
-    # 4 problems x (2 rollouts + 5 contexts x 3 samples x 2 starts) + 5 x 2 of the base, x 10 tokens
-    assert preflight_tokens(experiment(), contexts=5) == 10 * (4 * 32 + 10)
+    # 4 problems x (2 rollouts + 5 contexts x 3 samples x 5 starts) + 5 x 2 of the base, x 10 tokens
+    assert preflight_tokens(experiment(), contexts=5) == 10 * (4 * 77 + 10)
     # 3 candidates x 2 seeds x ((4 - 2) rounds x 3 questions x 2 + 5 x 2 on validation) x 10
     assert rung_tokens(experiment(), Rung(2, 4, 3, 1), before=2) == 10 * 6 * (12 + 10)
     # base and each checkpoint: 5 x 2 + 7 x 6 = 52; 4 conditions x 2 seeds x (24 + 2 checkpoints)
@@ -75,14 +75,14 @@ def test_a_band_is_counted_with_all_the_candidates_that_it_may_look_at():
 
 
 def test_a_budget_lets_fewer_candidates_in_and_is_refused_below_two():
-    # preflight 1380; per candidate: rung 1 2 seeds x (2 x 6 + 10) x 10 = 440, rung 2 as much
+    # preflight 3180; per candidate: rung 1 2 seeds x (2 x 6 + 10) x 10 = 440, rung 2 as much
     whole = plan(experiment(), experiment(), 5)
     assert [rung.candidates for rung in whole.rungs] == [4, 2]
     confirmation = whole.bounds["confirmation"]
     assert whole.bounds == {
-        "preflight": 1380, "rung 1": 1760, "rung 2": 880, "confirmation": confirmation,
+        "preflight": 3180, "rung 1": 1760, "rung 2": 880, "confirmation": confirmation,
     }  # fmt: skip
-    assert whole.bound == 4020 + confirmation
+    assert whole.bound == 5820 + confirmation
     exact = plan(experiment(design={"max_tokens": whole.bound}), experiment(), 5)
     assert exact == whole
     less = plan(experiment(design={"max_tokens": whole.bound - 1}), experiment(), 5)
