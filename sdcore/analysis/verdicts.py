@@ -1,4 +1,23 @@
-"""One word for what a context does to a model, from stated thresholds."""
+"""One word for what a context does to a model, from stated thresholds.
+
+Where they come from. The study of deployments/README.md ("Does the preflight predict?": seven
+contexts, one small model, at a rate at which none is shown to gain, so harm only) supports one:
+
+- *teacher not better*, at a difference of 0: it was set before the study. There any value from -2
+  to +58 points divides the five contexts that do harm from the other two, also those that are left
+  out when the cut is made (no error of 7).
+
+For the others the study neither confirms nor contradicts the number:
+
+- CHANCE, and an advantage below 0: what a context without any signal has.
+- OBJECTION = -0.1 nats per token before the error, by hand. The study ranks contexts best by this
+  measure, and its cut is close, between -0.10 and -0.06; but judged on the context left out it
+  errs on 2 of 7, so the number was not taken from it.
+- DIFFUSE = 5 % of tokens, by hand, after the paper's "correct steps stay above 0". The study's cut
+  is between 3 and 5 % (1 error of 7, 3 left out): two harmful contexts object to few tokens.
+- COPIES = 50 %, by hand: most errors. No context of the study reaches it.
+- ENOUGH = 10 rollouts, by hand: with fewer an interval over problems says little.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +43,10 @@ PLACES = {"error": ("error_auc", "error"), "wrong step": ("auc", "at")}
 and the others are forced, so that all of them together may hide what the error shows."""
 
 RULES = {
-    "teacher not better": f"whichever tokens of wrong rollouts the teacher writes, of at least "
-    f"{ENOUGH} responses the share of right ones is not above the student's own, or not above that "
-    "of the student going on at the same places by itself. Where no wrong step is known: of the "
-    "responses with the context in the prompt",
+    "teacher not better": f"of at least {ENOUGH} responses with the context the share of "
+    "right ones, minus the share without it, is not above 0. Or whichever tokens of wrong rollouts "
+    "the teacher writes, it is not above the student's own, or not above that of the student going "
+    "on at the same places by itself",
     "not enough data": f"fewer than {ENOUGH} wrong rollouts whose first wrong step is known, or "
     "as few correct ones",
     "copies": f"the copy rate is above {COPIES:.0%}",
@@ -89,12 +108,12 @@ def _measured_masks(found: Mapping[str, Row]) -> list[str]:
 
 
 def _judged(found: Mapping[str, Row]) -> tuple[Word, str]:
+    gain = found.get("gain")
+    if gain is not None and gain["rollouts"] >= ENOUGH and gain["low"] <= 0:
+        return "teacher not better", _not_better(found)
     masks = _measured_masks(found)
     if masks and not any(helps(found, mask) for mask in masks):
         return "teacher not better", _no_mask(found, masks)
-    gain = found.get("gain")
-    if not masks and gain is not None and gain["rollouts"] >= ENOUGH and gain["low"] <= 0:
-        return "teacher not better", _not_better(found)
     wrong, right = (found.get(name, {}).get("rollouts", 0) for name in ("auc", "correct"))
     if min(wrong, right) < ENOUGH:
         return (
@@ -123,9 +142,11 @@ def _not_better(found: Mapping[str, Row]) -> str:
     gain, teacher, student = (found[name] for name in ("gain", "teacher", "student"))
     shown = "right less often" if gain["high"] < 0 else "not shown to be right more often"
     points = _points(gain).replace(" (", ", ")
+    better = [mask for mask in _measured_masks(found) if helps(found, mask)]
+    listed = " or ".join(MASKS[mask].label for mask in better)
     return (
         f"with it the model is {shown}: {teacher['value']:.0%}, against {student['value']:.0%} "
-        f"without ({points}"
+        f"without ({points}" + (f", though it is where it writes {listed}" if better else "")
     )
 
 

@@ -85,8 +85,8 @@ WORSE = {"gain_after": (0.1, -0.1, 0.3, 20), "added_after": (0.3, 0.2, 0.4, 20)}
         # more than from the question, but no more than without the context at the same places
         ({"gain_all": (0.3, 0.1, 0.5, 20), "added_all": (0.1, 0.0, 0.2, 20)},
          "teacher not better", ()),
-        # the masks decide where they are measured, whatever the whole teacher does
-        (ABLE | {"gain": (0.2, 0.0, 0.4, 40)} | MASKED, "localised", ("all",)),
+        # neither the whole teacher nor every mask may be without a gain
+        (ABLE | {"gain": (0.2, 0.0, 0.4, 40)} | MASKED, "teacher not better", ("all",)),
         (ABLE | {"gain": (0.2, 0.1, 0.4, 40)} | WORSE, "teacher not better", ()),
         # nine responses, or no bounds, are not enough
         ({"gain_all": (0.3, -0.1, 0.5, 9), "added_all": (0.3, 0.1, 0.5, 9)}, "localised", None),
@@ -97,6 +97,11 @@ WORSE = {"gain_after": (0.1, -0.1, 0.3, 20), "added_after": (0.3, 0.2, 0.4, 20)}
 def test_a_teacher_has_to_be_better_under_one_mask(changes, word, better):
     found = verdict(**changes)
     assert (found.word, found.better_at) == (word, better)
+
+
+def test_a_mask_that_helps_all_the_same_is_named():
+    why = verdict(**ABLE, **MASKED, gain=(0.2, 0.0, 0.4, 40)).why
+    assert why.endswith("(+20 points, +0 to +40), though it is where it writes all tokens")
 
 
 def test_the_best_mask_of_a_teacher_that_is_no_better_is_named():
