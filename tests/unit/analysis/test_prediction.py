@@ -88,8 +88,8 @@ def test_gains_by_verdict():
 def test_a_threshold_is_judged_on_contexts_that_had_no_part_in_it():
     """AUC .5 and .6 do harm, .8 and .9 do not: the cut is between .6 and .8, without errors.
 
-    Without .6 it is at .65 and without .8 at .75, which judge both rightly. At the error 0 and -1 do
-    harm, -4 and -5 do not: the cut is between -1 and -4. Without -1 it is at -2, and without -4 at
+    Without .6 it is at .65 and without .8 at .75, which judge both rightly. At the error 0 and -1
+    do harm, -4 and -5 do not: the cut is between -1 and -4. Without -1 it is at -2, without -4 at
     -3, so that both are judged rightly too. With b and c swapped, no cut is without an error.
     """
     rows = {"a": (0.5, 0.0, -0.2), "b": (0.6, -1.0, -0.1), "c": (0.8, -4.0, 0.1), "d": (0.9, -5, 1)}
