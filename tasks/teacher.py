@@ -61,7 +61,8 @@ def sample_teacher(run: ConditionRun) -> int:
         How many samples there are.
     """
     problems = frozen_problems(run)
-    planned = preflight.teacher_samples(run.store, run.experiment, problems["problem_id"].to_list())
+    ids = problems["problem_id"].to_list()
+    planned = preflight.teacher_samples(run.store, run.experiment, ids, run.condition)
     known = {problem.problem_id: problem for problem in Problem.from_frame(problems)}
     rows = planned.partition_by("start", as_dict=True)
     taught = {

@@ -39,8 +39,12 @@ def say(text: str | None, read: int = 100, wrote: int = 50) -> Behaviour:
     return send(json.dumps({"choices": [choice], "usage": usage}).encode())
 
 
+def _answer(case: str, step: int | None, corrected: str) -> str:
+    return json.dumps({"case": case, "first_wrong_step": step, "corrected": corrected})
+
+
 def critique(case: str, step: int | None, corrected: str) -> Behaviour:
-    return say(json.dumps({"case": case, "first_wrong_step": step, "corrected": corrected}))
+    return say(_answer(case, step, corrected))
 
 
 def submitted(body: dict[str, Any]) -> Submission:
@@ -52,10 +56,15 @@ def submitted(body: dict[str, Any]) -> Submission:
     return Submission(question.strip(), trace.removesuffix("\n"), correct, answer, solution.strip())
 
 
+def exact_text(body: dict[str, Any]) -> str:
+    """The answer to a critic's prompt that the oracle would give."""
+    ((_, found),) = OracleCritic().criticise([submitted(body)])
+    return _answer(found.case, found.first_wrong_step, found.corrected)
+
+
 def exact(body: dict[str, Any]) -> Behaviour:
     """Answer a critic's prompt as the oracle does."""
-    ((_, found),) = OracleCritic().criticise([submitted(body)])
-    return critique(found.case, found.first_wrong_step, found.corrected)
+    return say(exact_text(body))
 
 
 def drop(handler: Handler) -> None:
