@@ -99,11 +99,6 @@ class CriticBound:
     read: int
     cost: float
 
-    @property
-    def tokens(self) -> int:
-        """Read and written."""
-        return self.written + self.read
-
 
 def critic_bounds(
     search: Experiment, confirmation: Experiment, rungs: Sequence[Rung], read: Mapping[str, int]
