@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -269,6 +270,7 @@ def _print_summary(
 def main() -> None:
     """Entry point: errors are messages; tracebacks come with --debug, anywhere on the line."""
     debug = "--debug" in sys.argv
+    _prepare_streams()
     command = partial(app, sorted(sys.argv[1:], key=lambda argument: argument != "--debug"))
     try:
         if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
@@ -291,9 +293,27 @@ def main() -> None:
             _mute_exit()
 
 
+def _prepare_streams() -> None:
+    """Open closed standard streams; escape characters that a stream's encoding does not have.
+
+    The number of a closed one would be given to the next file that is opened, such as the tables,
+    and what is printed would go into it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # the lowest number first
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _of_the_system(error: OSError) -> OSError | SdcoreError:
-    """Explain an error of the operating system that names a file, as all of its kind do."""
-    if isinstance(error, SdcoreError) or error.filename is None or error.errno is None:
+    """Explain an error of the operating system that names a file, or whose fix needs no name.
+
+    One that is met while a file is written, such as a full disk, names none.
+    """
+    unclear = error.filename is None and error.errno not in _FIXES
+    if isinstance(error, SdcoreError) or unclear or error.errno is None:
         return error
     return SdcoreError(
         "the system refuses a file",

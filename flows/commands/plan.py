@@ -96,8 +96,8 @@ def announce(settings: Experiment) -> None:
         price = f", {planned.price:,.2f} for the critic" if planned.price else ""
         notes.print(
             f"Takes about {duration(planned.whole.seconds)} with one worker on "
-            f"{planned.machine.name}{price}; bound by {planned.bound}. `sdcore plan` shows the "
-            "stages.",
+            f"{planned.machine.name}{price}, less what is stored already; bound by "
+            f"{planned.bound}. `sdcore plan` shows the stages.",
             soft_wrap=True,
             markup=False,
         )

@@ -31,6 +31,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
     standing.require_workspace(root)
     os.environ.update(standing.environment(root))
     if given := os.environ.get("PREFECT_API_URL"):
+        standing.require_settings()
         try:
             yield partial(_reached, given)
         finally:
@@ -52,6 +53,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
         )
     os.environ["PREFECT_API_URL"] = f"{address}/api"
     try:
+        standing.require_settings()
         yield partial(_ready, f"{address}/api", server, log_path)
     finally:
         if "prefect" in sys.modules and server.poll() is None:
@@ -65,11 +67,11 @@ def _reached(api: str) -> str:
     """The address of a running server's API, once it has answered, whatever it said.
 
     Raises:
-        SdcoreError: nobody answers there.
+        SdcoreError: nobody answers there, or it is no address.
     """
     try:
         httpx.get(f"{api}/health", timeout=ANSWER_SECONDS)
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.InvalidURL) as error:
         raise SdcoreError(
             "no Prefect server answers",
             got=error,

@@ -41,6 +41,7 @@ from sdcore.config import LoraConfig, ModelConfig
 from sdcore.distributed import collectives
 from sdcore.errors import ModelError
 from sdcore.models.adapters import require_adaptable
+from sdcore.models.chat_templates import require_bounded
 from sdcore.models.prompts import freeze_clock
 from sdcore.system.private import private_files
 
@@ -93,9 +94,12 @@ def load_tokenizer(folder: Path, day: date | None = None) -> Tokenizer:
             template is refused when a prompt is rendered.
 
     Raises:
-        ModelError: the folder holds no tokenizer.
+        ModelError: the folder holds no tokenizer, or its chat template is endless.
     """
     tokenizer = _loaded(AutoTokenizer.from_pretrained, folder)
+    templates = tokenizer.chat_template or {}
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        require_bounded(template, folder)
     if day is not None:
         freeze_clock(tokenizer, day)
     return tokenizer
