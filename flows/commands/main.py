@@ -5,7 +5,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -35,6 +37,14 @@ from sdcore.config.shipped import experiment_file
 from sdcore.errors import SdcoreError
 from sdcore.schedule import Stage
 from sdcore.store.database import Store
+
+
+class Scale(StrEnum):
+    """How much of an experiment is run."""
+
+    FULL = "full"
+    SMOKE = "smoke"
+
 
 WorkersOption = Annotated[
     int,
@@ -92,9 +102,14 @@ def run(
     new: Annotated[
         bool, typer.Option("--new", help="start a new run from a file that has changed")
     ] = False,
+    scale: Annotated[
+        Scale,
+        typer.Option(help="smoke: every stage in seconds, with tiny random models and few "
+                     "problems, to see that the file starts; its numbers mean nothing"),
+    ] = Scale.FULL,
     workers: WorkersOption = 1,
     as_json: JsonOption = False,
-) -> None:
+) -> None:  # fmt: skip
     """Run an experiment to its table; the same command again continues where it stopped.
 
     Other settings on the command line make another run. A file that has changed since its last
@@ -102,16 +117,34 @@ def run(
 
     Example: sdcore run quickstart training.rounds=3 --quick
     """
-    changed = list(overrides or [])
+    changed, file = list(overrides or []), read_settings(experiment_file(experiment))
+    if scale is Scale.SMOKE:
+        from sdcore.smoke import placeholders
+
+        changed = [*placeholders(file), *changed]
     settings = load_experiment(experiment, changed)
     if quick:
         settings = load_experiment(experiment, [*changed, f"seeds=[{settings.seeds[0]}]"])
-    if dry_run:
-        console.print_json(settings.model_dump_json())
-        return
     root = workspace.absolute()
-    files.note(read_settings(experiment_file(experiment)), settings, root, new=new)
-    run_experiment(settings, root, workers=workers, as_json=as_json)
+    with _scaled(settings, scale, root) as settings:
+        if dry_run:
+            console.print_json(settings.model_dump_json())
+            return
+        files.note(file, settings, root, new=new)
+        run_experiment(settings, root, workers=workers, as_json=as_json)
+
+
+@contextmanager
+def _scaled(settings: Experiment, scale: Scale, root: Path) -> Iterator[Experiment]:
+    """Give the experiment as it is, or its smoke run, which is announced."""
+    if scale is Scale.FULL:
+        yield settings
+        return
+    from sdcore.smoke import smoke_run
+
+    with smoke_run(settings, root) as smoke:
+        notes.print(smoke.description, soft_wrap=True, markup=False)
+        yield smoke
 
 
 @app.command()

@@ -82,8 +82,11 @@ def planned_on(
 
 def announce(settings: Experiment) -> None:
     """Say in one line what a run takes that takes more than an hour, or that does not fit."""
+    from sdcore.models.folders import SMOKE
     from sdcore.planning import machines
 
+    if settings.model.name.startswith(SMOKE):
+        return
     try:
         planned = planned_on(settings, machines.guessed(settings.model.device))
     except SdcoreError as error:

@@ -43,11 +43,23 @@ class Reply:
     passing: bool = False  # the failure may pass: it is the server's, not the request's
 
 
+GoOn = Callable[[int, Reply], list[Message] | None]
+"""From the index of a conversation and a reply to the messages that it goes on with, if any."""
+
+
+def at_an_end(index: int, reply: Reply) -> None:
+    """End every conversation with its first reply."""
+
+
 class Client(Protocol):
     """A connection that carries conversations to a language model."""
 
-    def ask(self, conversations: Sequence[list[Message]]) -> Iterator[tuple[int, Reply]]:
-        """Yield the index of a conversation and its reply, in the order of arrival.
+    def ask(
+        self, conversations: Sequence[list[Message]], go_on: GoOn = at_an_end
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield the index of a conversation and its last reply, in the order of arrival.
+
+        A conversation goes on as soon as its reply is there, whatever the others wait for.
 
         Raises:
             EngineError: the model cannot be asked at all.
@@ -172,19 +184,19 @@ class LlmCritic(Critic):
                 the liveness prompt.
             BudgetError: the next request could cost more than may be spent.
         """
-        waiting = {index: _Dialogue(each, self._template) for index, each in enumerate(submissions)}
+        dialogues = [_Dialogue(each, self._template) for each in submissions]
+
+        def go_on(index: int, reply: Reply) -> list[Message] | None:
+            dialogue = dialogues[index]
+            dialogue.hear(reply)
+            return None if dialogue.settled(self.attempts) else dialogue.messages
+
         failures: list[str | None] = []  # of the server
-        while waiting:
-            indices = list(waiting)
-            for place, reply in self._client.ask([waiting[i].messages for i in indices]):
-                dialogue = waiting[indices[place]]
-                dialogue.hear(reply)
-                failures += [reply.failure] if reply.passing else []
-                if dialogue.settled(self.attempts):
-                    del waiting[indices[place]]
-                    yield indices[place], dialogue.critique
-            if len(failures) == len(submissions):
-                self._require_answer(failures[0])
+        for index, reply in self._client.ask([each.messages for each in dialogues], go_on):
+            failures += [reply.failure] if reply.passing else []
+            yield index, dialogues[index].critique
+        if submissions and len(failures) == len(submissions):
+            self._require_answer(failures[0])
 
     def _require_answer(self, failure: str | None) -> None:
         """Send a liveness prompt: a dead server is an error, one that fails on a submission is not.

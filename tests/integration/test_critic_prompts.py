@@ -6,11 +6,11 @@ import polars as pl
 import pytest
 
 import flows.design as flow
-import tasks.run.critiques
 from sdcore.config import load_experiment
-from sdcore.critics.llm import PROMPT, Reply
+from sdcore.critics.llm import PROMPT
 from sdcore.reports.design import as_dict
 from sdcore.store.database import Store
+from sdcore.testing import chat_endpoint, say
 from tests.helpers import critic_server, searches
 
 pytestmark = pytest.mark.night
@@ -30,7 +30,7 @@ teacher = "Hint: {{ context }}\\n{{ question }}"
 [critic]
 kind = "llm"
 model = "scribe"
-base_url = "http://127.0.0.1:1/v1"
+base_url = "URL"
 attempts = 1
 max_tokens = 200
 price_in = 1.0
@@ -45,35 +45,33 @@ learning_rate = 4e-4
 TERSE = PROMPT.replace("You are a faithful scribe.", "Be terse.")
 
 
-class Scribe:
-    """A client whose answers are the oracle's for the terse prompt, and useless for the other."""
-
-    def __init__(self, heard):
-        self._heard = heard
-
-    def ask(self, conversations):
-        for index, messages in enumerate(conversations):
-            text = messages[0]["content"]
-            self._heard.append(text)
-            said = critic_server.exact_text({"messages": messages}) if "Be terse." in text else "no"
-            yield index, Reply(said, prompt_tokens=300, tokens=50, cost=0.0004)
+def answer(body):
+    """As the oracle for the terse prompt, useless for the other one."""
+    terse = "Be terse." in body["messages"][0]["content"]
+    return say(critic_server.exact_text(body) if terse else "no", read=300, wrote=50)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A search and its repetition; nothing is confirmed."""
     folder = tmp_path_factory.mktemp("prompts")
-    (folder / "file.toml").write_text(FILE.replace("PROMPT", json.dumps(TERSE)), "utf-8")
-    experiment, root = load_experiment(folder / "file.toml"), folder / "runs"
-    said, heard = list[str](), list[str]()
-    with pytest.MonkeyPatch.context() as patch:
+    said = list[str]()
+    with pytest.MonkeyPatch.context() as patch, chat_endpoint(answer) as (url, asked):
+        text = FILE.replace("PROMPT", json.dumps(TERSE)).replace("URL", url)
+        (folder / "file.toml").write_text(text, "utf-8")
+        experiment, root = load_experiment(folder / "file.toml"), folder / "runs"
         searches.without_server_and_pages(patch, said)
-        patch.setattr(tasks.run.critiques, "open_client", lambda run, config: Scribe(heard))
         patch.setattr(flow, "compare_contexts", Unconfirmed())
         found = as_dict(flow.design.fn(experiment, root))
-        asked = len(heard)
+        heard = [body["messages"][0]["content"] for body in asked]
         again = as_dict(flow.design.fn(experiment, root))
-    return Store(root / "sdcore.duckdb"), found, said, heard, again == found and len(heard) == asked
+    return (
+        Store(root / "sdcore.duckdb"),
+        found,
+        said,
+        heard,
+        again == found and len(heard) == len(asked),
+    )
 
 
 class Unconfirmed:
