@@ -163,13 +163,14 @@ class LlmCritic(Critic):
     def __init__(self, config: LlmCriticConfig, client: Client) -> None:
         self.name, self.attempts = config.model, config.attempts
         self._config, self._client = config, client
+        self._template = PROMPT if config.template is None else config.template
 
     def content_id(self, submission: Submission) -> str | None:
         """Return the hash of the prompts and of the settings that decide the answer."""
         settings = self._config.model_dump(
             include={"model", "structured", "temperature", "max_tokens"}
         )
-        return content_key("critique", settings, prompt(submission), AGAIN)
+        return content_key("critique", settings, prompt(submission, self._template), AGAIN)
 
     def reread(self, raw: str, submission: Submission) -> Critique:
         """Judge a stored answer."""
@@ -183,7 +184,7 @@ class LlmCritic(Critic):
                 the liveness prompt.
             BudgetError: the next request could cost more than may be spent.
         """
-        dialogues = [_Dialogue(each) for each in submissions]
+        dialogues = [_Dialogue(each, self._template) for each in submissions]
 
         def go_on(index: int, reply: Reply) -> list[Message] | None:
             dialogue = dialogues[index]
@@ -215,9 +216,9 @@ class LlmCritic(Critic):
 class _Dialogue:
     """The conversation about one submission, and its latest critique."""
 
-    def __init__(self, submission: Submission) -> None:
+    def __init__(self, submission: Submission, template: str) -> None:
         self._submission = submission
-        self.messages: list[Message] = [{"role": "user", "content": prompt(submission)}]
+        self.messages: list[Message] = [{"role": "user", "content": prompt(submission, template)}]
         self.critique = Critique(None, None, None, valid=False, attempts=0)
 
     def hear(self, reply: Reply) -> None:
@@ -248,11 +249,15 @@ class _Dialogue:
         return critique.valid or critique.raw is None or critique.attempts >= attempts
 
 
-def prompt(submission: Submission) -> str:
-    """Return the prompt; the marks around the material occur nowhere in the material."""
+def prompt(submission: Submission, template: str = PROMPT) -> str:
+    """Return the prompt; the marks around the material occur nowhere in the material.
+
+    Raises:
+        ConfigError: the template does not render.
+    """
     material = [submission.question, submission.solution, submission.trace]
     return render(
-        PROMPT,
+        template,
         mark=f"=== {content_key(*material)[:12]}",
         question=submission.question,
         solution=submission.solution,

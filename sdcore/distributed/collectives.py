@@ -116,6 +116,20 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def gathered(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the full tensors on rank 0, sharded ones in main memory; none on the other ranks.
+
+    All ranks join in, one tensor at a time, so that no device holds more than one of them whole.
+    """
+    first = rank_and_world_size()[0] == 0
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        full = whole(tensor)
+        if first:
+            found[name] = full.cpu() if isinstance(tensor, DTensor) else full
+    return found
+
+
 def alike(tensor: Tensor, pattern: Tensor) -> Tensor:
     """Return a full tensor on the device of a pattern, sharded like the pattern."""
     tensor = tensor.to(pattern.device)

@@ -15,16 +15,25 @@ from sdcore.testing import Behaviour, Handler, chat_endpoint, say, send, submitt
 CLOSING = threading.Event()
 
 
+def _answer(case: str, step: int | None, corrected: str) -> str:
+    return json.dumps({"case": case, "first_wrong_step": step, "corrected": corrected})
+
+
 def critique(case: str, step: int | None, corrected: str) -> Behaviour:
-    return say(json.dumps({"case": case, "first_wrong_step": step, "corrected": corrected}))
+    return say(_answer(case, step, corrected))
+
+
+def exact_text(body: dict[str, Any]) -> str:
+    """The answer to a critic's prompt that the oracle would give."""
+    asked = submitted(body)
+    known = replace(asked, reference=str(parse_question(asked.question).answer))
+    ((_, found),) = OracleCritic().criticise([known])
+    return _answer(found.case, found.first_wrong_step, found.corrected)
 
 
 def exact(body: dict[str, Any]) -> Behaviour:
     """Answer a critic's prompt as the oracle does."""
-    asked = submitted(body)
-    known = replace(asked, reference=str(parse_question(asked.question).answer))
-    ((_, found),) = OracleCritic().criticise([known])
-    return critique(found.case, found.first_wrong_step, found.corrected)
+    return say(exact_text(body))
 
 
 def drop(handler: Handler) -> None:

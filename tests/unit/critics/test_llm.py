@@ -12,7 +12,7 @@ from sdcore.config import LlmCriticConfig, ProblemsConfig
 from sdcore.critics.benchmark import make_trials
 from sdcore.critics.client import ChatEndpoint
 from sdcore.critics.corruption import corrupted_gsm8k, gsm8k_solution
-from sdcore.critics.llm import LlmCritic, OracleCritic, judge, prompt
+from sdcore.critics.llm import LlmCritic, OracleCritic, Reply, judge, prompt
 from sdcore.critics.validation import Submission
 from sdcore.errors import EngineError
 from sdcore.grading.answers import grade
@@ -201,3 +201,26 @@ def test_the_oracle_is_a_critic_like_any_other():
     ((index, found),) = oracle.criticise([HANDED])
     assert (index, found.first_wrong_step, found.corrected) == (0, 2, GOOD)
     assert oracle.content_id(HANDED) is None
+
+
+def test_a_prompt_of_ones_own_is_sent_and_is_part_of_what_an_answer_is_known_by():
+    own = "{{ mark }}: {{ question }} {{ trace }}"
+    prompts = {"prompts": {"short": own}, "prompt_of": {"c": "short"}}
+    usual = LlmCriticConfig(kind="llm", model="m", **prompts)
+    heard = []
+
+    class Silent:
+        def ask(self, conversations, go_on):
+            for index, messages in enumerate(conversations):
+                heard.append(messages[0]["content"])
+                reply = Reply(None, failure="nothing")
+                assert go_on(index, reply) is None
+                yield index, reply
+
+    critics = [LlmCritic(each, Silent()) for each in (usual, usual.asking("c"))]
+    for critic in critics:
+        assert len(list(critic.criticise([HANDED]))) == 1
+    assert heard == [prompt(HANDED), prompt(HANDED, own)] and heard[1].startswith("=== ")
+    contents = {critic.content_id(HANDED) for critic in critics}
+    bare = LlmCritic(LlmCriticConfig(kind="llm", model="m"), Silent())
+    assert len(contents) == 2 and bare.content_id(HANDED) in contents
