@@ -58,6 +58,7 @@ app.add_typer(preflight.app)
 app.add_typer(tables.app)
 app.add_typer(operate.app)
 _UNEXPECTED = "fix: `--debug` shows the traceback"
+_NO_SCRATCH = "set TMPDIR to a folder that can be written and has room"
 _FIXES = {
     errno.ENOSPC: "free disk space, then run the same command again",
     errno.EDQUOT: "free disk space, then run the same command again",
@@ -345,14 +346,16 @@ def _of_the_system(error: OSError) -> OSError | SdcoreError:
 
     One that is met while a file is written, such as a full disk, names none.
     """
-    unclear = error.filename is None and error.errno not in _FIXES
+    unclear = error.filename is None and error.errno not in (*_FIXES, errno.ENOENT)
     if isinstance(error, SdcoreError) or unclear or error.errno is None:
         return error
     return SdcoreError(
         "the system refuses a file",
         got=error.strerror,
         where=os.fspath(error.filename) if isinstance(error.filename, str) else "",
-        fix=_FIXES.get(error.errno, "repair that file, then run the same command again"),
+        fix=_NO_SCRATCH
+        if "temporary directory" in str(error.strerror)
+        else _FIXES.get(error.errno, "repair that file, then run the same command again"),
     )
 
 

@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -85,9 +87,10 @@ def require_settings() -> None:
         SdcoreError: Prefect refuses a variable of the environment, or a profile.
     """
     try:
-        from prefect.settings import get_current_settings  # noqa: PLC0415 - after the environment
+        with redirect_stderr(StringIO()):  # it prints them, values too
+            from prefect.settings import get_current_settings  # noqa: PLC0415 - after `environment`
 
-        get_current_settings()
+            get_current_settings()
     except ValueError as error:  # pydantic's, and those of TOML
         given = sorted(name for name in os.environ if name.startswith("PREFECT_"))
         raise SdcoreError(

@@ -35,13 +35,14 @@ from tasks.tracking.mlflow_file import (
     DATABASE,
     artifacts_uri,
     database_uri,
+    explained,
     follow_move,
     pragma,
 )
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
 
-with warnings.catch_warnings():
+with explained("mlflow"), warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow warns about its own type hints
     from mlflow import MlflowClient
     from mlflow.entities import (
@@ -91,7 +92,7 @@ class Tracking:
         self._lock = FileLock(root / "mlflow.db.lock", timeout=60)
         self._runs: dict[tuple[str, str | None, str | None], str] = {}
         self._monitor: SystemMetricsMonitor | None = None
-        with private_files(), self._lock:
+        with explained(str(self._database)), private_files(), self._lock:
             # Far fewer waits for the disk, and the MLflow server can read while a run writes.
             pragma(self._database, "journal_mode = WAL")
             self._client = MlflowClient(self.uri, registry_uri=self.uri)

@@ -214,15 +214,20 @@ def test_what_a_terminal_cannot_encode_is_escaped(workspace, encoding, monkeypat
     assert r"5\u20137" in printed.getvalue().decode(encoding)
 
 
-def test_a_full_disk_has_a_fix_though_no_file_is_named(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("code", "said", "fix"),
+    [(errno.ENOSPC, "No space left", "free disk space"),
+     (errno.ENOENT, "No usable temporary directory found in ['/tmp']", "set TMPDIR")],
+)  # fmt: skip
+def test_what_names_no_file_has_a_fix_too(monkeypatch, capsys, code, said, fix):
     def fail():
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(code, said)
 
     monkeypatch.setattr(main, "app", lambda arguments: fail())
     with pytest.raises(SystemExit):
         main.main()
     printed = capsys.readouterr().err
-    assert "got: No space left" in printed and "fix: free disk space" in printed
+    assert f"got: {said}" in printed and f"fix: {fix}" in printed
 
 
 def test_the_tables_do_not_get_the_number_of_a_closed_stream():

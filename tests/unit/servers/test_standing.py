@@ -23,6 +23,7 @@ def refused(**environment):
         [sys.executable, "-c", ASK], env=os.environ | environment,
         capture_output=True, text=True, check=True,
     )  # fmt: skip
+    assert run.stderr == ""
     return run.stdout
 
 
