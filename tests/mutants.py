@@ -124,7 +124,11 @@ def report(group: str, drawn: list[str]) -> None:
     from mutmut.stats import status_by_exit_code
 
     tested, _ = mutmut.collect_source_file_mutation_data(mutant_names=drawn)
-    status = {name: status_by_exit_code[code] for _, name, code in tested}
+    status = {
+        # mutmut calls 255 a timeout too: it is what those get whose server died before they ran
+        name: "lost" if code == 255 else status_by_exit_code[code]
+        for _, name, code in tested
+    }
     for name in drawn:
         if status[name] != "killed":
             print(f"{status[name]}: {mutmut.get_diff_for_mutant(name)}")
