@@ -22,6 +22,10 @@ CLAUSE = {
     "when", "while", "until", "is", "are", "was", "has", "have", "had", "but", "where",
     "give", "gives", "make", "makes", "get", "gets",
 }  # fmt: skip
+_BEFORE_A_SIGN = {  # not x, which may be a variable: 5 x - 3 = 2
+    "from", "to", "by", "than", "with", "of", "into", "between", "and", "or", "plus", "minus",
+    "times",
+}  # fmt: skip
 _ARGUMENTS = {"frac": 2, "binom": 2, "sqrt": 1, "root": 2}
 
 
@@ -187,9 +191,9 @@ class _Reader:
             self.at += 1
         elif self.complete and self.run and sign == "**":
             self._skip_exponent()  # 10 cm^2
-        elif self.complete and CLAUSE & {word.text.lower() for word in self.run} and sign == "-":
-            self._end_phrase(tuple(word.text.lower() for word in self.run))
-            self._emit(sign, token, complete=False)  # 9 because -18/-2 = 9
+        elif self.complete and sign == "-" and self._needs_operand():
+            self._join(token)
+            self._emit(sign, token, complete=False)
         elif self.complete:
             self._take_units()
             self._emit(sign, token, complete=False)
@@ -200,6 +204,11 @@ class _Reader:
             self.phrase.odd |= bool(self.run) or sign != "-"  # a minus may be a sign
             self.run = []
             self._emit(sign, token, complete=False)
+
+    def _needs_operand(self) -> bool:
+        """After such words a minus is a sign: 24 from -23, 5 times -3, 9 because -18/-2 = 9."""
+        words = tuple(word.text.lower() for word in self.run)
+        return bool(CLAUSE & {*words} or _BEFORE_A_SIGN & {*words[-1:]})
 
     def _take_variable(self, token: Token) -> None:
         self.phrase.before, self.run = tuple(word.text.lower() for word in self.run), []
