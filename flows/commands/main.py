@@ -323,7 +323,7 @@ def main() -> None:
         notes.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
         raise SystemExit(code) from None
     finally:
-        if "prefect" in sys.modules and not debug:
+        if not debug and {"prefect", "duckdb"} & sys.modules.keys():
             _mute_exit()
 
 
@@ -362,8 +362,9 @@ def _of_the_system(error: OSError) -> OSError | SdcoreError:
 def _mute_exit() -> None:
     """Let nothing more be printed to standard error.
 
-    Prefect's daemon threads keep modules alive beyond the interpreter's end, of which DuckDB's
-    binding would complain with sixty lines. Nothing is lost by it.
+    Prefect's daemon threads, and errors with their frames, keep modules alive beyond the
+    interpreter's end, of which DuckDB's binding would complain with sixty lines. Nothing is lost by
+    it.
     """
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -239,3 +239,16 @@ def test_the_tables_do_not_get_the_number_of_a_closed_stream():
     )
     closed = f'exec "{sys.executable}" -c "$0" <&- >&- 2>&-'
     assert subprocess.run(["sh", "-c", closed, code]).returncode == 0
+
+
+def test_nothing_follows_an_error(tmp_path):
+    # A file that needs a path: the error comes before Prefect is loaded.
+    code = "from flows.commands.main import main; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "run", "gsm8k", "--workspace", str(tmp_path)],
+        capture_output=True, text=True,
+    )
+    assert ended.returncode != 0
+    first, *others = ended.stderr.splitlines()
+    assert first.startswith("error: ")
+    assert [line.split(":")[0].strip() for line in others] == ["got", "where", "fix"]
