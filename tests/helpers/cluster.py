@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -52,7 +53,7 @@ def postgresql(*databases: str) -> Iterator[str]:
                 _make(address, databases)
                 yield address
             finally:
-                process.terminate()
+                process.send_signal(signal.SIGINT)  # SIGTERM waits for every client to leave
     finally:
         shutil.rmtree(folder)
 
