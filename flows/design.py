@@ -1,6 +1,6 @@
 """The search for feedback: the preflight ranks, short runs halve, a fresh run confirms."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -8,11 +8,13 @@ import polars as pl
 from prefect import flow
 
 from flows.compare_contexts import compare_contexts, make_ready, train_in_turn, train_round
-from flows.diagnose import diagnose
+from flows.diagnose import diagnose, measure
+from sdcore.analysis import preflight
 from sdcore.config import Experiment
 from sdcore.design.schedule import Rung
 from sdcore.reports.design import Outcome
 from tasks.design import Search, conclude, halve, plan_search, rank_by_preflight
+from tasks.diagnose import frozen_problems
 from tasks.evaluate import evaluate
 from tasks.health import stopped
 from tasks.maintenance.restore import restore
@@ -38,8 +40,12 @@ def design(experiment: Experiment, root: Path) -> Outcome:
             prepare(base)
             search = plan_search(base)
     found = diagnose.fn(search.experiment, root)
+    measures: dict[str | None, pl.DataFrame] = {search.field.usual: found.measures}
     with Session(root) as session:
-        best = _halved(base_run(session, search.experiment), search, found.measures)
+        for prompt in search.field.prompts:
+            base = base_run(session, search.with_prompt(prompt))
+            measures[prompt] = _measured(base, preflight.purpose_with(prompt))
+        best = _halved(base_run(session, search.experiment), search, measures)
         winner = best[0] if best else None
         confirmation = search.confirmation(session.store, winner) if winner else None
     if winner != search.baseline.name and confirmation:
@@ -50,7 +56,18 @@ def design(experiment: Experiment, root: Path) -> Outcome:
             return conclude(base, search, winner)
 
 
-def _halved(base: ConditionRun, search: Search, measures: pl.DataFrame) -> list[str]:
+def _measured(base: ConditionRun, purpose: str) -> pl.DataFrame:
+    """Measure the contexts of another prompt of the critic, on copies of the same rollouts."""
+    run = ConditionRun(base.session, base.experiment, purpose, base.seed)
+    with tracked(base), run_lock(run):
+        measure(run)
+        ids = frozen_problems(run)["problem_id"].to_list()
+        return preflight.diagnose(run.store, run.experiment, ids, purpose).measures
+
+
+def _halved(
+    base: ConditionRun, search: Search, measures: Mapping[str | None, pl.DataFrame]
+) -> list[str]:
     """Train the candidates rung by rung; return those that are left, best first."""
     experiment, session = search.experiment, base.session
     with tracked(base):

@@ -34,7 +34,12 @@ def diagnose(experiment: Experiment, root: Path) -> Diagnosis:
                 make_ready(base, [experiment.diagnose.split])
             run = ConditionRun(session, experiment, PURPOSE, base.seed)
             with run_lock(run):
-                for stage in (freeze, write_contexts, sample_teacher, score, sample_branches):
-                    stage(run)
-                    session.interrupts.stop_if_asked()
+                measure(run)
                 return report(run)
+
+
+def measure(run: ConditionRun) -> None:
+    """Do what is missing: freeze rollouts, criticise and score them, sample with each context."""
+    for stage in (freeze, write_contexts, sample_teacher, score, sample_branches):
+        stage(run)
+        run.session.interrupts.stop_if_asked()

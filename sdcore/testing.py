@@ -1,12 +1,22 @@
-"""Public fakes for unit tests: an engine that answers from a table or a function."""
+"""Public fakes: an engine and a chat endpoint that answer as a test wants."""
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from sdcore.config import SamplingConfig
+from sdcore.critics.validation import Submission
 from sdcore.engines import Completion, OnProgress, Request, Served, silent
 from sdcore.errors import EngineError
 
 Script = Mapping[Request, Completion] | Callable[[Request], Completion]
+Handler = BaseHTTPRequestHandler
+Behaviour = Callable[[Handler], None]
+"""What a server does with one request, whose body is read."""
 
 
 class ScriptedEngine:
@@ -61,3 +71,85 @@ class ScriptedEngine:
         if request not in self._script:
             raise EngineError("request is not in the script", got=request)
         return self._script[request]
+
+
+@contextmanager
+def chat_endpoint(
+    answer: Callable[[dict[str, Any]], Behaviour],
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Serve an OpenAI-compatible endpoint on loopback.
+
+    Args:
+        answer: from the body of a request to what the server does with it, such as `say`.
+
+    Yields:
+        Its base URL, and the bodies of the requests so far with their path and headers.
+    """
+    asked: list[dict[str, Any]] = []
+
+    class Endpoint(Handler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(body | {"path": self.path, "headers": dict(self.headers)})
+            answer(body)(self)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # the client had enough
+                super().handle()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def say(text: str | None, read: int = 100, wrote: int = 50) -> Behaviour:
+    """Answer with a chat completion that counts so many tokens."""
+    usage = {"prompt_tokens": read, "completion_tokens": wrote}
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    return send(json.dumps({"choices": [choice], "usage": usage}).encode())
+
+
+def send(
+    content: bytes, status: int = 200, kind: str = "application/json", **headers: str
+) -> Behaviour:
+    """Answer with this content."""
+
+    def behave(handler: Handler) -> None:
+        handler.send_response(status)
+        handler.send_header("Content-Type", kind)
+        handler.send_header("Content-Length", str(len(content)))
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return behave
+
+
+def submitted(body: Mapping[str, Any]) -> Submission | None:
+    """Return the submission that a request of the critic is about; None if it is about none."""
+    text: str = body["messages"][0]["content"]
+    _, *parts = re.split(r"(?m)^=== \w+ (.*)\n", text)
+    material = dict(zip(parts[::2], parts[1::2], strict=True))
+    title = next((title for title in material if title.startswith("the solver's trace")), None)
+    if title is None:
+        return None
+    solution = next((text for title, text in material.items() if "solution" in title), None)
+    answer = re.search(r"(?m)^6\. The final answer is (.*), and the new steps", text)
+    return Submission(
+        question=material["problem"].removesuffix("\n"),
+        trace=material[title].removesuffix("\n"),
+        correct=None if ";" not in title else not title.endswith("not right"),
+        reference=answer and answer[1],
+        solution=solution and solution.removesuffix("\n"),
+    )

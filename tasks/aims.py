@@ -25,7 +25,7 @@ _SIGNALS = """
 
 
 def loss_up_to_error(
-    base: ConditionRun, conditions: Mapping[str, Condition]
+    base: ConditionRun, conditions: Mapping[str, Condition], purpose: str = PURPOSE
 ) -> dict[str, float | None]:
     """Return the share of each condition's weighted KL that lies up to the first wrong step's end.
 
@@ -34,8 +34,9 @@ def loss_up_to_error(
     Args:
         base: of an experiment whose preflight is stored.
         conditions: those to measure, by name; their contexts are among the preflight's.
+        purpose: of the preflight, see `preflight.purpose_with`.
     """
-    run = ConditionRun(base.session, base.experiment, PURPOSE, base.seed)
+    run = ConditionRun(base.session, base.experiment, purpose, base.seed)
     if run.experiment.judge is None:
         return dict.fromkeys(conditions, None)
     examples = _wrong_examples(run)

@@ -49,7 +49,8 @@ def sample_branches(run: ConditionRun) -> int:
     if not run.experiment.diagnose.branches:
         return 0
     problems = frozen_problems(run)
-    planned = preflight.branch_points(run.store, run.experiment, problems["problem_id"].to_list())
+    ids = problems["problem_id"].to_list()
+    planned = preflight.branch_points(run.store, run.experiment, ids, run.condition)
     known = {problem.problem_id: problem for problem in Problem.from_frame(problems)}
     sampling = run.experiment.sampling.model_dump(mode="json", exclude={"batch_size"})
     branches = []

@@ -1,6 +1,6 @@
 """The search for feedback: its plan, the preflight's scores, short runs, the confirmation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import polars as pl
@@ -10,18 +10,20 @@ from prefect.cache_policies import NO_CACHE
 from sdcore.analysis.comparison import summary
 from sdcore.analysis.intervals import Array, grid_mean
 from sdcore.analysis.metrics import SHARE
-from sdcore.analysis.preflight import PURPOSE, contexts_of
-from sdcore.config import Experiment
+from sdcore.analysis.preflight import PURPOSE, contexts_of, purpose_with
+from sdcore.config import Experiment, LlmCriticConfig
+from sdcore.critics.llm import AGAIN, PROMPT
 from sdcore.design.candidates import Candidate, Field, Skipped, enumerate_field
 from sdcore.design.experiments import (
     as_file,
     confirmation_experiment,
     design_id,
+    prompt_experiment,
     search_experiment,
     winner_experiment,
 )
 from sdcore.design.ranking import Fate, decision, fates, preflight_score, shared
-from sdcore.design.schedule import Plan, Rung, plan
+from sdcore.design.schedule import CriticBound, Plan, Rung, critic_bounds, plan
 from sdcore.design.spending import Spent, of_rung, spending, total
 from sdcore.errors import DataError
 from sdcore.reports.design import Outcome, printable, write_page
@@ -65,11 +67,32 @@ class Search:
         self.candidates = {each.name: each for each in self.field.candidates}
         self.experiment = search_experiment(experiment, self.field)
         largest = sorted(self.field.candidates, key=lambda each: -each.condition.group_size)[:2]
+        self.largest = confirmation_experiment(experiment, largest)
+        runs = [self.experiment, *map(self.with_prompt, self.field.prompts)]
         self.plan: Plan = plan(
-            self.experiment,
-            confirmation_experiment(experiment, largest),
-            len(contexts_of(self.experiment)),
+            self.experiment, self.largest, sum(len(contexts_of(run)) for run in runs)
         )
+
+    def with_prompt(self, prompt: str) -> Experiment:
+        """The preflight of the candidates whose critiques another prompt asks for."""
+        return prompt_experiment(self.experiment, self.field, prompt)
+
+    def critic_bounds(self, characters: int) -> dict[str, CriticBound]:
+        """What a language model as critic is asked at most, by stage and prompt.
+
+        Args:
+            characters: of the longest question with its solution.
+        """
+        critic = self.experiment.critic
+        if not isinstance(critic, LlmCriticConfig):
+            return {}
+        shown = characters // 4 + self.experiment.sampling.max_new_tokens
+        # Asked again, it is also shown its last answer.
+        again = critic.max_tokens + len(AGAIN) // 4 if critic.attempts > 1 else 0
+        texts = {_named(self.field.usual): critic.template or PROMPT}
+        texts |= {name: critic.prompts[name] for name in self.field.prompts}
+        read = {name: len(text) // 4 + shown + again for name, text in texts.items()}
+        return critic_bounds(self.experiment, self.largest, self.plan.rungs, read)
 
     @property
     def baseline(self) -> Candidate:
@@ -142,44 +165,54 @@ def plan_search(base: ConditionRun) -> Search:
     )
     stages = ", ".join(f"{stage} {tokens:,}" for stage, tokens in search.plan.bounds.items())
     note(f"Budget: at most {search.plan.bound:,} sampled tokens ({stages})")
+    longest = train.select(
+        pl.col("question").str.len_chars() + pl.col("solution").fill_null("").str.len_chars()
+    ).max()
+    asked = search.critic_bounds(int(longest.item() or 0))
+    for stage, bound in asked.items():
+        note(
+            f"Critic, {stage}: at most {bound.critiques:,} critiques, {bound.written:,} tokens "
+            f"written and about {bound.read:,} read, cost {bound.cost:.4g}"
+        )
     most = base.experiment.design.max_cost
-    if most is not None:
-        note(f"Budget of the critic: {most:g}")
+    if asked:
+        cost = sum(bound.cost for bound in asked.values())
+        limit = "" if most is None else f", of which design.max_cost allows {most:g}"
+        note(f"Budget of the critic: at most {cost:.4g}{limit}")
     return search
 
 
+def _named(prompt: str | None) -> str:
+    return "sdcore's own prompt" if prompt is None else prompt
+
+
 @task(cache_policy=NO_CACHE, task_run_name="rank by the preflight {base.experiment.name}")
-def rank_by_preflight(base: ConditionRun, search: Search, measures: pl.DataFrame) -> list[str]:
+def rank_by_preflight(
+    base: ConditionRun, search: Search, measures: Mapping[str | None, pl.DataFrame]
+) -> list[str]:
     """Score the candidates on the frozen rollouts, and store what becomes of them.
 
     Args:
         base: of the search's experiment.
         search: the search.
-        measures: of the preflight of its contexts.
+        measures: of the preflight of its contexts, by the prompt of the critic.
 
     Returns:
         The candidates that stay, best first.
     """
-    aims = loss_up_to_error(
-        base, {name: each.condition for name, each in search.candidates.items()}
-    )
-    measured = {
-        (row["context"], row["measure"]): row["value"] for row in measures.iter_rows(named=True)
-    }
     parts = {
-        each.name: {
-            "teacher": measured.get((each.context, "teacher")),
-            "auc": measured.get((each.context, "error_auc"), measured.get((each.context, "auc"))),
-            "aim": aims[each.name],
-        }
-        for each in search.candidates.values()
+        name: known
+        for prompt, frame in measures.items()
+        for name, known in _preflight_parts(base, search, prompt, frame).items()
     }
+    parts = {name: parts[name] for name in search.candidates}
     scores: dict[str, float | None] = {
         name: preflight_score(**known) for name, known in parts.items()
     }
     decided = fates(scores, list(search.candidates), search.plan.rungs[0].candidates)
     rows = spending(base.store, search.experiment.experiment_id)
-    spent = _in_shares(total(rows.filter(pl.col("condition").is_in([BASE, PURPOSE]))), len(decided))
+    stages = [BASE, PURPOSE, *map(purpose_with, search.field.prompts)]
+    spent = _in_shares(total(rows.filter(pl.col("condition").is_in(stages))), len(decided))
     made = [
         search.row(search.candidates[fate.name], search.experiment, 0, share)
         | {"score": scores[fate.name], "rank": fate.rank, "fate": fate.word, "reason": fate.reason}
@@ -188,6 +221,26 @@ def rank_by_preflight(base: ConditionRun, search: Search, measures: pl.DataFrame
     ]
     base.store.append_missing(candidates=TABLES["candidates"].frame(made + search.skipped_rows()))
     return _kept(decided, "the preflight")
+
+
+def _preflight_parts(
+    base: ConditionRun, search: Search, prompt: str | None, measures: pl.DataFrame
+) -> dict[str, dict[str, float | None]]:
+    """The parts of the score of each candidate with a prompt of the critic."""
+    own = [each for each in search.candidates.values() if each.prompt == prompt]
+    purpose = purpose_with(None if prompt == search.field.usual else prompt)
+    aims = loss_up_to_error(base, {each.name: each.condition for each in own}, purpose)
+    measured = {
+        (row["context"], row["measure"]): row["value"] for row in measures.iter_rows(named=True)
+    }
+    return {
+        each.name: {
+            "teacher": measured.get((each.context, "teacher")),
+            "auc": measured.get((each.context, "error_auc"), measured.get((each.context, "auc"))),
+            "aim": aims[each.name],
+        }
+        for each in own
+    }
 
 
 @task(cache_policy=NO_CACHE, task_run_name="rung {rung.number} {base.experiment.name}")

@@ -1,5 +1,6 @@
 """The preflight: rollouts frozen once, criticised once, scored under every context, judged."""
 
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -107,11 +108,32 @@ def frozen_problems(run: ConditionRun) -> pl.DataFrame:
 
 
 def frozen_rollouts(run: ConditionRun) -> list[Rollout]:
-    """The frozen rollouts; what is missing of them is sampled."""
+    """The frozen rollouts; what is missing of them is sampled.
+
+    With another prompt of the critic (see `preflight.purpose_with`) they are copies, so that each
+    has a critique of its own.
+    """
+    if run.condition != PURPOSE:
+        return _copies(run)
     policy, samples = run.policy(0), run.experiment.diagnose.rollouts
     stored = stored_rollouts(run, policy, PURPOSE)
     rollouts = sample_missing(run, policy, PURPOSE, frozen_problems(run), samples, stored)
     return sorted(rollouts, key=lambda each: (each.problem_id, each.sample_index))
+
+
+def _copies(run: ConditionRun) -> list[Rollout]:
+    source = frozen_rollouts(ConditionRun(run.session, run.experiment, PURPOSE, run.seed))
+    copies = [
+        replace(
+            each,
+            condition=run.condition,
+            purpose=run.condition,
+            rollout_id=run.key("copy", each.rollout_id),
+        )
+        for each in source
+    ]
+    run.store.append_missing(rollouts=Rollout.to_frame(copies))
+    return copies
 
 
 _UNSCORED = """

@@ -48,7 +48,7 @@ def measure_difficulty(base: ConditionRun, split: str) -> int:
 def _measured(base: ConditionRun, problems: pl.DataFrame, band: BandConfig) -> int:
     """Store what is missing of these problems' difficulties; how many are in the band."""
     policy = base.policy(0)
-    known = stored_rollouts(base, policy, "filter")
+    known = stored_rollouts(base, policy, "filter", problem_id=problems["problem_id"].to_list())
     rollouts = sample_missing(base, policy, "filter", problems, band.samples, known)
     solver = base.experiment.has_exact_critic
     rows = measure(Rollout.to_frame(rollouts), band).with_columns(
@@ -67,7 +67,11 @@ def _ask_critic(
     base: ConditionRun, critic: LlmCriticConfig, problems: pl.DataFrame, hard: pl.DataFrame
 ) -> None:
     """Let the critic try what is hard, and store each of its answers as it comes."""
-    stored = base.store.rows("difficulties", experiment_id=base.experiment.experiment_id)
+    stored = base.store.rows(
+        "difficulties",
+        experiment_id=base.experiment.experiment_id,
+        problem_id=hard["problem_id"].to_list(),
+    )
     open_ = hard.join(stored, on="problem_id", how="anti").to_dicts()
     texts = {
         id_: (question, answer)
@@ -87,6 +91,9 @@ def _ask_critic(
 
 
 def _in_band(base: ConditionRun, problems: pl.DataFrame) -> pl.DataFrame:
-    experiment_id = base.experiment.experiment_id
-    found = base.store.rows("difficulties", experiment_id=experiment_id, in_band=True)
-    return found.join(problems, on="problem_id", how="semi")
+    return base.store.rows(
+        "difficulties",
+        experiment_id=base.experiment.experiment_id,
+        problem_id=problems["problem_id"].to_list(),
+        in_band=True,
+    )

@@ -53,6 +53,7 @@ def compare_with_gains(base: ConditionRun, found: Diagnosis) -> Prediction:
         conditions=conditions,
         correlations=prediction.correlations(conditions, experiment.evaluation),
         verdicts=prediction.by_verdict(conditions),
+        thresholds=prediction.harm_thresholds(conditions),
     )
     drawn = figure(outcome)
     path = base.root / "reports" / f"{experiment.experiment_id}-predict.png"
@@ -61,6 +62,7 @@ def compare_with_gains(base: ConditionRun, found: Diagnosis) -> Prediction:
     with base.session.tracking() as tracking:
         tracking.log_table(experiment, outcome.conditions, "predict-conditions.csv")
         tracking.log_table(experiment, outcome.correlations, "predict-correlations.csv")
+        tracking.log_table(experiment, outcome.thresholds, "predict-thresholds.csv")
         tracking.log_figure(experiment, drawn, "predict.png")
         tracking.finish(experiment)
     return outcome

@@ -97,9 +97,18 @@ def sample_missing(
     return [rollouts[each.rollout_id] for each in planned]
 
 
-def stored_rollouts(run: ConditionRun, policy: StoredPolicy, purpose: str) -> list[Rollout]:
-    """Return the stored rollouts of a policy for a purpose, in no order."""
-    same = {"policy_id": policy.policy_id, "purpose": purpose} | run.columns
+def stored_rollouts(
+    run: ConditionRun, policy: StoredPolicy, purpose: str, **equals: object
+) -> list[Rollout]:
+    """Return the stored rollouts of a policy for a purpose, in no order.
+
+    Args:
+        run: whose rollouts.
+        policy: that drew them.
+        purpose: of the samples: `train`, `test` and so on.
+        equals: further columns, as in `Store.rows`.
+    """
+    same = {"policy_id": policy.policy_id, "purpose": purpose} | run.columns | equals
     return Rollout.from_frame(run.store.rows("rollouts", **same))
 
 

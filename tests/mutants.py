@@ -12,6 +12,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,19 +115,30 @@ def draw(sample: int) -> list[str]:
 
 
 def report(group: str, drawn: list[str]) -> None:
-    """Print the mutants that were not killed, and the share that was, with its 95 % interval."""
+    """Print the mutants that no test failed on, and the share killed, with its 95 % interval.
+
+    One that is ended for its time ("timeout") is not counted as killed: look whether it is endless
+    or the machine was busy.
+    """
     from mutmut import __main__ as mutmut
     from mutmut.stats import status_by_exit_code
 
     tested, _ = mutmut.collect_source_file_mutation_data(mutant_names=drawn)
-    status = {name: status_by_exit_code[code] for _, name, code in tested}
-    left = [name for name in drawn if status[name] not in ("killed", "timeout")]
-    for name in left:
-        print(f"{status[name]}: {mutmut.get_diff_for_mutant(name)}")
-    killed = binomtest(len(drawn) - len(left), len(drawn))
+    status = {
+        # mutmut calls 255 a timeout too: it is what those get whose server died before they ran
+        name: "lost" if code == 255 else status_by_exit_code[code]
+        for _, name, code in tested
+    }
+    for name in drawn:
+        if status[name] != "killed":
+            print(f"{status[name]}: {mutmut.get_diff_for_mutant(name)}")
+    counts = Counter(status.values())
+    killed = binomtest(counts.pop("killed", 0), len(drawn))
     low, high = killed.proportion_ci(method="wilson")
+    others = "".join(f", {count} {name}" for name, count in sorted(counts.items()))
     print(
-        f"{group}: {killed.k} of {killed.n} killed, {killed.statistic:.0%} [{low:.0%}, {high:.0%}]"
+        f"{group}: {killed.k} of {killed.n} killed{others}: "
+        f"{killed.statistic:.0%} [{low:.0%}, {high:.0%}]"
     )
 
 

@@ -5,8 +5,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +38,14 @@ from sdcore.errors import SdcoreError
 from sdcore.schedule import Stage
 from sdcore.store.database import Store
 
+
+class Scale(StrEnum):
+    """How much of an experiment is run."""
+
+    FULL = "full"
+    SMOKE = "smoke"
+
+
 WorkersOption = Annotated[
     int,
     typer.Option(min=1, help="processes that train conditions and seeds side by side; with GPUs, "
@@ -47,6 +58,7 @@ app.add_typer(preflight.app)
 app.add_typer(tables.app)
 app.add_typer(operate.app)
 _UNEXPECTED = "fix: `--debug` shows the traceback"
+_NO_SCRATCH = "set TMPDIR to a folder that can be written and has room"
 _FIXES = {
     errno.ENOSPC: "free disk space, then run the same command again",
     errno.EDQUOT: "free disk space, then run the same command again",
@@ -91,9 +103,14 @@ def run(
     new: Annotated[
         bool, typer.Option("--new", help="start a new run from a file that has changed")
     ] = False,
+    scale: Annotated[
+        Scale,
+        typer.Option(help="smoke: every stage in seconds, with tiny random models and few "
+                     "problems, to see that the file starts; its numbers mean nothing"),
+    ] = Scale.FULL,
     workers: WorkersOption = 1,
     as_json: JsonOption = False,
-) -> None:
+) -> None:  # fmt: skip
     """Run an experiment to its table; the same command again continues where it stopped.
 
     Other settings on the command line make another run. A file that has changed since its last
@@ -101,16 +118,34 @@ def run(
 
     Example: sdcore run quickstart training.rounds=3 --quick
     """
-    changed = list(overrides or [])
+    changed, file = list(overrides or []), read_settings(experiment_file(experiment))
+    if scale is Scale.SMOKE:
+        from sdcore.smoke import placeholders
+
+        changed = [*placeholders(file), *changed]
     settings = load_experiment(experiment, changed)
     if quick:
         settings = load_experiment(experiment, [*changed, f"seeds=[{settings.seeds[0]}]"])
-    if dry_run:
-        console.print_json(settings.model_dump_json())
-        return
     root = workspace.absolute()
-    files.note(read_settings(experiment_file(experiment)), settings, root, new=new)
-    run_experiment(settings, root, workers=workers, as_json=as_json)
+    with _scaled(settings, scale, root) as settings:
+        if dry_run:
+            console.print_json(settings.model_dump_json())
+            return
+        files.note(file, settings, root, new=new)
+        run_experiment(settings, root, workers=workers, as_json=as_json)
+
+
+@contextmanager
+def _scaled(settings: Experiment, scale: Scale, root: Path) -> Iterator[Experiment]:
+    """Give the experiment as it is, or its smoke run, which is announced."""
+    if scale is Scale.FULL:
+        yield settings
+        return
+    from sdcore.smoke import smoke_run
+
+    with smoke_run(settings, root) as smoke:
+        notes.print(smoke.description, soft_wrap=True, markup=False)
+        yield smoke
 
 
 @app.command()
@@ -269,6 +304,7 @@ def _print_summary(
 def main() -> None:
     """Entry point: errors are messages; tracebacks come with --debug, anywhere on the line."""
     debug = "--debug" in sys.argv
+    _prepare_streams()
     command = partial(app, sorted(sys.argv[1:], key=lambda argument: argument != "--debug"))
     try:
         if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
@@ -291,15 +327,35 @@ def main() -> None:
             _mute_exit()
 
 
+def _prepare_streams() -> None:
+    """Open closed standard streams; escape characters that a stream's encoding does not have.
+
+    The number of a closed one would be given to the next file that is opened, such as the tables,
+    and what is printed would go into it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # the lowest number first
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _of_the_system(error: OSError) -> OSError | SdcoreError:
-    """Explain an error of the operating system that names a file, as all of its kind do."""
-    if isinstance(error, SdcoreError) or error.filename is None or error.errno is None:
+    """Explain an error of the operating system that names a file, or whose fix needs no name.
+
+    One that is met while a file is written, such as a full disk, names none.
+    """
+    unclear = error.filename is None and error.errno not in (*_FIXES, errno.ENOENT)
+    if isinstance(error, SdcoreError) or unclear or error.errno is None:
         return error
     return SdcoreError(
         "the system refuses a file",
         got=error.strerror,
         where=os.fspath(error.filename) if isinstance(error.filename, str) else "",
-        fix=_FIXES.get(error.errno, "repair that file, then run the same command again"),
+        fix=_NO_SCRATCH
+        if "temporary directory" in str(error.strerror)
+        else _FIXES.get(error.errno, "repair that file, then run the same command again"),
     )
 
 

@@ -82,8 +82,11 @@ def planned_on(
 
 def announce(settings: Experiment) -> None:
     """Say in one line what a run takes that takes more than an hour, or that does not fit."""
+    from sdcore.models.folders import SMOKE
     from sdcore.planning import machines
 
+    if settings.model.name.startswith(SMOKE):
+        return
     try:
         planned = planned_on(settings, machines.guessed(settings.model.device))
     except SdcoreError as error:
@@ -96,8 +99,8 @@ def announce(settings: Experiment) -> None:
         price = f", {planned.price:,.2f} for the critic" if planned.price else ""
         notes.print(
             f"Takes about {duration(planned.whole.seconds)} with one worker on "
-            f"{planned.machine.name}{price}; bound by {planned.bound}. `sdcore plan` shows the "
-            "stages.",
+            f"{planned.machine.name}{price}, less what is stored already; bound by "
+            f"{planned.bound}. `sdcore plan` shows the stages.",
             soft_wrap=True,
             markup=False,
         )

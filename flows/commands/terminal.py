@@ -23,7 +23,7 @@ from tasks.tracking.mlflow_file import follow_if_moved
 
 def on_terminal() -> bool:
     """Return whether standard output is a terminal, rather than a file or a pipe."""
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()  # None: closed
 
 
 console = PlainConsole(width=None if on_terminal() else 160)  # files and pipes have no width
@@ -93,10 +93,11 @@ def enter(workspace: Path) -> Path:
     Call this before anything that imports Prefect: it reads its settings then, and without them
     makes a folder in the user's home.
     """
-    from flows.servers.standing import environment
+    from flows.servers.standing import environment, require_settings
 
     root = workspace.absolute()
     os.environ.update(environment(root))
+    require_settings()
     return root
 
 

@@ -38,6 +38,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
         _NOTES.print(line, soft_wrap=True, markup=False, highlight=False)
     os.environ.update(standing.environment(root))
     if given := os.environ.get("PREFECT_API_URL"):
+        standing.require_settings()
         try:
             yield partial(_reached, given)
         finally:
@@ -59,6 +60,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
         )
     os.environ["PREFECT_API_URL"] = f"{address}/api"
     try:
+        standing.require_settings()
         yield partial(_ready, f"{address}/api", server, log_path)
     finally:
         if "prefect" in sys.modules and server.poll() is None:
@@ -72,11 +74,11 @@ def _reached(api: str) -> str:
     """The address of a running server's API without its login, once it has answered anything.
 
     Raises:
-        SdcoreError: nobody answers there.
+        SdcoreError: nobody answers there, or it is no address.
     """
     try:
         httpx.get(f"{api}/health", timeout=ANSWER_SECONDS)
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.InvalidURL) as error:
         raise SdcoreError(
             "no Prefect server answers",
             got=redacted(str(error), address_key(api)),

@@ -10,12 +10,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryFile
 
 import psutil
 import yaml
+from pydantic import ValidationError
 
 from flows.servers.login import HOSTS, USER, login, remove_page, write_page, write_private
 from sdcore.errors import ConfigError, SdcoreError
@@ -79,6 +82,27 @@ def environment(root: Path) -> dict[str, str]:
         own |= {"SDCORE_MLFLOW_URL": found["mlflow"]}
     stays = (name for name in (*SETTINGS, "PREFECT_API_URL") if os.environ.get(name))
     return own | {name: os.environ[name] for name in stays}
+
+
+def require_settings() -> None:
+    """Import Prefect, which reads its settings then, and its settings alone.
+
+    Raises:
+        SdcoreError: Prefect refuses a variable of the environment, or a profile.
+    """
+    try:
+        with redirect_stderr(StringIO()):  # it prints them, values too
+            from prefect.settings import get_current_settings  # noqa: PLC0415 - after `environment`
+
+            get_current_settings()
+    except ValueError as error:  # pydantic's, and those of TOML
+        given = sorted(name for name in os.environ if name.startswith("PREFECT_"))
+        raise SdcoreError(
+            "Prefect refuses its settings",
+            got=_refused(error) if isinstance(error, ValidationError) else error,
+            where=f"one of {', '.join(given)}",
+            fix="correct or unset what you set of these variables",
+        ) from error
 
 
 def prefect_client(root: Path) -> dict[str, str]:
@@ -175,8 +199,9 @@ def stop(root: Path) -> int:
         while left := processes(root, name):  # one that ends may just have started another
             count += len(left)
             _end(left)
-    (root / _STATE).unlink(missing_ok=True)
-    remove_page(root)
+    if was_started(root):  # else a workspace that is read-only needs nothing written
+        remove_page(root)
+        (root / _STATE).unlink()
     return count
 
 
@@ -228,6 +253,12 @@ def prefect_command(address: str) -> list[str]:
     options = ["--host", "127.0.0.1", "--port", port, "--log-level", "warning"]
     app = ["--app-dir", str(PROJECT), "--factory", "flows.servers.guard:prefect"]
     return [sys.executable, "-m", "uvicorn", *options, *app]
+
+
+def _refused(error: ValidationError) -> str:
+    """What is wrong with which setting; not its value, which may be a key."""
+    found = error.errors(include_input=False, include_url=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in found)
 
 
 def _start_all(root: Path, address: Mapping[str, str]) -> None:

@@ -83,6 +83,71 @@ def by_verdict(conditions: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def harm_thresholds(conditions: pl.DataFrame) -> pl.DataFrame:
+    """Find the value of each measure that divides contexts that do harm from the others.
+
+    A context does harm where the whole interval of a gain is below 0 under one of its masks. Of the
+    cuts between two contexts the one with the fewest errors is taken, of those the widest. The same
+    is done without each context in turn, which is then judged by a cut that it had no part in.
+
+    Args:
+        conditions: as for `correlations`, with the bound `high` of the gain.
+
+    Returns:
+        Columns measure, harm (below or above the cut), start and end (the cut is anywhere between
+        the two), contexts, harmful, errors (on the same contexts), errors_left_out. Measures that
+        a context lacks or that depend on the mask, and contexts of one kind, have no row.
+    """
+    rows = []
+    for measure, (expected, _) in MEASURES.items():
+        if measure not in conditions.columns or conditions[measure].null_count():
+            continue
+        by_context = conditions.group_by("context", maintain_order=True).agg(
+            pl.col(measure).first(), kinds=pl.n_unique(measure), harm=(pl.col("high") < 0).any()
+        )
+        if (by_context["kinds"] > 1).any():  # it depends on the mask
+            continue
+        harm_N = by_context["harm"].to_numpy()
+        sign = 1.0 if expected == "+" else -1.0
+        value_N = sign * by_context[measure].to_numpy().astype(np.float64)
+        if len(np.unique(value_N)) < 3 or min(harm_N.sum(), (~harm_N).sum()) < 2:
+            continue  # without one of them there would be a single kind
+        low, high = _cut(value_N, harm_N)
+        left_out = 0
+        for place in range(len(value_N)):
+            rest = np.arange(len(value_N)) != place
+            judged = value_N[place] < np.mean(_cut(value_N[rest], harm_N[rest]))
+            left_out += int(judged != harm_N[place])
+        start, end = sorted((sign * low, sign * high))
+        rows.append(
+            {"measure": measure, "harm": "below" if sign > 0 else "above"}
+            | {"start": start, "end": end, "contexts": len(value_N)}
+            | {"harmful": int(harm_N.sum()), "errors": int(_errors(value_N, harm_N, low, high))}
+            | {"errors_left_out": left_out}
+        )
+    return pl.DataFrame(rows, schema=_THRESHOLDS)
+
+
+_THRESHOLDS = {
+    "measure": pl.String(), "harm": pl.String(), "start": pl.Float64(), "end": pl.Float64(),
+    "contexts": pl.Int64(), "harmful": pl.Int64(), "errors": pl.Int64(),
+    "errors_left_out": pl.Int64(),
+}  # fmt: skip
+
+
+def _cut(value_N: Array, harm_N: Array) -> tuple[float, float]:
+    """Neighbouring values between which to cut: fewest errors, then the widest gap."""
+    values = np.unique(value_N)
+    return min(
+        zip(values[:-1].tolist(), values[1:].tolist(), strict=True),
+        key=lambda cut: (_errors(value_N, harm_N, *cut), cut[0] - cut[1]),
+    )
+
+
+def _errors(value_N: Array, harm_N: Array, low: float, high: float) -> int:
+    return int(((value_N < (low + high) / 2) != harm_N).sum())
+
+
 def rank_correlation(x_N: Array, y_N: Array) -> Callable[[Array], Array]:
     """Spearman's correlation as a function of how often each of N pairs is drawn.
 

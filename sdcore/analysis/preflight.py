@@ -75,14 +75,30 @@ def contexts_of(experiment: Experiment) -> tuple[str, ...]:
     return tuple(name for name in names if "critique" not in known[name].needs)
 
 
-def diagnose(store: Store, experiment: Experiment, problem_ids: Sequence[str]) -> Diagnosis:
+def purpose_with(prompt: str | None) -> str:
+    """Return the purpose of the preflight with another prompt of the critic: `diagnose/NAME`.
+
+    No condition of a file has such a name. Its rollouts are copies of the preflight's.
+    """
+    return PURPOSE if prompt is None else f"{PURPOSE}/{prompt}"
+
+
+def diagnose(
+    store: Store, experiment: Experiment, problem_ids: Sequence[str], purpose: str = PURPOSE
+) -> Diagnosis:
     """Judge every context by the stored signals of the rollouts of these problems.
+
+    Args:
+        store: the workspace's tables.
+        experiment: whose preflight it is.
+        problem_ids: the problems that it looks at.
+        purpose: see `purpose_with`.
 
     Raises:
         DataError: none are stored.
     """
     names, settings = contexts_of(experiment), experiment.evaluation
-    parameters = _frozen(experiment, problem_ids)
+    parameters = _frozen(experiment, problem_ids, purpose)
     tokens, rollouts, lengths = (
         store.query(_PLANNED + sql, parameters) for sql in (_TOKENS, _ROLLOUTS, _LENGTHS)
     )
@@ -96,9 +112,10 @@ def diagnose(store: Store, experiment: Experiment, problem_ids: Sequence[str]) -
     tokens = localisation.with_errors(tokens)
     scored = [name for name in names if name in tokens["context"] and name != NULL]
     baseline = BASELINE if BASELINE in scored else scored[0] if scored else None
-    planned = teacher_samples(store, experiment, problem_ids)
+    planned = teacher_samples(store, experiment, problem_ids, purpose)
     ability = teacher_ability.measures(store, planned, tokens, settings)
-    branches = viability.measures(store, branch_points(store, experiment, problem_ids), settings)
+    points = branch_points(store, experiment, problem_ids, purpose)
+    branches = viability.measures(store, points, settings)
     measures = pl.concat([localisation.measures(tokens, settings), ability, branches])
     compared = tokens.filter(pl.col("context") != NULL)
     spread = _variance(rollouts)
@@ -119,24 +136,26 @@ def diagnose(store: Store, experiment: Experiment, problem_ids: Sequence[str]) -
 
 
 def teacher_samples(
-    store: Store, experiment: Experiment, problem_ids: Sequence[str]
+    store: Store, experiment: Experiment, problem_ids: Sequence[str], purpose: str = PURPOSE
 ) -> pl.DataFrame:
     """Return the samples to have of the teacher on these problems: see `teacher_ability.asked`."""
-    frozen = _frozen(experiment, problem_ids) | {"contexts": list(contexts_of(experiment))}
+    frozen = _frozen(experiment, problem_ids, purpose) | {"contexts": list(contexts_of(experiment))}
     return teacher_ability.asked(store, frozen, experiment.diagnose.teacher_samples)
 
 
-def branch_points(store: Store, experiment: Experiment, problem_ids: Sequence[str]) -> pl.DataFrame:
+def branch_points(
+    store: Store, experiment: Experiment, problem_ids: Sequence[str], purpose: str = PURPOSE
+) -> pl.DataFrame:
     """Return the tokens of these problems' rollouts to branch at: see `viability.asked`."""
-    frozen = _frozen(experiment, problem_ids) | {"contexts": list(contexts_of(experiment))}
+    frozen = _frozen(experiment, problem_ids, purpose) | {"contexts": list(contexts_of(experiment))}
     return viability.asked(store, frozen, experiment.diagnose.branches)
 
 
-def _frozen(experiment: Experiment, problem_ids: Sequence[str]) -> dict[str, object]:
+def _frozen(experiment: Experiment, problem_ids: Sequence[str], purpose: str) -> dict[str, object]:
     """Which rollouts are looked at, as parameters of a query."""
     return {
         "id": experiment.experiment_id,
-        "purpose": PURPOSE,
+        "purpose": purpose,
         "problems": list(problem_ids),
         "rollouts": experiment.diagnose.rollouts,
     }

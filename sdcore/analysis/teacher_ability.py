@@ -6,9 +6,18 @@ the student's own first wrong step, on the problems of the preflight. The contex
 student's own prompt: its samples are the baseline, drawn afresh, so that choosing rollouts (a
 context may need a correct sibling, say) does not bias it. Each problem counts the same, and
 intervals are over problems.
+
+A condition that learns from some tokens only would at best become its teacher there and stay itself
+elsewhere. So for every region mask a *mixed policy* continues the same wrong rollouts: the teacher
+writes the tokens that the mask has, the student the others. Its accuracy minus the student's is the
+gain to expect at most from a context and a mask, as far as one error per rollout goes: a student
+that has learnt the mask would repair a second error too. A rollout whose first steps are right is
+easier to finish than a new one, so the student, going on by itself at the same places, is the
+control: what it gains is not the context's.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,12 +26,37 @@ import polars as pl
 from sdcore.analysis.intervals import Array, bootstrap, grid_mean
 from sdcore.analysis.metrics import SHARE
 from sdcore.analysis.reactions import REACTIONS
-from sdcore.config import EvaluationConfig
+from sdcore.config import EvaluationConfig, RegionWeights, WeightingSettings
 from sdcore.contexts import NULL
 from sdcore.store.database import Store
 
-QUESTION, ERROR = "question", "error"  # where a sample starts
+QUESTION, STEP, ERROR = "question", "step", "error"
+"""Where a sample with the context in its prompt starts: the question, or in a wrong rollout before
+or after its first wrong step."""
+
+BACK = {"after_question": QUESTION, "after_step": STEP}
+"""Starts of the student, and of the sample that it continues: after as many steps as the rollout
+has up to its first wrong one."""
+
 GAIN = "gain"
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Tokens of wrong rollouts to learn from, which the teacher writes in the mixed policy."""
+
+    start: str  # of the mixed policy's samples
+    label: str
+    regions: tuple[bool, bool, bool, bool]  # before, at and after the first wrong step, answer
+
+
+MASKS = {
+    "all": Mask(QUESTION, "all tokens", (True, True, True, True)),
+    "until_error": Mask("after_question", "tokens until the error", (True, True, False, False)),
+    "error": Mask("after_step", "the error's step", (False, True, False, False)),
+    "from_error": Mask(STEP, "the error's step and all after it", (False, True, True, True)),
+    "after": Mask(ERROR, "tokens after the error", (False, False, True, True)),
+}
 
 MEASURES = {
     "teacher": "share of right answers with the context in the prompt",
@@ -36,7 +70,15 @@ MEASURES = {
     "stands before",
     "ignores": "share that go on with neither",
     "kl_after": "share of the KL of wrong rollouts that lies after the first wrong step",
-}
+} | {
+    f"{name}_{mask}": f"{text}: {each.label}"
+    for mask, each in MASKS.items()
+    for name, text in {
+        "right": "share of right answers where the teacher writes these tokens of wrong rollouts",
+        "gain": "this share minus the student's on the same problems",
+        "added": "this share minus the student's where it goes on at the same places by itself",
+    }.items()
+}  # fmt: skip
 
 COLUMNS = ("context", "measure", "value", "low", "high", "tokens", "rollouts")
 
@@ -59,8 +101,8 @@ _SAMPLES = """
 def asked(store: Store, parameters: Mapping[str, object], samples: int) -> pl.DataFrame:
     """Return the samples to have: `samples` per problem, context and start, in a fixed order.
 
-    The contexts of a problem's rollouts take turns. A start at the error needs a wrong rollout
-    whose first wrong step is known.
+    The contexts of a problem's rollouts take turns. All starts but the question need a wrong
+    rollout whose first wrong step is known; those of `BACK` continue the samples of the same index.
 
     Args:
         store: the workspace's tables.
@@ -72,14 +114,17 @@ def asked(store: Store, parameters: Mapping[str, object], samples: int) -> pl.Da
         corrected, and those of the rollout.
     """
     rows = store.query(_ASKED, dict(parameters))
+    known = pl.col("first_wrong_step").is_not_null()
+    wrong = rows.filter(known)
     starts = {
-        QUESTION: rows,
-        ERROR: rows.filter(pl.col("first_wrong_step").is_not_null()),
+        start: frame.with_columns(start=pl.lit(start)).pipe(_in_turn, samples)
+        for start, frame in {QUESTION: rows, STEP: wrong, ERROR: wrong}.items()
     }
-    return pl.concat(
-        frame.with_columns(start=pl.lit(start)).pipe(_in_turn, samples)
-        for start, frame in starts.items()
-    )
+    back = [
+        starts[source].filter(known).with_columns(start=pl.lit(start))
+        for start, source in BACK.items()
+    ]
+    return pl.concat([*starts.values(), *back])
 
 
 def _in_turn(rows: pl.DataFrame, samples: int) -> pl.DataFrame:
@@ -112,9 +157,13 @@ def measures(
     """
     ids = {"id": _only(planned, "experiment_id"), "rollouts": planned["rollout_id"].to_list()}
     keys = ["context", "start", "rollout_id", "sample_index"]
-    wanted = planned.select("context", "start", "rollout_id", sample_index="turn")
-    stored = store.query(_SAMPLES, ids).join(wanted, on=keys, how="semi")
-    parts = [*_of_samples(stored, settings), *_kl_after(tokens, settings)]
+    wanted = planned.select(*keys[:3], "first_wrong_step", sample_index="turn")
+    stored = store.query(_SAMPLES, ids).join(wanted, on=keys)
+    parts = [
+        *_of_samples(stored, settings),
+        *_of_masks(stored, settings),
+        *_kl_after(tokens, settings),
+    ]
     text, real, count = pl.String(), pl.Float64(), pl.Int64()
     schema = dict(zip(COLUMNS, (text, text, real, real, real, count, count), strict=True))
     frame = pl.DataFrame(parts, schema=schema, orient="row")
@@ -150,6 +199,39 @@ def _of_samples(samples: pl.DataFrame, settings: EvaluationConfig) -> Iterator[R
         for reaction in REACTIONS if len(judged) else ():
             share = _by_problem(judged, pl.col("reaction") == reaction)
             yield _row(context, reaction, judged, share["value"], settings)
+
+
+def _of_masks(samples: pl.DataFrame, settings: EvaluationConfig) -> Iterator[Row]:
+    """Accuracy of the mixed policies on wrong rollouts, minus the student's and its control's."""
+    right, limits = pl.col("correct"), (-1.0, 1.0)
+    student = _by_problem(samples.filter(start=QUESTION, context=NULL), right)
+    known = samples.filter(pl.col("first_wrong_step").is_not_null())
+    for mask, each in MASKS.items():
+        mixed = known.filter(start=each.start)
+        control = _by_problem(mixed.filter(context=NULL), right)
+        for (context,), own in mixed.group_by("context", maintain_order=True):
+            accuracy = _by_problem(own, right)
+            yield _row(context, f"right_{mask}", own, accuracy["value"], settings)
+            others = {"gain": student} | ({"added": control} if context != NULL else {})
+            for name, other in others.items():
+                pairs = accuracy.join(other, on="problem_id", suffix="_other")
+                if len(pairs):
+                    gain = pairs["value"] - pairs["value_other"]
+                    yield _row(context, f"{name}_{mask}", own, gain, settings, limits=limits)
+
+
+def mask_of(tokens: WeightingSettings) -> str | None:
+    """Return which of `MASKS` a weighting learns from; None for weightings without regions.
+
+    A region counts where its weight is above 0; weights by position, |advantage| or relevance, and
+    other combinations of regions, have no such bound.
+    """
+    if tokens.kind in ("all", "until_error", "error"):
+        return tokens.kind
+    if not isinstance(tokens, RegionWeights):
+        return None
+    taught = (tokens.before > 0, tokens.at > 0, tokens.after > 0, tokens.answer > 0)
+    return next((name for name, mask in MASKS.items() if mask.regions == taught), None)
 
 
 def _by_problem(samples: pl.DataFrame, of: pl.Expr) -> pl.DataFrame:

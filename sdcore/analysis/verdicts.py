@@ -1,11 +1,32 @@
-"""One word for what a context does to a model, from stated thresholds."""
+"""One word for what a context does to a model, from stated thresholds.
 
-from collections.abc import Mapping
+Where they come from. The study of deployments/README.md ("Does the preflight predict?": seven
+contexts, one small model, at a rate at which none is shown to gain, so harm only) supports one:
+
+- *teacher not better*, at a difference of 0: it was set before the study. There any value from -2
+  to +58 points divides the five contexts that do harm from the other two, also those that are left
+  out when the cut is made (no error of 7).
+
+For the others the study neither confirms nor contradicts the number:
+
+- CHANCE, and an advantage below 0: what a context without any signal has.
+- OBJECTION = -0.1 nats per token before the error, by hand. The study ranks contexts best by this
+  measure, and its cut is close, between -0.10 and -0.06; but judged on the context left out it
+  errs on 2 of 7, so the number was not taken from it.
+- DIFFUSE = 5 % of tokens, by hand, after the paper's "correct steps stay above 0". The study's cut
+  is between 3 and 5 % (1 error of 7, 3 left out): two harmful contexts object to few tokens.
+- COPIES = 50 %, by hand: most errors. No context of the study reaches it.
+- ENOUGH = 10 rollouts, by hand: with fewer an interval over problems says little.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any, Literal
 
 import polars as pl
 
+from sdcore.analysis.teacher_ability import MASKS
 from sdcore.store.sql_views import OBJECTION
 
 Row = Mapping[str, Any]
@@ -23,7 +44,9 @@ and the others are forced, so that all of them together may hide what the error 
 
 RULES = {
     "teacher not better": f"of at least {ENOUGH} responses with the context the share of "
-    "right ones, minus the share without it, is not above 0",
+    "right ones, minus the share without it, is not above 0. Or whichever tokens of wrong rollouts "
+    "the teacher writes, it is not above the student's own, or not above that of the student going "
+    "on at the same places by itself",
     "not enough data": f"fewer than {ENOUGH} wrong rollouts whose first wrong step is known, or "
     "as few correct ones",
     "copies": f"the copy rate is above {COPIES:.0%}",
@@ -38,11 +61,17 @@ RULES = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """The word, and why in a sentence."""
+    """The word, and why in a sentence.
+
+    Attributes:
+        better_at: masks of `teacher_ability.MASKS` under which the teacher is better; None where
+            too little was measured to say.
+    """
 
     context: str
     word: Word
     why: str
+    better_at: tuple[str, ...] | None = None
 
 
 def judge(context: str, measures: pl.DataFrame) -> Verdict:
@@ -53,13 +82,38 @@ def judge(context: str, measures: pl.DataFrame) -> Verdict:
     """
     found = {row["measure"]: row for row in measures.iter_rows(named=True)}
     word, why = _judged(found)
-    return Verdict(context, word, why)
+    masks = _measured_masks(found)
+    better = tuple(mask for mask in masks if helps(found, mask)) if masks else None
+    return Verdict(context, word, why, better)
+
+
+def helps(found: Mapping[str, Row], mask: str) -> bool:
+    """Return whether the teacher is better where it writes a mask's tokens.
+
+    More answers are right than the student's from the question, and than where it goes on at the
+    same places by itself: both intervals are above 0.
+    """
+    return all(found[f"{name}_{mask}"]["low"] > 0 for name in ("gain", "added"))
+
+
+def _measured_masks(found: Mapping[str, Row]) -> list[str]:
+    """Masks with enough responses and with known bounds."""
+    return [
+        mask
+        for mask in MASKS
+        if f"added_{mask}" in found
+        and found[f"gain_{mask}"]["rollouts"] >= ENOUGH
+        and not any(isnan(found[f"{name}_{mask}"]["low"]) for name in ("gain", "added"))
+    ]
 
 
 def _judged(found: Mapping[str, Row]) -> tuple[Word, str]:
     gain = found.get("gain")
     if gain is not None and gain["rollouts"] >= ENOUGH and gain["low"] <= 0:
         return "teacher not better", _not_better(found)
+    masks = _measured_masks(found)
+    if masks and not any(helps(found, mask) for mask in masks):
+        return "teacher not better", _no_mask(found, masks)
     wrong, right = (found.get(name, {}).get("rollouts", 0) for name in ("auc", "correct"))
     if min(wrong, right) < ENOUGH:
         return (
@@ -87,11 +141,27 @@ def _judged(found: Mapping[str, Row]) -> tuple[Word, str]:
 def _not_better(found: Mapping[str, Row]) -> str:
     gain, teacher, student = (found[name] for name in ("gain", "teacher", "student"))
     shown = "right less often" if gain["high"] < 0 else "not shown to be right more often"
-    value, low, high = (f"{100 * gain[end]:+z.0f}" for end in ("value", "low", "high"))
+    points = _points(gain).replace(" (", ", ")
+    better = [mask for mask in _measured_masks(found) if helps(found, mask)]
+    listed = " or ".join(MASKS[mask].label for mask in better)
     return (
         f"with it the model is {shown}: {teacher['value']:.0%}, against {student['value']:.0%} "
-        f"without ({value} points, {low} to {high})"
-    ).replace("-", "−")
+        f"without ({points}" + (f", though it is where it writes {listed}" if better else "")
+    )
+
+
+def _no_mask(found: Mapping[str, Row], masks: Sequence[str]) -> str:
+    best = max(masks, key=lambda mask: float(found[f"gain_{mask}"]["value"]))
+    gain, added = (_points(found[f"{name}_{best}"]) for name in ("gain", "added"))
+    return (
+        "whichever tokens it writes, no more answers are shown to be right; at most "
+        f"{gain} from {MASKS[best].label}, and {added} against the student going on there by itself"
+    )
+
+
+def _points(row: Row) -> str:
+    value, low, high = (f"{100 * row[end]:+z.0f}" for end in ("value", "low", "high"))
+    return f"{value} points ({low} to {high})".replace("-", "−")
 
 
 def _objects(found: Mapping[str, Row], auc: str, advantage: str) -> bool:

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from sdcore.config.base import FILE_ONLY, NAMES_CODE, Address, Settings, by_name
+from sdcore.config.base import FILE_ONLY, NAMES_CODE, Address, Name, Settings, by_name
+from sdcore.jinja_sandbox import variables
 from sdcore.registry import Entry, Registry, about
 
 
@@ -29,6 +30,10 @@ class OracleConfig(CriticSettings):
     """The exact critic of the generated problems, arithmetic and in words, at no cost."""
 
     kind: Literal["oracle"] = Field(json_schema_extra=NAMES_CODE)
+
+
+PROMPT_FIELDS = frozenset({"mark", "question", "solution", "answer", "trace", "correct"})
+"""What the template of a critic's prompt may name."""
 
 
 class LlmCriticConfig(CriticSettings):
@@ -75,6 +80,17 @@ class LlmCriticConfig(CriticSettings):
         6, ge=1, le=20, description="of one request that gets no answer, backing off"
     )
     timeout: float = Field(300.0, gt=0, description="seconds for one whole answer")
+    prompts: dict[Name, str] = Field(
+        {},
+        description="prompts of your own by name: Jinja templates over mark, question, solution, "
+        "answer, trace and correct; `sdcore design` tries each of them",
+    )
+    prompt: str | None = Field(
+        None, description="name of the prompt that is used; absent: sdcore's own"
+    )
+    prompt_of: dict[str, str] = Field(
+        {}, description="conditions that are judged with another prompt; set by `sdcore design`"
+    )
     price_in: float = Field(0.0, ge=0, description="of a million tokens read")
     price_out: float = Field(0.0, ge=0, description="of a million tokens written")
     max_budget: float | None = Field(None, ge=0, description="stop before the cost exceeds it")
@@ -83,7 +99,25 @@ class LlmCriticConfig(CriticSettings):
     def _check(self) -> Self:
         if self.api_key_env and self.api_key_block:
             raise ValueError("critic.api_key_env and critic.api_key_block: only one of them")
+        named = {self.prompt, *self.prompt_of.values()} - {None}
+        if unknown := sorted(str(name) for name in named - self.prompts.keys()):
+            raise ValueError(f"critic.prompts has no prompt named {', '.join(unknown)}")
+        for name, text in self.prompts.items():
+            if others := variables(text) - PROMPT_FIELDS:
+                raise ValueError(
+                    f"critic.prompts.{name} names {', '.join(sorted(others))}; there are "
+                    f"{', '.join(sorted(PROMPT_FIELDS))}"
+                )
         return self
+
+    def asking(self, condition: str) -> Self:
+        """Return the settings with the prompt that a condition is judged with."""
+        return self.model_copy(update={"prompt": self.prompt_of.get(condition, self.prompt)})
+
+    @property
+    def template(self) -> str | None:
+        """The prompt's template; None for sdcore's own."""
+        return self.prompts[self.prompt] if self.prompt is not None else None
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -183,7 +217,8 @@ class DiagnoseConfig(Settings):
         4,
         ge=0,
         description="responses per problem that the model samples with each context in its prompt, "
-        "and as many that continue a wrong rollout after its first wrong step; 0 leaves them out",
+        "and as many that continue a wrong rollout before and after its first wrong step, and that "
+        "the student continues from there; 0 leaves them out",
     )
     branches: int = Field(
         0,

@@ -11,9 +11,9 @@ from sdcore.config.weightings import Weighting, WeightingSettings
 class DesignConfig(Settings):
     """The search `sdcore design`: which feedback is best, found before the long runs.
 
-    The candidates are all combinations of contexts, tokens and divergences, and the file's own
-    conditions that show the teacher a context. The preflight ranks them, short runs halve them, and
-    the winner is confirmed against a condition of the file.
+    The candidates are all combinations of contexts, tokens, divergences and the prompts in
+    critic.prompts, and the file's own conditions that show the teacher a context. The preflight
+    ranks them, short runs halve them, and the winner is confirmed against a condition of the file.
     """
 
     condition: str | None = Field(

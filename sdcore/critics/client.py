@@ -8,7 +8,7 @@ import json
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from functools import cached_property
 from typing import Any
 
@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sdcore.config import LlmCriticConfig, SamplingConfig
 from sdcore.critics.budget import Budget
-from sdcore.critics.llm import Reply
+from sdcore.critics.llm import GoOn, Reply, at_an_end
 from sdcore.critics.parsing import SCHEMA
 from sdcore.critics.servers import Servers
 from sdcore.engines import Engine, Request
@@ -70,8 +70,10 @@ class ChatEndpoint:
         self._budget = Budget(config.max_budget, spent)
         self._cancelled = threading.Event()
 
-    def ask(self, conversations: Sequence[list[Message]]) -> Iterator[tuple[int, Reply]]:
-        """Yield replies in the order of arrival, at most `concurrency` in flight at each server.
+    def ask(
+        self, conversations: Sequence[list[Message]], go_on: GoOn = at_an_end
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield last replies in the order of arrival, at most `concurrency` in flight per server.
 
         Raises:
             EngineError: the endpoint refuses every request (no key, no such model).
@@ -86,12 +88,19 @@ class ChatEndpoint:
             }
             error: BaseException | None = None
             try:
-                for future in as_completed(index_of):
-                    if future.exception() is None:
-                        yield index_of[future], future.result()
-                    else:
-                        error = error or future.exception()
-                        self._cancelled.set()
+                while index_of:
+                    done, _ = wait(index_of, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        index = index_of.pop(future)
+                        if failed := future.exception():
+                            error = error or failed
+                            self._cancelled.set()
+                            continue
+                        messages = go_on(index, future.result())
+                        if messages is None:
+                            yield index, future.result()
+                        elif error is None:
+                            index_of[pool.submit(self._reply, messages)] = index
             finally:  # a caller that stops iterating does not wait for queued requests
                 self._cancelled.set()
             if error:
@@ -241,20 +250,30 @@ class EngineClient:
             batch_size=config.concurrency,
         )
 
-    def ask(self, conversations: Sequence[list[Message]]) -> Iterator[tuple[int, Reply]]:
-        """Yield replies in the order of the conversations.
+    def ask(
+        self, conversations: Sequence[list[Message]], go_on: GoOn = at_an_end
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield last replies; those that go on are the next batch, in the same order.
 
         Raises:
             EngineError: a conversation and its answer exceed the model's context.
         """
-        requests = [
-            Request(prompt_ids(self._tokenizer, each), seed)
-            for seed, each in enumerate(conversations)
-        ]
-        completions = self._engine.generate(requests, self._sampling)
-        for index, (asked, said) in enumerate(zip(requests, completions, strict=True)):
-            text = response_text(self._tokenizer, said.token_ids)
-            yield index, Reply(text, len(asked.prompt_ids), len(said.token_ids))
+        waiting = dict(enumerate(conversations))
+        while waiting:
+            requests = [
+                Request(prompt_ids(self._tokenizer, each), seed)
+                for seed, each in enumerate(waiting.values())
+            ]
+            completions = self._engine.generate(requests, self._sampling)
+            for index, asked, said in zip([*waiting], requests, completions, strict=True):
+                text = response_text(self._tokenizer, said.token_ids)
+                reply = Reply(text, len(asked.prompt_ids), len(said.token_ids))
+                messages = go_on(index, reply)
+                if messages is None:
+                    del waiting[index]
+                    yield index, reply
+                else:
+                    waiting[index] = messages
 
 
 class _PassingError(Exception):

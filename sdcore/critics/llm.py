@@ -43,11 +43,23 @@ class Reply:
     passing: bool = False  # the failure may pass: it is the server's, not the request's
 
 
+GoOn = Callable[[int, Reply], list[Message] | None]
+"""From the index of a conversation and a reply to the messages that it goes on with, if any."""
+
+
+def at_an_end(index: int, reply: Reply) -> None:
+    """End every conversation with its first reply."""
+
+
 class Client(Protocol):
     """A connection that carries conversations to a language model."""
 
-    def ask(self, conversations: Sequence[list[Message]]) -> Iterator[tuple[int, Reply]]:
-        """Yield the index of a conversation and its reply, in the order of arrival.
+    def ask(
+        self, conversations: Sequence[list[Message]], go_on: GoOn = at_an_end
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield the index of a conversation and its last reply, in the order of arrival.
+
+        A conversation goes on as soon as its reply is there, whatever the others wait for.
 
         Raises:
             EngineError: the model cannot be asked at all.
@@ -151,13 +163,14 @@ class LlmCritic(Critic):
     def __init__(self, config: LlmCriticConfig, client: Client) -> None:
         self.name, self.attempts = config.model, config.attempts
         self._config, self._client = config, client
+        self._template = PROMPT if config.template is None else config.template
 
     def content_id(self, submission: Submission) -> str | None:
         """Return the hash of the prompts and of the settings that decide the answer."""
         settings = self._config.model_dump(
             include={"model", "structured", "temperature", "max_tokens"}
         )
-        return content_key("critique", settings, prompt(submission), AGAIN)
+        return content_key("critique", settings, prompt(submission, self._template), AGAIN)
 
     def reread(self, raw: str, submission: Submission) -> Critique:
         """Judge a stored answer."""
@@ -171,19 +184,19 @@ class LlmCritic(Critic):
                 the liveness prompt.
             BudgetError: the next request could cost more than may be spent.
         """
-        waiting = {index: _Dialogue(each) for index, each in enumerate(submissions)}
+        dialogues = [_Dialogue(each, self._template) for each in submissions]
+
+        def go_on(index: int, reply: Reply) -> list[Message] | None:
+            dialogue = dialogues[index]
+            dialogue.hear(reply)
+            return None if dialogue.settled(self.attempts) else dialogue.messages
+
         failures: list[str | None] = []  # of the server
-        while waiting:
-            indices = list(waiting)
-            for place, reply in self._client.ask([waiting[i].messages for i in indices]):
-                dialogue = waiting[indices[place]]
-                dialogue.hear(reply)
-                failures += [reply.failure] if reply.passing else []
-                if dialogue.settled(self.attempts):
-                    del waiting[indices[place]]
-                    yield indices[place], dialogue.critique
-            if len(failures) == len(submissions):
-                self._require_answer(failures[0])
+        for index, reply in self._client.ask([each.messages for each in dialogues], go_on):
+            failures += [reply.failure] if reply.passing else []
+            yield index, dialogues[index].critique
+        if submissions and len(failures) == len(submissions):
+            self._require_answer(failures[0])
 
     def _require_answer(self, failure: str | None) -> None:
         """Send a liveness prompt: a dead server is an error, one that fails on a submission is not.
@@ -203,9 +216,9 @@ class LlmCritic(Critic):
 class _Dialogue:
     """The conversation about one submission, and its latest critique."""
 
-    def __init__(self, submission: Submission) -> None:
+    def __init__(self, submission: Submission, template: str) -> None:
         self._submission = submission
-        self.messages: list[Message] = [{"role": "user", "content": prompt(submission)}]
+        self.messages: list[Message] = [{"role": "user", "content": prompt(submission, template)}]
         self.critique = Critique(None, None, None, valid=False, attempts=0)
 
     def hear(self, reply: Reply) -> None:
@@ -236,11 +249,15 @@ class _Dialogue:
         return critique.valid or critique.raw is None or critique.attempts >= attempts
 
 
-def prompt(submission: Submission) -> str:
-    """Return the prompt; the marks around the material occur nowhere in the material."""
+def prompt(submission: Submission, template: str = PROMPT) -> str:
+    """Return the prompt; the marks around the material occur nowhere in the material.
+
+    Raises:
+        ConfigError: the template does not render.
+    """
     material = [submission.question, submission.solution, submission.trace]
     return render(
-        PROMPT,
+        template,
         mark=f"=== {content_key(*material)[:12]}",
         question=submission.question,
         solution=submission.solution,

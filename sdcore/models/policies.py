@@ -41,6 +41,7 @@ from sdcore.config import LoraConfig, ModelConfig
 from sdcore.distributed import collectives
 from sdcore.errors import ModelError
 from sdcore.models.adapters import require_adaptable
+from sdcore.models.chat_templates import require_bounded
 from sdcore.models.prompts import freeze_clock
 from sdcore.system.private import private_files
 
@@ -93,9 +94,12 @@ def load_tokenizer(folder: Path, day: date | None = None) -> Tokenizer:
             template is refused when a prompt is rendered.
 
     Raises:
-        ModelError: the folder holds no tokenizer.
+        ModelError: the folder holds no tokenizer, or its chat template is endless.
     """
     tokenizer = _loaded(AutoTokenizer.from_pretrained, folder)
+    templates = tokenizer.chat_template or {}
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        require_bounded(template, folder)
     if day is not None:
         freeze_clock(tokenizer, day)
     return tokenizer
@@ -192,10 +196,18 @@ def check_targets(folder: Path, lora: LoraConfig) -> None:
 
 
 def weights(policy: Policy) -> dict[str, Tensor]:
-    """Tensors of a checkpoint: the adapter's, or every weight once where there is no adapter."""
+    """Tensors of a checkpoint: the adapter's, or every weight once where there is no adapter.
+
+    Under torchrun all ranks join in, and the first one alone gets them.
+    """
+    return collectives.gathered(_held(policy).items())
+
+
+def _held(policy: Policy) -> dict[str, Tensor]:
+    """The tensors of a checkpoint as this rank holds them; the shapes are those of the whole."""
     if isinstance(policy, PeftModel):
         return dict(get_peft_model_state_dict(policy))
-    return {name: collectives.whole(weight.detach()) for name, weight in policy.named_parameters()}
+    return {name: weight.detach() for name, weight in policy.named_parameters()}
 
 
 def write_weights(policy: Policy, folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -204,7 +216,7 @@ def write_weights(policy: Policy, folder: Path, tensors: dict[str, Tensor]) -> N
     Args:
         policy: whose config is written.
         folder: usually one that `replacing` gave.
-        tensors: the policy's `weights`, which under torchrun all ranks gather and one writes.
+        tensors: the policy's `weights`.
     """
     if isinstance(policy, PeftModel):
         policy.active_peft_config.save_pretrained(folder)
@@ -225,7 +237,7 @@ def load_weights(policy: Policy, folder: Path) -> None:
     path = folder / (ADAPTER_FILE if adapted else FULL_FILE)
     require_intact(folder, path.name)
     stored = load_tensors(path)
-    require_same(stored, weights(policy), path)
+    require_same(stored, _held(policy), path)
     if adapted:
         set_peft_model_state_dict(policy, stored)
     else:

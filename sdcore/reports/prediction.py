@@ -20,17 +20,21 @@ class Prediction:
             (low, high) and what it covers, seeds, and the measures of `prediction.MEASURES`.
         correlations: see `prediction.correlations`.
         verdicts: see `prediction.by_verdict`.
+        thresholds: see `prediction.harm_thresholds`.
     """
 
     conditions: pl.DataFrame
     correlations: pl.DataFrame
     verdicts: pl.DataFrame
+    thresholds: pl.DataFrame
 
 
 def printable(found: Prediction) -> list[tuple[str, pl.DataFrame]]:
     """Titles and text frames, for a terminal or as Markdown."""
     first = found.conditions.row(0, named=True)
     covers, seeds = first["covers"], first["seeds"]
+    title = "Where each measure divides contexts that do harm from the others"
+    cuts = [(title, _cuts(found))] if len(found.thresholds) else []
     return [
         (
             "Rank correlation of each measure with the training gain, over conditions "
@@ -42,6 +46,7 @@ def printable(found: Prediction) -> list[tuple[str, pl.DataFrame]]:
             pl.DataFrame(_condition_rows(found)),
         ),
         ("Gains by verdict, points", pl.DataFrame(_verdict_rows(found))),
+        *cuts,
     ]
 
 
@@ -110,6 +115,22 @@ def _verdict_rows(found: Prediction) -> list[dict[str, object]]:
         | {end: _signed(100 * row[end], ".1f") for end in ("mean", "smallest", "largest")}
         for row in found.verdicts.iter_rows(named=True)
     ]
+
+
+def _cuts(found: Prediction) -> pl.DataFrame:
+    return pl.DataFrame(
+        [
+            {
+                "measure": row["measure"],
+                "harm": f"{row['harm']} a value from {_signed(row['start'], '.3f')} to "
+                f"{_signed(row['end'], '.3f')}",
+                "contexts": f"{row['harmful']} of {row['contexts']} harmful",
+                "errors": row["errors"],
+                "errors on the context left out": row["errors_left_out"],
+            }
+            for row in found.thresholds.iter_rows(named=True)
+        ]
+    )
 
 
 def _interval(numbers: Sequence[float], form: str) -> str:

@@ -1,6 +1,6 @@
 """The preflight's findings as text tables and as one self-contained HTML page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,14 @@ _ABLE: Shown = {
     "ignores": ("ignores it", ".0f", 100),
     "kl_after": ("KL after the error", ".0f", 100),
 }
+_GAINS: Shown = {
+    f"gain_{name}": (f"gain, {mask.label}", "+z.0f", 100)
+    for name, mask in teacher_ability.MASKS.items()
+}
+_ADDED: Shown = {
+    f"added_{name}": (f"added, {mask.label}", "+z.0f", 100)
+    for name, mask in teacher_ability.MASKS.items()
+}
 _VIABLE: Shown = {
     "viable": ("right if forced", ".0f", 100),
     "resampled": ("right if resampled", ".0f", 100),
@@ -93,6 +101,8 @@ def grids(found: Diagnosis) -> list[Grid]:
     gaps = f"Paired difference: {found.baseline} minus the context"
     tables = [
         _grid("What the teacher can do, %", found.measures, _ABLE, found),
+        _grid("Gain at most, by the tokens to learn from, points", found.measures, _GAINS, found),
+        _grid("Of it, more than the student going on by itself, points", measures, _ADDED, found),
         _grid("What the teacher's preferred token leads to, %", measures, _VIABLE, found),
         _grid("Where the advantage lies, nats per token", measures, _WHERE, found),
         _grid("How far the context moves the model", measures, _MORE, found),
@@ -138,11 +148,26 @@ def printable(experiment: Experiment, found: Diagnosis) -> list[tuple[str, pl.Da
     told = facts(experiment, found)
     return [
         ("What can be gained", pl.DataFrame(list(map(asdict, prospects(experiment, found))))),
-        ("Verdicts", pl.DataFrame([asdict(verdict) for verdict in found.verdicts])),
+        ("Verdicts", pl.DataFrame(verdicts(found))),
         *((grid.title, grid.text()) for grid in grids(found)),
         ("Tokens", _lengths(found)),
         ("The preflight", pl.DataFrame({"what": told.keys(), "found": told.values()})),
     ]
+
+
+def verdicts(found: Diagnosis) -> list[dict[str, str]]:
+    """The verdicts as text, with the tokens from which there is something to learn."""
+    return [
+        {"context": each.context, "word": each.word,
+         "teacher better at": _places(each.better_at), "why": each.why}
+        for each in found.verdicts
+    ]  # fmt: skip
+
+
+def _places(masks: Sequence[str] | None) -> str:
+    if masks is None:
+        return "not known"
+    return ", ".join(masks) or "no tokens"
 
 
 def as_dict(found: Diagnosis) -> dict[str, Any]:
@@ -177,13 +202,14 @@ def render_diagnosis(store: Store, experiment: Experiment, found: Diagnosis) -> 
         colours=plots.colours(names),
         contexts=[experiment.known_contexts[name] for name in names],
         prospects=prospects(experiment, found),
-        verdicts=found.verdicts,
+        verdicts=verdicts(found),
         rules=RULES,
         facts=facts(experiment, found),
         grids=grids(found),
         meanings={
             heading: (MEASURES | teacher_ability.MEASURES | viability.MEASURES)[name]
-            for name, (heading, *_) in {**_ABLE, **_VIABLE, **_WHERE, **_MORE}.items()
+            for shown in (_ABLE, _GAINS, _ADDED, _VIABLE, _WHERE, _MORE)
+            for name, (heading, *_) in shown.items()
         },
         lengths=_lengths(found),
         examples=examples(store, experiment, found),

@@ -1,10 +1,12 @@
 """The preflight in plain words: what gain can be expected at most, and from which context."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sdcore.analysis.preflight import Diagnosis
+from sdcore.analysis.teacher_ability import MASKS, mask_of
+from sdcore.analysis.verdicts import helps
 from sdcore.config import Experiment
 from sdcore.contexts import NULL
 
@@ -24,8 +26,8 @@ class Prospect:
 def prospects(experiment: Experiment, found: Diagnosis) -> list[Prospect]:
     """Return what can be expected of all contexts, of tokens, and of each context, best first.
 
-    A student that learns from its teacher is not expected to become better than it, so the bound
-    is the teacher's accuracy minus the student's own.
+    The bound of a context and a mask is the accuracy of their mixed policy minus the student's own:
+    see `teacher_ability`. Without it, it is the teacher's accuracy minus the student's.
     """
     measured = {name: _measured(found, name) for name in found.contexts if name != NULL}
     able = {name: rows for name, rows in measured.items() if "gain" in rows}
@@ -34,20 +36,98 @@ def prospects(experiment: Experiment, found: Diagnosis) -> list[Prospect]:
         return [Prospect("all contexts", f"The teacher was not measured.{zero}")]
     order = sorted(able, key=lambda name: -able[name]["gain"]["value"])
     best = next((name for name in order if able[name]["gain"]["low"] > 0), None)
-    chosen = best or order[0]
-    headline = (
-        f"A gain of {_gain(able[chosen], f'from {chosen}')} can be expected at most"
-        if best
-        else "No gain can be expected: no context is shown to make the model right more often. The "
-        f"largest difference is {_gain(able[chosen], f'with {chosen}')}"
-    )
+    pairs = _pairs(able)
+    chosen = pairs[0][0] if pairs else best or order[0]
     return [
-        Prospect("all contexts", f"{headline}: {_shares(able[chosen])}."),
+        Prospect(
+            "all contexts", _headline_of_masks(able, pairs) if pairs else _headline(able, chosen)
+        ),
+        *_by_mask(able, pairs, _measured(found, NULL)),
+        *_of_conditions(experiment, able),
         *_about_tokens(chosen, able[chosen], _measured(found, NULL)),
         *_about_branches(chosen, able[chosen]),
         _about_beginnings(able, experiment.training.max_first_token_kl),
         *(Prospect(name, _about_context(able[name])) for name in order),
     ]
+
+
+def _pairs(able: Mapping[str, Measured]) -> list[tuple[str, str]]:
+    """Contexts and masks whose bound is measured: those that help first, then by the bound."""
+    pairs = [(name, mask) for mask in MASKS for name in able if f"added_{mask}" in able[name]]
+    return sorted(
+        pairs,
+        key=lambda pair: (
+            not helps(able[pair[0]], pair[1]),
+            -_bound(able, *pair)["value"],
+            -able[pair[0]]["gain"]["value"],
+        ),
+    )
+
+
+def _bound(able: Mapping[str, Measured], context: str, mask: str) -> Mapping[str, Any]:
+    return able[context][f"gain_{mask}"]
+
+
+def _headline(able: Mapping[str, Measured], chosen: str) -> str:
+    rows = able[chosen]
+    if rows["gain"]["low"] > 0:
+        said = f"A gain of {_gain(rows, f'from {chosen}')} can be expected at most"
+    else:
+        said = (
+            "No gain can be expected: no context is shown to make the model right more often. The "
+            f"largest difference is {_gain(rows, f'with {chosen}')}"
+        )
+    return f"{said}: {_shares(rows)}."
+
+
+def _headline_of_masks(able: Mapping[str, Measured], pairs: Sequence[tuple[str, str]]) -> str:
+    context, mask = pairs[0]
+    learnt = f"{_points(_bound(able, context, mask))} with {context}, learning from {_label(mask)}"
+    if helps(able[context], mask):
+        return f"At most {learnt}: {_shares(able[context])}."
+    return (
+        "No gain can be expected: with no context is the model shown to be right more often, "
+        f"whichever tokens it writes. The largest difference is {learnt}."
+    )
+
+
+def _by_mask(
+    able: Mapping[str, Measured], pairs: Sequence[tuple[str, str]], student: Measured
+) -> Iterator[Prospect]:
+    """For each mask the bounds of its contexts, and what the student gains there by itself."""
+    for mask, each in MASKS.items():
+        mine = [(name, able[name]) for name, other in pairs if other == mask]
+        if not mine:
+            continue
+        better = [f"{_points(rows[f'gain_{mask}'])} with {name}" for name, rows in mine
+                  if helps(rows, mask)]  # fmt: skip
+        said = f"at most {', '.join(better)}" if better else "no gain is shown"
+        if 0 < len(better) < len(mine):
+            said += f"; {len(mine) - len(better)} of {len(mine)} contexts show none"
+        alone = student.get(f"gain_{mask}")
+        if alone is not None and mask != "all":
+            said += f". The student going on there by itself: {_points(alone)}"
+        yield Prospect(f"learning from {each.label}", f"{said}.")
+
+
+def _of_conditions(experiment: Experiment, able: Mapping[str, Measured]) -> Iterator[Prospect]:
+    """The bound of each condition of the file that shows the teacher a context."""
+    said = []
+    for name, condition in experiment.conditions.items():
+        rows = able.get(condition.teacher_context or "")
+        if rows is None:
+            continue
+        mask = mask_of(condition.tokens)
+        if mask is None:
+            said.append(f"{name}: no such bound for its tokens ({condition.learns_from})")
+        elif f"gain_{mask}" in rows:
+            said.append(f"{name}: {_points(rows[f'gain_{mask}'])}")
+    if said:
+        yield Prospect("conditions of this file", f"At most {'; '.join(said)}.")
+
+
+def _label(mask: str) -> str:
+    return MASKS[mask].label
 
 
 def _measured(found: Diagnosis, context: str) -> Measured:

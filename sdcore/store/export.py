@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -41,6 +42,7 @@ def export(
 
     Raises:
         SdcoreError: the library for this kind of address is not installed, or something is there.
+        SdcoreError: a file cannot be written.
         DataError: a text holds a key, or what looks like one.
     """
     known = environment_keys() | dict(keys or {})
@@ -51,13 +53,27 @@ def export(
     written: dict[str, int] = {}
     for name, table in TABLES.items():
         for path, rows in _parts(store, table, experiment_id):
-            files.makedirs(f"{root}/data/{name}/{path}".rpartition("/")[0], exist_ok=True)
-            with files.open(f"{root}/data/{name}/{path}.parquet", "wb") as file:
+            with _new_file(files, f"{root}/data/{name}/{path}.parquet") as file:
                 rows.write_parquet(file)
             written[name] = written.get(name, 0) + len(rows)
-    with files.open(f"{root}/README.md", "wb") as file:
+    with _new_file(files, f"{root}/README.md") as file:
         file.write(card(experiment_id, written).encode())
     return written
+
+
+@contextmanager
+def _new_file(files: Any, path: str) -> Iterator[Any]:
+    try:
+        files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        with files.open(path, "wb") as file:
+            yield file
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise SdcoreError(
+            "a file of the export cannot be written: what is there is not whole",
+            got=error,
+            where=path,
+            fix="make room or name another target; delete what this one has",
+        ) from error
 
 
 def exported(target: str) -> dict[str, pl.DataFrame]:

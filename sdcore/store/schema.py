@@ -269,7 +269,7 @@ _TABLES = (
         Column("step", INT, "number of the step that holds the token; empty outside", True),
         Column("region", TEXT, "before, at or after the first wrong step; unjudged where no critic has looked; tag; answer; other"),
     )),
-    Table("teacher_samples", "one response of the preflight, sampled with a context in the prompt",
+    Table("teacher_samples", "one response of the preflight, sampled with a context in the prompt or after one that was",
           ("teacher_sample_id",), (
         *_RUN,
         Column("teacher_sample_id", TEXT, "hash of rollout, context, start, prompt ids, sampling settings and seed"),
@@ -277,12 +277,15 @@ _TABLES = (
         Column("rollout_id", TEXT, "the rollout whose context the prompt shows"),
         Column("problem_id", TEXT, "the question"),
         Column("context", TEXT, "name of the context; none is the student's own prompt"),
-        Column("start", TEXT, "question, or error: it continues the rollout after its first wrong step"),
+        Column("start", TEXT, "question; step, error: it continues the rollout before or after its first "
+               "wrong step; after_question, after_step: the student, without the context, continues such "
+               "a sample after as many steps as the rollout has up to its first wrong one"),
         Column("sample_index", INT, "0 .. n - 1 among the samples of this question, context and start"),
         Column("sampling_seed", INT, "seed of this sample's random numbers"),
-        Column("prompt_ids", IDS, "token ids of all that it continues, the rollout's tokens included"),
-        Column("prefix_tokens", INT, "tokens of the rollout that it continues; 0 from the question"),
-        Column("response_ids", IDS, "token ids that were sampled, end token included"),
+        Column("prompt_ids", IDS, "token ids of all that it continues, those of the trace included"),
+        Column("prefix_tokens", INT, "tokens of the trace that it continues; 0 from the question"),
+        Column("response_ids", IDS, "token ids that were sampled, end token included; none where the "
+               "sample to continue does not end its step, and stands as it is"),
         Column("text", TEXT, "the whole trace, what it continues included"),
         Column("finish_reason", TEXT, "stop or length"),
         Column("answer", TEXT, "the parsed final answer; empty where there is none", True),

@@ -65,14 +65,14 @@ class Optimizer:
         self._adamw.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        """Return the moments by name; empty before the first step."""
+        """Return the moments by name, on the first rank; empty before the first step."""
         if not self.step:
             return {}
-        return {
-            f"{moment}/{name}": collectives.whole(self._adamw.state[weight][moment])
+        return collectives.gathered(
+            (f"{moment}/{name}", self._adamw.state[weight][moment])
             for name, weight in self._weights.items()
             for moment in MOMENTS
-        }
+        )
 
     def restore(self, state: Mapping[str, Tensor], step: int) -> None:
         """Restore what `state` returned at that step."""

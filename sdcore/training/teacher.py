@@ -66,10 +66,10 @@ class Teacher:
             torch._foreach_lerp_(average, student, 1 - self._settings.decay)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the average by name, for a checkpoint; empty for the other kinds."""
-        return {
-            f"average/{name}": collectives.whole(value) for name, value in self._average.items()
-        }
+        """Return the average by name, on the first rank; empty for the other kinds."""
+        return collectives.gathered(
+            (f"average/{name}", value) for name, value in self._average.items()
+        )
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:

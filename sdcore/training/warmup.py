@@ -6,7 +6,6 @@ tiny solver's pre-training, `sdcore.tiny_solver.corpus`.
 """
 
 import random
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -19,6 +18,7 @@ from sdcore.config import SOURCES, ProblemsConfig, PromptsConfig
 from sdcore.errors import DataError, TrainingError
 from sdcore.models import policies
 from sdcore.models.adapters import merged_weights
+from sdcore.models.folders import copy_settings
 from sdcore.models.policies import Policy, Tokenizer
 from sdcore.models.prompts import neutralise, student_prompt, teacher_prompt
 from sdcore.problems import word_problems
@@ -29,7 +29,6 @@ from sdcore.traces import Span, parse_trace, render_trace, response_text, token_
 from sdcore.training.batches import Example
 from sdcore.training.head import unwrap_peft
 
-SETTINGS = {".json", ".jinja", ".txt", ".model"}  # files of a model folder beside its weights
 SEED = 9973  # of the problems
 
 
@@ -159,9 +158,7 @@ def save_base(policy: Policy, named: Path, folder: Path) -> None:
     Adapters are merged into the weights; tokenizer and settings are those of the named model.
     """
     with policies.replacing(folder) as fresh:
-        for path in named.iterdir():
-            if path.suffix in SETTINGS and not path.name.endswith(".index.json"):
-                shutil.copyfile(path, fresh / path.name)
+        copy_settings(named, fresh)
         policies.write_weights(unwrap_peft(policy), fresh, merged_weights(policy))
 
 

@@ -57,6 +57,8 @@ class Handed:
 def open_critic(run: ConditionRun) -> Iterator[Critic]:
     """The experiment's critic, for as long as the block runs; see `budget_lock`."""
     settings = run.experiment.judge or OracleConfig(kind="oracle")
+    if isinstance(settings, LlmCriticConfig):
+        settings = settings.asking(run.condition)
     with budget_lock(run):
         yield open_named(settings, partial(open_client, run))
 

@@ -12,7 +12,7 @@ from sdcore.system.stopwatch import Stopwatch
 from tasks.run.interrupts import Interrupts
 from tasks.run.live import LiveModels
 from tasks.run.progress import Panel, note
-from tasks.tracking.client import Tracking, explained
+from tasks.tracking.client import Tracking, store_errors
 
 DATABASE = "sdcore.duckdb"
 
@@ -48,7 +48,7 @@ class Session:
         """
         with self.clock.measure("tracking"):
             tracking = self._tracking
-            with explained(tracking.shared):
+            with store_errors(tracking.shared):
                 yield tracking
 
     @cached_property

@@ -38,6 +38,7 @@ from tasks.tracking.mlflow_file import (
     DATABASE,
     artifacts_uri,
     database_uri,
+    explained,
     follow_move,
     pragma,
 )
@@ -45,7 +46,7 @@ from tasks.tracking.stores import SharedStore, shared_store, workspace_id
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
 
-with warnings.catch_warnings():
+with explained("mlflow"), warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow warns about its own type hints
     from mlflow import MlflowClient
     from mlflow.entities import (
@@ -100,7 +101,8 @@ class Tracking:
         self._lock = FileLock(root / "mlflow.db.lock", timeout=_UPLOAD_SECONDS)
         self._runs: dict[tuple[str, str | None, str | None], str] = {}
         self._monitor: SystemMetricsMonitor | None = None
-        with private_files(), self._lock:
+        place = self.shared.shown if self.shared else str(self._own)
+        with explained(place), private_files(), self._lock:
             if self.shared is None:
                 self._open_own(root)
             else:
@@ -118,7 +120,7 @@ class Tracking:
 
     def _open_shared(self, root: Path, store: SharedStore) -> None:
         self.uri, self._artifacts = store.uri, store.artifacts
-        with explained(store):
+        with store_errors(store):
             if not store.is_server:
                 _require_login(store)  # MLflow itself would try for minutes
             self._client = MlflowClient(self.uri, registry_uri=self.uri)
@@ -460,7 +462,7 @@ class Tracking:
 
 
 @contextmanager
-def explained(store: SharedStore | None) -> Iterator[None]:
+def store_errors(store: SharedStore | None) -> Iterator[None]:
     """Give errors of a shared store as sdcore's, without the password that its address may hold.
 
     Raises:

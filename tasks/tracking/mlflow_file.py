@@ -1,10 +1,15 @@
 """The SQLite file that MLflow keeps its tables in, where MLflow itself offers no call."""
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from filelock import Timeout
+
+from sdcore.errors import SdcoreError
 
 DATABASE = "mlflow.db"
 _SPECIAL = set("?%#")
@@ -15,6 +20,35 @@ _ARTIFACT_ADDRESSES = (
     ("logged_models", "artifact_location"), ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )  # fmt: skip
+
+
+@contextmanager
+def explained(place: str) -> Iterator[None]:
+    """Explain what keeps MLflow from starting; `place` is its database, or what reads the settings.
+
+    Raises:
+        SdcoreError: a variable of the environment is malformed, or the database is locked, damaged
+            or cannot be written.
+    """
+    try:
+        yield
+    except SdcoreError:
+        raise
+    except (sqlite3.Error, Timeout) as error:
+        raise SdcoreError(
+            "MLflow's database cannot be opened",
+            got=error,
+            where=place,
+            fix="end the process that uses it; `sdcore doctor` says whether it is damaged",
+        ) from error
+    except ValueError as error:
+        given = sorted(name for name in os.environ if name.startswith("MLFLOW_"))
+        raise SdcoreError(
+            "MLflow refuses its settings",
+            got=error,
+            where=f"one of {', '.join(given)}",
+            fix="correct or unset what you set of these variables",
+        ) from error
 
 
 def pragma(database: Path, statement: str) -> None:

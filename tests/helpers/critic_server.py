@@ -2,60 +2,38 @@
 
 import base64
 import json
-import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from sdcore.critics.llm import OracleCritic
-from sdcore.critics.validation import Submission
-from sdcore.grading.answers import grade
 from sdcore.problems.arithmetic import parse_question
-from sdcore.traces import parse_trace
+from sdcore.testing import Behaviour, Handler, chat_endpoint, say, send, submitted
 
-Handler = BaseHTTPRequestHandler
-Behaviour = Callable[[Handler], None]
 CLOSING = threading.Event()
 
 
-def send(content: bytes, status: int = 200, kind: str = "application/json", **headers: str):
-    def behave(handler: Handler) -> None:
-        handler.send_response(status)
-        handler.send_header("Content-Type", kind)
-        handler.send_header("Content-Length", str(len(content)))
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    return behave
-
-
-def say(text: str | None, read: int = 100, wrote: int = 50) -> Behaviour:
-    usage = {"prompt_tokens": read, "completion_tokens": wrote}
-    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    return send(json.dumps({"choices": [choice], "usage": usage}).encode())
+def _answer(case: str, step: int | None, corrected: str) -> str:
+    return json.dumps({"case": case, "first_wrong_step": step, "corrected": corrected})
 
 
 def critique(case: str, step: int | None, corrected: str) -> Behaviour:
-    return say(json.dumps({"case": case, "first_wrong_step": step, "corrected": corrected}))
+    return say(_answer(case, step, corrected))
 
 
-def submitted(body: dict[str, Any]) -> Submission:
-    """The submission that a critic's prompt is about; its question is of the arithmetic family."""
-    text = body["messages"][0]["content"]
-    _, question, solution, trace, _ = re.split(r"(?m)^=== \w+ .*\n", text)
-    answer = str(parse_question(question.strip()).answer)
-    correct = grade(parse_trace(trace.strip()).answer, answer).correct
-    return Submission(question.strip(), trace.removesuffix("\n"), correct, answer, solution.strip())
+def exact_text(body: dict[str, Any]) -> str:
+    """The answer to a critic's prompt that the oracle would give."""
+    asked = submitted(body)
+    known = replace(asked, reference=str(parse_question(asked.question).answer))
+    ((_, found),) = OracleCritic().criticise([known])
+    return _answer(found.case, found.first_wrong_step, found.corrected)
 
 
 def exact(body: dict[str, Any]) -> Behaviour:
     """Answer a critic's prompt as the oracle does."""
-    ((_, found),) = OracleCritic().criticise([submitted(body)])
-    return critique(found.case, found.first_wrong_step, found.corrected)
+    return say(exact_text(body))
 
 
 def drop(handler: Handler) -> None:
@@ -131,31 +109,10 @@ SURROGATE = send(b'{"choices": [{"message": {"content": "\\ud800 {"}}]}')
 
 @contextmanager
 def serve(answer: Callable[[dict[str, Any]], Behaviour]) -> Iterator[tuple[str, list[dict]]]:
-    """Base URL of a server that behaves as `answer` says, and the requests that it got."""
-    asked: list[dict] = []
-
-    class Endpoint(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(body | {"path": self.path, "headers": dict(self.headers)})
-            answer(body)(self)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-        def handle(self) -> None:
-            with suppress(ConnectionError):  # the client had enough
-                super().handle()
-
+    """As `chat_endpoint`; what stalls or drips ends with it."""
     CLOSING.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", asked
-    finally:
-        CLOSING.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with chat_endpoint(answer) as served:
+        try:
+            yield served
+        finally:
+            CLOSING.set()

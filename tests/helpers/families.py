@@ -8,35 +8,19 @@ from tokenizers import (
     normalizers,
     pre_tokenizers,
     processors,
-    trainers,
 )
 from transformers import PreTrainedTokenizerFast
 
 from sdcore.models import hub, policies
+from sdcore.models.smoke import QWEN, TRACE, byte_bpe
 
-TRACE = "<step_1>12 + 30 = 42</step_1>\n<step_2>42 - 5 = 37</step_2>\n<answer>37</answer>"
 TEXTS = (TRACE, "Grüße: 3 × 4 = 12, naïve 😀\n\n  two  spaces\tand a tab ", "x")
 
-# As Qwen3's: thinking is on unless it is switched off, which opens and closes an empty thought.
-QWEN = (
-    "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content "
-    "+ '<|im_end|>\\n' }}{%- endfor %}{%- if add_generation_prompt %}"
-    "{{- '<|im_start|>assistant\\n' }}"
-    "{%- if enable_thinking is defined and enable_thinking is false %}"
-    "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
-)
 # A thought is switched off by `enable_thinking`; the tokens are those of `characters`.
 CHATML = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n"
     "{% if not (enable_thinking | default(true)) %}<think></think>{% endif %}{% endif %}"
-)
-# As SmolLM2's: a system message where none is given, and no thinking.
-SMOLLM2 = (
-    "{% for message in messages %}{% if loop.first and message.role != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful AI assistant.<|im_end|>\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 # As SmolLM3's: the switch is in the system message too.
 SMOLLM3 = (
@@ -62,23 +46,6 @@ def characters(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
         eos_token="<|end|>",
         chat_template=chat_template,
     )
-
-
-def byte_bpe(template: str | None = QWEN) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, digits apart, as SmolLM2's and Qwen's; no begin token, no padding token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*TEXTS] * 5, trainer)
-    return _fast(tokenizer, template, eos_token="<|im_end|>")
 
 
 def unigram(template: str | None = LLAMA) -> PreTrainedTokenizerFast:

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from sdcore.config import DistillConfig, GrpoConfig, TeacherConfig, TrainingConfig
+from sdcore.distributed import collectives
+from sdcore.models import policies
 from sdcore.training.trainer import Trainer
 from tests.helpers.tiny import LORA, adapted, examples, llama
 
@@ -40,6 +42,8 @@ def train(case: str, folder: Path) -> list[dict[str, object]]:
     first = trainer()
     updates = [first.step(examples(count)) for count in (7, 1)]
     first.save(folder / "middle")
+    on_first = collectives.rank_and_world_size()[0] == 0
+    assert bool(policies.weights(first.model)) == on_first  # nobody else keeps what is gathered
     second = trainer()
     second.signals(examples(2))  # a pass without a backward must leave nothing behind
     second.load(folder / "middle")

@@ -5,14 +5,9 @@ import shutil
 import polars as pl
 import pytest
 from mlflow import MlflowClient
-from prefect import Task
 
-import flows.compare_contexts
 import flows.design as flow
-import flows.diagnose
 import tasks.design as stages
-import tasks.diagnose
-import tasks.evaluate
 from sdcore.config import Experiment, load_experiment
 from sdcore.reports.design import as_dict
 from sdcore.store.database import Store
@@ -20,6 +15,7 @@ from sdcore.store.schema import TABLES
 from tasks.prepare import prepare
 from tasks.run.condition_run import base_run
 from tasks.run.session import Session
+from tests.helpers import searches
 from tests.helpers.runs import tables
 
 FILE = """
@@ -77,17 +73,7 @@ def finished(tmp_path_factory):
         return {name: grid * 0 + (name == WINNER) for name, grid in found.items()}
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (flow, flows.compare_contexts, flows.diagnose):  # without a Prefect server
-            for name, value in [*vars(module).items()]:
-                if isinstance(value, Task):
-                    patch.setattr(module, name, value.fn)
-        for module in (stages.artifacts, tasks.diagnose.artifacts):
-            for name in ("publish_design", "publish_diagnosis"):
-                patch.setattr(module, name, lambda *arguments: None)
-        for module in (stages, tasks.evaluate):
-            patch.setattr(module, "note", said.append)
-        patch.setattr(tasks.diagnose.page_of, "render_diagnosis", lambda *arguments: "")
-        patch.setattr(tasks.diagnose.page_of, "examples", lambda *arguments: [])
+        searches.without_server_and_pages(patch, said)
         patch.setattr(flow, "compare_contexts", Confirmation())
         patch.setattr(stages, "_grids", favour)
         with pytest.MonkeyPatch.context() as cut:
@@ -104,9 +90,9 @@ def finished(tmp_path_factory):
 
 def test_the_budget_is_said_before_anything_is_sampled_and_kept(finished):
     workspace, found, _, said = finished
-    # Preflight: 3 problems x (1 + 2 contexts x 2 starts), 2 of the base. Rung 1: 3 candidates x (1
+    # Preflight: 3 problems x (1 + 2 contexts x 5 starts), 2 of the base. Rung 1: 3 candidates x (1
     # round x 2 questions + 2 on validation), rung 2: 2 x 4. Confirmation: 4 + 4 runs x (2 x 2 + 4).
-    bounds = [96 * samples for samples in (17, 12, 8, 36)]
+    bounds = [96 * samples for samples in (35, 12, 8, 36)]
     assert [row["at_most"] for row in found["costs"]] == [*bounds, sum(bounds)]
     budget = next(place for place, text in enumerate(said) if f"at most {sum(bounds):,}" in text)
     assert budget < next(place for place, text in enumerate(said) if "after 0 rounds" in text)

@@ -70,10 +70,15 @@ def test_the_findings_name_every_context(finished):
 
 
 def test_the_teacher_samples_with_every_context_and_after_the_error(finished):
-    """Four per problem and context, and as many from the error where a rollout is wrong."""
+    """Four per problem and context, and as many at the error where a rollout is wrong.
+
+    Those after the samples from the question are the ones that show a wrong rollout's context.
+    """
     samples, rollouts = rows(finished[0], "teacher_samples"), rows(finished[0], "rollouts")
     counts = samples.group_by("context", "start", "problem_id").len()
-    assert set(counts["len"]) == {4} and sorted(counts["context"].unique()) == sorted(CONTEXTS)
+    after = counts.filter(start="after_question")["len"]
+    assert set(counts.filter(pl.col("start") != "after_question")["len"]) == {4}
+    assert set(after) <= {2, 4} and sorted(counts["context"].unique()) == sorted(CONTEXTS)
     critiques = rows(finished[0], "critiques").select("rollout_id", "first_wrong_step")
     judged = rollouts.join(critiques, on="rollout_id")
     wrong = judged.filter(~pl.col("correct"), pl.col("first_wrong_step").is_not_null())

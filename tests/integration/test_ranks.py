@@ -53,3 +53,10 @@ def test_alone_nothing_is_exchanged():
     assert collectives.rank_and_world_size() == (0, 1)
     assert collectives.gather(["a"]) == ["a"]
     assert collectives.whole(weight) is weight
+
+
+def test_gradients_are_exchanged_in_buckets_that_keep_their_order():
+    weights = [torch.nn.Parameter(torch.zeros(size)) for size in (3, 4, 1, 9, 2, 2)]
+    sizes = [[w.numel() for w in group] for group in collectives.buckets(weights, 8)]
+    assert sizes == [[3, 4, 1], [9], [2, 2]]
+    assert list(collectives.buckets([], 8)) == []

@@ -1,104 +1,48 @@
-"""Every shipped experiment file runs through all its stages: tiny models, few rows, a fake critic.
+"""Every shipped experiment file runs through all its stages, as `sdcore run FILE --scale smoke`."""
 
-What a file says is overridden only in size, in where things are, and in what a random model cannot
-do (keep the step format, for instance).
-"""
-
-import json
+import os
 import tomllib
 
 import polars as pl
 import pytest
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from sdcore.config import DistillConfig, load_experiment
-from sdcore.critics.llm import LIVENESS_PROMPT
-from sdcore.problems.arithmetic import generate_problems, parse_question, reference_solution
-from tests.helpers import critic_server, models
+from flows.commands import main
+from sdcore.config import DistillConfig, Experiment, load_experiment
+from sdcore.config.shipped import shipped_names
+from sdcore.store.database import Store
 from tests.helpers.paths import EXPERIMENTS
-from tests.helpers.runs import sdcore, tables
+from tests.helpers.runs import tables
 
-pytestmark = pytest.mark.usefixtures("prefect")
 SAME = {"paper-1gpu": "paper"}  # files that differ in their use of memory only
-LONG = {"predict"}  # in test_predict, at night
-ALIKE = {"quickstart", "tokens"}  # with what other tests run
-FILES = sorted({path.stem for path in EXPERIMENTS.glob("*.toml")} - SAME.keys() - LONG)
-TINY = [
-    "seeds=[0]", "problems.train=4", "problems.validation=2", "problems.test=2",
-    "sampling.max_new_tokens=64", "sampling.batch_size=16",
-    "training.rounds=1", "training.questions_per_round=4", "training.warmup_steps=0",
-    "evaluation.every=1", "evaluation.samples=2", "evaluation.validation_samples=1",
-    "evaluation.resamples=200",
-]  # fmt: skip
-OWN = {
-    "laptop": ["warmup.traces=8", "warmup.steps=2", "warmup.batch_size=4"],
-    "paper": [
-        "engine.kind=transformers", "problems.band.samples=2", "problems.band.format_rate=0",
-    ],
-}  # fmt: skip
-RANDOM = {"builtin:smollm2": models.smollm2, "Qwen/Qwen3-1.7B": models.qwen3}
+ALIKE = {*SAME, "predict", "quickstart", "quickstart-rates", "tokens"}  # with what other tests run
 
 
-def written(experiment, folder):
-    """Overrides that name a source of 60 rows with the columns that the file reads."""
-    rows = [
-        {"q": p.question, "s": reference_solution(p), "a": str(p.answer)}
-        for p in generate_problems(60, seed=1, holdout=True)
-    ]
-    settings = experiment["problems"]
-    if settings["source"] == "jsonl":  # GSM8K's form
-        lines = [
-            json.dumps({"question": r["q"], "answer": f"{r['s']}\n#### {r['a']}"}) for r in rows
-        ]
-        (folder / "train.jsonl").write_text("\n".join(lines), "utf-8")
-        return [f"problems.path={folder / 'train.jsonl'}"]
-    if settings["source"] == "dataset":
-        columns = [settings[name] for name in ("question", "solution", "answer")]
-        frame = pl.DataFrame(
-            [(r["q"], f"<think>\nHm.\n</think>\n\n{r['s']}", r["a"]) for r in rows],
-            schema=columns,
-            orient="row",
-        )
-        (folder / "rows" / "data").mkdir(parents=True)
-        frame.write_parquet(folder / "rows" / "data" / f"{settings['part']}-00000-of-00001.parquet")
-        return [f"problems.name={folder / 'rows'}"]
-    return []
-
-
-def answered(body):
-    """As the oracle where the critic is asked for a critique, else with a correct solution."""
-    text = body["messages"][0]["content"]
-    if text == LIVENESS_PROMPT:
-        return critic_server.say("A")
-    if "\n=== " in text:
-        return critic_server.exact(body)
-    answer = parse_question(text.splitlines()[-1]).answer
-    return critic_server.say(f"<step_1>x</step_1><answer>{answer}</answer>")
+@pytest.fixture(scope="module")
+def workspace(prefect, tmp_path_factory):
+    """One for all files, without any model of this machine but those that ship."""
+    folder = tmp_path_factory.mktemp("smoke")
+    server = {name: os.environ[name.name] for name in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
+    with pytest.MonkeyPatch.context() as patch, temporary_settings(server):
+        patch.setenv("SDCORE_CACHE", str(folder / "cache"))
+        yield folder
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.night if name in ALIKE else ()) for name in FILES],
+    [
+        pytest.param(name, marks=pytest.mark.night if name in ALIKE else ())
+        for name in shipped_names()
+    ],
 )
-def test_a_shipped_experiment_runs_through_all_its_stages(name, tmp_path):
-    file = EXPERIMENTS / f"{name}.toml"
-    experiment = tomllib.loads(file.read_text("utf-8"))
-    model = experiment["model"]["name"]
-    overrides = [*TINY, *OWN.get(name, []), *written(experiment, tmp_path)]
-    overrides += [
-        f"conditions.{condition}.group_size=2"
-        for condition, settings in experiment["conditions"].items()
-        if settings["objective"] == "grpo"
-    ]
-    if model in RANDOM:
-        overrides.append(f"model.name={RANDOM[model](tmp_path / 'model')}")
-    if "lora" in experiment["training"]:
-        overrides += ["training.lora.rank=4"]
-    with critic_server.serve(answered) as (url, asked):
-        if "critic" in experiment:
-            overrides.append(f"critic.base_url={url}")
-        sdcore("run", file, *overrides, "--workspace", tmp_path / "runs")
-    planned, rows = load_experiment(file, overrides), tables(tmp_path / "runs")
-    assert bool(asked) == ("critic" in experiment)
+def test_a_shipped_experiment_runs_through_all_its_stages(name, workspace):
+    main.run(name, workspace=workspace, scale=main.Scale.SMOKE)
+    (stored,) = (
+        Store(workspace / "sdcore.duckdb").rows("experiments", name=f"{name}-smoke").to_dicts()
+    )
+    planned = Experiment.model_validate_json(stored["config"])
+    own = {"experiment_id": stored["experiment_id"]}
+    rows = {table: frame.filter(**own) for table, frame in tables(workspace).items()}
     lost = set(rows["trials"].filter(~pl.col("chosen"))["trial"])
     for condition, settings in planned.conditions.items():
         updates = rows["updates"].filter(condition=condition)
@@ -113,6 +57,8 @@ def test_a_shipped_experiment_runs_through_all_its_stages(name, tmp_path):
     assert len(rows["comparisons"]) > 0
     assert (len(rows["difficulties"]) > 0) == (planned.problems.band is not None)
     assert bool((rows["updates"]["round"] < 0).any()) == (planned.warmup is not None)
+    critiques = rows["critiques"]
+    assert (critiques["valid"].all() and len(critiques) > 0) or planned.critic is None
 
 
 @pytest.mark.parametrize("name", SAME)

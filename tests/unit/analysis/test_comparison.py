@@ -8,7 +8,7 @@ from sdcore.errors import DataError
 from sdcore.reports import printing
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
-from tests.helpers.example import EXPERIMENT, fill, rollout, update
+from tests.helpers.example import EXPERIMENT, fill, rollout, run_row, update
 
 
 def score_row(condition, seed, round_, split, avg, tokens):
@@ -117,7 +117,7 @@ def test_a_condition_that_trained_nothing_is_named_and_never_compared(tmp_path):
     assert set(rows.filter(condition="step_aligned", baseline="base")["seeds"]) == {2}
     summary = comparison.summary(store, EXPERIMENT.experiment_id)
     reference = summary.filter(condition="reference", checkpoint="validation").row(0, named=True)
-    assert reference["note"] == "trained nothing"
+    assert summary.filter(condition="reference")["note"].to_list() == ["trained nothing"] * 2
     assert reference["gain"] is None and reference["avg_at_k"] is None
     grpo = summary.filter(condition="grpo", checkpoint="validation").row(0, named=True)
     assert grpo["note"] == "seed 0 trained nothing" and grpo["seeds"] == 1
@@ -208,6 +208,21 @@ def test_a_schedule_cut_off_by_the_budget_is_said_beside_the_number(tmp_path):
     assert tokens.filter(pair="grpo − base")["note"][0].startswith("grpo at round 2 of 4")
 
 
+def test_a_schedule_that_seeds_cut_off_differently_names_the_round_of_each(tmp_path):
+    """GRPO's seed 0 samples twice as much: its round 2 is in the budget; seed 1 has round 4."""
+    store = fill(Store(tmp_path / "sdcore.duckdb"))
+    grpo, seed = pl.col("condition") == "grpo", pl.col("seed")
+    last = grpo & (seed == 1) & (pl.col("round") == 4)
+    changed = store.rows("scores").with_columns(
+        sampled_tokens=pl.col("sampled_tokens") * pl.when(grpo & (seed == 0)).then(2).otherwise(1),
+        avg_at_k=pl.when(last).then(1.0).otherwise("avg_at_k"),
+    )
+    store.replace(scores=changed)
+    rows, _ = comparison.comparisons(store, EXPERIMENT.experiment_id)
+    caveat = rows.filter(condition="grpo", baseline="base", budget="tokens")["caveat"][0]
+    assert caveat.startswith("grpo at round 2/4 of 4")
+
+
 def test_a_curve_has_the_interval_over_its_seeds(store):
     rows = comparison.curves(store, EXPERIMENT.experiment_id)
     last = rows.filter(condition="step_aligned", round=4).row(0, named=True)
@@ -262,3 +277,40 @@ def test_a_value_without_an_interval_is_printed_alone(store):
     *_, (_, printed) = printing.printable(**tables)
     cells = printed.filter(condition="step_aligned", round="0").row(0, named=True)
     assert cells["before first error"] == "+0.150"
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The same run once more under another name, with perfect scores and soon stopped."""
+    store = fill(Store(tmp_path_factory.mktemp("both") / "sdcore.duckdb"))
+    copies = {}
+    for name in TABLES:
+        rows = store.rows(name)
+        text = rows.select(pl.col(pl.String)).columns
+        ids = [column for column in text if column.endswith("_id")]
+        copies[name] = rows.with_columns(pl.col(ids) + " of another")
+    copies["scores"] = copies["scores"].with_columns(avg_at_k=pl.lit(1.0))
+    run = {"experiment_id": f"{EXPERIMENT.experiment_id} of another", "seed": 0, "round": 1}
+    copies["stops"] = TABLES["stops"].frame(
+        [run | {"condition": name, "sign": "format", "reason": "none", "good_round": 0}
+         for name in EXPERIMENT.conditions]
+    )  # fmt: skip
+    store.append_missing(**copies)
+    return store
+
+
+@pytest.mark.parametrize(
+    "part",
+    [comparison.summary, comparison.curves, comparison.signal_summary, comparison.warnings,
+     lambda store, run: comparison.comparisons(store, run)[0]],
+)  # fmt: skip
+def test_another_run_in_the_workspace_changes_nothing(store, both, part):
+    alone = part(store, EXPERIMENT.experiment_id)
+    assert part(both, EXPERIMENT.experiment_id).equals(alone)
+
+
+def test_a_run_without_scores_has_curves_without_rows(tmp_path):
+    store = Store(tmp_path / "sdcore.duckdb")
+    store.append_missing(experiments=TABLES["experiments"].frame([run_row()]))
+    curves = comparison.curves(store, EXPERIMENT.experiment_id)
+    assert not len(curves) and {"condition", "round", "value", "low"} <= set(curves.columns)

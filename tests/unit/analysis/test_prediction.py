@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 from scipy.stats import spearmanr
 
-from sdcore.analysis.prediction import by_verdict, correlations, rank_correlation
+from sdcore.analysis.prediction import by_verdict, correlations, harm_thresholds, rank_correlation
 from sdcore.config import EvaluationConfig
 
 SETTINGS = EvaluationConfig(resamples=500)
@@ -83,3 +83,36 @@ def test_gains_by_verdict():
         ("localised", 2, pytest.approx(0.04), 0.02, 0.06),
         ("diffuse", 1, pytest.approx(-0.01), -0.01, -0.01),
     ]
+
+
+def test_a_threshold_is_judged_on_contexts_that_had_no_part_in_it():
+    """AUC .5 and .6 do harm, .8 and .9 do not: the cut is between .6 and .8, without errors.
+
+    Without .6 it is at .65 and without .8 at .75, which judge both rightly. At the error 0 and -1
+    do harm, -4 and -5 do not: the cut is between -1 and -4. Without -1 it is at -2, without -4 at
+    -3, so that both are judged rightly too. With b and c swapped, no cut is without an error.
+    """
+    rows = {"a": (0.5, 0.0, -0.2), "b": (0.6, -1.0, -0.1), "c": (0.8, -4.0, 0.1), "d": (0.9, -5, 1)}
+    frame = pl.DataFrame(
+        [
+            {"context": name, "error_auc": auc, "error": error, "copied": None, "high": high}
+            for name, (auc, error, end) in rows.items()
+            for high in (end, 0.3)  # under the other mask none does harm
+        ]
+    )
+    auc, error = harm_thresholds(frame).iter_rows(named=True)
+    assert (auc["measure"], auc["harm"], auc["start"], auc["end"]) == (
+        "error_auc",
+        "below",
+        0.6,
+        0.8,
+    )
+    assert (auc["harmful"], auc["contexts"], auc["errors"], auc["errors_left_out"]) == (2, 4, 0, 0)
+    assert (error["harm"], error["start"], error["end"], error["errors"]) == ("above", -4, -1, 0)
+    assert error["errors_left_out"] == 0
+    swapped = frame.with_columns(
+        high=pl.when(context=pl.lit("b")).then(0.1).when(context=pl.lit("c")).then(-0.1)
+        .otherwise("high")
+    )  # fmt: skip
+    assert harm_thresholds(swapped)["errors"].to_list() == [1, 1]
+    assert harm_thresholds(frame.with_columns(high=0.1)).is_empty()

@@ -3,8 +3,8 @@
 import polars as pl
 import pytest
 
-from sdcore.analysis.teacher_ability import asked, measures
-from sdcore.config import EvaluationConfig
+from sdcore.analysis.teacher_ability import asked, mask_of, measures
+from sdcore.config import DistillConfig, EvaluationConfig
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
 from tests.helpers.example import EXPERIMENT, critique, lineage, rollout
@@ -79,17 +79,20 @@ def test_the_rollouts_of_a_problem_take_turns(tmp_path):
         (row["start"], row["turn"], index[row["rollout_id"]]) for row in one.iter_rows(named=True)
     ]
     assert turns == [
+        ("after_question", 1, 1),  # of the wrong rollout
+        ("after_step", 0, 1), ("after_step", 1, 1), ("after_step", 2, 1),
         ("error", 0, 1), ("error", 1, 1), ("error", 2, 1),
         ("question", 0, 0), ("question", 1, 1), ("question", 2, 0),
+        ("step", 0, 1), ("step", 1, 1), ("step", 2, 1),
     ]  # fmt: skip
-    assert len(planned) == 2 * 4 * 6
+    assert len(planned) == 2 * 4 * 13
     assert asked(filled(tmp_path / "again"), FROZEN, 0).is_empty()
 
 
 def test_more_samples_keep_those_that_there_were(tmp_path):
     store, keys = filled(tmp_path), ["context", "start", "rollout_id", "turn"]
     few, many = (asked(store, FROZEN, count).select(keys) for count in (2, 5))
-    assert len(many.join(few, on=keys, how="semi")) == len(few) == 2 * 4 * 4
+    assert len(many.join(few, on=keys, how="semi")) == len(few) == 2 * 4 * 9
 
 
 def test_the_gain_is_the_paired_difference_of_the_problems(tmp_path):
@@ -130,6 +133,54 @@ def test_samples_beyond_those_asked_for_do_not_count(tmp_path):
     one = measures(store, asked(store, FROZEN | {"problems": ["p2"]}, 3), NO_TOKENS, SETTINGS)
     rows = by_measure(one, "reference")
     assert rows["teacher"]["value"] == pytest.approx(1 / 3) and rows["gain"]["rollouts"] == 3
+
+
+def test_the_gain_of_a_mask_is_that_of_its_mixed_policy_on_wrong_rollouts(tmp_path):
+    """Two samples each from the question and from the step, of which the problems' right ones are:
+
+    student from the question 1, 0, 1, 0, so 1/2, 0, 1/2, 0. Until the error, one sample each (the
+    other turn is the right rollout's): teacher 1, 1, 0, 1, student 1, 0, 0, 0. The gain is that of
+    1/2, 1, -1/2, 1, so 1/2 with a deviation of √(1/2); the context adds 0, 1, 0, 1, so 1/2. The
+    error's step: teacher 2, 1, 1, 0 and student 1, 1, 1, 1: the gain is 1/4, and nothing is added.
+    """
+    right = {
+        ("none", "question"): (1, 0, 1, 0), ("none", "after_question"): (2, 0, 0, 0),
+        ("reference", "after_question"): (2, 2, 0, 2), ("none", "after_step"): (1, 1, 1, 1),
+        ("reference", "after_step"): (2, 1, 1, 0),
+    }  # fmt: skip
+    store = filled(tmp_path)
+    planned = asked(store, FROZEN, 2)
+    store_samples(store, [
+        sample(row, correct=row["turn"] < right[kind][int(row["problem_id"][1])])
+        for row in planned.iter_rows(named=True)
+        if (kind := (row["context"], row["start"])) in right
+    ])  # fmt: skip
+    found = measures(store, planned, NO_TOKENS, SETTINGS)
+    rows, own = by_measure(found, "reference"), by_measure(found, "none")
+    assert rows["right_until_error"]["value"] == 3 / 4
+    gain = rows["gain_until_error"]
+    assert (gain["value"], gain["rollouts"], gain["high"]) == (1 / 2, 4, 1)
+    assert gain["low"] == pytest.approx(1 / 2 - 3.18245 * 0.5**0.5 / 2, abs=1e-4)
+    assert rows["added_until_error"]["value"] == 1 / 2
+    assert (rows["gain_error"]["value"], rows["added_error"]["value"]) == (1 / 4, 0)
+    assert rows["gain_error"]["rollouts"] == 8
+    assert own["gain_until_error"]["value"] == 0 and own["gain_error"]["value"] == 1 / 4
+    assert "added_error" not in own and "gain_after" not in rows
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mask"),
+    [
+        ("all", "all"), ("until_error", "until_error"), ("error", "error"),
+        ({"after": 0, "answer": 0}, "until_error"), ({"before": 0}, "from_error"),
+        ({"before": 0, "at": 0, "after": 0.5}, "after"), ({"at": 3}, "all"),
+        ({"before": 0, "after": 0}, None), ({"kind": "advantages"}, None),
+        ({"kind": "positions"}, None),
+    ],
+)  # fmt: skip
+def test_a_weighting_has_the_mask_of_its_regions(tokens, mask):
+    condition = {"objective": "distill", "context": "c", "learning_rate": 1.0, "tokens": tokens}
+    assert mask_of(DistillConfig.model_validate(condition).tokens) == mask
 
 
 def test_reactions_are_shares_of_the_judged_continuations(tmp_path):

@@ -73,6 +73,45 @@ def test_the_first_rule_that_applies_is_the_verdict(changes, word):
     assert word in RULES
 
 
+MASKED = {"gain_all": (0.3, 0.1, 0.5, 20), "added_all": (0.3, 0.1, 0.5, 20)}
+WORSE = {"gain_after": (0.1, -0.1, 0.3, 20), "added_after": (0.3, 0.2, 0.4, 20)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word", "better"),
+    [
+        (MASKED | WORSE, "localised", ("all",)),
+        (WORSE, "teacher not better", ()),
+        # more than from the question, but no more than without the context at the same places
+        ({"gain_all": (0.3, 0.1, 0.5, 20), "added_all": (0.1, 0.0, 0.2, 20)},
+         "teacher not better", ()),
+        # neither the whole teacher nor every mask may be without a gain
+        (ABLE | {"gain": (0.2, 0.0, 0.4, 40)} | MASKED, "teacher not better", ("all",)),
+        (ABLE | {"gain": (0.2, 0.1, 0.4, 40)} | WORSE, "teacher not better", ()),
+        # nine responses, or no bounds, are not enough
+        ({"gain_all": (0.3, -0.1, 0.5, 9), "added_all": (0.3, 0.1, 0.5, 9)}, "localised", None),
+        ({"gain_all": (0.3, math.nan, math.nan, 20), "added_all": (0.3, 0.1, 0.5, 20)},
+         "localised", None),
+    ],
+)  # fmt: skip
+def test_a_teacher_has_to_be_better_under_one_mask(changes, word, better):
+    found = verdict(**changes)
+    assert (found.word, found.better_at) == (word, better)
+
+
+def test_a_mask_that_helps_all_the_same_is_named():
+    why = verdict(**ABLE, **MASKED, gain=(0.2, 0.0, 0.4, 40)).why
+    assert why.endswith("(+20 points, +0 to +40), though it is where it writes all tokens")
+
+
+def test_the_best_mask_of_a_teacher_that_is_no_better_is_named():
+    assert verdict(**WORSE).why == (
+        "whichever tokens it writes, no more answers are shown to be right; at most +10 points "
+        "(−10 to +30) from tokens after the error, and +30 points (+20 to +40) against the student "
+        "going on there by itself"
+    )
+
+
 def test_the_reason_has_the_numbers():
     assert verdict().why == (
         "it finds the wrong step (AUC 0.80, 0.70 to 0.90), makes 10% of the errors likelier and "

@@ -1,6 +1,7 @@
 """What the command prints and refuses, in this process; no run is started."""
 
 import errno
+import io
 import json
 import os
 import subprocess
@@ -198,3 +199,43 @@ def test_an_error_of_the_system_has_a_cause_a_place_and_a_fix(monkeypatch, capsy
     assert caught.value.code == 1 and "--debug" not in printed
     assert f"got: {os.strerror(code)}" in printed and "where: /data/runs/x" in printed
     assert fix in printed.partition("fix: ")[2]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_a_terminal_cannot_encode_is_escaped(workspace, encoding, monkeypatch):
+    arguments = ["query", "SELECT '5–7' AS a, count(*) AS n FROM problems"]
+    monkeypatch.setattr(sys, "argv", ["sdcore", *arguments, "--workspace", str(workspace)])
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding))
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    sys.stdout.flush()
+    assert not caught.value.code
+    assert r"5\u20137" in printed.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "fix"),
+    [(errno.ENOSPC, "No space left", "free disk space"),
+     (errno.ENOENT, "No usable temporary directory found in ['/tmp']", "set TMPDIR")],
+)  # fmt: skip
+def test_what_names_no_file_has_a_fix_too(monkeypatch, capsys, code, said, fix):
+    def fail():
+        raise OSError(code, said)
+
+    monkeypatch.setattr(main, "app", lambda arguments: fail())
+    with pytest.raises(SystemExit):
+        main.main()
+    printed = capsys.readouterr().err
+    assert f"got: {said}" in printed and f"fix: {fix}" in printed
+
+
+def test_the_tables_do_not_get_the_number_of_a_closed_stream():
+    code = (
+        "import os, sys; from flows.commands.main import main; sys.argv = ['sdcore', '--version']\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert os.open(os.devnull, os.O_RDONLY) > 2"
+    )
+    closed = f'exec "{sys.executable}" -c "$0" <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", closed, code]).returncode == 0

@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from sdcore.config import LlmCriticConfig, ProblemsConfig
 from sdcore.critics.benchmark import make_trials
 from sdcore.critics.client import ChatEndpoint
 from sdcore.critics.corruption import corrupted_gsm8k, gsm8k_solution
-from sdcore.critics.llm import LlmCritic, OracleCritic, judge, prompt
+from sdcore.critics.llm import LlmCritic, OracleCritic, Reply, judge, prompt
 from sdcore.critics.validation import Submission
 from sdcore.errors import EngineError
 from sdcore.grading.answers import grade
@@ -98,6 +99,25 @@ def test_asking_is_bounded_and_the_last_reason_stays():
     assert found.case == "A"  # its claim is kept
 
 
+def test_a_refused_critique_is_asked_for_again_while_others_are_still_awaited():
+    other = replace(HANDED, trace="<step_1>other</step_1>")
+    asked_again, awaited = threading.Event(), []
+
+    def answer(body):
+        if "<step_1>other" in body["messages"][0]["content"]:
+            awaited.append(asked_again.wait(5))  # it answers only after the second request
+            return server.critique("D", 1, GOOD)
+        if len(body["messages"]) == 1:
+            return server.critique("D", 2, WRONG)
+        asked_again.set()
+        return server.critique("D", 2, GOOD)
+
+    with server.serve(answer) as (url, _):
+        found = dict(critic(url).criticise([HANDED, other]))
+    assert awaited[0]
+    assert found[0].attempts == 2 and found[0].valid
+
+
 def test_one_that_gets_no_answer_does_not_hold_up_the_others():
     def answer(body):
         lost = "<step_1>lost" in body["messages"][0]["content"]
@@ -181,3 +201,26 @@ def test_the_oracle_is_a_critic_like_any_other():
     ((index, found),) = oracle.criticise([HANDED])
     assert (index, found.first_wrong_step, found.corrected) == (0, 2, GOOD)
     assert oracle.content_id(HANDED) is None
+
+
+def test_a_prompt_of_ones_own_is_sent_and_is_part_of_what_an_answer_is_known_by():
+    own = "{{ mark }}: {{ question }} {{ trace }}"
+    prompts = {"prompts": {"short": own}, "prompt_of": {"c": "short"}}
+    usual = LlmCriticConfig(kind="llm", model="m", **prompts)
+    heard = []
+
+    class Silent:
+        def ask(self, conversations, go_on):
+            for index, messages in enumerate(conversations):
+                heard.append(messages[0]["content"])
+                reply = Reply(None, failure="nothing")
+                assert go_on(index, reply) is None
+                yield index, reply
+
+    critics = [LlmCritic(each, Silent()) for each in (usual, usual.asking("c"))]
+    for critic in critics:
+        assert len(list(critic.criticise([HANDED]))) == 1
+    assert heard == [prompt(HANDED), prompt(HANDED, own)] and heard[1].startswith("=== ")
+    contents = {critic.content_id(HANDED) for critic in critics}
+    bare = LlmCritic(LlmCriticConfig(kind="llm", model="m"), Silent())
+    assert len(contents) == 2 and bare.content_id(HANDED) in contents

@@ -149,3 +149,17 @@ def test_a_right_trace_is_passed_unless_a_step_of_it_is_called_wrong():
     handed = Submission("47+23-31-12?", GOOD, True, "27")
     assert infidelity(Critique("A", None, GOOD), handed) is None
     assert infidelity(Critique("A", 2, GOOD), handed) == "case A, but step 2 is called wrong"
+
+
+@pytest.mark.parametrize(
+    ("rewritten", "reason"),
+    [
+        ("70-31 is 39, not 38: 70-31=39", "step 2 is wrong, but its result 38 is named"),
+        ("70-31: 39", "new steps are in another notation: one without ="),
+        (TWO, None),
+    ],
+)
+def test_a_rewritten_step_neither_names_the_wrong_result_nor_leaves_out_its_own(rewritten, reason):
+    submission = Submission("47+23-31-12?", WRONG, False, "27")
+    critique = replace(MENDED, corrected=render_trace([ONE, rewritten, THREE], "27"))
+    assert infidelity(critique, submission) == reason

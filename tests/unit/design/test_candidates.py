@@ -1,9 +1,11 @@
 """The candidates of an experiment file, and why combinations are skipped."""
 
 import pytest
+from pydantic import ValidationError
 
 from sdcore.config import Experiment
 from sdcore.design.candidates import enumerate_field
+from sdcore.design.experiments import prompt_experiment, search_experiment
 from sdcore.errors import ConfigError
 
 TREE = {
@@ -101,3 +103,39 @@ def test_there_has_to_be_a_choice_and_a_condition_to_compare_with():
         field(design={"condition": "grpo"})
     with pytest.raises(ValueError, match="did you mean step_aligned"):
         field(design={"contexts": ["step_alined"]})
+
+
+def test_each_prompt_of_the_critic_comes_with_the_contexts_that_show_a_critique():
+    critic = {
+        "kind": "llm",
+        "model": "m",
+        "prompts": {"terse": "{{ trace }}", "long": "{{ trace }}"},
+    }
+    design = {"contexts": ["reference", "step_aligned"], "tokens": ["all"]}
+    found = field(design=design, critic=critic)
+    assert names(found) == ["step", "ref", "step_aligned-all-terse", "step_aligned-all-long"]
+    assert [each.prompt for each in found.candidates] == [None, None, "terse", "long"]
+    assert (found.prompts, found.usual) == (("terse", "long"), None)
+    other = field(design=design, critic=critic | {"prompt": "long", "prompt_of": {"ref": "terse"}})
+    assert names(other) == ["step", "ref", "reference-all", "step_aligned-all-terse"]
+    assert [each.prompt for each in other.candidates] == ["long", "terse", "long", "terse"]
+    search = search_experiment(Experiment.model_validate(TREE | {"critic": critic}), found)
+    assert search.critic.prompt_of == {
+        "step_aligned-all-terse": "terse", "step_aligned-all-long": "long",
+        "diagnose/terse": "terse", "diagnose/long": "long",
+    }  # fmt: skip
+    assert search.critic.asking("diagnose/terse").template == "{{ trace }}"
+    assert search.critic.asking("diagnose").template is None
+    assert prompt_experiment(search, found, "terse").diagnose.contexts == ("step_aligned",)
+
+
+@pytest.mark.parametrize(
+    ("critic", "said"),
+    [
+        ({"prompt": "x"}, "has no prompt named x"),
+        ({"prompts": {"x": "{{ reward }}"}}, "names reward; there are answer, correct"),
+    ],
+)
+def test_a_mistaken_prompt_of_the_critic_is_a_message(critic, said):
+    with pytest.raises(ValidationError, match=said):
+        Experiment.model_validate(TREE | {"critic": {"kind": "llm", "model": "m"} | critic})

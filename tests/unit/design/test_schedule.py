@@ -6,6 +6,7 @@ from sdcore.config import Experiment
 from sdcore.design.schedule import (
     Rung,
     confirmation_tokens,
+    critic_bounds,
     halving,
     plan,
     preflight_tokens,
@@ -58,12 +59,30 @@ def test_a_rung_keeps_one_in_eta_and_trains_eta_times_as_long(
 
 
 def test_the_bounds_count_every_sample_at_its_longest():
-    # 4 problems x (2 rollouts + 5 contexts x 3 samples x 2 starts) + 5 x 2 of the base, x 10 tokens
-    assert preflight_tokens(experiment(), contexts=5) == 10 * (4 * 32 + 10)
+    # 4 problems x (2 rollouts + 5 contexts x 3 samples x 5 starts) + 5 x 2 of the base, x 10 tokens
+    assert preflight_tokens(experiment(), contexts=5) == 10 * (4 * 77 + 10)
     # 3 candidates x 2 seeds x ((4 - 2) rounds x 3 questions x 2 + 5 x 2 on validation) x 10
     assert rung_tokens(experiment(), Rung(2, 4, 3, 1), before=2) == 10 * 6 * (12 + 10)
     # base and each checkpoint: 5 x 2 + 7 x 6 = 52; 4 conditions x 2 seeds x (24 + 2 checkpoints)
     assert confirmation_tokens(experiment()) == 10 * (52 + 8 * (4 * 3 * 2 + 2 * 52))
+
+
+def test_the_critic_is_counted_for_each_prompt_and_stage():
+    prices = {"price_in": 1, "price_out": 3}
+    critic = {"kind": "llm", "model": "m", "attempts": 2, "max_tokens": 100} | prices
+    search = experiment(critic=critic)
+    rungs = (Rung(1, 2, 3, 2), Rung(2, 4, 2, 1))
+    found = critic_bounds(search, search, rungs, {"own": 50, "terse": 20})
+    # 4 problems x 2 rollouts; rung 1: 2 rounds x 3 questions x 2 x 3 candidates x 2 seeds, rung 2:
+    # x 2 candidates; confirmation: 4 rounds x 3 x 2 x 4 conditions x 2 seeds
+    assert {stage: each.critiques for stage, each in found.items()} == {
+        "preflight, own": 8, "preflight, terse": 8, "rung 1": 72, "rung 2": 48,
+        "confirmation": 192,
+    }  # fmt: skip
+    terse, first = found["preflight, terse"], found["rung 1"]
+    assert (terse.written, terse.read, first.read) == (8 * 200, 8 * 40, 72 * 100)
+    assert terse.cost == pytest.approx((1600 * 3 + 320) / 1e6)
+    assert critic_bounds(experiment(), experiment(), rungs, {}) == {}
 
 
 def test_a_band_is_counted_with_all_the_candidates_that_it_may_look_at():
@@ -75,14 +94,14 @@ def test_a_band_is_counted_with_all_the_candidates_that_it_may_look_at():
 
 
 def test_a_budget_lets_fewer_candidates_in_and_is_refused_below_two():
-    # preflight 1380; per candidate: rung 1 2 seeds x (2 x 6 + 10) x 10 = 440, rung 2 as much
+    # preflight 3180; per candidate: rung 1 2 seeds x (2 x 6 + 10) x 10 = 440, rung 2 as much
     whole = plan(experiment(), experiment(), 5)
     assert [rung.candidates for rung in whole.rungs] == [4, 2]
     confirmation = whole.bounds["confirmation"]
     assert whole.bounds == {
-        "preflight": 1380, "rung 1": 1760, "rung 2": 880, "confirmation": confirmation,
+        "preflight": 3180, "rung 1": 1760, "rung 2": 880, "confirmation": confirmation,
     }  # fmt: skip
-    assert whole.bound == 4020 + confirmation
+    assert whole.bound == 5820 + confirmation
     exact = plan(experiment(design={"max_tokens": whole.bound}), experiment(), 5)
     assert exact == whole
     less = plan(experiment(design={"max_tokens": whole.bound - 1}), experiment(), 5)

@@ -3,7 +3,7 @@ import math
 import polars as pl
 import pytest
 
-from sdcore.analysis.prediction import by_verdict, correlations
+from sdcore.analysis.prediction import by_verdict, correlations, harm_thresholds
 from sdcore.config import EvaluationConfig
 from sdcore.reports.prediction import Prediction, as_dict, figure, printable
 
@@ -26,7 +26,7 @@ def found():
     conditions = pl.DataFrame(rows, schema_overrides={"copied": pl.Float64})
     return Prediction(
         conditions, correlations(conditions, EvaluationConfig(resamples=200)),
-        by_verdict(conditions),
+        by_verdict(conditions), harm_thresholds(conditions),
     )  # fmt: skip
 
 

@@ -140,24 +140,38 @@ def test_the_same_trace_is_found_under_every_context(store, found):
 
 
 def test_the_prospects_come_first_best_context_first(found, page):
-    """All four samples of both problems are right with step_aligned, one of four without."""
+    """All four samples of both problems are right with step_aligned, one of four without.
+
+    With the reference both samples of the wrong rollouts are. After the error none is right. The
+    file's conditions learn from all tokens.
+    """
     (title, frame), *_ = printable(SEEN, found)
     told = dict(frame.iter_rows())
     assert title == "What can be gained"
     assert list(told) == [
-        "all contexts", "tokens after the error", "after the error", "the first token",
+        "all contexts", "learning from all tokens", "learning from tokens after the error",
+        "conditions of this file", "tokens after the error", "after the error", "the first token",
         "step_aligned", "reference",
     ]  # fmt: skip
     assert told["all contexts"] == (
-        "A gain of +75 points from step_aligned (+75 to +75) can be expected at most: the model is "
+        "At most +75 points (+75 to +75) with step_aligned, learning from all tokens: the model is "
         "right in 100% with it in the prompt, in 25% without."
+    )
+    assert told["learning from all tokens"] == (
+        "at most +75 points (+75 to +75) with step_aligned, +75 points (+75 to +75) with reference."
+    )
+    assert told["learning from tokens after the error"] == (
+        "no gain is shown. The student going on there by itself: −25 points (−25 to −25)."
+    )
+    assert told["conditions of this file"] == (
+        "At most reference: +75 points (+75 to +75); step_aligned: +75 points (+75 to +75)."
     )
     assert told["reference"].startswith(
         "at most +50 points (+50 to +50): the model is right in 75%"
     )
     assert "goes on with the wrong value in 100%" in told["after the error"]
     assert "at most 0.30 nats" in told["the first token"] and "is 2:" in told["the first token"]
-    assert page.index("A gain of +75 points") < page.index('id="verdicts"')
+    assert page.index("At most +75 points") < page.index('id="verdicts"')
 
 
 def test_the_teacher_has_a_grid_in_which_the_student_is_a_row(found):
@@ -180,14 +194,37 @@ def with_measure(found, measure, value, low, high):
 
 
 def test_without_a_better_teacher_no_gain_is_promised(found):
-    told = dict(printable(SEEN, with_measure(found, "gain", 0.06, -0.02, 0.14))[0][1].iter_rows())
+    worse = with_measure(found, "gain", -0.1, -0.2, -0.05)
+    told = dict(
+        printable(SEEN, with_measure(worse, "gain_all", 0.06, -0.02, 0.14))[0][1].iter_rows()
+    )
+    assert told["all contexts"] == (
+        "No gain can be expected: with no context is the model shown to be right more often, "
+        "whichever tokens it writes. The largest difference is +6 points (−2 to +14) with "
+        "reference, learning from all tokens."
+    )
+    assert told["learning from all tokens"] == "no gain is shown."
+    assert told["step_aligned"].startswith("a loss: −10 points (−20 to −5)")
+
+
+def test_a_gain_that_the_student_has_by_itself_is_none(found):
+    """More right answers than from the question, but no more than without the context there."""
+    alone = with_measure(found, "added_all", 0.0, -0.1, 0.1)
+    assert dict(printable(SEEN, alone)[0][1].iter_rows())["all contexts"].startswith("No gain")
+
+
+def test_where_no_wrong_step_is_known_the_whole_teacher_is_judged(found):
+    masks = pl.col("measure").str.contains("^(right|gain|added)_")
+    seen = replace(found, measures=found.measures.filter(~masks))
+    told = dict(printable(SEEN, seen)[0][1].iter_rows())
     assert told["all contexts"].startswith(
+        "A gain of +75 points from step_aligned (+75 to +75) can"
+    )
+    none = dict(printable(SEEN, with_measure(seen, "gain", 0.06, -0.02, 0.14))[0][1].iter_rows())
+    assert none["all contexts"].startswith(
         "No gain can be expected: no context is shown to make the model right more often. The "
         "largest difference is +6 points with reference (−2 to +14): "
     )
-    assert told["reference"].startswith("no gain shown: +6 points (−2 to +14)")
-    worse = dict(printable(SEEN, with_measure(found, "gain", -0.1, -0.2, -0.05))[0][1].iter_rows())
-    assert worse["step_aligned"].startswith("a loss: −10 points (−20 to −5)")
 
 
 def with_branches(found, **values):

@@ -76,6 +76,17 @@ def test_an_address_that_cannot_be_used_is_refused(store, target):
         export(store, RUN, target)
 
 
+def test_a_file_that_cannot_be_written_is_named(store, tmp_path, monkeypatch):
+    def full(frame, file):
+        raise pl.exceptions.ComputeError("No space left on device")  # as Polars has it
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    with pytest.raises(SdcoreError, match="not whole") as caught:
+        export(store, RUN, str(tmp_path / "out"))
+    assert "No space left" in str(caught.value.got)
+    assert caught.value.where.startswith(str(tmp_path / "out")) and caught.value.fix
+
+
 TOKEN = "sk-1234567890"
 LEAKS = {
     "plain": f"Bearer {TOKEN}",
