@@ -101,6 +101,7 @@ def test_a_wrong_password_is_said_at_once_and_not_shown(served, database, tmp_pa
 
 
 AUTH = "ada:s3cret-of-Prefect"
+DEFAULT_PORTS = {"prefect": "4200", "mlflow": "5000"}
 
 
 class Platform:
@@ -123,7 +124,9 @@ class Platform:
         }
         tables = {
             "PGPASSWORD": PASSWORD,
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://ada@{place}/prefect_of_pool",
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": (
+                f"postgresql+asyncpg://ada@{place}/prefect_of_pool"
+            ),
             "PREFECT_SERVER_API_AUTH_STRING": AUTH,
             "MLFLOW_BACKEND_STORE_URI": f"postgresql://ada@{place}/mlflow_of_pool",
             "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/pool",
@@ -132,10 +135,9 @@ class Platform:
             "services"
         ]
         for name, health in (("prefect", f"{self.api}/ready"), ("mlflow", f"{self.mlflow}/health")):
-            command = self.services[name]["command"]
-            server = self.start(
-                name, *command, "--host", "127.0.0.1", "--port", ports[name], **tables
-            )
+            here = {"0.0.0.0": "127.0.0.1", DEFAULT_PORTS[name]: str(ports[name])}
+            command = [here.get(word, word) for word in self.services[name]["command"]]
+            server = self.start(name, *command, **tables)
             assert answers(health, server, 300), (folder / f"{name}.log").read_text()
 
     def start(self, name: str, *command: object, **variables: str) -> subprocess.Popen[bytes]:
