@@ -12,6 +12,8 @@ COMPILE = $(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --py
 LICENCES := Apache;BSD;MIT;ISC;PSF;Python Software Foundation;MPL;Mozilla;Artistic
 # MIT by their licence files; their metadata does not say so.
 UNSTATED := huey skops
+# LGPL: libraries that anything may use as they are.
+LIBRARIES := psycopg psycopg-binary
 
 SAMPLE := 40
 
@@ -74,7 +76,7 @@ lock: $(TOOLS)/.ready  ## hashes for what pyproject.toml asks; LOCK=--upgrade fo
 
 audit: $(READY) $(TOOLS)/.ready  ## known vulnerabilities and licences of every dependency; asks PyPI
 	$(TOOLS)/bin/pip-licenses --python $(BIN)/python --partial-match --allow-only "$(LICENCES)" \
-		--ignore-packages $(UNSTATED) --from mixed --summary
+		--ignore-packages $(UNSTATED) $(LIBRARIES) --from mixed --summary
 	cat requirements.lock requirements-torch.lock > $(TOOLS)/all.lock
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement $(TOOLS)/all.lock
 

@@ -173,9 +173,9 @@ class Run:
         Raises:
             StoreError: no run of this experiment has a champion yet.
         """
-        from tasks.tracking.client import Tracking  # noqa: PLC0415 - loads MLflow and torch
+        from tasks.tracking.client import Tracking, store_errors  # noqa: PLC0415 - MLflow and torch
 
-        with closing(Tracking(self.root)) as tracking:
+        with closing(Tracking(self.root)) as tracking, store_errors(tracking.shared):
             policy_id = tracking.champion(self.experiment)
         policies = self._rows("policies").filter(policy_id=policy_id) if policy_id else None
         if policies is None or not len(policies):

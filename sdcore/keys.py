@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
+from urllib.parse import parse_qs, unquote
 
 from sdcore.errors import ConfigError
 
@@ -24,10 +25,16 @@ LOOKS_LIKE_A_KEY = "|".join([
     r"\bhf_\w{30,}",  # Hugging Face
     r"\bgh[opsur]_\w{36,}",  # GitHub
     r"\bAKIA[A-Z0-9]{16}\b",  # Amazon
+    r"\b\w[\w+.-]*://[^\s:@/]*:[^\s:@/]+@\w",  # postgresql://user:password@host/database
 ])  # fmt: skip
 """Regular expression, for Python's `re` and for Polars, of texts that are keys by their looks."""
 
 _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
+# scheme://user:password@place?query. An unescaped password may hold a slash.
+_ADDRESS = re.compile(
+    r"(?P<scheme>\w[\w+.-]*://)(?:(?P<login>[^/?#]*|[^@?]*:[^@]*)@)?(?P<place>[^?#]*)(?P<query>.*)",
+    re.DOTALL,
+)
 _NAMED = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
 # Base64 is cut into lines, hex is grouped: "73 6b", "73:6b", "c2st\nQTFi", invisible spaces.
 _GAP = r"(?:[ \t\r\n:\u00ad\u200b]|\\{some}[nrt]){{0,3}}"
@@ -104,9 +111,42 @@ def read_key(text: str, where: str) -> Key:
 
 
 def environment_keys() -> dict[str, Key]:
-    """The values of the variables of the environment whose names say that they are secret."""
-    values = {name: text.strip() for name, text in os.environ.items() if _SECRET.search(name)}
-    return {f"${name}": Key(text) for name, text in values.items() if len(text) >= SHORTEST}
+    """The keys in the variables of the environment.
+
+    These are the values of variables whose names say that they are secret, the passwords of
+    Prefect's `user:password`, and those in addresses, such as a database's.
+    """
+    keys = {}
+    for name, value in os.environ.items():
+        text = value.strip()
+        if _SECRET.search(name):
+            keys[f"${name}"] = Key(text)
+        elif name.endswith("AUTH_STRING"):
+            keys[f"${name}"] = Key(text.partition(":")[2])
+        elif password := address_key(text):
+            keys[f"${name}"] = password
+    return {name: key for name, key in keys.items() if len(key.text) >= SHORTEST}
+
+
+def address_key(address: str) -> Key | None:
+    """Return the password in an address, which may be its user's or a setting; None without one.
+
+    Examples are `postgresql://user:password@host/database` and
+    `postgresql://host/database?user=user&password=password`.
+    """
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None:
+        return None
+    password = unquote((parts["login"] or "").partition(":")[2])
+    settings = parse_qs(parts["query"].lstrip("?"))
+    password = password or "".join(settings.get("password", []))
+    return Key(password) if password else None
+
+
+def without_login(address: str) -> str:
+    """Return an address without user, password and settings, to be shown and compared."""
+    parts = _ADDRESS.fullmatch(address)
+    return f"{parts['scheme']}{parts['place']}" if parts else address
 
 
 def hub_key() -> Key | None:

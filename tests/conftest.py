@@ -27,6 +27,7 @@ def prefect_service(tmp_path_factory):
     environment = standing.prefect_server(folder, address)
     with subprocess.Popen(
         standing.prefect_command(address),
+        cwd=folder / "prefect",
         env=os.environ | standing.SETTINGS | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

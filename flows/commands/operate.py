@@ -42,9 +42,12 @@ def up(
     """
     from flows.servers import standing
     from flows.servers.login import PAGE
+    from flows.servers.named import named
 
     root = workspace.absolute()
     standing.require_workspace(root)
+    for line in named(root, up=True).values():
+        notes.print(line, soft_wrap=True, markup=False, highlight=False)
     if set(standing.addresses(root)) == {"prefect", "mlflow"} and standing.processes(
         root, "deployments"
     ):

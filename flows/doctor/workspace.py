@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from flows.doctor.findings import Finding
 from flows.servers import standing
+from flows.servers.named import named
 from sdcore.errors import SdcoreError, StoreBusyError
 from sdcore.store.check import PATIENCE, check
 from sdcore.store.database import query_file
@@ -37,7 +38,7 @@ def looks(root: Path) -> dict[str, Callable[[], Iterator[Finding]]]:
     """The looks at a workspace, by name; one that does not exist yet has nothing but a place."""
     if not os.path.lexists(root):
         return {"workspace": partial(place, root)}
-    servers = {name: partial(database, root, name) for name in SERVERS}
+    servers = {name: partial(server, root, name) for name in SERVERS}
     return {
         "workspace": partial(place, root),
         "services": partial(services, root),
@@ -178,6 +179,17 @@ def notes(root: Path) -> Iterator[Finding]:
                 f"rm {shlex.quote(str(path))}: the next run of that experiment file writes it again"
             )
             yield Finding("notes", "fail", found, fix)
+
+
+def server(root: Path, name: str) -> Iterator[Finding]:
+    """The tables of a server: those that the environment names, else the workspace's file."""
+    lines = named(root)
+    given = [line for variable, line in lines.items() if variable.startswith(name.upper())]
+    if given:
+        fix = "unset the variable, if that is not what you want"
+        yield Finding(name, "ok", f"not in the workspace. {'; '.join(given)}", fix)
+    else:
+        yield from database(root, name)
 
 
 def database(root: Path, name: str) -> Iterator[Finding]:

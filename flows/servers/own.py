@@ -11,24 +11,31 @@ from pathlib import Path
 import httpx
 
 from flows.servers import standing
+from flows.servers.named import named
 from sdcore.errors import SdcoreError
+from sdcore.keys import address_key, redacted, without_login
+from sdcore.system.consoles import PlainConsole
 from sdcore.system.ports import answers, free_port
 from sdcore.system.supervise import die_with_parent
 
 ANSWER_SECONDS = 30  # a busy machine's server needs a few
 DRAIN_SECONDS = 20
+_NOTES = PlainConsole(stderr=True)
 
 
 @contextmanager
 def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
     """Start a server for the workspace, unless `sdcore up` or ``PREFECT_API_URL`` provides one.
 
-    The server keeps its database in the workspace and listens on loopback only. Enter this before
-    Prefect is imported, which reads its settings then. The server takes seconds to start, and so do
-    the imports: call what is yielded after them; it waits until the server answers and returns its
-    API address.
+    The server keeps its database in the workspace, unless the environment names another one, and
+    listens on loopback only. What the environment names is said. Enter this before Prefect is
+    imported, which reads its settings then. The server takes seconds to start, and so do the
+    imports: call what is yielded after them; it waits until the server answers and returns its API
+    address, without a login.
     """
     standing.require_workspace(root)
+    for line in named(root).values():
+        _NOTES.print(line, soft_wrap=True, markup=False, highlight=False)
     os.environ.update(standing.environment(root))
     if given := os.environ.get("PREFECT_API_URL"):
         standing.require_settings()
@@ -64,7 +71,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
 
 
 def _reached(api: str) -> str:
-    """The address of a running server's API, once it has answered, whatever it said.
+    """The address of a running server's API without its login, once it has answered anything.
 
     Raises:
         SdcoreError: nobody answers there, or it is no address.
@@ -74,12 +81,12 @@ def _reached(api: str) -> str:
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise SdcoreError(
             "no Prefect server answers",
-            got=error,
-            where=f"PREFECT_API_URL = {api}",
+            got=redacted(str(error), address_key(api)),
+            where=f"PREFECT_API_URL = {without_login(api)}",
             fix="start that server, or unset the variable (`sdcore down` if `sdcore up` set it): "
             "then the command starts its own",
         ) from error
-    return api
+    return without_login(api)
 
 
 def _ready(api: str, server: subprocess.Popen[bytes], log_path: Path) -> str:

@@ -21,9 +21,10 @@ import yaml
 from pydantic import ValidationError
 
 from flows.servers.login import HOSTS, USER, login, remove_page, write_page, write_private
-from sdcore.errors import SdcoreError
+from sdcore.errors import ConfigError, SdcoreError
 from sdcore.system.ports import answers
 from tasks.tracking.mlflow_file import artifacts_uri, follow_if_moved
+from tasks.tracking.stores import ARTIFACTS, TRACKING, shared_store
 
 NAMES = ("prefect", "mlflow", "deployments")
 START_SECONDS = 300  # a busy machine needs most of them
@@ -39,7 +40,10 @@ SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 _MARK = "SDCORE_SERVICE"
-_SPECIAL = set("?%#")  # SQLAlchemy's addresses end at `?`, alembic and MLflow decode `%`
+PREFECT_TABLES = (  # two names of one setting
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL",
+    "PREFECT_API_DATABASE_CONNECTION_URL",
+)
 _STATE = "services.json"
 
 
@@ -70,13 +74,13 @@ def environment(root: Path) -> dict[str, str]:
     """
     own = SETTINGS | {"SDCORE_WORKSPACE": str(root)}
     found = addresses(root)
-    if os.environ.get("PREFECT_API_URL") in (None, f"{found.get('prefect')}/api"):
+    if os.environ.get("PREFECT_API_URL") in (None, "", f"{found.get('prefect')}/api"):
         own |= prefect_client(root)
     if "prefect" in found:
         own |= {"PREFECT_API_URL": f"{found['prefect']}/api"}
     if "mlflow" in found:
         own |= {"SDCORE_MLFLOW_URL": found["mlflow"]}
-    stays = (name for name in (*SETTINGS, "PREFECT_API_URL") if name in os.environ)
+    stays = (name for name in (*SETTINGS, "PREFECT_API_URL") if os.environ.get(name))
     return own | {name: os.environ[name] for name in stays}
 
 
@@ -115,17 +119,17 @@ def prefect_client(root: Path) -> dict[str, str]:
 
 
 def prefect_server(root: Path, address: str) -> dict[str, str]:
-    """Environment of Prefect's server at this address, besides `SETTINGS`: its folder, its key.
+    """Environment of Prefect's server at this address, besides `SETTINGS`: its tables, its key.
 
-    Start it in its folder: where the path holds what an address may not, its tables are named
-    relative to that.
+    Start it in its folder `prefect`: its tables are there, under a name relative to it, since a
+    path may hold what an address may not. A database that `PREFECT_TABLES` names takes their place.
     """
     port = address.rpartition(":")[2]
-    tables = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///prefect.db"}
-    given = tables.keys() & os.environ.keys() or not _SPECIAL & set(str(root))
+    given = any(os.environ.get(name) for name in PREFECT_TABLES)
+    tables = {} if given else {PREFECT_TABLES[0]: "sqlite+aiosqlite:///prefect.db"}
     return (
         prefect_client(root)
-        | ({} if given else tables)
+        | tables
         | {
             "PREFECT_SERVER_API_AUTH_STRING": login(root).text,
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(
@@ -168,8 +172,10 @@ def start(root: Path, ports: Mapping[str, int]) -> None:
     """Start the services on their ports and wait until they answer; all or none.
 
     Raises:
-        SdcoreError: a port is taken, or a service did not start.
+        SdcoreError: a port is taken, MLFLOW_TRACKING_URI names a server, or a service did not
+            start.
     """
+    _require_database(root)
     for name, port in ports.items():
         require_free(name, port, f"sdcore up --{name}-port N")
     (root / "logs").mkdir(parents=True, exist_ok=True)
@@ -263,7 +269,7 @@ def _start_all(root: Path, address: Mapping[str, str]) -> None:
     command = prefect_command(address["prefect"])
     prefect = _spawn(root, server, "prefect", command, root / "prefect")
     follow_if_moved(root)
-    mlflow = spawn("mlflow", _mlflow_command(root, address["mlflow"]), root)
+    mlflow = _spawn(root, own | _mlflow(root), "mlflow", _mlflow_command(address["mlflow"]), root)
     _wait(root, "prefect", f"{api}/health", prefect)
     _wait(root, "mlflow", f"{address['mlflow']}/health", mlflow)
     deployments = spawn("deployments", serve)
@@ -279,13 +285,34 @@ def _deployment_names() -> list[str]:
     return [f"{flow}/{entry['name']}" for flow, entry in zip(flows, entries, strict=True)]
 
 
-def _mlflow_command(root: Path, address: str) -> list[str]:
+def _mlflow_command(address: str) -> list[str]:
     port = address.rpartition(":")[2]
-    # Relative to the workspace, in which it starts: see `_SPECIAL`.
-    files = artifacts_uri(root)
-    stores = ["--backend-store-uri", "sqlite:///mlflow.db", "--default-artifact-root", files]
     options = ["--host", "127.0.0.1", "--port", port, "--workers", "1", "--app-name", "sdcore"]
-    return [sys.executable, "-m", "mlflow", "server", *stores, *options]
+    return [sys.executable, "-m", "mlflow", "server", *options]
+
+
+def _mlflow(root: Path) -> dict[str, str]:
+    """Variables that name MLflow's tables and files to its server, which starts in the workspace.
+
+    The tables' address may hold a password, and everybody may read the arguments of a process.
+    """
+    store = shared_store(root)
+    # Relative to the workspace: SQLAlchemy's addresses end at `?`, and MLflow decodes `%`.
+    tables = store.uri if store else "sqlite:///mlflow.db"
+    files = (store.artifacts if store else None) or artifacts_uri(root)
+    names = ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_REGISTRY_STORE_URI")
+    return dict.fromkeys(names, tables) | {ARTIFACTS: files}
+
+
+def _require_database(root: Path) -> None:
+    store = shared_store(root)
+    if store and store.is_server:
+        raise ConfigError(
+            "`sdcore up` starts an MLflow server, but the environment names one",
+            got=store.shown,
+            where=TRACKING,
+            fix=f"unset {TRACKING}; or do without `sdcore up`: `sdcore run` logs to that server",
+        )
 
 
 def _spawn(

@@ -12,7 +12,7 @@ from sdcore.system.stopwatch import Stopwatch
 from tasks.run.interrupts import Interrupts
 from tasks.run.live import LiveModels
 from tasks.run.progress import Panel, note
-from tasks.tracking.client import Tracking
+from tasks.tracking.client import Tracking, store_errors
 
 DATABASE = "sdcore.duckdb"
 
@@ -41,9 +41,15 @@ class Session:
 
     @contextmanager
     def tracking(self) -> Iterator[Tracking]:
-        """The workspace's MLflow, for as long as the block runs; the first use opens it."""
+        """The workspace's MLflow, for as long as the block runs; the first use opens it.
+
+        Raises:
+            SdcoreError: MLflow is a shared one, and cannot be used.
+        """
         with self.clock.measure("tracking"):
-            yield self._tracking
+            tracking = self._tracking
+            with store_errors(tracking.shared):
+                yield tracking
 
     @cached_property
     def _tracking(self) -> Tracking:

@@ -27,10 +27,11 @@ def publish(base: ConditionRun, table: pl.DataFrame, curves: Figure) -> None:
     create_markdown_artifact(text, key("comparison"), f"conditions of {about}")
     if tokens := _tokens(base):
         create_markdown_artifact(tokens, key("tokens"), f"token advantages in {about}")
-    if mlflow := os.environ.get("SDCORE_MLFLOW_URL"):
-        with base.session.tracking() as tracking:
+    with base.session.tracking() as tracking:
+        server = tracking.shared.shown if tracking.shared and tracking.shared.is_server else None
+        if mlflow := os.environ.get("SDCORE_MLFLOW_URL", server):
             page = f"{mlflow}/#/{tracking.page(experiment)}"
-        create_link_artifact(page, f"{about} in MLflow", key("mlflow"))
+            create_link_artifact(page, f"{about} in MLflow", key("mlflow"))
 
 
 def publish_diagnosis(

@@ -1,4 +1,4 @@
-"""MLflow on the workspace's SQLite file: the only module that imports mlflow.
+"""MLflow, in the workspace's SQLite file or a shared store: the only module that imports mlflow.
 
 DuckDB is the truth; what is logged here is copied from its tables, so both hold the same numbers.
 """
@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -23,9 +23,12 @@ from typing import Any, Literal
 import polars as pl
 from filelock import FileLock
 from matplotlib.figure import Figure
+from sqlalchemy import create_engine
 
 import sdcore
 from sdcore.config import Experiment
+from sdcore.errors import SdcoreError
+from sdcore.keys import address_key, redacted
 from sdcore.reports import plots
 from sdcore.solver import save_solver
 from sdcore.store.schema import content_key
@@ -39,6 +42,7 @@ from tasks.tracking.mlflow_file import (
     follow_move,
     pragma,
 )
+from tasks.tracking.stores import SharedStore, shared_store, workspace_id
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
 
@@ -54,6 +58,7 @@ with explained("mlflow"), warnings.catch_warnings():
         Param,
         RunTag,
     )
+    from mlflow.exceptions import MlflowException
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -74,6 +79,9 @@ _SCORE_METRICS = (
 _STEPS_PER_CALL = 1000 // max(len(_UPDATE_METRICS), len(_SCORE_METRICS))
 _LONGEST_PARAM = 6000
 _PROMOTED = "sdcore.promoted"
+_WORKSPACE = "sdcore.workspace"
+_ANSWER_SECONDS = 20
+_UPLOAD_SECONDS = 600  # another process of the workspace registers a model for at most so long
 _REQUIREMENTS = ("mlflow", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
 
@@ -81,23 +89,43 @@ class Tracking:
     """The MLflow side of a workspace: a parent run per experiment, a child per condition and seed.
 
     Runs are found by their tags, points are logged for missing steps only, and a policy is
-    registered once: every call can be repeated.
+    registered once: every call can be repeated. In a shared store, runs and versions have a tag
+    with the workspace's id, since two workspaces may run the same experiment.
     """
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        self._database, self._artifacts = root.absolute() / DATABASE, artifacts_uri(root)
+        self._own = root.absolute() / DATABASE
+        self.shared = shared_store(root)
         self._opened = ExitStack()
-        self.uri = self._opened.enter_context(database_uri(root))
-        self._lock = FileLock(root / "mlflow.db.lock", timeout=60)
+        self._lock = FileLock(root / "mlflow.db.lock", timeout=_UPLOAD_SECONDS)
         self._runs: dict[tuple[str, str | None, str | None], str] = {}
         self._monitor: SystemMetricsMonitor | None = None
-        with explained(str(self._database)), private_files(), self._lock:
-            # Far fewer waits for the disk, and the MLflow server can read while a run writes.
-            pragma(self._database, "journal_mode = WAL")
+        place = self.shared.shown if self.shared else str(self._own)
+        with explained(place), private_files(), self._lock:
+            if self.shared is None:
+                self._open_own(root)
+            else:
+                self._open_shared(root, self.shared)
+
+    def _open_own(self, root: Path) -> None:
+        self.uri = self._opened.enter_context(database_uri(root))
+        self._artifacts: str | None = artifacts_uri(root)
+        self._tags: dict[str, str] = {}
+        # Far fewer waits for the disk, and the MLflow server can read while a run writes.
+        pragma(self._own, "journal_mode = WAL")
+        self._client = MlflowClient(self.uri, registry_uri=self.uri)
+        self._client.search_experiments(max_results=1)  # creates the tables
+        follow_move(root)
+
+    def _open_shared(self, root: Path, store: SharedStore) -> None:
+        self.uri, self._artifacts = store.uri, store.artifacts
+        with store_errors(store):
+            if not store.is_server:
+                _require_login(store)  # MLflow itself would try for minutes
             self._client = MlflowClient(self.uri, registry_uri=self.uri)
-            self._client.search_experiments(max_results=1)  # creates the tables
-            follow_move(root)
+            self._client.search_experiments(max_results=1)
+        self._tags = {_WORKSPACE: workspace_id(root, store)}
 
     def start(self, experiment: Experiment, code_version: str, libraries: Mapping[str, str]) -> str:
         """Open the experiment's parent run, or open it again: parameters, exact config, versions.
@@ -256,10 +284,10 @@ class Tracking:
         if not any("champion" in model.aliases for model in found):
             return None
         tags = self._client.get_model_version_by_alias(name, "champion").tags
-        return str(tags["policy_id"])
+        return str(tags["policy_id"]) if self._is_own(tags) else None
 
     def page(self, experiment: Experiment) -> str:
-        """Return the address of the parent run in MLflow's UI."""
+        """Return the address of the parent run in MLflow's UI, below that of the server."""
         return f"experiments/{self._folder(experiment)}/runs/{self._run(experiment)}"
 
     def forget(self, experiment: Experiment, condition: str, seed: int) -> None:
@@ -285,7 +313,8 @@ class Tracking:
         for run_id in self._find(experiment).values():
             if self._client.get_run(run_id).info.status == "RUNNING":
                 self._client.set_terminated(run_id, status)
-        pragma(self._database, "wal_checkpoint(TRUNCATE)")  # all of it in the one file
+        if self.shared is None:
+            pragma(self._own, "wal_checkpoint(TRUNCATE)")  # all of it in the one file
 
     def close(self) -> None:
         """Stop logging the machine's load, and let go of the tables."""
@@ -322,9 +351,9 @@ class Tracking:
 
     def _find(self, experiment: Experiment) -> dict[tuple[str, str | None, str | None], str]:
         name = experiment.experiment_id
-        found = self._client.search_runs(
-            [self._folder(experiment)], f"tags.`sdcore.experiment_id` = '{name}'"
-        )
+        wanted = {"sdcore.experiment_id": name} | self._tags
+        clauses = (f"tags.`{tag}` = '{value}'" for tag, value in wanted.items())
+        found = self._client.search_runs([self._folder(experiment)], " AND ".join(clauses))
         return {
             (name, run.data.tags.get("sdcore.condition"), run.data.tags.get("sdcore.seed")):
             run.info.run_id
@@ -333,6 +362,7 @@ class Tracking:
 
     def _create(self, experiment: Experiment, condition: str | None, seed: int | None) -> str:
         tags = {"sdcore.experiment_id": experiment.experiment_id, "mlflow.source.name": "sdcore"}
+        tags |= self._tags
         if condition is None:
             name, settings = experiment.experiment_id, experiment.model_dump(mode="json")
             del settings["description"]  # may change from one start to the next
@@ -350,10 +380,13 @@ class Tracking:
     def _folder(self, experiment: Experiment) -> str:
         """Id of what MLflow calls an experiment: all runs of experiment files of one name."""
         known = self._client.get_experiment_by_name(experiment.name)
-        if known is not None:
-            return str(known.experiment_id)
-        tags = {"mlflow.experimentKind": "custom_model_development"}  # its pages show training runs
-        return str(self._client.create_experiment(experiment.name, self._artifacts, tags))
+        if known is None:
+            # Its pages show training runs.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            with _unless_made(self.shared):
+                return str(self._client.create_experiment(experiment.name, self._artifacts, tags))
+            known = self._client.get_experiment_by_name(experiment.name)
+        return str(known.experiment_id)
 
     def _log_new(self, run_id: str, points: Mapping[str, float]) -> None:
         logged, now = self._client.get_run(run_id).data.metrics, int(time.time() * 1000)
@@ -381,8 +414,16 @@ class Tracking:
         ]
 
     def _version(self, name: str, policy_id: str) -> str | None:
-        found = self._client.search_model_versions(f"name = '{name}'")
-        return next((str(v.version) for v in found if v.tags.get("policy_id") == policy_id), None)
+        own = (
+            str(each.version)
+            for each in self._client.search_model_versions(f"name = '{name}'")
+            if each.tags.get("policy_id") == policy_id and self._is_own(each.tags)
+        )
+        return next(own, None)
+
+    def _is_own(self, tags: Mapping[str, str]) -> bool:
+        """Return whether a version with these tags comes from this workspace."""
+        return self._tags.items() <= tags.items()
 
     def _new_version(
         self,
@@ -393,9 +434,10 @@ class Tracking:
         warmed_up: Path | None,
     ) -> str:
         run_id = self._run(experiment, policy.condition, policy.seed)
-        tags = {
+        own = {
             name: str(getattr(policy, name)) for name in ("policy_id", "condition", "seed", "round")
         }
+        tags = own | self._tags
         model = self._client.create_logged_model(self._folder(experiment), "policy", run_id, tags)
         with tempfile.TemporaryDirectory() as scratch:
             save_solver(Path(scratch, "solver"), experiment, folder, day, warmed_up)
@@ -411,11 +453,54 @@ class Tracking:
         self._client.finalize_logged_model(model.model_id, "READY")
         self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, policy.step)])
         if not self._client.search_registered_models(f"name = '{experiment.name}'"):
-            self._client.create_registered_model(experiment.name)
+            with _unless_made(self.shared):
+                self._client.create_registered_model(experiment.name)
         created = self._client.create_model_version(
             experiment.name, model.artifact_location, run_id, tags, model_id=model.model_id
         )
         return str(created.version)
+
+
+@contextmanager
+def store_errors(store: SharedStore | None) -> Iterator[None]:
+    """Give errors of a shared store as sdcore's, without the password that its address may hold.
+
+    Raises:
+        SdcoreError: the store does not answer, or refuses what is asked.
+    """
+    try:
+        yield
+    except SdcoreError:
+        raise
+    except Exception as error:
+        if store is None:
+            raise
+        raise SdcoreError(
+            "the shared MLflow cannot be used",
+            got=redacted(f"{type(error).__name__}: {error}", address_key(store.uri)),
+            where=store.shown,
+            fix="see that it answers and that its login is right; then the same command goes on, "
+            "and logs what is missing",
+        ) from None
+
+
+@contextmanager
+def _unless_made(store: SharedStore | None) -> Iterator[None]:
+    """Let another workspace make the same thing in a shared store first."""
+    try:
+        yield
+    except MlflowException as error:
+        if store is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _require_login(store: SharedStore) -> None:
+    """Connect to a database, and leave again."""
+    engine = create_engine(store.uri, connect_args={"connect_timeout": _ANSWER_SECONDS})
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
 
 
 def _dataset(experiment: Experiment, split: str, rows: pl.DataFrame) -> Dataset:

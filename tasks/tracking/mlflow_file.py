@@ -32,6 +32,8 @@ def explained(place: str) -> Iterator[None]:
     """
     try:
         yield
+    except SdcoreError:
+        raise
     except (sqlite3.Error, Timeout) as error:
         raise SdcoreError(
             "MLflow's database cannot be opened",

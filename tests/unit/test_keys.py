@@ -1,6 +1,7 @@
 import base64
 import html
 import json
+import re
 import time
 from urllib.parse import quote
 
@@ -8,7 +9,15 @@ import polars as pl
 import pytest
 
 from sdcore.errors import ConfigError
-from sdcore.keys import Key, read_key, redacted
+from sdcore.keys import (
+    LOOKS_LIKE_A_KEY,
+    Key,
+    address_key,
+    environment_keys,
+    read_key,
+    redacted,
+    without_login,
+)
 
 TEXT = 'sk-A1b2/+"&=C3d4'
 KEY = Key(TEXT)
@@ -112,3 +121,42 @@ def test_a_text_that_is_no_key_is_refused_without_showing_it(text, said):
         read_key(text, "$CRITIC_KEY")
     assert "$CRITIC_KEY" in str(raised.value)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "password", "shown"),
+    [
+        ("postgresql://ada:s3cret@h:5432/d", "s3cret", "postgresql://h:5432/d"),
+        ("postgresql+asyncpg://ada:p%40%2F@h/d?sslmode=require", "p@/", "postgresql+asyncpg://h/d"),
+        ("postgresql://ada:a/b@h/d", "a/b", "postgresql://h/d"),  # as SQLAlchemy reads it
+        ("https://ada:a@b@h/path", "a@b", "https://h/path"),  # as browsers read it
+        ("postgresql://h/d?user=ada&password=a%26b", "a&b", "postgresql://h/d"),
+        ("https://ada@h/", None, "https://h/"),
+        ("https://h/path?x=1", None, "https://h/path"),
+        ("s3://bucket/prefix", None, "s3://bucket/prefix"),
+        ("/a/folder", None, "/a/folder"),
+    ],
+)
+def test_a_login_is_taken_out_of_an_address(address, password, shown):
+    key = address_key(address)
+    assert (key.text if key else None) == password
+    assert without_login(address) == shown
+
+
+def test_the_environments_keys_are_those_of_addresses_and_logins_too(monkeypatch):
+    monkeypatch.setattr("os.environ", {
+        "PGPASSWORD": "of-postgresql", "PREFECT_API_AUTH_STRING": "ada:of-prefect",
+        "DATABASE_URL": "postgresql://ada:of-a-database@h/d", "HOME": "/home/of-the-user",
+        "MLFLOW_TRACKING_URI": "https://mlflow.example", "SHORT_KEY": "short",
+    })  # fmt: skip
+    assert {name: key.text for name, key in environment_keys().items()} == {
+        "$PGPASSWORD": "of-postgresql",
+        "$PREFECT_API_AUTH_STRING": "of-prefect",
+        "$DATABASE_URL": "of-a-database",
+    }
+
+
+def test_an_address_with_a_password_looks_like_a_key():
+    looks = re.compile(LOOKS_LIKE_A_KEY)
+    assert looks.search("it is postgresql://ada:s3cret@h/d")
+    assert not looks.search("see https://ada@h:80/ and 12:30@noon")
