@@ -246,7 +246,8 @@ def test_nothing_follows_an_error(tmp_path):
     code = "from flows.commands.main import main; main()"
     ended = subprocess.run(
         [sys.executable, "-c", code, "run", "gsm8k", "--workspace", str(tmp_path)],
-        capture_output=True, text=True,
+        capture_output=True,
+        text=True,
     )
     assert ended.returncode != 0
     first, *others = ended.stderr.splitlines()
