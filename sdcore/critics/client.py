@@ -93,7 +93,7 @@ class ChatEndpoint:
                     for future in done:
                         index = index_of.pop(future)
                         if failed := future.exception():
-                            error = error or failed
+                            error = failed if isinstance(error, _Cancelled | None) else error
                             self._cancelled.set()
                             continue
                         messages = go_on(index, future.result())
@@ -123,7 +123,7 @@ class ChatEndpoint:
     def _reply(self, messages: list[Message]) -> Reply:
         """Send one request, retried while its failure may pass."""
         if self._cancelled.is_set():
-            raise EngineError("the request was cancelled")
+            raise _Cancelled("the request was cancelled")
         self._before_request()
         body = json.dumps(self._body(messages)).encode()
         tries = Retrying(
@@ -274,6 +274,10 @@ class EngineClient:
                     yield index, reply
                 else:
                     waiting[index] = messages
+
+
+class _Cancelled(EngineError):
+    """A request that was not sent, since another one was refused."""
 
 
 class _PassingError(Exception):
