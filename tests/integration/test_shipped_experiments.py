@@ -15,7 +15,8 @@ from tests.helpers.paths import EXPERIMENTS
 from tests.helpers.runs import tables
 
 SAME = {"paper-1gpu": "paper"}  # files that differ in their use of memory only
-ALIKE = {*SAME, "predict", "quickstart", "quickstart-rates", "tokens"}  # with what other tests run
+# With what other tests run; gsm8k-critic has the source of gsm8k.
+ALIKE = {*SAME, "gsm8k", "predict", "quickstart", "quickstart-rates", "tokens"}
 
 
 @pytest.fixture(scope="module")
