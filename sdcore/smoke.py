@@ -86,7 +86,8 @@ def smoke_run(experiment: Experiment, root: Path) -> Iterator[Experiment]:
         tree["problems"]["band"] |= {"format_rate": 0.0}  # a random model keeps no format
     references = cache(lambda: _references(made.problems))
     with chat_endpoint(lambda body: _answered(body, references)) as (url, _):
-        tree["critic"] = _asking(url, tree["critic"])
+        if "base_url" in (tree["critic"] or {}):
+            tree["critic"] |= {"base_url": url, "api_key_env": None, "api_key_block": None}
         made = Experiment.model_validate(tree)
         yield made
 
@@ -114,16 +115,6 @@ def _small(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
         else:
             small[name] = value if value is None or most is None else min(value, most)
     return small
-
-
-def _asking(url: str, critic: Any) -> Any:
-    """The settings of a critic, and of those in it, with every language model at one address."""
-    if not isinstance(critic, Mapping):
-        return critic
-    asking = {name: _asking(url, value) for name, value in critic.items()}
-    if "base_url" in critic:
-        asking |= {"base_url": url, "api_key_env": None, "api_key_block": None}
-    return asking
 
 
 _PLACE = ("source", "path", "query", "name", "subset", "answer_pattern")

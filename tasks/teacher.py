@@ -4,6 +4,7 @@ Beside it the mixed policies of `teacher_ability`: the student goes on after the
 """
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,14 +72,14 @@ def sample_teacher(run: ConditionRun) -> int:
         if start not in BACK
         for row in frame.iter_rows(named=True)
     }
-    _sample_all(run, "teacher samples", list(taught.values()))
+    _sample_all(run, "teacher samples", list(taught.values()), _sampled(run).keys())
     texts = _sampled(run)
     handed = []
     for start, source in BACK.items():
         for row in rows.get((start,), planned.clear()).iter_rows(named=True):
             sample = taught[source, row["context"], row["rollout_id"], row["turn"]]
             handed.append(_handed_back(run, row, sample, *texts[sample.sample_id]))
-    _sample_all(run, "samples after the teacher's", handed)
+    _sample_all(run, "samples after the teacher's", handed, texts.keys())
     return len(planned)
 
 
@@ -137,9 +138,10 @@ def _sampled(run: ConditionRun) -> dict[str, tuple[str, Sequence[int]]]:
     return {sample_id: (text, ids) for sample_id, text, ids in columns}
 
 
-def _sample_all(run: ConditionRun, what: str, asked: Sequence[Asked]) -> None:
-    """Store what is missing of the samples, context by context."""
-    stored = frozenset(_sampled(run))
+def _sample_all(
+    run: ConditionRun, what: str, asked: Sequence[Asked], stored: AbstractSet[str]
+) -> None:
+    """Store what is missing of the samples, context by context; `stored` are ids."""
     with run.session.panel.bar(f"{what} of {run.label}", len(asked)) as advance:
         for context in dict.fromkeys(each.row["context"] for each in asked):
             own = [each for each in asked if each.row["context"] == context]
@@ -147,7 +149,7 @@ def _sample_all(run: ConditionRun, what: str, asked: Sequence[Asked]) -> None:
 
 
 def _sample_missing(
-    run: ConditionRun, asked: Sequence[Asked], stored: frozenset[str], advance: Advance
+    run: ConditionRun, asked: Sequence[Asked], stored: AbstractSet[str], advance: Advance
 ) -> None:
     """Store the batches of which any sample is missing, each as it comes."""
     longest = max((len(each.prompt_ids) for each in asked if not each.whole), default=0)

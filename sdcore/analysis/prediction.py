@@ -120,10 +120,16 @@ def harm_thresholds(conditions: pl.DataFrame) -> pl.DataFrame:
             left_out += int(judged != harm_N[place])
         start, end = sorted((sign * low, sign * high))
         rows.append(
-            {"measure": measure, "harm": "below" if sign > 0 else "above"}
-            | {"start": start, "end": end, "contexts": len(value_N)}
-            | {"harmful": int(harm_N.sum()), "errors": int(_errors(value_N, harm_N, low, high))}
-            | {"errors_left_out": left_out}
+            {
+                "measure": measure,
+                "harm": "below" if sign > 0 else "above",
+                "start": start,
+                "end": end,
+                "contexts": len(value_N),
+                "harmful": int(harm_N.sum()),
+                "errors": _errors(value_N, harm_N, low, high),
+                "errors_left_out": left_out,
+            }
         )
     return pl.DataFrame(rows, schema=_THRESHOLDS)
 
