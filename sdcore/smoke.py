@@ -1,4 +1,4 @@
-"""Smoke runs: an experiment through all its stages in seconds, to see that its file starts.
+"""Smoke runs: an experiment through all its stages once, to see that its file starts.
 
 Models are tiny and random, sizes are small, a scripted critic answers in place of a language model,
 and generated rows stand in for problems that are not on this machine. All else is as in the file.

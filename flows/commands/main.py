@@ -105,7 +105,7 @@ def run(
     ] = False,
     scale: Annotated[
         Scale,
-        typer.Option(help="smoke: every stage in seconds, with tiny random models and few "
+        typer.Option(help="smoke: every stage once, with tiny random models and few "
                      "problems, to see that the file starts; its numbers mean nothing"),
     ] = Scale.FULL,
     workers: WorkersOption = 1,
