@@ -60,6 +60,7 @@ def distill(round_: Round) -> int:
                 trainer.save(run.checkpoint(policy.round))
     if _saves(run, policy.round):
         _prune(run, policy.round)
+    run.session.send()
     return len(updates)
 
 
@@ -141,6 +142,7 @@ def _group_signals(run: ConditionRun, rows: pl.DataFrame) -> tuple[list[float | 
 def _saves(run: ConditionRun, round_: int) -> bool:
     due = round_ % run.experiment.training.save_every == 0
     due |= bool(run.experiment.health.stop_when)  # any of them may turn out to be the last good one
+    due |= run.session.outbox is not None  # another node may have to go on from it
     return due or _scored(run, round_) or samples_from_disk(run)
 
 

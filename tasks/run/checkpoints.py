@@ -24,9 +24,13 @@ def damaged_checkpoints(run: ConditionRun) -> list[Damaged]:
 
     Every file of them is read.
     """
-    wanted = needed(_stored(run), run.store.rows("stops", **run.columns))
-    found = ((policy, damage(run.root, policy)) for policy in wanted)
+    found = ((policy, damage(run.root, policy)) for policy in needed_policies(run))
     return [Damaged(policy, reason) for policy, reason in found if reason is not None]
+
+
+def needed_policies(run: ConditionRun) -> list[StoredPolicy]:
+    """Return the policies of a run whose checkpoints it needs, in order of rounds."""
+    return needed(_stored(run), run.store.rows("stops", **run.columns))
 
 
 def needed(stored: Sequence[StoredPolicy], stops: pl.DataFrame) -> list[StoredPolicy]:
@@ -47,13 +51,22 @@ def needed(stored: Sequence[StoredPolicy], stops: pl.DataFrame) -> list[StoredPo
 
 def damage(root: Path, policy: StoredPolicy) -> ModelError | None:
     """Return what is wrong with a policy's checkpoint in a workspace, if anything is."""
-    base = policy.condition == BASE
-    require = policies.require_weights if base else checkpoints.require_whole
     try:
-        require(root / policy.checkpoint, policy.sha256)
+        require_policy(policy, root / policy.checkpoint)
     except ModelError as error:
         return error
     return None
+
+
+def require_policy(policy: StoredPolicy, folder: Path) -> None:
+    """Refuse a folder that is not the policy's checkpoint, as it was written.
+
+    Raises:
+        ModelError: a file is missing or differs from its digest, or the weights are others.
+    """
+    base = policy.condition == BASE
+    require = policies.require_weights if base else checkpoints.require_whole
+    require(folder, policy.sha256)
 
 
 def last_checkpoint(run: ConditionRun, round_: int | None = None) -> StoredPolicy:
