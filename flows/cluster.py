@@ -153,7 +153,8 @@ def train_on_cluster(runs: Sequence[ConditionRun], title: str) -> None:
         except BaseException as error:
             for reference in at_work:
                 ray.cancel(reference, force=not isinstance(error, Stopped))
-            ray.wait(list(at_work), num_returns=len(at_work), timeout=STOPPING)
+            if at_work:
+                ray.wait(list(at_work), num_returns=len(at_work), timeout=STOPPING)
             for job in jobs:
                 job.merge()
             raise

@@ -293,8 +293,8 @@ class Experiment(Settings):
         """Hash of every setting that can change a result.
 
         Left out are the description, the preflight, the search, where servers, modules and other
-        machines are, what critics cost, thresholds of health that only warn, and trials that are not in the file: they
-        follow from scores.
+        machines are, what critics cost, thresholds of health that only warn, and trials that are
+        not in the file: they follow from scores.
         """
         left_out: dict[str, Any] = {
             "engine": set(EngineConfig.model_fields) - {"kind", "options"},

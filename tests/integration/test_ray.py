@@ -37,7 +37,7 @@ def test_a_node_killed_in_mid_stage_leaves_the_rows_of_a_serial_run(cluster, tmp
     where = [f"cluster.address={cluster.address}", f"cluster.root={root}"]
     process = start("run", QUICKSTART, *LONGER, *where, "--workspace", spread)
     wait_for(process, lambda: len(at_work(spread)) == 2)
-    cluster.remove_node(list(cluster.worker_nodes)[0], allow_graceful=False)
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     said = process.communicate()[1]
     assert process.returncode == 0, said
     assert "was lost, and goes on elsewhere" in " ".join(said.split())
