@@ -124,40 +124,51 @@ def train_on_cluster(runs: Sequence[ConditionRun], title: str) -> None:
         if not left:
             return
         ray = stack.enter_context(_connected(cluster))
-        remote = ray.remote(train_here).options(**_resources(ray, cluster))
+        remote = ray.remote(**_resources(ray, cluster))(train_here)
         jobs = [Job(run, root) for run in left]
         at_work = {job.start(remote): job for job in jobs}
-        merged = time.monotonic()
         try:
-            while at_work:
-                done, _ = ray.wait(list(at_work), timeout=LOOK)
-                session.interrupts.stop_if_asked()
-                for reference in done:
-                    job = at_work.pop(reference)
-                    try:
-                        error = ray.get(reference)
-                    except ray.exceptions.RayTaskError:
-                        raise  # of Python: another node would meet it too
-                    except ray.exceptions.RayError as reason:
-                        job.lost(reason)
-                        at_work[job.start(remote)] = job
-                        continue
-                    if error is not None:
-                        raise error
-                    job.finish()
-                    advance(1)
-                if time.monotonic() - merged > MERGE:
-                    for job in at_work.values():
-                        job.merge()
-                    merged = time.monotonic()
+            for job in _finished(ray, remote, at_work):
+                job.finish()
+                advance(1)
         except BaseException as error:
-            for reference in at_work:
-                ray.cancel(reference, force=not isinstance(error, Stopped))
-            if at_work:
-                ray.wait(list(at_work), num_returns=len(at_work), timeout=STOPPING)
+            _stop(ray, list(at_work), force=not isinstance(error, Stopped))
             for job in jobs:
                 job.merge()
             raise
+
+
+def _finished(ray: Any, remote: Any, at_work: dict[Any, Job]) -> Iterator[Job]:
+    """Give each job when it is done, merge what the others send, and replace lost ones."""
+    merged = time.monotonic()
+    while at_work:
+        done, _ = ray.wait(list(at_work), timeout=LOOK)
+        next(iter(at_work.values())).run.session.interrupts.stop_if_asked()
+        for reference in done:
+            job = at_work.pop(reference)
+            try:
+                error = ray.get(reference)
+            except ray.exceptions.RayTaskError:
+                raise  # of Python: another node would meet it too
+            except ray.exceptions.RayError as reason:
+                job.lost(reason)
+                at_work[job.start(remote)] = job
+                continue
+            if error is not None:
+                raise error
+            yield job
+        if time.monotonic() - merged > MERGE:
+            for job in at_work.values():
+                job.merge()
+            merged = time.monotonic()
+
+
+def _stop(ray: Any, references: list[Any], *, force: bool) -> None:
+    """End tasks, at once or after the batch at work."""
+    for reference in references:
+        ray.cancel(reference, force=force)
+    if references:
+        ray.wait(references, num_returns=len(references), timeout=STOPPING)
 
 
 @contextmanager

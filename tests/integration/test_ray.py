@@ -23,6 +23,7 @@ def cluster(prefect, monkeypatch):
 
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "180")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     running = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0})
     for _ in range(2):
@@ -35,10 +36,10 @@ def test_a_node_killed_in_mid_stage_leaves_the_rows_of_a_serial_run(cluster, tmp
     alone, spread, root = (tmp_path / name for name in ("alone", "spread", "root"))
     sdcore("run", QUICKSTART, *LONGER, "--workspace", alone)
     where = [f"cluster.address={cluster.address}", f"cluster.root={root}"]
-    process = start("run", QUICKSTART, *LONGER, *where, "--workspace", spread)
-    wait_for(process, lambda: len(at_work(spread)) == 2)
-    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-    said = process.communicate()[1]
+    with start("run", QUICKSTART, *LONGER, *where, "--workspace", spread) as process:
+        wait_for(process, lambda: len(at_work(spread)) == 2)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        said = process.communicate()[1]
     assert process.returncode == 0, said
     assert "was lost, and goes on elsewhere" in " ".join(said.split())
     assert_same(spread, alone)
