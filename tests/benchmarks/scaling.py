@@ -4,7 +4,8 @@ Measured: the quickstart's first seed with one worker and with two, in turns, in
 cores are shared out. Where Ray is installed, two rounds of it in one process and as tasks of Ray on
 one core, in turns: what a condition and seed costs beside its training. Simulated: ten times the
 paper's study (its conditions on thirty seeds) on 8, 64 and 512 H100s, one GPU per worker, by
-`sdcore plan` and in the order in which workers take conditions and seeds. Each worker has a critic's endpoint of its own.
+`sdcore plan` and in the order in which workers take conditions and seeds. Each worker has a
+critic's endpoint of its own.
 Usage: scaling.py [dotted settings ...]
 """
 
