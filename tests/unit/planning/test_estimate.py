@@ -158,7 +158,7 @@ def test_each_round_waits_for_the_critics_slowest_answer():
     assert made.stages["align"].seconds == pytest.approx(4 * waves, rel=0.01)
     assert made.stages["align"].critic_out == 4 * 32 * 4000
     read, written = made.whole.critic_in, made.whole.critic_out
-    assert made.price == pytest.approx((read + 10 * written) / 1e6)
+    assert made.whole.price == pytest.approx((read + 10 * written) / 1e6)
     assert made.bound.startswith("align")
 
 
