@@ -34,6 +34,10 @@ class Cascade(Critic):
         both = [critic.content_id(submission) for critic in (self._small, self._large)]
         return content_key("cascade", *both)
 
+    def reread(self, raw: str, submission: Submission) -> Critique:
+        """Return the critique in a stored answer by the rules of the large critic."""
+        return self._large.reread(raw, submission)
+
     def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
         """Yield critiques as they are settled: those by the small critic first.
 

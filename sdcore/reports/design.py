@@ -195,10 +195,10 @@ def _facts(outcome: Outcome) -> dict[str, str]:
     if most := experiment.design.max_tokens:
         told["Budget in tokens"] = f"{most:,}"
     if spent["critic_tokens"]:
-        most = experiment.design.critic_limits
+        limits = experiment.design.critic_limits
         tokens = f"{spent['critic_tokens']:,} tokens of about {spent['critic_at_most']:,} at most"
-        tokens += "" if most.tokens is None else f", allowed {most.tokens:,}"
-        cost = f"{spent['cost']:.4g}" + ("" if most.cost is None else f" of at most {most.cost:g}")
+        tokens += "" if limits.tokens is None else f", allowed {limits.tokens:,}"
+        cost = f"{spent['cost']:.4g}" + ("" if limits.cost is None else f" of at most {limits.cost:g}")
         told["The critic"] = f"{tokens}; cost {cost}"
     if outcome.confirmation_id is not None:
         told["Fresh problems"] = (

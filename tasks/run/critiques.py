@@ -166,8 +166,8 @@ def criticise(
                 run.store.append_missing(critiques=row, **kept_beside)
                 kept_beside.clear()
             failed, cached = int(not critique.valid), int(not critique.attempts)
-            spent = {"critic_tokens": critique.tokens, "cost": critique.cost}
-            advance(1, failed=failed, cached=cached, **spent)
+            tokens, cost = critique.tokens, critique.cost
+            advance(1, failed=failed, cached=cached, critic_tokens=tokens, cost=cost)
     return settled | made
 
 
