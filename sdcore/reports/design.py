@@ -198,7 +198,9 @@ def _facts(outcome: Outcome) -> dict[str, str]:
         limits = experiment.design.critic_limits
         tokens = f"{spent['critic_tokens']:,} tokens of about {spent['critic_at_most']:,} at most"
         tokens += "" if limits.tokens is None else f", allowed {limits.tokens:,}"
-        cost = f"{spent['cost']:.4g}" + ("" if limits.cost is None else f" of at most {limits.cost:g}")
+        cost = f"{spent['cost']:.4g}" + (
+            "" if limits.cost is None else f" of at most {limits.cost:g}"
+        )
         told["The critic"] = f"{tokens}; cost {cost}"
     if outcome.confirmation_id is not None:
         told["Fresh problems"] = (
