@@ -437,7 +437,10 @@ def _checksums(folder: Path) -> dict[str, str]:
         what = "the folder has no checksums" if folder.is_dir() else "no such folder"
         raise ModelError(what, got=error, where=str(folder), fix=_RESTORE) from error
     pairs = (line.partition("  ") for line in lines)
-    return {name: sha256 for sha256, _, name in pairs}
+    digests = {name: sha256 for sha256, _, name in pairs}
+    if not digests:
+        raise ModelError("the folder has no checksums", where=str(folder), fix=_RESTORE)
+    return digests
 
 
 def _sync(path: Path) -> None:
