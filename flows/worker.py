@@ -57,8 +57,8 @@ def train_attempt(
     receive(place, workspace / DATABASE)
     with Session(workspace, Outbox(workspace, root, place)) as session:
         run = ConditionRun(session, experiment, condition, seed)
-        for policy in [*needed_policies(run.base), *needed_policies(run)]:
-            pull(workspace, policy, root)
+        for policy, resumable in (needed_policies(run.base) | needed_policies(run)).items():
+            pull(workspace, policy, root, resumable=resumable)
         train_condition(run)
         for policy in needed_policies(run):
             push(workspace, policy, root)  # those that were retrained

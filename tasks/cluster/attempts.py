@@ -66,8 +66,8 @@ def merge(run: ConditionRun, attempt: Folder) -> list[Part]:
 
 def close(run: ConditionRun, root: Folder) -> None:
     """Bring the checkpoints of a trained run into the workspace, and remove what travelled."""
-    for policy in needed_policies(run):
-        pull(run.root, policy, root)
+    for policy, resumable in needed_policies(run).items():
+        pull(run.root, policy, root, resumable=resumable)
     attempts(run, root).remove()
     (root / run.folder.relative_to(run.root).as_posix()).remove()
 

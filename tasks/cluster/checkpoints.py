@@ -5,7 +5,7 @@ from pathlib import Path
 from sdcore.errors import ModelError
 from sdcore.models import policies
 from sdcore.store.parts import Folder
-from tasks.run.checkpoints import damage, require_policy
+from tasks.run.checkpoints import damage
 from tasks.run.condition_run import ConditionRun, StoredPolicy
 from tasks.run.progress import note
 
@@ -13,7 +13,7 @@ from tasks.run.progress import note
 def push(workspace: Path, policy: StoredPolicy, root: Folder) -> None:
     """Copy a policy's checkpoint below the root, unless it is there or the workspace has none."""
     place, folder = _place(root, policy), workspace / policy.checkpoint
-    if place.has(policies.CHECKSUMS) or damage(workspace, policy) is not None:
+    if place.has(policies.CHECKSUMS) or damage(workspace, policy, resumable=False):
         return
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     for name in sorted(names, key=lambda name: name == policies.CHECKSUMS):  # it stands for whole
@@ -22,10 +22,13 @@ def push(workspace: Path, policy: StoredPolicy, root: Folder) -> None:
         place.files.put_file(str(folder / name), target.path)
 
 
-def pull(workspace: Path, policy: StoredPolicy, root: Folder) -> None:
-    """Copy a policy's checkpoint into a workspace that lacks it, if it is whole below the root."""
+def pull(workspace: Path, policy: StoredPolicy, root: Folder, *, resumable: bool) -> None:
+    """Copy a policy's checkpoint into a workspace that lacks it, if it is whole below the root.
+
+    With `resumable` it lacks it also where it has the weights alone.
+    """
     place = _place(root, policy)
-    if not place.has(policies.CHECKSUMS) or damage(workspace, policy) is None:
+    if not place.has(policies.CHECKSUMS) or not damage(workspace, policy, resumable=resumable):
         return
     try:
         with policies.replacing(workspace / policy.checkpoint) as fresh:
@@ -33,7 +36,7 @@ def pull(workspace: Path, policy: StoredPolicy, root: Folder) -> None:
                 target = fresh / path[len(place.path) + 1 :]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 place.files.get_file(path, str(target))
-            require_policy(policy, fresh)
+            policies.require_weights(fresh, policy.sha256)
             (fresh / policies.CHECKSUMS).unlink()  # `replacing` writes it
     except ModelError as error:
         note(f"a copied checkpoint is damaged, and removed ({error.what}): {place.path}")

@@ -1,7 +1,12 @@
 """Runs on the nodes of a Ray cluster, which share nothing but a root for parts and checkpoints."""
 
+import json
+
+import polars as pl
 import pytest
 
+from sdcore.store.database import Store
+from tasks.run.session import DATABASE
 from tests.helpers.paths import QUICKSTART
 from tests.helpers.runs import assert_same, sdcore, start, wait_for
 from tests.helpers.small import SMALL
@@ -39,5 +44,16 @@ def test_a_node_killed_in_mid_stage_leaves_the_rows_of_a_serial_run(cluster, tmp
         said = process.communicate()[1]
     assert process.returncode == 0, said
     assert "was lost, and goes on elsewhere" in " ".join(said.split())
+    without_cluster(spread)
     assert_same(spread, alone)
     assert [path for path in root.rglob("*") if path.is_file()] == []
+
+
+def without_cluster(workspace):
+    """Take where the nodes are out of the stored settings, in which alone the runs differ."""
+    with Store(workspace / DATABASE) as store:
+        row = store.rows("experiments")
+        settings = json.loads(row["config"].item())
+        assert settings["cluster"].keys() >= {"address", "root"}
+        config = json.dumps(settings | {"cluster": None}, separators=(",", ":"), ensure_ascii=False)
+        store.replace(experiments=row.with_columns(config=pl.lit(config)))

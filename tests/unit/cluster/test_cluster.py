@@ -120,11 +120,11 @@ def test_a_checkpoint_arrives_whole_or_not_at_all(root, tmp_path, capsys):
     policy = StoredPolicy("e", "base", 0, "p", None, 0, 0, "full", None, "")
     save(llama(), here / policy.checkpoint)
     policy = replace(policy, sha256=policies.weights_digest(here / policy.checkpoint))
-    pull(there, policy, root)
+    pull(there, policy, root, resumable=False)
     assert not there.exists()  # it is nowhere
     push(here, policy, root)
     place = root / f"{policy.checkpoint}-{policy.sha256[:16]}"
-    pull(there, policy, root)
+    pull(there, policy, root, resumable=False)
     names = [sorted(path.name for path in (each / policy.checkpoint).iterdir())
              for each in (here, there)]  # fmt: skip
     assert names[0] == names[1] == place.names()
@@ -132,11 +132,11 @@ def test_a_checkpoint_arrives_whole_or_not_at_all(root, tmp_path, capsys):
 
     other = tmp_path / "other"
     place.files.rm_file(f"{place.path}/{policies.CHECKSUMS}")  # a copy that was cut off
-    pull(other, policy, root)
+    pull(other, policy, root, resumable=False)
     assert not (other / policy.checkpoint).exists()
     push(here, policy, root)  # it is made whole
     flip(tmp_path / "root" / f"{policy.checkpoint}-{policy.sha256[:16]}" / policies.FULL_FILE)
-    pull(other, policy, root)
+    pull(other, policy, root, resumable=False)
     assert not (other / policy.checkpoint).exists() and place.names() == []
     assert "copied checkpoint is damaged" in capsys.readouterr().err
 
