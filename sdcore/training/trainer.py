@@ -195,8 +195,9 @@ class Trainer:
 
         Raises:
             ModelError: there is none, it is damaged, or it was written under other settings.
+            SdcoreError: another rank cannot read it.
         """
-        step, state = checkpoints.read(folder, self._settings)
+        step, state = collectives.together(partial(checkpoints.read, folder, self._settings))
         collectives.settle(self.model)
         policies.load_weights(self.model, folder)
         self._optimizer.restore(state, step)

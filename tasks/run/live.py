@@ -21,7 +21,7 @@ from sdcore.config import (
     TrainingConfig,
     WarmupConfig,
 )
-from sdcore.distributed import controller
+from sdcore.distributed import collectives, controller
 from sdcore.engines import Engine, Resources, Served
 from sdcore.engines.opening import open_engine
 from sdcore.models import hub, policies
@@ -186,7 +186,7 @@ def _made_trainer(
     seed: int,
     **settings: Any,
 ) -> Trainer:
-    policy = policies.load_policy(folder, model)
+    policy = collectives.together(partial(policies.load_policy, folder, model))
     if training.lora is not None:
         policy = policies.attach_lora(policy, training.lora, seed)
     return Trainer(policy, objective, training, seed=seed, **settings)
