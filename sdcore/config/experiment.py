@@ -21,7 +21,14 @@ from pydantic_core.core_schema import ValidationInfo
 
 from sdcore.config.base import FILE_ONLY, NAMES_CODE, Name, Seed, Settings
 from sdcore.config.cluster import ClusterConfig
-from sdcore.config.critic import CRITICS, CriticConfig, CriticSettings, DiagnoseConfig, exact_critic
+from sdcore.config.critic import (
+    CRITICS,
+    CriticConfig,
+    CriticSettings,
+    DiagnoseConfig,
+    Limits,
+    exact_critic,
+)
 from sdcore.config.design import DesignConfig
 from sdcore.config.health import HealthConfig
 from sdcore.config.objectives import OBJECTIVES, Condition
@@ -184,10 +191,10 @@ class Experiment(Settings):
         fallback = self.critic.fallback_context if self.critic else None
         if fallback and "critique" in self.known_contexts[fallback].needs:
             raise ValueError(f"critic.fallback: {fallback} needs a critique itself")
-        if self.cluster and getattr(self.critic, "max_budget", None) is not None:
+        if self.cluster and self.critic and self.critic.limits != Limits():
             raise ValueError(
-                "cluster: critic.max_budget needs one process at a time to ask the critic, and the "
-                "nodes ask at once; leave one of them out"
+                "cluster: critic.max_budget and critic.max_total_tokens need one process at a time "
+                "to ask the critic, and the nodes ask at once; leave them or the cluster out"
             )
         if self.critic is not None:
             return
