@@ -75,8 +75,8 @@ __all__ = [
     "EngineConfig", "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig", "HealthConfig",
     "Limits", "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name", "ObjectiveEntry",
     "OracleConfig", "PositionWeights", "ProblemsConfig", "PromptsConfig", "RegionWeights",
-    "RelevanceWeights", "SamplingConfig", "Settings", "Share", "SourceEntry", "SweepConfig", "TeacherConfig",
-    "TrainingConfig", "Trial", "WarmupConfig", "WeightingEntry", "WeightingSettings",
-    "WordProblemsConfig", "as_toml", "critic", "drift", "engine", "load_experiment", "objective",
-    "read_settings", "source", "weighting",
+    "RelevanceWeights", "SamplingConfig", "Settings", "Share", "SourceEntry", "SweepConfig",
+    "TeacherConfig", "TrainingConfig", "Trial", "WarmupConfig", "WeightingEntry",
+    "WeightingSettings", "WordProblemsConfig", "as_toml", "critic", "drift", "engine",
+    "load_experiment", "objective", "read_settings", "source", "weighting",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ from sdcore.errors import ModelError
 from sdcore.models import policies
 from sdcore.store.parts import Folder
 from tasks.run.checkpoints import damage
-from tasks.run.condition_run import ConditionRun, StoredPolicy
+from tasks.run.condition_run import StoredPolicy
 from tasks.run.progress import note
 
 
@@ -43,11 +43,12 @@ def pull(workspace: Path, policy: StoredPolicy, root: Folder, *, resumable: bool
         place.remove()
 
 
-def prune(run: ConditionRun, root: Folder) -> None:
-    """Remove the copies of a run's checkpoints that the run itself no longer has."""
-    place = root / run.folder.relative_to(run.root).as_posix()
+def prune(workspace: Path, policy: StoredPolicy, root: Folder) -> None:
+    """Remove the copies of checkpoints of a policy's run that the workspace no longer has."""
+    own = policy.checkpoint.parent
+    place = root / own.as_posix()
     for name in place.names():
-        if not (run.folder / name.rpartition("-")[0]).exists():
+        if not (workspace / own / name.rpartition("-")[0]).exists():
             (place / name).remove()
 
 

@@ -10,7 +10,7 @@ from sdcore.store import parts
 from sdcore.store.database import Store
 from sdcore.store.parts import Folder, Part
 from tasks.cluster.attempts import GIVEN
-from tasks.cluster.checkpoints import push
+from tasks.cluster.checkpoints import prune, push
 from tasks.run.condition_run import StoredPolicy
 
 
@@ -55,6 +55,8 @@ class Outbox:
                 parts.write(self._attempt, self._held[0], self._sent + 1)
                 self._sent += 1
                 self._held.pop(0)
+            for policy in policies:
+                prune(self._workspace, policy, self._root)
         except OSError as error:
             raise StoreError(
                 "rows and checkpoints cannot be sent",

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -16,14 +17,23 @@ import yaml
 from mlflow import MlflowClient
 
 from sdcore.config import load_experiment
+from sdcore.models.policies import require_weights, weights_digest
+from sdcore.store import parts
+from sdcore.store.database import Store
+from sdcore.store.parts import open_folder
+from sdcore.store.schema import TABLES
 from sdcore.system.holders import lock_holder
 from sdcore.system.ports import answers, free_port
+from tasks.cluster.checkpoints import pull, push
+from tasks.run.condition_run import StoredPolicy
 from tasks.run.session import DATABASE
 from tasks.tracking.client import Tracking
 from tests.helpers.cluster import BUCKET, PASSWORD, dumped, object_store, postgresql, stored
+from tests.helpers.example import EXPERIMENT, fill
 from tests.helpers.paths import QUICKSTART, ROOT
 from tests.helpers.runs import assert_same, count, sdcore, wait_for
 from tests.helpers.small import ID, SMALL
+from tests.helpers.tiny import llama, save
 
 pytestmark = pytest.mark.night
 FILES = f"s3://{BUCKET}/mlflow"
@@ -98,6 +108,39 @@ def test_a_wrong_password_is_said_at_once_and_not_shown(served, database, tmp_pa
     assert not any("wr0ng" in text for text in texts)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(b"wr0ng" in path.read_bytes() for path in files)
+
+
+@pytest.mark.usefixtures("bucket")
+def test_parts_and_checkpoints_travel_through_s3(tmp_path):
+    root = open_folder(f"s3://{BUCKET}/travel")
+    filled = fill(Store(tmp_path / "from" / DATABASE))
+    owner = {"experiment_id": EXPERIMENT.experiment_id, "condition": "reference", "seed": 1}
+    attempt = root / "parts"
+    attempt.make()
+    sent = [parts.Part({name: filled.rows(name, **owner)}) for name in ("policies", "rollouts")]
+    assert parts.names(attempt) == []
+    written = [parts.write(attempt, part, number) for number, part in enumerate(sent, 1)]
+    assert parts.names(attempt) == written  # though the folder was listed before
+    store = Store(tmp_path / "to" / DATABASE)
+    for name in (*written, *written):
+        parts.merge(store, parts.read(attempt, name), owner)
+        assert attempt.has(name)
+    for part in sent:
+        for name, frame in part.frames.items():
+            key = TABLES[name].key
+            assert store.rows(name).sort(key).equals(frame.sort(key))
+    attempt.files.rm_file(f"{attempt.path}/{written[0]}")
+    assert parts.names(attempt) == written[1:] and parts.read(attempt, written[0]) is None
+
+    policy = StoredPolicy("e", "base", 0, "p", None, 0, 0, "full", None, "")
+    save(llama(), tmp_path / "from" / policy.checkpoint)
+    policy = replace(policy, sha256=weights_digest(tmp_path / "from" / policy.checkpoint))
+    for _ in range(2):
+        push(tmp_path / "from", policy, root)
+        pull(tmp_path / "to", policy, root, resumable=True)
+    require_weights(tmp_path / "to" / policy.checkpoint, policy.sha256)
+    root.remove()
+    assert not [key for key in stored() if key.startswith("travel")]
 
 
 AUTH = "ada:s3cret-of-Prefect"

@@ -86,10 +86,20 @@ def test_rows_are_sent_at_once_and_a_round_with_its_checkpoint(run, root, tmp_pa
     folder.mkdir(parents=True)
     outbox.flush()
     assert [name[:6] for name in parts.names(attempt)] == ["000001", "000002"]
+    copies = root / f"{folder.parent.relative_to(node).as_posix()}"
+    for name in ("round-0004-abc", "round-0005-abc"):
+        (copies / name).make()
+    outbox.add(next_policy(run).frames, True)
+    assert copies.names() == ["round-0004-abc", "round-0005-abc"]  # until the rows are sent
+    outbox.flush()
+    assert copies.names() == ["round-0005-abc"]  # the node has dropped the other one
     outbox.add({"scores": frames["scores"].clear()}, False)  # nothing
     outbox.flush()
     sent = [parts.read(attempt, name) for name in parts.names(attempt)]
-    assert [sorted(part.frames) for part in sent] == [["scores"], ["policies", "updates"]]
+    assert [sorted(part.frames) for part in sent] == [
+        ["scores"], ["policies", "updates"], ["policies"],
+    ]  # fmt: skip
+    assert [part.replaces for part in sent] == [False, False, True]
     attempt.remove()
     (tmp_path / "root").chmod(0o500)
     with pytest.raises(StoreError, match="cannot be sent"):
