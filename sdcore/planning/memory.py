@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sdcore.config import Experiment, LlmCriticConfig
+from sdcore.config import Experiment
 from sdcore.planning.lengths import Lengths
 from sdcore.planning.machines import GIB, Machine
 from sdcore.planning.shapes import BYTES, Shape
@@ -197,16 +197,14 @@ def _does_not_start(
 
 def _gives_up(experiment: Experiment) -> Iterator[str]:
     """A critic whose longest answer takes longer than it is waited for."""
-    critic = experiment.critic
-    if not isinstance(critic, LlmCriticConfig) or not critic.base_url:
-        return
-    longest = critic.max_tokens / CRITIC_RATE
-    if longest > critic.timeout:
-        yield (
-            f"critic.timeout = {critic.timeout:g} s ends before an answer of critic.max_tokens = "
-            f"{critic.max_tokens:,} at {CRITIC_RATE:g} tokens/s: set critic.timeout = "
-            f"{_rounded_up(longest, 10)}"
-        )
+    for model in experiment.critic.models if experiment.critic else ():
+        longest = model.max_tokens / CRITIC_RATE
+        if model.base_url and longest > model.timeout:
+            yield (
+                f"the timeout of the critic {model.model}, {model.timeout:g} s, ends before an "
+                f"answer of its max_tokens = {model.max_tokens:,} at {CRITIC_RATE:g} tokens/s: set "
+                f"its critic.timeout = {_rounded_up(longest, 10)}"
+            )
 
 
 def _too_large(
