@@ -48,7 +48,7 @@ class Session:
         """
         with self.clock.measure("tracking"):
             tracking = self._tracking
-            with store_errors(tracking.shared):
+            with store_errors(tracking.place):
                 yield tracking
 
     @cached_property
