@@ -48,6 +48,7 @@ from sdcore.config.sampling import (
 from sdcore.config.sweeps import SweepConfig, Trial
 from sdcore.config.training import (
     CADENCE,
+    MOST_TOKENS,
     EvaluationConfig,
     LoraConfig,
     TrainingConfig,
@@ -65,9 +66,8 @@ from sdcore.config.weightings import (
 )
 
 __all__ = [
-    "CADENCE", "CRITICS", "ENGINES", "NAME_LENGTH", "OBJECTIVES", "OPERATIONAL", "RESERVED",
-    "SOURCES",
-    "WEIGHTINGS", "AdvantageWeights", "ArithmeticConfig", "BandConfig", "ChecksConfig", "Condition",
+    "CADENCE", "CRITICS", "ENGINES", "MOST_TOKENS", "NAME_LENGTH", "OBJECTIVES", "OPERATIONAL",
+    "RESERVED", "SOURCES", "WEIGHTINGS", "AdvantageWeights", "ArithmeticConfig", "BandConfig", "ChecksConfig", "Condition",
     "ConditionSettings", "Count", "CriticConfig", "CriticEntry", "CriticSettings", "DesignConfig",
     "DiagnoseConfig", "DistillConfig", "EngineConfig", "EngineEntry", "EvaluationConfig",
     "Experiment", "GrpoConfig", "HealthConfig", "LlmCriticConfig", "LoraConfig", "ModelConfig",

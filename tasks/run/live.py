@@ -21,12 +21,17 @@ from sdcore.config import (
     TrainingConfig,
     WarmupConfig,
 )
-from sdcore.distributed import controller
+from sdcore.distributed import collectives, controller
 from sdcore.engines import Engine, Resources, Served
 from sdcore.engines.opening import open_engine
 from sdcore.models import hub, policies
+from sdcore.planning.memory import auto_tokens, logit_bytes, optimizer_bytes
+from sdcore.planning.shapes import Shape
+from sdcore.system.memory import free_bytes
+from sdcore.training.head import unwrap_peft
 from sdcore.training.trainer import Trainer
 from tasks.run.condition_run import BASE, ConditionRun
+from tasks.run.progress import note
 
 disable_progress_bar()  # of loading weights: the run has its own
 
@@ -139,6 +144,10 @@ class LiveModels:
         training = run.experiment.training
         total_steps = training.rounds * training.steps_per_round
         trainer = self.new_trainer(run, run.settings, self.base_folder(run), total_steps)
+        if training.tokens_per_microbatch == "auto":
+            note(
+                f"{run.condition}, seed {run.seed}: {trainer.tokens_per_microbatch:,} tokens per micro-batch"
+            )
         if round_:
             trainer.load(run.checkpoint(round_))
         return trainer
@@ -169,9 +178,37 @@ def _made_trainer(
     training: TrainingConfig,
     *,
     seed: int,
+    temperature: float,
     **settings: Any,
 ) -> Trainer:
     policy = policies.load_policy(folder, model)
     if training.lora is not None:
         policy = policies.attach_lora(policy, training.lora, seed)
-    return Trainer(policy, objective, training, seed=seed, **settings)
+    made = Trainer(policy, objective, training, seed=seed, temperature=temperature, **settings)
+    if training.tokens_per_microbatch == "auto":
+        bare, gpu = unwrap_peft(policy), policy.device.type == "cuda"
+        per_logit = logit_bytes(objective, model.dtype, temperature, gpu=gpu)
+        made.tokens_per_microbatch = fitting_tokens(bare, training, model.dtype, per_logit)
+    return made
+
+
+def fitting_tokens(
+    policy: PreTrainedModel, training: TrainingConfig, dtype: str, per_logit: float
+) -> int:
+    """Return the tokens of a micro-batch that fit into the memory that is free now, on every rank.
+
+    Args:
+        policy: whose weights are in memory, and no gradient or moment yet.
+        training: its settings.
+        dtype: the model's, before trained weights were made float32.
+        per_logit: see `planning.memory.logit_bytes`.
+
+    Raises:
+        ModelError: the memory that this architecture takes is not known.
+    """
+    shape = Shape.of(policy.config.to_dict(), type(policy).__name__)
+    gpu, ranks = policy.device.type == "cuda", collectives.rank_and_world_size()[1]
+    free = free_bytes(policy.device) / (1 if gpu else ranks)
+    free -= optimizer_bytes(shape, training, ranks)
+    tokens = auto_tokens(training, dtype, shape, per_logit, free, gpu=gpu)
+    return min(collectives.gather([tokens]))

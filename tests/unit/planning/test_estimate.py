@@ -216,6 +216,17 @@ def test_a_fixed_setting_makes_it_fit():
     assert "needs as many devices" in line and not planned("h100x4", engine=split).misfits
 
 
+def test_auto_micro_batches_fit_where_the_fixed_size_does_not():
+    """Positions keep 28 × 116,608 + 32,768 bytes: 16,384 take 50.3 GiB of 79, 8,192 half of it."""
+    fixed = {"lora": {"rank": 64}, "tokens_per_microbatch": 16_384}
+    auto = fixed | {"tokens_per_microbatch": "auto"}
+    engine = {"kind": "vllm", "context_length": 4096, "cache_gib": 24}
+    assert planned(training=fixed, engine=engine).misfits
+    assert not planned(training=auto, engine=engine).misfits
+    half = planned(training=auto | {"tokens_per_microbatch": 8192}, engine=engine)
+    assert planned(training=auto, engine=engine).memory == half.memory
+
+
 def test_a_critic_needs_time_for_its_longest_answer():
     """16,384 tokens at 40 per second are 410 s, and a request is given up after 300."""
     critiqued = {"conditions": {"one": DISTILL | {"context": "step_aligned"}}}
