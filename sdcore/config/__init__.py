@@ -67,7 +67,8 @@ from sdcore.config.weightings import (
 
 __all__ = [
     "CADENCE", "CRITICS", "ENGINES", "MOST_TOKENS", "NAME_LENGTH", "OBJECTIVES", "OPERATIONAL",
-    "RESERVED", "SOURCES", "WEIGHTINGS", "AdvantageWeights", "ArithmeticConfig", "BandConfig", "ChecksConfig", "Condition",
+    "RESERVED", "SOURCES", "WEIGHTINGS",
+    "AdvantageWeights", "ArithmeticConfig", "BandConfig", "ChecksConfig", "Condition",
     "ConditionSettings", "Count", "CriticConfig", "CriticEntry", "CriticSettings", "DesignConfig",
     "DiagnoseConfig", "DistillConfig", "EngineConfig", "EngineEntry", "EvaluationConfig",
     "Experiment", "GrpoConfig", "HealthConfig", "LlmCriticConfig", "LoraConfig", "ModelConfig",

@@ -11,6 +11,7 @@ from sdcore.planning.lengths import Lengths
 from sdcore.planning.machines import Machine
 from sdcore.planning.memory import (
     Memory,
+    allowed_tokens,
     batch_rows,
     memory_of,
     misfits,
@@ -105,6 +106,11 @@ class Plan:
     def whole(self) -> Cost:
         """All stages together, one after another."""
         return total(list(self.stages.values()))
+
+    @property
+    def tokens_per_microbatch(self) -> int:
+        """Most positions of a micro-batch, also where the setting is `auto`."""
+        return allowed_tokens(self.experiment, self.shape, self.machine, self.memory)
 
     @property
     def price(self) -> float:

@@ -54,8 +54,12 @@ class Memory:
     @property
     def total(self) -> float:
         """Everything at the fullest moment; in a process sampling and training take turns."""
-        stays = self.weights + self.optimizer + self.sampler + self.process
-        return stays + max(self.activations, self.batch)
+        return self.stays + max(self.activations, self.batch)
+
+    @property
+    def stays(self) -> float:
+        """What is there while the process samples, and while it trains."""
+        return self.weights + self.optimizer + self.sampler + self.process
 
 
 def sampling_devices(experiment: Experiment) -> int:
@@ -186,13 +190,22 @@ def memory_of(experiment: Experiment, shape: Shape, machine: Machine, lengths: L
         batch=min(batch, ENGINE_LIMIT),
         process=CONTEXT if gpu else PROCESS,
     )
-    most, per_logit = training.tokens_per_microbatch, most_logit_bytes(experiment, gpu=gpu)
-    if most == "auto":
-        free = machine.memory - (memory.total - memory.batch)
-        most = auto_tokens(training, dtype, shape, per_logit, free, gpu=gpu)
-    activations = microbatch_tokens(experiment, lengths, most) * token_bytes(training, dtype, shape)
-    chunk = chunk_bytes(shape, per_logit, gpu=gpu)
+    tokens = microbatch_tokens(
+        experiment, lengths, allowed_tokens(experiment, shape, machine, memory)
+    )
+    activations = tokens * token_bytes(training, dtype, shape)
+    chunk = chunk_bytes(shape, most_logit_bytes(experiment, gpu=gpu), gpu=gpu)
     return replace(memory, activations=activations + chunk)
+
+
+def allowed_tokens(experiment: Experiment, shape: Shape, machine: Machine, memory: Memory) -> int:
+    """Return the most positions of a micro-batch: the setting, or what fits where it is `auto`."""
+    training, gpu = experiment.training, machine.gpu
+    if training.tokens_per_microbatch != "auto":
+        return training.tokens_per_microbatch
+    per_logit = most_logit_bytes(experiment, gpu=gpu)
+    free = machine.memory - memory.stays
+    return auto_tokens(training, experiment.model.dtype, shape, per_logit, free, gpu=gpu)
 
 
 def most_logit_bytes(experiment: Experiment, *, gpu: bool) -> float:

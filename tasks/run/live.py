@@ -145,9 +145,8 @@ class LiveModels:
         total_steps = training.rounds * training.steps_per_round
         trainer = self.new_trainer(run, run.settings, self.base_folder(run), total_steps)
         if training.tokens_per_microbatch == "auto":
-            note(
-                f"{run.condition}, seed {run.seed}: {trainer.tokens_per_microbatch:,} tokens per micro-batch"
-            )
+            tokens = f"{trainer.tokens_per_microbatch:,} tokens per micro-batch"
+            note(f"{run.condition}, seed {run.seed}: {tokens} fit into the free memory")
         if round_:
             trainer.load(run.checkpoint(round_))
         return trainer

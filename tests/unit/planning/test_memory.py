@@ -6,8 +6,12 @@ import torch
 from sdcore.config import DistillConfig, GrpoConfig, TrainingConfig, WarmupConfig
 from sdcore.planning.machines import GIB
 from sdcore.planning.memory import auto_tokens, chunk_bytes, logit_bytes, logit_rows, token_bytes
-from sdcore.planning.shapes import KNOWN
+from sdcore.planning.shapes import KNOWN, Shape
 from sdcore.system.memory import free_bytes
+from sdcore.training.trainer import Trainer
+from tasks.run import live
+from tests.helpers.tiny import LORA as ADAPTER
+from tests.helpers.tiny import adapted, examples
 
 QWEN = KNOWN["Qwen/Qwen3-1.7B"]
 LORA = TrainingConfig.model_validate({"lora": {"rank": 64}, "activation_checkpointing": True})
@@ -68,3 +72,30 @@ def test_auto_fills_the_free_memory_with_a_power_of_two():
 
 def test_some_memory_is_free():
     assert 2**20 < free_bytes(torch.device("cpu")) < 2**50
+
+
+def test_a_trainer_that_starts_takes_what_fits(monkeypatch):
+    """Gradients and moments of the adapters come off first: 12 bytes for each of their weights."""
+    model = adapted().get_base_model()
+    training = TrainingConfig(lora=ADAPTER, tokens_per_microbatch="auto")
+    shape = Shape.of(model.config.to_dict(), "tiny")
+    needed = 12 * shape.lora_parameters(ADAPTER)
+    fitting = 3000 * token_bytes(training, "float32", shape)
+    logits = chunk_bytes(shape, 24, gpu=False)
+    free = needed + (fitting + logits) / 0.9
+    monkeypatch.setattr(live, "free_bytes", lambda device: free)
+    assert live.fitting_tokens(model, training, "float32", 24) == 2048
+    monkeypatch.setattr(live, "free_bytes", lambda device: 100 * free)
+    assert live.fitting_tokens(model, training, "float32", 24) == 16384
+
+
+def test_a_step_waits_for_its_size():
+    training = TrainingConfig(lora=ADAPTER, tokens_per_microbatch="auto")
+    made = Trainer(adapted(), distill(), training, total_steps=2, seed=0)
+    with pytest.raises(AssertionError, match="to be set"):
+        made.step(examples())
+    made.tokens_per_microbatch = 1024
+    update = made.step(examples())
+    fixed = training.model_copy(update={"tokens_per_microbatch": 1024})
+    other = Trainer(adapted(), distill(), fixed, total_steps=2, seed=0).step(examples())
+    assert update.loss == other.loss
