@@ -210,7 +210,8 @@ def allowed_tokens(experiment: Experiment, shape: Shape, machine: Machine, memor
 
 def most_logit_bytes(experiment: Experiment, *, gpu: bool) -> float:
     """Return the bytes per logit of the condition, or of the warm-up, that needs most."""
-    objectives = [*experiment.conditions.values(), *filter(None, [experiment.warmup])]
+    objectives: list[ConditionSettings | WarmupConfig] = [*experiment.conditions.values()]
+    objectives += [experiment.warmup] if experiment.warmup else []
     dtype, temperature = experiment.model.dtype, experiment.sampling.temperature
     return max(logit_bytes(each, dtype, temperature, gpu=gpu) for each in objectives)
 

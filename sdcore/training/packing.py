@@ -116,20 +116,23 @@ def packed_attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return whole
-    if query.device.type == "cuda":
+    if query.device.type != "cpu":
         # Norms of queries and keys may have widened them; the kernel takes one type.
-        states = [each[0].transpose(0, 1).to(value.dtype) for each in (query, key, value)]
+        query_LHD, key_LHD, value_LHD = (
+            each[0].transpose(0, 1).to(value.dtype) for each in (query, key, value)
+        )
         output_LHD = varlen_attn(
-            *states, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
+            query_LHD, key_LHD, value_LHD,
+            cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
             scale=scaling, window_size=(-1, 0), enable_gqa=True,
         )  # fmt: skip
         assert isinstance(output_LHD, Tensor)
         return output_LHD[None], None
     lengths = cu_seq_lens_q.diff().tolist()
-    parts = zip(*(each.split(lengths, 2) for each in (query, key, value)), strict=True)
+    parts = (torch.split(each, lengths, 2) for each in (query, key, value))
     outputs = [
-        scaled_dot_product_attention(*part, is_causal=True, scale=scaling, enable_gqa=True)
-        for part in parts
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        for q, k, v in zip(*parts, strict=True)
     ]
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 

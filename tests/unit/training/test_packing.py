@@ -104,3 +104,19 @@ def test_a_processor_pads_and_a_checkpoint_does_not_name_the_attention(tmp_path)
     assert not packing.is_on(model)
     packing_on(model).config.save_pretrained(tmp_path)
     assert PACKED not in (tmp_path / "config.json").read_text()
+
+
+def test_a_gpus_kernel_gets_one_type_and_gives_gradients():
+    """On the device without memory, where PyTorch checks a call and its shapes only."""
+    query = torch.empty(1, 4, 7, 8, device="meta", requires_grad=True)  # widened by a norm
+    key, value = (
+        torch.empty(1, 2, 7, 8, device="meta", dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(2)
+    )
+    starts = torch.empty(3, device="meta", dtype=torch.int32)
+    output, _ = packing.packed_attention(
+        None, query, key, value, None, scaling=0.3, cu_seq_lens_q=starts, max_length_q=5
+    )
+    assert output.shape == (1, 7, 4, 8) and output.dtype == torch.bfloat16
+    output.sum().backward()
+    assert query.grad.dtype == torch.float32 and key.grad.shape == value.grad.shape == value.shape
