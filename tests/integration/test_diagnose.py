@@ -151,19 +151,19 @@ def test_page_figure_artifacts_and_metrics_are_there(finished):
     assert parent.info.status == "FINISHED"
 
 
-def test_the_same_again_does_nothing_and_a_wider_one_only_what_is_missing(finished):
+def test_a_wider_one_does_what_is_missing_and_the_same_again_nothing(finished):
     workspace, found = finished
     tables = ("rollouts", "critiques", "contexts", "token_signals", "teacher_samples", "branches")
     before = {name: rows(workspace, name) for name in tables}
-    assert diagnose(workspace) == found
-    assert all(rows(workspace, name).equals(before[name]) for name in tables)
     wider = diagnose(workspace, "diagnose.problems=8", "diagnose.rollouts=1")
     assert wider["rollouts"] == 8
+    after_wider = {name: rows(workspace, name) for name in tables}
     for name, frame in before.items():
-        after, key = rows(workspace, name), TABLES[name].key
+        after, key = after_wider[name], TABLES[name].key
         assert len(after) > len(frame) or name == "branches"  # of wrong rollouts only
         assert after.join(frame.select(key), on=key, how="semi").sort(key).equals(frame.sort(key))
     assert diagnose(workspace) == found
+    assert all(rows(workspace, name).equals(frame) for name, frame in after_wider.items())
 
 
 def test_contexts_are_listed_with_what_they_test():

@@ -239,7 +239,8 @@ HOSTILE = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("sometimes_right", [True, pytest.param(False, marks=pytest.mark.night)])
+@pytest.mark.night
+@pytest.mark.parametrize("sometimes_right", [True, False])
 def test_a_hostile_critic_stops_no_run_and_nothing_trains_on_what_it_says(
     tmp_path, prefect, sometimes_right
 ):

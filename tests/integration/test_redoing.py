@@ -87,6 +87,7 @@ def test_how_often_checkpoints_are_written_changes_no_result(finished, tmp_path)
     assert weights(tmp_path) == weights(finished[0]) and metrics(tmp_path) == metrics(finished[0])
 
 
+@pytest.mark.night
 def test_the_same_run_twice_at_once_is_shared_and_ends_as_one(finished, tmp_path):
     started = [start("run", QUICKSTART, *SMALL, "--workspace", tmp_path) for _ in range(2)]
     said = [process.communicate()[1] for process in started]
@@ -143,6 +144,7 @@ def test_a_failed_stage_is_rerun_without_redoing_the_others(finished, tmp_path):
     assert_same(tmp_path, finished[0])
 
 
+@pytest.mark.night
 def test_a_loss_that_is_not_finite_names_its_rollout_and_keeps_the_last_checkpoint(
     finished, tmp_path
 ):

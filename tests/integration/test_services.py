@@ -201,7 +201,7 @@ def test_up_serves_runs_use_it_and_down_leaves_nothing(tmp_path, monkeypatch):
     assert all(standing.is_free(port) for port in ports.values())
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_a_worker_of_a_process_pool_takes_the_same_file(prefect, tmp_path):
     environment = os.environ | standing.SETTINGS | {"SDCORE_WORKSPACE": str(tmp_path)}
     environment |= {"PREFECT_HOME": str(prefect / "prefect")}  # whose profile has the key

@@ -119,6 +119,7 @@ def test_commands_on_a_finished_run_leave_the_home_folder_alone(finished, call, 
     assert not (call.home / ".prefect").exists() and (finished / "prefect").exists()
 
 
+@pytest.mark.night
 def test_up_serves_the_shipped_deployments(call):
     ports = {"prefect": free_port(), "mlflow": free_port()}
     options = [text for name, port in ports.items() for text in (f"--{name}-port", port)]
