@@ -13,6 +13,7 @@ from sdcore.planning.memory import (
     Memory,
     allowed_tokens,
     batch_rows,
+    engine_limit,
     memory_of,
     misfits,
     sampling_devices,
@@ -200,7 +201,8 @@ def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Length
     has several devices, and takes all of them.
     """
     machine = machine.computing_in(experiment.model.dtype)
-    work = _Work(experiment, shape, machine, lengths)
+    memory = memory_of(experiment, shape, machine, lengths)
+    work = _Work(experiment, shape, machine, lengths, engine_limit(machine, memory.stays))
     stages = {stage: Cost() for stage in STAGES}
     for stage, cost in work.shared():
         stages[stage] += cost
@@ -212,7 +214,6 @@ def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Length
         for stage, cost in costs:
             stages[stage] += cost * len(experiment.seeds)
         own.append(sum(cost.seconds for _, cost in costs))
-    memory = memory_of(experiment, shape, machine, lengths)
     kept = sum(
         checkpoints(experiment, condition)[1] * checkpoint_bytes(experiment, shape, condition)
         for condition in experiment.conditions.values()
@@ -238,6 +239,7 @@ class _Work:
     shape: Shape
     machine: Machine
     lengths: Lengths
+    batch: float  # bytes that the engine of this process may take for one
 
     def shared(self) -> Iterator[tuple[str, Cost]]:
         """What is done once: prepare, warm-up, difficulty, the base's scores, the comparison."""
@@ -289,7 +291,7 @@ class _Work:
         machine, lengths, shape = self.machine, self.lengths, self.shape
         vllm, dtype = self.experiment.engine.kind == "vllm", self.experiment.model.dtype
         requests = questions * samples
-        rows = min(requests, batch_rows(self.experiment, shape, lengths))
+        rows = min(requests, batch_rows(self.experiment, shape, lengths, self.batch))
         written = requests * lengths.response
         drawn = written if vllm else WAITING * written  # rows that are decoded
         passes = written / rows + lengths.longest - lengths.response  # the last ones run on alone

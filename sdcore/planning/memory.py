@@ -23,7 +23,7 @@ from sdcore.planning.work import CRITIC_RATE, FLOAT, PADDING, teacher_of, traine
 PROCESS = 0.9 * GIB  # Python, torch and the tracking libraries: resident memory of a run's process
 CONTEXT = 0.6 * GIB  # CUDA context and libraries of a process; assumed
 VLLM = 3.0 * GIB  # its activations, graphs and CUDA context beside weights and cache; assumed
-ENGINE_LIMIT = 4 * GIB  # of keys, values and logits of a batch in this process
+ENGINE_LIMIT = 4 * GIB  # of a batch's keys, values and logits in this process, without a GPU
 CHUNK = {False: 1 << 22, True: 1 << 26}  # elements of a buffer of logits, without and with a GPU
 TILE = 128  # rows that a chunk of logits has at least, and on a GPU a multiple of which
 BUFFERS = 6  # of float32 logits that PyTorch's way has alive at a time
@@ -77,8 +77,8 @@ def tensor_parallel(experiment: Experiment) -> int:
     return int(match[1] or match[2]) if match else 1
 
 
-def batch_rows(experiment: Experiment, shape: Shape, lengths: Lengths) -> int:
-    """Return the sequences that are decoded together, on all servers."""
+def batch_rows(experiment: Experiment, shape: Shape, lengths: Lengths, limit: float) -> int:
+    """Return the sequences that are decoded together, on all servers, or here within a limit."""
     cache = shape.cache_bytes(experiment.model.dtype) * (lengths.prompt + lengths.longest)
     if experiment.engine.kind == "vllm":
         servers = max(1, len(experiment.engine.urls))
@@ -88,7 +88,12 @@ def batch_rows(experiment: Experiment, shape: Shape, lengths: Lengths) -> int:
         lengths.prompt + experiment.sampling.max_new_tokens
     )
     row += 32 * shape.vocabulary
-    return max(1, min(experiment.sampling.batch_size, int(ENGINE_LIMIT // row)))
+    return max(1, min(experiment.sampling.batch_size, int(limit // row)))
+
+
+def engine_limit(machine: Machine, stays: float) -> float:
+    """Return the bytes of a batch in this process: on a GPU half of what else is free."""
+    return max(0.0, machine.memory - stays) / 2 if machine.gpu else ENGINE_LIMIT
 
 
 def logit_bytes(
@@ -172,22 +177,19 @@ def memory_of(experiment: Experiment, shape: Shape, machine: Machine, lengths: L
     copy = whole * (FLOAT if "ema" in kinds else size) / ranks if copied else 0.0
     average = FLOAT * trained if training.lora and "ema" in kinds else 0.0
     initial = whole * size if in_process else 0.0  # the base that all conditions start from
-    rows = min(batch_rows(experiment, shape, lengths), most_requests(experiment))
     if in_process:
-        tokens = lengths.prompt + lengths.longest
         sampler = float(whole * size)
-        batch = rows * (shape.cache_bytes(dtype) * tokens + 32 * shape.vocabulary)
     elif experiment.engine.urls:
-        sampler, batch = 0.0, 0.0  # a server of the user's, elsewhere
+        sampler = 0.0  # a server of the user's, elsewhere
     else:
         held = whole * size + experiment.engine.cache_gib * GIB
-        sampler, batch = held / tensor_parallel(experiment) + VLLM, 0.0
+        sampler = held / tensor_parallel(experiment) + VLLM
     memory = Memory(
         weights=policy + copy + initial,
         optimizer=optimizer_bytes(shape, training, machine.count) + average,
         activations=0.0,
         sampler=sampler,
-        batch=min(batch, ENGINE_LIMIT),
+        batch=0.0,
         process=CONTEXT if gpu else PROCESS,
     )
     tokens = microbatch_tokens(

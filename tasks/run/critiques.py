@@ -12,7 +12,7 @@ import polars as pl
 from filelock import FileLock
 from prefect.blocks.system import Secret
 
-from sdcore.config import LlmCriticConfig, OracleConfig
+from sdcore.config import LlmCriticConfig, ModelConfig, OracleConfig
 from sdcore.contexts import Critique
 from sdcore.critics.client import ChatEndpoint, EngineClient
 from sdcore.critics.llm import Client, Critic
@@ -93,7 +93,9 @@ def open_client(run: ConditionRun, config: LlmCriticConfig) -> Client:
     if config.base_url is None:
         name = config.model
         return EngineClient(
-            run.session.models.critic_engine(name),
+            run.session.models.critic_engine(
+                run.experiment.model.model_copy(update={"name": name})
+            ),
             run.session.models.tokenizer(name, run.prompt_day),
             config,
         )

@@ -42,14 +42,15 @@ class LiveModels:
     Attributes:
         folder: local folder with a named model's weights and tokenizer.
         tokenizer: a named model's tokenizer, whose chat template shows the given day.
-        critic_engine: an engine of its own for a critic that runs in this process, by its model.
+        critic_engine: an engine of its own for a critic that runs in this process, by its model,
+            in the dtype and on the device of the policy.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self.folder: Callable[[str], Path] = cache(hub.resolve)
         self.tokenizer: Callable[[str, date], policies.Tokenizer] = cache(self._tokenizer)
-        self.critic_engine: Callable[[str], Engine] = cache(self._critic_engine)
+        self.critic_engine: Callable[[ModelConfig], Engine] = cache(self._critic_engine)
         self._base: Callable[[Path, ModelConfig], PreTrainedModel] = cache(policies.load_policy)
         self._sampler: Callable[..., Engine] = cache(self._open)
         self._engines: list[Engine] = []
@@ -154,8 +155,8 @@ class LiveModels:
     def _tokenizer(self, name: str, day: date) -> policies.Tokenizer:
         return policies.load_tokenizer(self.folder(name), day)
 
-    def _critic_engine(self, name: str) -> Engine:
-        return self._open(ModelConfig(name=name), EngineConfig(), None)
+    def _critic_engine(self, model: ModelConfig) -> Engine:
+        return self._open(model, EngineConfig(), None)
 
     def _open(self, model: ModelConfig, settings: EngineConfig, lora: LoraConfig | None) -> Engine:
         folder = self.folder(model.name)
