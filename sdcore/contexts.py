@@ -34,6 +34,7 @@ class Critique:
     cost: float = 0.0  # in the currency of the critic's prices
     repaired: str | None = None  # what was put right without asking again
     raw: str | None = None  # a language model's last answer as it came
+    writer: str | None = None  # the critic that made it; None: the one that was asked
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,8 @@ def smoke_run(experiment: Experiment, root: Path) -> Iterator[Experiment]:
         tree["problems"]["band"] |= {"format_rate": 0.0}  # a random model keeps no format
     references = cache(lambda: _references(made.problems))
     with chat_endpoint(lambda body: _answered(body, references)) as (url, _):
-        if "base_url" in (tree["critic"] or {}):
-            tree["critic"] |= {"base_url": url, "api_key_env": None, "api_key_block": None}
+        for asked in _models(tree["critic"]):
+            asked |= {"base_url": url, "api_key_env": None, "api_key_block": None}
         made = Experiment.model_validate(tree)
         yield made
 
@@ -115,6 +115,15 @@ def _small(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
         else:
             small[name] = value if value is None or most is None else min(value, most)
     return small
+
+
+def _models(critic: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The settings of language models in a section: its own, and those of the models of a cascade.
+
+    A change of one of them changes the section.
+    """
+    sections = [critic, *critic.values()] if critic else []
+    return [each for each in sections if isinstance(each, dict) and "base_url" in each]
 
 
 _PLACE = ("source", "path", "query", "name", "subset", "answer_pattern")

@@ -13,6 +13,7 @@ from sdcore.store.schema import TABLES
 from tasks.run.condition_run import ConditionRun
 from tasks.run.critiques import Handed, criticise, critique_rows, open_critic
 
+_USE = ("traces", "valid", "tokens", "cost")
 CONDITION = "critic-eval"  # in place of a condition in the rows of trials and their critiques
 
 
@@ -48,7 +49,13 @@ def score_critic(run: ConditionRun, trial_ids: list[str]) -> dict[str, Any]:
         {"critic": name, "ids": trial_ids},
     )
     scores = critic_scores(trials, run.experiment.evaluation)
-    return {"critic": name} | scores
+    used = run.store.query(
+        "FROM critic_use WHERE experiment_id = $experiment_id AND condition = $condition",
+        {name: run.columns[name] for name in ("experiment_id", "condition")},
+    )
+    models = used.rows(named=True) if len(used) > 1 else []  # of a cascade
+    each = {f"{count} of {row['model']}": row[count] for row in models for count in _USE}
+    return {"critic": name} | scores | each
 
 
 def _submission(trial: Trial) -> Submission:

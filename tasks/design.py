@@ -11,7 +11,7 @@ from sdcore.analysis.comparison import summary
 from sdcore.analysis.intervals import Array, grid_mean
 from sdcore.analysis.metrics import SHARE
 from sdcore.analysis.preflight import PURPOSE, contexts_of, purpose_with
-from sdcore.config import Experiment, LlmCriticConfig
+from sdcore.config import Experiment, Limits, LlmCriticConfig
 from sdcore.critics.llm import AGAIN, PROMPT
 from sdcore.design.candidates import Candidate, Field, Skipped, enumerate_field
 from sdcore.design.experiments import (
@@ -23,7 +23,7 @@ from sdcore.design.experiments import (
     winner_experiment,
 )
 from sdcore.design.ranking import Fate, decision, fates, preflight_score, shared
-from sdcore.design.schedule import CriticBound, Plan, Rung, critic_bounds, plan
+from sdcore.design.schedule import CriticBound, Plan, Rung, critic_bounds, plan, stage_bounds
 from sdcore.design.spending import Spent, of_rung, spending, total
 from sdcore.errors import DataError
 from sdcore.reports.design import Outcome, printable, write_page
@@ -68,6 +68,7 @@ class Search:
         self.experiment = search_experiment(experiment, self.field)
         largest = sorted(self.field.candidates, key=lambda each: -each.condition.group_size)[:2]
         self.largest = confirmation_experiment(experiment, largest)
+        self.asked: dict[str, CriticBound] = {}  # of the critic at most, by stage and prompt
         runs = [self.experiment, *map(self.with_prompt, self.field.prompts)]
         self.plan: Plan = plan(
             self.experiment, self.largest, sum(len(contexts_of(run)) for run in runs)
@@ -84,15 +85,20 @@ class Search:
             characters: of the longest question with its solution.
         """
         critic = self.experiment.critic
-        if not isinstance(critic, LlmCriticConfig):
+        if not (critic and critic.models):
             return {}
         shown = characters // 4 + self.experiment.sampling.max_new_tokens
-        # Asked again, it is also shown its last answer.
-        again = critic.max_tokens + len(AGAIN) // 4 if critic.attempts > 1 else 0
-        texts = {_named(self.field.usual): critic.template or PROMPT}
-        texts |= {name: critic.prompts[name] for name in self.field.prompts}
-        read = {name: len(text) // 4 + shown + again for name, text in texts.items()}
-        return critic_bounds(self.experiment, self.largest, self.plan.rungs, read)
+
+        def read(model: LlmCriticConfig) -> int:
+            # Asked again, it is also shown its last answer.
+            again = model.max_tokens + len(AGAIN) // 4 if model.attempts > 1 else 0
+            return len(model.template or PROMPT) // 4 + shown + again
+
+        lengths = {_named(self.field.usual): [read(model) for model in critic.models]}
+        for name in self.field.prompts:  # which only a single model has
+            prompted = [model.model_copy(update={"prompt": name}) for model in critic.models]
+            lengths[name] = [read(model) for model in prompted]
+        return critic_bounds(self.experiment, self.largest, self.plan.rungs, lengths)
 
     @property
     def baseline(self) -> Candidate:
@@ -105,11 +111,14 @@ class Search:
         return list(both.values())
 
     def confirmation(self, store: Store, winner: str) -> Experiment:
-        """The run that confirms the winner; its critic may cost what the search has left."""
-        most = self.file.design.max_cost
-        if most is not None:
-            most = max(0.0, most - total(spending(store, self.experiment.experiment_id)).cost)
-        return confirmation_experiment(self.file, self.pair(winner), most)
+        """The run that confirms the winner; its critic may take what the search has left."""
+        most = self.file.design.critic_limits
+        spent = total(spending(store, self.experiment.experiment_id))
+        left = Limits(
+            None if most.cost is None else max(0.0, most.cost - spent.cost),
+            None if most.tokens is None else max(1, most.tokens - spent.critic),
+        )
+        return confirmation_experiment(self.file, self.pair(winner), left)
 
     def skipped_rows(self) -> list[dict[str, object]]:
         """Rows of `candidates` for what cannot be trained."""
@@ -168,17 +177,24 @@ def plan_search(base: ConditionRun) -> Search:
     longest = train.select(
         pl.col("question").str.len_chars() + pl.col("solution").fill_null("").str.len_chars()
     ).max()
-    asked = search.critic_bounds(int(longest.item() or 0))
-    for stage, bound in asked.items():
+    search.asked = search.critic_bounds(int(longest.item() or 0))
+    for stage, bound in search.asked.items():
         note(
             f"Critic, {stage}: at most {bound.critiques:,} critiques, {bound.written:,} tokens "
             f"written and about {bound.read:,} read, cost {bound.cost:.4g}"
         )
-    most = base.experiment.design.max_cost
-    if asked:
-        cost = sum(bound.cost for bound in asked.values())
-        limit = "" if most is None else f", of which design.max_cost allows {most:g}"
-        note(f"Budget of the critic: at most {cost:.4g}{limit}")
+    if search.asked:
+        most, bounds = base.experiment.design.critic_limits, search.asked.values()
+        allowed = "" if most.cost is None else f", of which design.max_cost allows {most.cost:g}"
+        note(f"Budget of the critic: at most {sum(each.cost for each in bounds):.4g}{allowed}")
+        allowed = (
+            ""
+            if most.tokens is None
+            else (f", of which design.max_critic_tokens allows {most.tokens:,}")
+        )
+        note(
+            f"Tokens of the critic: about {sum(each.tokens for each in bounds):,} at most{allowed}"
+        )
     return search
 
 
@@ -311,6 +327,7 @@ def conclude(base: ConditionRun, search: Search, winner: str | None) -> Outcome:
         reason=reason,
         rungs=search.plan.rungs,
         bounds=search.plan.bounds,
+        critic_bounds=stage_bounds(search.asked),
         candidates=base.store.rows("candidates", design_id=search.design_id).sort("rung", "rank"),
         reused=_reused(base, run.experiment_id) if run else (),
         file=_winner_file(search, winner, f"{word}: {reason}") if winner else None,

@@ -10,7 +10,7 @@ from sdcore.errors import DataError
 from sdcore.rollouts import Rollout
 from sdcore.store.schema import TABLES
 from tasks.run.condition_run import ConditionRun
-from tasks.run.critiques import budget_lock, open_client
+from tasks.run.critiques import critic_budget, open_client
 from tasks.run.progress import note
 from tasks.run.retries import RETRIES
 from tasks.sample import sample_missing, stored_rollouts
@@ -56,8 +56,9 @@ def _measured(base: ConditionRun, problems: pl.DataFrame, band: BandConfig) -> i
         critic_solves=pl.lit(True if solver else None, pl.Boolean),
         critic_cost=0.0,
     )
-    if isinstance(base.experiment.judge, LlmCriticConfig):
-        _ask_critic(base, base.experiment.judge, problems, rows.filter("in_band"))
+    if base.experiment.judge and base.experiment.judge.models:
+        *_, strongest = base.experiment.judge.models
+        _ask_critic(base, strongest, problems, rows.filter("in_band"))
         rows = rows.filter(~pl.col("in_band"))
     base.store.append_missing(difficulties=rows)
     return len(_in_band(base, problems))
@@ -80,8 +81,8 @@ def _ask_critic(
         ).iter_rows()
     }
     bar = base.session.panel.bar("problems that the critic tries", len(open_))
-    with budget_lock(base), bar as advance:
-        client = open_client(base, critic.model_copy(update={"structured": False}))
+    with critic_budget(base) as budget, bar as advance:
+        client = open_client(base, budget, critic.model_copy(update={"structured": False}))
         asked = [texts[row["problem_id"]] for row in open_]
         for index, solves, cost in try_to_solve(client, asked):
             answer = {"critic_solves": solves, "critic_cost": cost, "in_band": bool(solves)}

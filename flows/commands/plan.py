@@ -14,7 +14,7 @@ from flows.commands.terminal import (
     notes,
     print_table,
 )
-from sdcore.config import Experiment, LlmCriticConfig, load_experiment
+from sdcore.config import Experiment, load_experiment
 from sdcore.errors import SdcoreError
 from sdcore.planning.estimate import Cost, Plan, duration
 from sdcore.planning.estimate import plan as plan_of
@@ -96,7 +96,7 @@ def announce(settings: Experiment) -> None:
         more = " (`sdcore plan` shows all)" if len(planned.misfits) > 1 else ""
         notes.print(f"May not fit: {planned.misfits[0]}{more}", soft_wrap=True, markup=False)
     if planned.whole.seconds > LONG:
-        price = f", {planned.price:,.2f} for the critic" if planned.price else ""
+        price = f", {planned.whole.price:,.2f} for the critic" if planned.whole.price else ""
         notes.print(
             f"Takes about {duration(planned.whole.seconds)} with one worker on "
             f"{planned.machine.name}{price}, less what is stored already; bound by "
@@ -116,14 +116,11 @@ def as_dict(planned: Plan, workers: int) -> dict[str, object]:
         "machine": asdict(planned.machine),
         "parameters": planned.shape.parameters,
         "lengths": asdict(planned.lengths),
-        "stages": {
-            name: asdict(cost) | {"price": planned.price_of(cost)}
-            for name, cost in planned.stages.items()
-        },
+        "stages": {name: asdict(cost) for name, cost in planned.stages.items()},
         "seconds": planned.whole.seconds,
         "device_seconds": planned.device_seconds,
         "use": planned.use,
-        "price": planned.price,
+        "price": planned.whole.price,
         "memory": asdict(planned.memory) | {"total": planned.memory.total},
         "tokens_per_microbatch": planned.tokens_per_microbatch,
         "checkpoints_kept": planned.kept,
@@ -158,9 +155,10 @@ def _row(planned: Plan, name: str, cost: Cost) -> dict[str, object]:
         "use": f"{cost.busy / (count * cost.seconds):.0%}" if cost.seconds else "",
         "written": f"{amount(cost.written)}B",
     }
-    if isinstance(planned.experiment.critic, LlmCriticConfig):
+    critic = planned.experiment.critic
+    if critic and critic.models:
         row["critic's tokens"] = amount(cost.critic_in + cost.critic_out)
-        row["price"] = f"{planned.price_of(cost):,.2f}"
+        row["price"] = f"{cost.price:,.2f}"
     return row
 
 

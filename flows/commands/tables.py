@@ -27,7 +27,7 @@ from flows.commands.terminal import (
     print_table,
     stored_experiment,
 )
-from sdcore.config import CriticSettings, LlmCriticConfig, load_experiment
+from sdcore.config import LlmCriticConfig, load_experiment
 from sdcore.errors import SdcoreError, StoreError, did_you_mean
 from sdcore.keys import Key
 from sdcore.store import reading
@@ -212,17 +212,18 @@ def export(
 
     store = open_store(workspace)
     experiment_id = find_run(store, run)
-    keys = _keys(stored_experiment(store, run).critic, workspace)
+    critic = stored_experiment(store, run).critic
+    keys = dict[str, Key]()
+    for model in critic.models if critic else ():
+        keys |= _keys(model, workspace)
     with notes.status(f"writing {target}"):
         counts = write(store, experiment_id, target, keys)
     rows = pl.DataFrame(list(counts.items()), ["table", "rows"], orient="row")
     print(json.dumps(counts)) if as_json else print_table(rows, title=target)
 
 
-def _keys(critic: CriticSettings | None, workspace: Path) -> dict[str, Key]:
+def _keys(critic: LlmCriticConfig, workspace: Path) -> dict[str, Key]:
     """The key of a run's critic by where it is from, if it still is there; else a note says so."""
-    if not isinstance(critic, LlmCriticConfig):
-        return {}
     if critic.api_key_env:
         where, text = f"${critic.api_key_env}", os.environ.get(critic.api_key_env)
     elif critic.api_key_block:

@@ -1,14 +1,27 @@
 """The critic, which says where a rollout goes wrong, and the preflight of its feedback."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from sdcore.config.base import FILE_ONLY, NAMES_CODE, Address, Name, Settings, by_name
+from sdcore.config.base import FILE_ONLY, NAMES_CODE, Address, Count, Name, Settings, by_name
 from sdcore.jinja_sandbox import variables
 from sdcore.registry import Entry, Registry, about
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that may be spent on a critic; None is no limit.
+
+    Attributes:
+        cost: in the currency of the critic's prices.
+        tokens: that it reads and writes.
+    """
+
+    cost: float | None = None
+    tokens: int | None = None
 
 
 class CriticSettings(Settings):
@@ -25,6 +38,20 @@ class CriticSettings(Settings):
         """Name of the context in place of an invalid critique."""
         return getattr(self, "fallback", None)
 
+    @property
+    def limits(self) -> Limits:
+        """What may be spent on it, by its settings `max_budget` and `max_total_tokens`."""
+        return Limits(getattr(self, "max_budget", None), getattr(self, "max_total_tokens", None))
+
+    @property
+    def models(self) -> "tuple[LlmCriticConfig, ...]":
+        """The language models that it asks, in the order in which it asks them."""
+        return ()
+
+    def asking(self, condition: str) -> Self:
+        """Return the settings with the prompts that a condition is judged with."""
+        return self
+
 
 class OracleConfig(CriticSettings):
     """The exact critic of the generated problems, arithmetic and in words, at no cost."""
@@ -35,8 +62,24 @@ class OracleConfig(CriticSettings):
 PROMPT_FIELDS = frozenset({"mark", "question", "solution", "answer", "trace", "correct"})
 """What the template of a critic's prompt may name."""
 
+MILLION = 1_000_000
 
-class LlmCriticConfig(CriticSettings):
+
+class AskedSettings(CriticSettings):
+    """Settings of every critic that asks language models."""
+
+    fallback: str | None = Field(
+        None,
+        description="context where no critique is valid; absent: the rollout is left out",
+        json_schema_extra=NAMES_CODE,
+    )
+    max_budget: float | None = Field(None, ge=0, description="stop before the cost exceeds it")
+    max_total_tokens: Count | None = Field(
+        None, description="stop before the tokens that it reads and writes exceed it"
+    )
+
+
+class LlmCriticConfig(AskedSettings):
     """A language model as critic: behind an OpenAI-compatible endpoint, or in this process."""
 
     kind: Literal["llm"] = Field(json_schema_extra=NAMES_CODE)
@@ -70,11 +113,6 @@ class LlmCriticConfig(CriticSettings):
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy, as in the paper")
     max_tokens: int = Field(4096, ge=1, le=131072, description="an answer, thinking included")
     attempts: int = Field(3, ge=1, le=10, description="times to ask until a critique is valid")
-    fallback: str | None = Field(
-        None,
-        description="context where no critique is valid; absent: the rollout is left out",
-        json_schema_extra=NAMES_CODE,
-    )
     concurrency: int = Field(8, ge=1, le=256, description="requests under way at a server")
     tries: int = Field(
         6, ge=1, le=20, description="of one request that gets no answer, backing off"
@@ -93,7 +131,6 @@ class LlmCriticConfig(CriticSettings):
     )
     price_in: float = Field(0.0, ge=0, description="of a million tokens read")
     price_out: float = Field(0.0, ge=0, description="of a million tokens written")
-    max_budget: float | None = Field(None, ge=0, description="stop before the cost exceeds it")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -110,9 +147,23 @@ class LlmCriticConfig(CriticSettings):
                 )
         return self
 
+    @property
+    def models(self) -> "tuple[LlmCriticConfig, ...]":
+        """The model itself."""
+        return (self,)
+
     def asking(self, condition: str) -> Self:
         """Return the settings with the prompt that a condition is judged with."""
         return self.model_copy(update={"prompt": self.prompt_of.get(condition, self.prompt)})
+
+    @property
+    def under_way(self) -> int:
+        """Requests under way at all of its servers together."""
+        return self.concurrency * max(1, len(self.addresses))
+
+    def price(self, tokens_in: float, tokens_out: float) -> float:
+        """Return the price of tokens that are read and written."""
+        return (tokens_in * self.price_in + tokens_out * self.price_out) / MILLION
 
     @property
     def template(self) -> str | None:
@@ -127,10 +178,46 @@ class LlmCriticConfig(CriticSettings):
         return self.base_url or ()
 
 
-OPERATIONAL = frozenset({
-    "base_url", "api_key_env", "api_key_block", "concurrency", "tries", "timeout", "price_in",
-    "price_out", "max_budget",
-})  # fmt: skip
+class CascadeConfig(AskedSettings):
+    """Two language models: a small one judges each trace, a large one where validation refuses.
+
+    Budget and fallback are of both together.
+    """
+
+    kind: Literal["cascade"] = Field(json_schema_extra=NAMES_CODE)
+    small: LlmCriticConfig = Field(description="asked about each trace")
+    large: LlmCriticConfig = Field(
+        description="asked where the small one's critique is not valid; tries the problems of a "
+        "band"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in AskedSettings.model_fields.keys() - CriticSettings.model_fields.keys():
+            for part, settings in (("small", self.small), ("large", self.large)):
+                if getattr(settings, name) is not None:
+                    raise ValueError(f"critic.{part}.{name}: of both together; set critic.{name}")
+        return self
+
+    @property
+    def models(self) -> tuple[LlmCriticConfig, ...]:
+        """The small one, then the large one."""
+        return self.small, self.large
+
+    def asking(self, condition: str) -> Self:
+        """Return the settings with the prompts that a condition is judged with."""
+        parts = {"small": self.small.asking(condition), "large": self.large.asking(condition)}
+        return self.model_copy(update=parts)
+
+
+LIMITS = {"max_budget": True, "max_total_tokens": True}
+OPERATIONAL = dict.fromkeys(
+    (
+        "base_url", "api_key_env", "api_key_block", "concurrency", "tries", "timeout", "price_in",
+        "price_out",
+    ),
+    True,
+) | LIMITS  # fmt: skip
 """Settings of the language model as critic that change no result: a run may go on with others."""
 
 
@@ -143,13 +230,14 @@ class CriticEntry(Entry):
         implementation: from the settings, and a function that opens a language model, to a
             `sdcore.critics.llm.Critic`; or its import path.
         exact_for: sources of problems on which it is exact and always right.
-        operational: settings that change no result.
+        operational: settings that change no result, as `model_dump` excludes them: true, or those
+            of a section.
     """
 
     settings: type[CriticSettings]
     implementation: Callable[..., Any] | str
     exact_for: frozenset[str] = frozenset()
-    operational: frozenset[str] = frozenset()
+    operational: Mapping[str, Any] = field(default_factory=dict)
 
 
 CRITICS = Registry(
@@ -163,6 +251,11 @@ CRITICS = Registry(
         CriticEntry(
             "llm", LlmCriticConfig, "sdcore.critics.llm:open_llm",
             operational=OPERATIONAL, about=about(LlmCriticConfig),
+        ),
+        CriticEntry(
+            "cascade", CascadeConfig, "sdcore.critics.cascade:open_cascade",
+            operational=LIMITS | {"small": OPERATIONAL, "large": OPERATIONAL},
+            about=about(CascadeConfig),
         ),
     ),
 )  # fmt: skip
@@ -193,7 +286,7 @@ CriticConfig = Annotated[
     BeforeValidator(
         by_name(CriticSettings, "kind", lambda name: CRITICS[name].settings),
         json_schema_input_type=Annotated[
-            OracleConfig | LlmCriticConfig, Field(discriminator="kind")
+            OracleConfig | LlmCriticConfig | CascadeConfig, Field(discriminator="kind")
         ],
     ),
 ]

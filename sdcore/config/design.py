@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from sdcore.config.base import NAMES_CODE, Count, Settings
+from sdcore.config.critic import Limits
 from sdcore.config.weightings import Weighting, WeightingSettings
 
 
@@ -58,3 +59,13 @@ class DesignConfig(Settings):
         ge=0,
         description="of the critic's answers in the whole search; absent: critic.max_budget alone",
     )
+    max_critic_tokens: Count | None = Field(
+        None,
+        description="tokens that the critic reads and writes in the whole search, which stops "
+        "before it exceeds them; absent: critic.max_total_tokens alone",
+    )
+
+    @property
+    def critic_limits(self) -> Limits:
+        """The most that may be spent on the critic in the whole search."""
+        return Limits(self.max_cost, self.max_critic_tokens)

@@ -289,7 +289,7 @@ class Experiment(Settings):
         """
         left_out: dict[str, Any] = {
             "engine": set(EngineConfig.model_fields) - {"kind", "options"},
-            "critic": set(CRITICS[self.critic.kind].operational) if self.critic else set(),
+            "critic": dict(CRITICS[self.critic.kind].operational) if self.critic else {},
             "training": CADENCE,
         }
         left_out |= {"description": True, "diagnose": True, "design": True, "modules": True}

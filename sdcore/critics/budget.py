@@ -1,35 +1,65 @@
-"""A spending limit for a paid service that holds while several requests are in flight."""
+"""A spending limit for a critic that holds while several requests are in flight."""
 
 import threading
+from dataclasses import dataclass
 
+from sdcore.config import Limits
 from sdcore.errors import BudgetError
 
 
-class Budget:
-    """A limit, None for none; a request in flight counts with the most that it can cost."""
+@dataclass(frozen=True)
+class Paid:
+    """What requests cost: their price, and the tokens that were read and written."""
 
-    def __init__(self, limit: float | None, spent: float = 0.0) -> None:
-        self._limit, self._spent, self._reserved = limit, spent, 0.0
+    cost: float = 0.0
+    tokens: int = 0
+
+    def __add__(self, other: "Paid") -> "Paid":
+        return Paid(self.cost + other.cost, self.tokens + other.tokens)
+
+    def __sub__(self, other: "Paid") -> "Paid":
+        return Paid(self.cost - other.cost, self.tokens - other.tokens)
+
+
+class Budget:
+    """Limits of cost and tokens; a request in flight counts with the most that it can cost.
+
+    Several clients may share one: the models of a cascade.
+    """
+
+    def __init__(self, limits: Limits = Limits(), spent: Paid = Paid()) -> None:  # noqa: B008
+        self._limits, self._spent, self._reserved = limits, spent, Paid()
         self._lock = threading.Lock()
 
-    def take(self, worst: float) -> None:
+    def take(self, worst: Paid) -> None:
         """Reserve the most that a request can cost.
 
         Raises:
-            BudgetError: the limit does not allow it.
+            BudgetError: a limit does not allow it.
         """
         with self._lock:
-            if self._limit is not None and self._spent + self._reserved + worst > self._limit:
+            possible = self._reserved + worst
+            all_ = self._spent + possible
+            if self._limits.cost is not None and all_.cost > self._limits.cost:
                 raise BudgetError(
                     "the critic's budget does not allow another request",
-                    got=f"{self._spent:.6g} spent, {self._reserved + worst:.6g} possible",
-                    expected=f"at most {self._limit:.6g} in all",
-                    fix="raise critic.max_budget and repeat the command: paid critiques are stored",
+                    got=f"{self._spent.cost:.6g} spent, {possible.cost:.6g} possible",
+                    expected=f"at most {self._limits.cost:.6g} in all",
+                    fix="raise critic.max_budget, or design.max_cost of a search, and repeat the "
+                    "command: paid critiques are stored",
                 )
-            self._reserved += worst
+            if self._limits.tokens is not None and all_.tokens > self._limits.tokens:
+                raise BudgetError(
+                    "the critic's tokens do not allow another request",
+                    got=f"{self._spent.tokens:,} read and written, {possible.tokens:,} possible",
+                    expected=f"at most {self._limits.tokens:,} in all",
+                    fix="raise critic.max_total_tokens, or design.max_critic_tokens of a search, "
+                    "and repeat the command: paid critiques are stored",
+                )
+            self._reserved = possible
 
-    def settle(self, worst: float, cost: float) -> None:
+    def settle(self, worst: Paid, actual: Paid) -> None:
         """Replace a reservation by the actual cost."""
         with self._lock:
             self._reserved -= worst
-            self._spent += cost
+            self._spent += actual

@@ -27,7 +27,8 @@ from tenacity.wait import wait_base
 from transformers import PreTrainedTokenizerBase
 
 from sdcore.config import LlmCriticConfig, SamplingConfig
-from sdcore.critics.budget import Budget
+from sdcore.config.critic import MILLION
+from sdcore.critics.budget import Budget, Paid
 from sdcore.critics.llm import GoOn, Reply, at_an_end
 from sdcore.critics.parsing import SCHEMA
 from sdcore.critics.servers import Servers
@@ -38,7 +39,6 @@ from sdcore.models.prompts import Message, prompt_ids
 from sdcore.traces import response_text
 
 MAX_BYTES = 2 << 20  # per response; an answer of 131072 tokens has about half a million bytes
-MILLION = 1_000_000
 BUSY = {408, 409, 425, 429}  # retried, like all statuses from 500 on
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 REFUSALS = {401, 402, 403, 404, 405}  # hold for every request
@@ -50,7 +50,7 @@ class ChatEndpoint:
     Args:
         config: its address and sampling settings.
         key: its bearer token; cut out of everything that the endpoint sends back.
-        spent: cost so far, counted towards `max_budget`.
+        budget: what may be spent; by default what the settings allow.
         before_request: called before each request; what it raises ends `ask`, once the replies to
             requests in flight have come.
         backoff: wait between tries of one request; `Retry-After` is honoured up to a minute.
@@ -60,14 +60,14 @@ class ChatEndpoint:
         self,
         config: LlmCriticConfig,
         key: Key | None = None,
-        spent: float = 0.0,
+        budget: Budget | None = None,
         before_request: Callable[[], None] = lambda: None,
         backoff: wait_base = wait_random_exponential(multiplier=1, max=60),  # noqa: B008
     ) -> None:
         self._config, self._backoff = config, backoff
         self._servers = Servers(config.addresses, config.concurrency)
         self._key, self._before_request = key, before_request
-        self._budget = Budget(config.max_budget, spent)
+        self._budget = budget or Budget(config.limits)
         self._cancelled = threading.Event()
 
     def ask(
@@ -133,17 +133,18 @@ class ChatEndpoint:
             sleep=sleep_using_event(self._cancelled),
             retry_error_callback=_given_up,
         )
-        worst = self._price(len(body), self._config.max_tokens)  # a token has one byte or more
+        most = len(body), self._config.max_tokens  # a token has one byte or more
+        worst = Paid(self._config.price(*most), sum(most))
         self._budget.take(worst)
-        cost = 0.0
+        paid = Paid()
         try:
             reply: Reply = tries(self._post, body)
-            cost = reply.cost
+            paid = Paid(reply.cost, reply.prompt_tokens + reply.tokens)
         except EngineError:
             self._cancelled.set()  # here, so that no queued request starts in between
             raise
         finally:
-            self._budget.settle(worst, cost)
+            self._budget.settle(worst, paid)
         return reply
 
     def _body(self, messages: list[Message]) -> dict[str, Any]:
@@ -219,17 +220,13 @@ class ChatEndpoint:
             usage = _Usage.model_validate(found.usage)
         except ValidationError:
             usage = _Usage(prompt_tokens=-(-sent // 4), completion_tokens=-(-len(text) // 4))
-        cost = self._price(usage.prompt_tokens, usage.completion_tokens)
+        cost = self._config.price(usage.prompt_tokens, usage.completion_tokens)
         return Reply(text, usage.prompt_tokens, usage.completion_tokens, cost)
 
     def _start(self, content: bytes) -> str:
         """Return the beginning of an unusable response, on one line, without the key."""
         text = redacted(content.decode("utf-8", "replace"), self._key)
         return " ".join(text[:400].split())[:200] or "nothing"
-
-    def _price(self, tokens_in: int, tokens_out: int) -> float:
-        prices = self._config
-        return (tokens_in * prices.price_in + tokens_out * prices.price_out) / MILLION
 
     def _wait(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -241,9 +238,14 @@ class EngineClient:
     """A model run by an engine of this process; all conversations are one batch."""
 
     def __init__(
-        self, engine: Engine, tokenizer: PreTrainedTokenizerBase, config: LlmCriticConfig
+        self,
+        engine: Engine,
+        tokenizer: PreTrainedTokenizerBase,
+        config: LlmCriticConfig,
+        budget: Budget | None = None,
     ) -> None:
         self._engine, self._tokenizer = engine, tokenizer
+        self._budget = budget or Budget(config.limits)
         self._sampling = SamplingConfig(
             temperature=config.temperature,
             max_new_tokens=config.max_tokens,
@@ -257,6 +259,7 @@ class EngineClient:
 
         Raises:
             EngineError: a conversation and its answer exceed the model's context.
+            BudgetError: the batch could take more tokens than are left.
         """
         waiting = dict(enumerate(conversations))
         while waiting:
@@ -264,7 +267,12 @@ class EngineClient:
                 Request(prompt_ids(self._tokenizer, each), seed)
                 for seed, each in enumerate(waiting.values())
             ]
+            read, most = sum(len(each.prompt_ids) for each in requests), self._sampling
+            worst = Paid(tokens=read + len(requests) * most.max_new_tokens)
+            self._budget.take(worst)
             completions = self._engine.generate(requests, self._sampling)
+            wrote = sum(len(each.token_ids) for each in completions)
+            self._budget.settle(worst, Paid(tokens=read + wrote))
             for index, asked, said in zip([*waiting], requests, completions, strict=True):
                 text = response_text(self._tokenizer, said.token_ids)
                 reply = Reply(text, len(asked.prompt_ids), len(said.token_ids))

@@ -94,6 +94,28 @@ class Critic(Protocol):
         """Yield the index of a submission and its critique, in the order of arrival."""
         ...
 
+    def settle(self, indices: Sequence[int], ask: "Ask") -> Iterator[tuple[int, Critique]]:
+        """Yield index and critique, as `criticise`, of submissions that `ask` knows by index.
+
+        A critic that is made of others passes them on to `ask`, which may have an answer of theirs
+        already and stores each new one.
+        """
+        return ask(self, indices)
+
+
+Ask = Callable[[Critic, Sequence[int]], Iterator[tuple[int, Critique]]]
+"""From a critic and indices of submissions to these indices and its critiques."""
+
+
+def asked_directly(submissions: Sequence[Submission]) -> Ask:
+    """Return an `Ask` that asks the critic about each submission, and stores nothing."""
+
+    def ask(critic: Critic, indices: Sequence[int]) -> Iterator[tuple[int, Critique]]:
+        for place, critique in critic.criticise([submissions[index] for index in indices]):
+            yield indices[place], replace(critique, writer=critic.name)
+
+    return ask
+
 
 OpenClient = Callable[[LlmCriticConfig], Client]
 """Open the language model that the settings of a critic name."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sdcore.analysis.preflight import purpose_with
-from sdcore.config import NAME_LENGTH, Experiment, as_toml
+from sdcore.config import NAME_LENGTH, Experiment, Limits, as_toml
 from sdcore.design.candidates import Candidate, Field, tree_of
 from sdcore.design.schedule import halving
 from sdcore.store.schema import content_key
@@ -33,7 +33,7 @@ def search_experiment(experiment: Experiment, field: Field) -> Experiment:
     _set_prompts(tree, field.candidates)
     if field.prompts:
         tree["critic"]["prompt_of"] |= {purpose_with(name): name for name in field.prompts}
-    return Experiment.model_validate(_limited(tree, design.max_cost))
+    return Experiment.model_validate(_limited(tree, design.critic_limits))
 
 
 def prompt_experiment(search: Experiment, field: Field, prompt: str) -> Experiment:
@@ -44,14 +44,16 @@ def prompt_experiment(search: Experiment, field: Field, prompt: str) -> Experime
 
 
 def confirmation_experiment(
-    experiment: Experiment, pair: Sequence[Candidate], left: float | None = None
+    experiment: Experiment,
+    pair: Sequence[Candidate],
+    left: Limits = Limits(),  # noqa: B008
 ) -> Experiment:
     """Return the run that compares two candidates as the file would, with seeds of its own.
 
     Args:
         experiment: the file, whose test split no stage of the search has sampled.
         pair: the baseline and the winner.
-        left: of `design.max_cost`; None is no limit.
+        left: what the search has left for the critic.
     """
     first = max(experiment.seeds) + 1
     tree = tree_of(experiment) | {
@@ -85,7 +87,7 @@ def as_file(experiment: Experiment) -> str:
 
 def design_id(experiment: Experiment) -> str:
     """Name of a search: what it is asked again under the same name has the same answer."""
-    settings = experiment.design.model_dump(mode="json", exclude={"max_cost"})
+    settings = experiment.design.model_dump(mode="json", exclude={"max_cost", "max_critic_tokens"})
     diagnose = experiment.diagnose.model_dump(mode="json")
     return f"{experiment.name}-{content_key(experiment.fingerprint, settings, diagnose)[:8]}"
 
@@ -110,10 +112,11 @@ def _named(experiment: Experiment, end: str) -> str:
     return f"{experiment.name[: NAME_LENGTH - len(end) - 1]}-{end}"
 
 
-def _limited(tree: dict[str, Any], most: float | None) -> dict[str, Any]:
-    """The settings with a critic that may cost no more; the stricter of two limits holds."""
-    critic = tree["critic"]
-    if most is not None and critic is not None and "max_budget" in critic:
-        own = critic["max_budget"]
-        critic["max_budget"] = most if own is None else min(own, most)
+def _limited(tree: dict[str, Any], most: Limits) -> dict[str, Any]:
+    """The settings with a critic that may take no more; the stricter of two limits holds."""
+    critic = tree["critic"] or {}
+    for name, limit in (("max_budget", most.cost), ("max_total_tokens", most.tokens)):
+        if name in critic:
+            both = [each for each in (critic[name], limit) if each is not None]
+            critic[name] = min(both, default=None)
     return tree

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sdcore.analysis.teacher_ability import MASKS
-from sdcore.config import Experiment, LlmCriticConfig
+from sdcore.config import Experiment
 from sdcore.errors import ConfigError
 from sdcore.schedule import checkpoint_rounds
 
@@ -99,9 +99,17 @@ class CriticBound:
     read: int
     cost: float
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that it reads and writes."""
+        return self.read + self.written
+
 
 def critic_bounds(
-    search: Experiment, confirmation: Experiment, rungs: Sequence[Rung], read: Mapping[str, int]
+    search: Experiment,
+    confirmation: Experiment,
+    rungs: Sequence[Rung],
+    read: Mapping[str, Sequence[int]],
 ) -> dict[str, CriticBound]:
     """Return the bound of each stage, and in the preflight of each prompt; none without an LLM.
 
@@ -112,21 +120,25 @@ def critic_bounds(
         search: the candidates as conditions.
         confirmation: the run that compares the winner with the baseline.
         rungs: the short runs.
-        read: tokens of the longest request about a trace, by the name of the prompt.
+        read: tokens of the longest request about a trace, by the name of the prompt; one number
+            per model that the critic asks, each of which may have to judge every trace.
     """
-    critic = search.critic
-    if not isinstance(critic, LlmCriticConfig):
+    models = search.critic.models if search.critic else ()
+    if not models:
         return {}
 
-    def bound(critiques: int, length: int) -> CriticBound:
-        asked = critiques * critic.attempts
-        written, heard = asked * critic.max_tokens, asked * length
-        cost = (heard * critic.price_in + written * critic.price_out) / 1_000_000
-        return CriticBound(critiques, written, heard, cost)
+    def bound(critiques: int, lengths: Sequence[int]) -> CriticBound:
+        written = heard = cost = 0.0
+        for model, length in zip(models, lengths, strict=True):
+            asked = critiques * model.attempts
+            written += asked * model.max_tokens
+            heard += asked * length
+            cost += model.price(asked * length, asked * model.max_tokens)
+        return CriticBound(critiques, int(written), int(heard), cost)
 
     frozen = search.diagnose.problems * search.diagnose.rollouts
     found = {f"preflight, {name}": bound(frozen, length) for name, length in read.items()}
-    longest, before = max(read.values()), 0
+    longest, before = [max(lengths) for lengths in zip(*read.values(), strict=True)], 0
     for rung in rungs:
         trained = _trained(search, rung.rounds - before) * rung.candidates * len(search.seeds)
         found[stage_of(rung.number, rungs)] = bound(trained, longest)
@@ -134,6 +146,15 @@ def critic_bounds(
     pair = len(confirmation.conditions) * len(confirmation.seeds)
     trained = _trained(confirmation, confirmation.training.rounds) * pair
     found["confirmation"] = bound(trained, longest)
+    return found
+
+
+def stage_bounds(bounds: Mapping[str, CriticBound]) -> dict[str, int]:
+    """Return the most tokens that the critic reads and writes, by stage, over prompts."""
+    found = dict[str, int]()
+    for name, bound in bounds.items():
+        stage = name.partition(",")[0]
+        found[stage] = found.get(stage, 0) + bound.tokens
     return found
 
 

@@ -42,6 +42,7 @@ ORACLE_HANDLING = 3  # the same per critique of an exact critic
 SCORING = 0.3  # seconds per scored split: bootstrap and rows
 PREPARING = 1.5  # seconds
 CRITIC_SHARE = 0.5  # mean answer of a language model as critic over critic.max_tokens; assumed
+REFUSED = 0.5  # share of a cascade's traces that go on to the large model; assumed
 CRITIC_PROMPT = 600  # tokens of the critic's instructions
 HARD = 0.5  # share of candidates that the solver's measures leave to the critic; assumed
 CANDIDATES = 2.0  # problems measured per problem wanted for a band, at most its `candidates`
@@ -58,6 +59,7 @@ class Cost:
         flops: of the model.
         critic_in: tokens that a language model as critic reads.
         critic_out: tokens that it writes.
+        price: of both, in the currency of the critic's prices.
         written: bytes on disk.
     """
 
@@ -67,6 +69,7 @@ class Cost:
     flops: float = 0.0
     critic_in: float = 0.0
     critic_out: float = 0.0
+    price: float = 0.0
     written: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -114,18 +117,6 @@ class Plan:
         return allowed_tokens(self.experiment, self.shape, self.machine, self.memory)
 
     @property
-    def price(self) -> float:
-        """Price of the critic's tokens, in the currency of `critic.price_out`."""
-        return self.price_of(self.whole)
-
-    def price_of(self, cost: Cost) -> float:
-        """Return the price of the critic's tokens in a cost."""
-        critic = self.experiment.critic
-        if not isinstance(critic, LlmCriticConfig):
-            return 0.0
-        return (critic.price_in * cost.critic_in + critic.price_out * cost.critic_out) / 1e6
-
-    @property
     def device_seconds(self) -> float:
         """Seconds of all devices, busy or not."""
         return self.machine.count * self.whole.seconds
@@ -170,9 +161,10 @@ class Plan:
 
     def _reason(self, stage: str) -> str:
         critic = self.experiment.critic
-        if stage == "align" and isinstance(critic, LlmCriticConfig):
+        if stage == "align" and critic and critic.models:
+            most = " and ".join(str(model.under_way) for model in critic.models)
             return (
-                f"each round waits for the critic, {_at_a_time(critic)} answers at a time "
+                f"each round waits for the critic, {most} answers at a time "
                 "(critic.concurrency, more servers in critic.base_url, fewer critic.max_tokens)"
             )
         if stage in ("sample", "evaluate"):
@@ -180,11 +172,6 @@ class Plan:
                 return f"{sampling_devices(self.experiment)} of {self.machine.count} devices sample"
             return "tokens are drawn one after another; larger batches cost little more"
         return "passes of student and teacher over the model" if stage == "distill" else "its work"
-
-
-def _at_a_time(critic: LlmCriticConfig) -> int:
-    """Answers of a critic under way at once."""
-    return critic.concurrency * max(1, len(critic.addresses))
 
 
 def duration(seconds: float) -> str:
@@ -251,7 +238,7 @@ class _Work:
             for problems in (counts.train, counts.validation, counts.test):
                 measured = ceil(wanted * problems)
                 yield "prepare", self.sampled(measured, band.samples)
-                yield "prepare", self.asked(ceil(HARD * measured), attempts=1)
+                yield "prepare", self.tried(ceil(HARD * measured))
         if warmup := self.experiment.warmup:
             step = warmup_step(self.experiment, self.shape, self.lengths, warmup.batch_size)
             yield "warm-up", self.trained(step) * warmup.steps
@@ -332,18 +319,35 @@ class _Work:
         return cost
 
     def asked(self, requests: int, *, attempts: int) -> Cost:
-        """Answers of the critic, so many at a time; the slowest holds the last of them."""
+        """Critiques; the second model of a cascade makes those that are refused by the first."""
         critic = self.experiment.critic
-        if not isinstance(critic, LlmCriticConfig):
+        if not (critic and critic.models):
             seconds = ORACLE_HANDLING * self.machine.handling * requests
             return Cost(seconds=seconds, written=CRITIQUE_BYTES * requests)
-        answer, waves = CRITIC_SHARE * critic.max_tokens, ceil(requests / _at_a_time(critic))
-        tokens = (waves - 1) * answer + (critic.max_tokens if requests > 1 else answer)
+        left = [ceil(requests * REFUSED**place) for place in range(len(critic.models))]
+        return total([
+            self.answered(model, count, attempts)
+            for model, count in zip(critic.models, left, strict=True)
+        ])  # fmt: skip
+
+    def tried(self, problems: int) -> Cost:
+        """Problems of a band that the critic tries, the larger model of a cascade."""
+        models = self.experiment.critic.models if self.experiment.critic else ()
+        if not models:
+            return self.asked(problems, attempts=1)
+        return self.answered(models[-1], problems, attempts=1)
+
+    def answered(self, model: LlmCriticConfig, requests: int, attempts: int) -> Cost:
+        """Answers of a model, so many at a time; the slowest holds the last of them."""
+        answer, waves = CRITIC_SHARE * model.max_tokens, ceil(requests / model.under_way)
+        tokens = (waves - 1) * answer + (model.max_tokens if requests > 1 else answer)
         read = CRITIC_PROMPT + self.lengths.prompt + 2 * self.lengths.response
+        critic_in, critic_out = attempts * requests * read, attempts * requests * answer
         return Cost(
             seconds=attempts * tokens / CRITIC_RATE,
-            critic_in=attempts * requests * read,
-            critic_out=attempts * requests * answer,
+            critic_in=critic_in,
+            critic_out=critic_out,
+            price=model.price(critic_in, critic_out),
             written=requests * (CRITIQUE_BYTES + 2 * answer),
         )
 

@@ -11,7 +11,6 @@ from sdcore.config import (
     DistillConfig,
     Experiment,
     GrpoConfig,
-    LlmCriticConfig,
     TrainingConfig,
     WarmupConfig,
 )
@@ -291,16 +290,14 @@ def _does_not_start(
 
 def _gives_up(experiment: Experiment) -> Iterator[str]:
     """A critic whose longest answer takes longer than it is waited for."""
-    critic = experiment.critic
-    if not isinstance(critic, LlmCriticConfig) or not critic.base_url:
-        return
-    longest = critic.max_tokens / CRITIC_RATE
-    if longest > critic.timeout:
-        yield (
-            f"critic.timeout = {critic.timeout:g} s ends before an answer of critic.max_tokens = "
-            f"{critic.max_tokens:,} at {CRITIC_RATE:g} tokens/s: set critic.timeout = "
-            f"{_rounded_up(longest, 10)}"
-        )
+    for model in experiment.critic.models if experiment.critic else ():
+        longest = model.max_tokens / CRITIC_RATE
+        if model.base_url and longest > model.timeout:
+            yield (
+                f"the timeout of the critic {model.model}, {model.timeout:g} s, ends before an "
+                f"answer of its max_tokens = {model.max_tokens:,} at {CRITIC_RATE:g} tokens/s: set "
+                f"its critic.timeout = {_rounded_up(longest, 10)}"
+            )
 
 
 def _too_large(

@@ -39,6 +39,8 @@ class Outcome:
         reason: the word's, in numbers.
         rungs: the schedule.
         bounds: most sampled tokens by stage.
+        critic_bounds: about how many tokens the critic reads and writes at most, by stage; none
+            where it is exact.
         candidates: rows of the table `candidates`, by rung and rank.
         reused: other runs of the workspace that have sampled test problems of the confirmation, and
             how many of them.
@@ -55,6 +57,7 @@ class Outcome:
     reason: str
     rungs: tuple[Rung, ...]
     bounds: Mapping[str, int]
+    critic_bounds: Mapping[str, int]
     candidates: pl.DataFrame
     reused: tuple[tuple[str, int], ...]
     file: str | None
@@ -112,13 +115,14 @@ def skipped(outcome: Outcome) -> pl.DataFrame:
 def costs(outcome: Outcome) -> pl.DataFrame:
     """Tokens and money by stage, in all last.
 
-    Columns: stage, at_most (sampled tokens), sampled, critic_tokens, cost.
+    Columns: stage, at_most (sampled tokens), sampled, critic_at_most, critic_tokens, cost.
     """
     rows = []
     for rung, (stage, bound) in enumerate(outcome.bounds.items()):
         own = outcome.candidates.filter(rung=rung)
         rows.append(
             {"stage": stage, "at_most": bound, "sampled": own["sampled_tokens"].sum()}
+            | {"critic_at_most": outcome.critic_bounds.get(stage, 0)}
             | {"critic_tokens": own["critic_tokens"].sum(), "cost": own["cost"].sum()}
         )
     frame = pl.DataFrame(rows)
@@ -191,9 +195,13 @@ def _facts(outcome: Outcome) -> dict[str, str]:
     if most := experiment.design.max_tokens:
         told["Budget in tokens"] = f"{most:,}"
     if spent["critic_tokens"]:
-        limit = experiment.design.max_cost
-        cost = f"{spent['cost']:.4g}" + ("" if limit is None else f" of at most {limit:g}")
-        told["The critic"] = f"{spent['critic_tokens']:,} tokens, cost {cost}"
+        limits = experiment.design.critic_limits
+        tokens = f"{spent['critic_tokens']:,} tokens of about {spent['critic_at_most']:,} at most"
+        tokens += "" if limits.tokens is None else f", allowed {limits.tokens:,}"
+        cost = f"{spent['cost']:.4g}" + (
+            "" if limits.cost is None else f" of at most {limits.cost:g}"
+        )
+        told["The critic"] = f"{tokens}; cost {cost}"
     if outcome.confirmation_id is not None:
         told["Fresh problems"] = (
             f"the {experiment.problems.test} test problems of the file, of which neither the "

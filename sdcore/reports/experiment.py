@@ -34,6 +34,7 @@ _COSTS = {
     "critic_tokens": ",.0f", "critic_tokens_per_point": ",.0f", "critic_cost": ".2f",
     "train_seconds": ",.0f",
 }  # fmt: skip
+_CRITICS = {"model": "", "traces": ",", "valid": ",", "tokens": ",", "cost": ".2f"}
 _HEALTH = {
     "rounds": ",", "idle": ".0%", "rollouts": ",", "cut_off": ".1%", "ill_formed": ".1%",
     "refused": ",", "left_out": ",", "flat_groups": ",",
@@ -117,6 +118,7 @@ def render_report(store: Store, experiment_id: str) -> str:
         trials=_trials(store, experiment),
         **_results(store, experiment, names),
         costs=_view(store, "cost_per_point", experiment, _COSTS),
+        critics=_view(store, "critic_use", experiment, _CRITICS),
         health=_view(store, "training_health", experiment, _HEALTH),
         health_curves=_health_curves(store, experiment, names),
         **_signals(store, experiment, names),
@@ -278,11 +280,10 @@ def _view(
         f"FROM {view} WHERE experiment_id = ?",
         [experiment.experiment_id],
     )
-    rows = {row["condition"]: row for row in found.to_dicts()}
     return [
-        {"condition": name} | {column: _text(rows[name][column], forms[column]) for column in forms}
+        {"condition": name} | {column: _text(row[column], forms[column]) for column in forms}
         for name in experiment.conditions
-        if name in rows
+        for row in found.filter(condition=name).iter_rows(named=True)
     ]
 
 
@@ -297,8 +298,10 @@ def _health_curves(store: Store, experiment: Experiment, names: list[str]) -> li
     ]
 
 
-def _text(number: float | None, form: str) -> str:
-    return "—" if number is None else f"{number:{form}}".replace("-", "−")
+def _text(value: float | str | None, form: str) -> str:
+    if isinstance(value, str):
+        return value
+    return "—" if value is None else f"{value:{form}}".replace("-", "−")
 
 
 def _signals(store: Store, experiment: Experiment, names: list[str]) -> Values:

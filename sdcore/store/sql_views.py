@@ -271,6 +271,31 @@ _VIEWS = (
         """,
     ),
     View(
+        "critic_use",
+        "what each language model was asked as critic, by condition, over seeds",
+        _RUN | {
+            "model": "the model; a cascade has two",
+            "traces": "traces that it was asked about; an answer that was there already is none",
+            "valid": "of them those with a critique that validation accepted",
+            "tokens": "tokens that it read and wrote",
+            "cost": "what they cost, in the currency of its prices",
+        },
+        """
+        SELECT experiment_id, condition, critic AS model, count(*) AS traces,
+               count_if(valid) AS valid, sum(prompt_tokens + tokens)::BIGINT AS tokens,
+               sum(cost) AS cost
+        FROM (
+            SELECT experiment_id, condition, critic, valid, prompt_tokens, tokens, cost
+            FROM critiques
+            WHERE writer = critic AND content_id IS NOT NULL AND attempts > 0
+            UNION ALL
+            SELECT experiment_id, condition, critic, valid, prompt_tokens, tokens, cost
+            FROM critic_answers
+        )
+        GROUP BY ALL ORDER BY experiment_id, condition, traces DESC, model
+        """,
+    ),
+    View(
         "training_health",
         "what was lost or looks odd in training, by condition, over seeds and finished rounds",
         _RUN | {

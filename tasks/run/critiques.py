@@ -12,10 +12,11 @@ import polars as pl
 from filelock import FileLock
 from prefect.blocks.system import Secret
 
-from sdcore.config import LlmCriticConfig, ModelConfig, OracleConfig
+from sdcore.config import Limits, LlmCriticConfig, ModelConfig, OracleConfig
 from sdcore.contexts import Critique
+from sdcore.critics.budget import Budget, Paid
 from sdcore.critics.client import ChatEndpoint, EngineClient
-from sdcore.critics.llm import Client, Critic
+from sdcore.critics.llm import Ask, Client, Critic
 from sdcore.critics.llm import open_critic as open_named
 from sdcore.critics.validation import Submission, verbatim_prefix
 from sdcore.errors import ConfigError
@@ -26,9 +27,10 @@ from sdcore.traces import parse_trace, response_text
 from tasks.run.condition_run import ConditionRun
 from tasks.run.lock import wait_for
 
+_COUNTS = ("attempts", "prompt_tokens", "tokens", "cost")
 _COPIED = (
-    "first_wrong_step", "corrected", "valid", "invalid_reason", "repaired", "raw", "attempts",
-    "prompt_tokens", "tokens", "cost",
+    "writer", "first_wrong_step", "corrected", "valid", "invalid_reason", "repaired", "raw",
+    *_COUNTS,
 )  # fmt: skip
 
 
@@ -55,52 +57,49 @@ class Handed:
 
 @contextmanager
 def open_critic(run: ConditionRun) -> Iterator[Critic]:
-    """The experiment's critic, for as long as the block runs; see `budget_lock`."""
-    settings = run.experiment.judge or OracleConfig(kind="oracle")
-    if isinstance(settings, LlmCriticConfig):
-        settings = settings.asking(run.condition)
-    with budget_lock(run):
-        yield open_named(settings, partial(open_client, run))
+    """The experiment's critic, for as long as the block runs; see `critic_budget`."""
+    settings = (run.experiment.judge or OracleConfig(kind="oracle")).asking(run.condition)
+    with critic_budget(run) as budget:
+        yield open_named(settings, partial(open_client, run, budget))
 
 
 @contextmanager
-def budget_lock(run: ConditionRun) -> Iterator[None]:
-    """Keep other processes from the experiment's paid critic, if it has a budget.
+def critic_budget(run: ConditionRun) -> Iterator[Budget]:
+    """What may be spent on the experiment's critic, by this process alone while the block runs.
 
-    Each would otherwise spend what is left of it by its own count. Open the client in the block: it
-    reads what has been spent until then.
+    Several processes would each spend what is left of it by their own count.
     """
-    critic = run.experiment.judge
-    if not isinstance(critic, LlmCriticConfig) or critic.max_budget is None:
-        yield
+    limits = run.experiment.judge.limits if run.experiment.judge else Limits()
+    if limits == Limits():
+        yield Budget()
         return
     folder = run.base.folder.parent
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "critic.lock")
     wait_for(lock, run, "the critic's budget")
     try:
-        yield
+        yield Budget(limits, _spent(run))
     finally:
         lock.release()
 
 
-def open_client(run: ConditionRun, config: LlmCriticConfig) -> Client:
-    """The critic's model; what it has cost so far counts towards its budget.
+def open_client(run: ConditionRun, budget: Budget, config: LlmCriticConfig) -> Client:
+    """A model of the critic, which may spend what the budget has left.
 
     Raises:
         ConfigError: the endpoint's key is not where it should be, or is no key.
     """
     if config.base_url is None:
-        name = config.model
+        name, trained = config.model, run.experiment.model
+        model = ModelConfig(name=name, dtype=trained.dtype, device=trained.device)
         return EngineClient(
-            run.session.models.critic_engine(
-                run.experiment.model.model_copy(update={"name": name})
-            ),
+            run.session.models.critic_engine(model),
             run.session.models.tokenizer(name, run.prompt_day),
             config,
+            budget,
         )
     stop_if_asked = run.session.interrupts.stop_if_asked
-    return ChatEndpoint(config, endpoint_key(config), _spent(run), stop_if_asked)
+    return ChatEndpoint(config, endpoint_key(config), budget, stop_if_asked)
 
 
 def endpoint_key(config: LlmCriticConfig) -> Key | None:
@@ -153,18 +152,24 @@ def criticise(
 
     Raises:
         EngineError: the critic cannot be asked, or answers nothing.
-        BudgetError: critic.max_budget allows no further request; what was answered is stored.
+        BudgetError: the critic's limits allow no further request; what was answered is stored.
     """
     settled = _settled(run, critic, handed)
     unsettled = [each for each in handed if each.rollout_id not in settled]
-    contents = {each.rollout_id: _content(critic, each) for each in unsettled}
-    keyed = {contents[each.rollout_id]: each for each in unsettled}
-    known = _known(run, critic, keyed)
-    asked = [each for content, each in keyed.items() if content not in known]
-    made = _ask(run, critic, asked, beside or {})
-    answers = known | {contents[key]: critique for key, critique in made.items()}
-    free = {key: _free(answers[content]) for key, content in contents.items() if key not in made}
-    return settled | made | free
+    made: dict[str, Critique] = {}
+    kept_beside = dict(beside or {})
+    ask = _remembering(run, critic, unsettled, kept_beside)
+    with run.session.panel.bar(f"critiques of {run.label}", total=len(unsettled)) as advance:
+        for index, critique in critic.settle(range(len(unsettled)), ask):
+            made[unsettled[index].rollout_id] = critique
+            if critique.raw is not None and critique.attempts:
+                row = critique_rows(run, critic, [unsettled[index]], made)
+                run.store.append_missing(critiques=row, **kept_beside)
+                kept_beside.clear()
+            failed, cached = int(not critique.valid), int(not critique.attempts)
+            tokens, cost = critique.tokens, critique.cost
+            advance(1, failed=failed, cached=cached, critic_tokens=tokens, cost=cost)
+    return settled | made
 
 
 def critique_rows(
@@ -202,21 +207,68 @@ def critique_id(run: ConditionRun, critic: Critic, rollout_id: str) -> str:
     return run.key("critique", rollout_id, critic.name)
 
 
-def _ask(
-    run: ConditionRun, critic: Critic, handed: Sequence[Handed], beside: Mapping[str, pl.DataFrame]
-) -> dict[str, Critique]:
-    """New critiques of traces; each that has cost something is stored at once."""
-    made: dict[str, Critique] = {}
-    with run.session.panel.bar(f"critiques of {run.label}", total=len(handed)) as advance:
-        for index, critique in critic.criticise([each.submission for each in handed]):
-            made[handed[index].rollout_id] = critique
-            if critique.raw is not None:
-                row = critique_rows(run, critic, [handed[index]], made)
-                run.store.append_missing(critiques=row, **beside)
-                beside = {}
-            failed = int(not critique.valid)
-            advance(1, failed=failed, critic_tokens=critique.tokens, cost=critique.cost)
-    return made
+def _remembering(
+    run: ConditionRun, critic: Critic, handed: Sequence[Handed], beside: dict[str, pl.DataFrame]
+) -> Ask:
+    """Ask about traces by their index, each content once, unless the workspace has an answer.
+
+    What a model of a cascade was paid for is stored as it comes, before another one is asked.
+    """
+
+    def ask(member: Critic, indices: Sequence[int]) -> Iterator[tuple[int, Critique]]:
+        alike: dict[str, list[int]] = {}
+        for index in indices:
+            alike.setdefault(_content(member, handed[index]), []).append(index)
+        known = _known(run, member, {key: handed[same[0]] for key, same in alike.items()})
+        paid = {} if member is critic else _paid(run, member, [handed[i] for i in indices])
+        for content, critique in known.items():
+            for index in alike[content]:
+                counts = paid.get(handed[index].rollout_id, {})
+                yield index, replace(_free(critique), writer=member.name, **counts)
+        new = [same for content, same in alike.items() if content not in known]
+        asked = [handed[same[0]] for same in new]
+        for place, critique in member.criticise([each.submission for each in asked]):
+            if member is not critic and critique.raw is not None:
+                answer = _answer_row(run, member, asked[place], critique)
+                run.store.append_missing(critic_answers=answer, **beside)
+                beside.clear()
+            first, *others = new[place]
+            written = replace(critique, writer=member.name)
+            yield first, written
+            for index in others:
+                yield index, _free(written)
+
+    return ask
+
+
+def _answer_id(run: ConditionRun, member: Critic, handed: Handed) -> str:
+    content = member.content_id(handed.submission)
+    return run.key("answer", handed.rollout_id, member.name, content)
+
+
+def _answer_row(
+    run: ConditionRun, member: Critic, handed: Handed, critique: Critique
+) -> pl.DataFrame:
+    copied = ("valid", "invalid_reason", "raw", *_COUNTS)
+    row = run.columns | {
+        "answer_id": _answer_id(run, member, handed),
+        "rollout_id": handed.rollout_id,
+        "critic": member.name,
+        "content_id": _content(member, handed),
+    }
+    return TABLES["critic_answers"].frame(
+        [row | {name: getattr(critique, name) for name in copied}]
+    )
+
+
+def _paid(run: ConditionRun, member: Critic, handed: Sequence[Handed]) -> dict[str, dict[str, Any]]:
+    """What was paid to a model of a cascade for its answers about these very rollouts, by id."""
+    wanted = [_answer_id(run, member, each) for each in handed]
+    rows = run.store.rows("critic_answers", answer_id=wanted)
+    return {
+        row["rollout_id"]: {name: row[name] for name in _COUNTS}
+        for row in rows.iter_rows(named=True)
+    }
 
 
 def _free_of_cost(critic: Critic, handed: Iterable[Handed]) -> bool:
@@ -229,15 +281,27 @@ def _content(critic: Critic, handed: Handed) -> str:
     return critic.content_id(handed.submission) or handed.rollout_id
 
 
-def _spent(run: ConditionRun) -> float:
-    """Return the cost of the experiment's critics so far, on critiques and in a band."""
+def _spent(run: ConditionRun) -> Paid:
+    """Return what the experiment's critic has taken so far, for critiques and in a band.
+
+    The critiques of a cascade count what its models were paid for, in `critic_answers`.
+    """
     rows = run.store.with_superseded("critiques")
-    costs = run.store.query(
-        f"FROM {rows} SELECT coalesce(sum(cost), 0) + (FROM difficulties "
-        "SELECT coalesce(sum(critic_cost), 0) WHERE experiment_id = $1) WHERE experiment_id = $1",
-        [run.experiment.experiment_id],
+    found = run.store.query(
+        f"""
+        FROM (
+            SELECT cost, prompt_tokens + tokens AS tokens FROM {rows}
+            WHERE experiment_id = $id AND writer = critic
+            UNION ALL
+            SELECT cost, prompt_tokens + tokens FROM critic_answers WHERE experiment_id = $id
+            UNION ALL
+            SELECT critic_cost, 0 FROM difficulties WHERE experiment_id = $id
+        )
+        SELECT coalesce(sum(cost), 0)::DOUBLE AS cost, coalesce(sum(tokens), 0)::BIGINT AS tokens
+        """,  # noqa: S608
+        {"id": run.experiment.experiment_id},
     )
-    return float(costs.item())
+    return Paid(*found.row(0))
 
 
 def _settled(run: ConditionRun, critic: Critic, handed: Sequence[Handed]) -> dict[str, Critique]:
@@ -265,8 +329,9 @@ def _known(run: ConditionRun, critic: Critic, handed: Mapping[str, Handed]) -> d
         return {}
     rows = run.store.with_superseded("critiques")
     answers = run.store.query(
-        f"SELECT content_id, raw, attempts FROM {rows} WHERE raw IS NOT NULL AND attempts > 0 "  # noqa: S608
-        "AND content_id IN (SELECT unnest(?)) ORDER BY attempts",
+        f"FROM (SELECT content_id, raw, attempts FROM {rows} WHERE raw IS NOT NULL "  # noqa: S608
+        "UNION ALL SELECT content_id, raw, attempts FROM critic_answers) "
+        "WHERE attempts > 0 AND content_id IN (SELECT unnest(?)) ORDER BY attempts",
         [list(handed)],
     )
     judged = {

@@ -95,7 +95,8 @@ def critique(row, step, *, valid=True, raw=None):
     numbers = dict.fromkeys(TABLES["critiques"].dtypes)
     run = ("experiment_id", "condition", "seed", "rollout_id")
     return numbers | {name: row[name] for name in run} | {
-        "critique_id": row["rollout_id"], "critic": "oracle", "verdict": "D" if valid else None,
+        "critique_id": row["rollout_id"], "critic": "oracle", "writer": "oracle",
+        "verdict": "D" if valid else None,
         "first_wrong_step": step, "valid": valid, "attempts": 1, "prompt_tokens": 50, "tokens": 30,
         "cost": 0.25, "raw": raw,
     }  # fmt: skip
@@ -253,6 +254,7 @@ def fill_diagnosis(store):
         lineage("diagnose", 0)
         | {
             "critique_id": row["rollout_id"], "rollout_id": row["rollout_id"], "critic": "oracle",
+            "writer": "oracle",
             "verdict": "A" if row["correct"] else "D",
             "first_wrong_step": None if row["correct"] else 2,
             "corrected": TRACE.replace("38", "37"), "valid": True, "invalid_reason": None,

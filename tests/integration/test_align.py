@@ -7,6 +7,7 @@ import pytest
 from prefect.blocks.system import Secret
 
 from sdcore.config import Experiment
+from sdcore.critics.budget import Paid
 from sdcore.errors import BudgetError, ConfigError, EngineError
 from sdcore.grading.answers import grade
 from sdcore.keys import Key
@@ -16,6 +17,7 @@ from sdcore.store.schema import TABLES
 from sdcore.traces import parse_trace
 from tasks.align import align
 from tasks.run.condition_run import ConditionRun, StoredPolicy
+from tasks.run.critiques import critic_budget
 from tasks.run.rounds import Round
 from tasks.run.session import Session
 from tests.helpers import critic_server as server
@@ -61,7 +63,7 @@ def experiment(url: str, tokens: str = "all", **critic: object) -> Experiment:
             "model": {"name": "builtin:tiny-solver"},
             "problems": {"source": "arithmetic", "train": 1, "validation": 1, "test": 1},
             "training": {"rounds": 9, "questions_per_round": 1},
-            "critic": settings | critic,
+            "critic": critic if "kind" in critic else settings | critic,
             "conditions": {
                 name: {
                     "objective": "distill", "context": name, "learning_rate": 1e-3,
@@ -311,3 +313,62 @@ def test_special_tokens_from_a_critic_do_not_reach_the_teacher(tmp_path):
     assert row["text"] == spoken
     assert tokenizer.eos_token_id not in row["teacher_prompt_ids"]
     assert json.dumps(row["text"])
+
+
+def cascade(url: str, **critic: object) -> dict[str, object]:
+    models = {
+        name: {"kind": "llm", "model": name, "base_url": url, "tries": 1, "attempts": 1,
+               "max_tokens": 100, "concurrency": 1, "price_out": price}
+        for name, price in (("small", 1e6), ("large", 10e6))
+    }  # fmt: skip
+    return {"kind": "cascade"} | models | critic
+
+
+def by_model(body):
+    """The small model knows one trace, gives no answer to another and is wrong about the rest."""
+    text = body["messages"][0]["content"]
+    if body["model"] == "small" and "<answer>102<" in text:
+        return server.drop
+    known = body["model"] == "large" or "<answer>100<" in text
+    return server.critique("D", 2, GOOD if known else WRONG)
+
+
+def test_a_cascade_asks_the_large_model_where_the_small_one_is_refused(tmp_path):
+    with server.serve(by_model) as (url, asked):
+        made = condition_run(tmp_path, url, answers=["100", "102", "108"], **cascade(url))
+        assert aligned(made) == 3
+        models = [body["model"] for body in asked]
+        assert aligned(made) == 3 and len(asked) == len(models)
+    assert sorted(models) == ["large"] * 2 + ["small"] * 3
+    found = rows(made, "critiques")
+    # 50 tokens are written each time, at 1 and at 10; the small model's missing answer costs none
+    assert {
+        answer: (row["writer"], row["tokens"], row["cost"]) for answer, row in found.items()
+    } == {"100": ("small", 50, 50), "102": ("large", 50, 500), "108": ("large", 100, 550)}
+    use = made.store.query("SELECT model, traces, valid, tokens, cost FROM critic_use")
+    assert use.rows() == [("large", 2, 2, 300, 1000.0), ("small", 2, 1, 300, 100.0)]
+
+
+def test_a_cascade_that_was_stopped_asks_nobody_twice_within_one_budget(tmp_path):
+    def models():
+        return [body["model"] for body in asked]
+
+    answers = ["108", "109"]
+    with server.serve(by_model) as (url, asked):
+        # 2 x 50 are paid to the small one; the large one might take 1000
+        poor = condition_run(tmp_path, url, answers=answers, **cascade(url, max_budget=1099.0))
+        with pytest.raises(BudgetError, match=r"100 spent, 1000 possible[\s\S]*at most 1099"):
+            aligned(poor)
+        assert models() == ["small", "small"] and not len(poor.store.rows("critiques"))
+        rich = condition_run(tmp_path, url, answers=answers, **cascade(url, max_budget=1600.0))
+        assert rich.experiment.experiment_id == poor.experiment.experiment_id
+        assert aligned(rich) == 2  # 100 + 500, then at most 1600
+        assert models() == ["small", "small", "large", "large"]
+        # An experiment whose only critic is the large model finds its answers.
+        alone = cascade(url)["large"]
+        aligned(condition_run(tmp_path, url, "full_quote", answers, **alone))
+        assert len(asked) == 4
+    costs = rich.store.rows("critiques", **rich.columns)["cost"].to_list()
+    assert costs == [550, 550]
+    with critic_budget(rich) as budget, pytest.raises(BudgetError, match="1100 spent"):
+        budget.take(Paid(501.0))

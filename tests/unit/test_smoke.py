@@ -5,8 +5,8 @@ import json
 import httpx
 import pytest
 
-from sdcore.config import load_experiment
-from sdcore.critics.llm import judge, prompt
+from sdcore.config import Experiment, load_experiment
+from sdcore.critics.llm import LIVENESS_PROMPT, judge, prompt
 from sdcore.critics.validation import Submission
 from sdcore.problems.splits import load_problems
 from sdcore.smoke import MOST, placeholders, smoke_run
@@ -37,6 +37,18 @@ def test_the_run_is_small_and_its_name_and_description_say_what_it_is(tmp_path):
     assert (
         len(load_problems(smoke.problems).problems.filter(split="train")) == 40
     )  # band candidates
+
+
+def test_both_models_of_a_cascade_are_stood_in_for(tmp_path):
+    paper = load_experiment("paper").model_dump()
+    large = paper["critic"] | {"fallback": None, "max_budget": None}
+    small = large | {"model": "small", "base_url": None}
+    paper["critic"] = {"kind": "cascade", "small": small, "large": large}
+    with smoke_run(Experiment.model_validate(paper), tmp_path) as smoke:
+        url = smoke.critic.small.base_url
+        assert asked(url, LIVENESS_PROMPT) == "A"
+    assert smoke.critic.large.base_url == url != large["base_url"]
+    assert smoke.critic.large.api_key_env is None
 
 
 def test_no_size_grows_and_a_long_name_is_cut(tmp_path):

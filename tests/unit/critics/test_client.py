@@ -8,7 +8,8 @@ import pytest
 from tenacity import wait_none
 from transformers import AutoTokenizer
 
-from sdcore.config import LlmCriticConfig, ModelConfig
+from sdcore.config import Limits, LlmCriticConfig, ModelConfig
+from sdcore.critics.budget import Budget, Paid
 from sdcore.critics.client import ChatEndpoint, EngineClient
 from sdcore.engines import Completion
 from sdcore.errors import BudgetError, EngineError
@@ -26,7 +27,8 @@ def endpoint(
 ) -> ChatEndpoint:
     settings = {"tries": 2, "timeout": 60.0} | settings
     config = LlmCriticConfig(kind="llm", model="m", base_url=url, **settings)
-    return ChatEndpoint(config, Key(key) if key else None, spent, backoff=wait_none())
+    budget = Budget(config.limits, Paid(spent))
+    return ChatEndpoint(config, Key(key) if key else None, budget, backoff=wait_none())
 
 
 def ask_one(client: ChatEndpoint):
@@ -199,6 +201,29 @@ def test_the_budget_is_never_exceeded_and_what_was_answered_is_handed_over():
     assert 8.0 + sum(got) <= 10.0
 
 
+def test_the_tokens_are_limited_as_well():
+    # A request has fewer than 600 bytes and up to 100 tokens to come; it really takes 150.
+    with server.serve(lambda body: server.say("ok", read=100, wrote=50)) as (url, asked):
+        limited = endpoint(url, max_total_tokens=2000, max_tokens=100, concurrency=1)
+        with pytest.raises(BudgetError, match=r"at most 2,000 in all[\s\S]*max_critic_tokens"):
+            list(limited.ask([HELLO] * 50))
+    assert 2000 - 850 < 150 * len(asked) <= 2000
+
+
+def test_a_model_in_this_process_keeps_to_the_tokens_too():
+    tokenizer = AutoTokenizer.from_pretrained(TINY_SOLVER)
+    engine = ScriptedEngine(lambda request: Completion((5, 6), (0.0, 0.0), "stop"))
+    config = LlmCriticConfig(kind="llm", model="m", max_tokens=100)
+    budget = Budget(Limits(tokens=400))
+    client = EngineClient(engine, tokenizer, config, budget)
+    dict(client.ask([HELLO]))
+    read = len(engine.requests[0].prompt_ids)
+    budget.take(Paid(tokens=400 - read - 2))  # no more was spent
+    with pytest.raises(BudgetError):
+        dict(client.ask([HELLO]))
+    assert len(engine.requests) == 1
+
+
 def test_a_listener_who_leaves_stops_the_queue():
     with server.serve(lambda body: server.say("ok")) as (url, asked):
         for _ in endpoint(url, concurrency=1).ask([HELLO] * 50):
@@ -255,5 +280,5 @@ def test_a_critic_of_this_process_computes_as_the_policy_does():
         experiment=SimpleNamespace(model=policy),
         prompt_day=None,
     )
-    open_client(run, LlmCriticConfig(kind="llm", model="judge"))
+    open_client(run, Budget(Limits(), Paid()), LlmCriticConfig(kind="llm", model="judge"))
     assert opened == [ModelConfig(name="judge", dtype="bfloat16", device="cpu")]

@@ -2,7 +2,7 @@
 
 import tomllib
 
-from sdcore.config import Experiment, load_experiment
+from sdcore.config import Experiment, Limits, load_experiment
 from sdcore.design.candidates import enumerate_field
 from sdcore.design.experiments import (
     as_file,
@@ -72,7 +72,7 @@ def test_a_search_is_another_one_when_its_rules_change_but_not_its_money():
     def changed(**design):
         return Experiment.model_validate(FILE.model_dump(mode="json") | {"design": design})
 
-    assert design_id(changed(max_cost=3.0)) == design_id(FILE)
+    assert design_id(changed(max_cost=3.0, max_critic_tokens=9)) == design_id(FILE)
     assert design_id(changed(max_tokens=10**9)) != design_id(FILE)
     assert changed(eta=3).experiment_id == FILE.experiment_id  # the run itself is the same
 
@@ -83,9 +83,11 @@ def test_the_critic_may_cost_no_more_than_the_search(tmp_path):
 
     def limits(**design):
         file = Experiment.model_validate(tree | {"design": design})
-        return search_experiment(file, enumerate_field(file)).critic.max_budget
+        return search_experiment(file, enumerate_field(file)).critic.limits
 
-    assert limits() == 5.0 and limits(max_cost=2.0) == 2.0 and limits(max_cost=9.0) == 5.0
+    assert limits() == Limits(5.0)
+    assert limits(max_cost=2.0) == Limits(2.0) and limits(max_cost=9.0) == Limits(5.0)
+    assert limits(max_critic_tokens=700) == Limits(5.0, 700)
 
 
 def test_the_trials_of_a_file_with_lists_are_candidates_like_its_conditions():

@@ -11,6 +11,7 @@ from sdcore.design.schedule import (
     plan,
     preflight_tokens,
     rung_tokens,
+    stage_bounds,
     stage_of,
 )
 from sdcore.errors import ConfigError
@@ -72,7 +73,7 @@ def test_the_critic_is_counted_for_each_prompt_and_stage():
     critic = {"kind": "llm", "model": "m", "attempts": 2, "max_tokens": 100} | prices
     search = experiment(critic=critic)
     rungs = (Rung(1, 2, 3, 2), Rung(2, 4, 2, 1))
-    found = critic_bounds(search, search, rungs, {"own": 50, "terse": 20})
+    found = critic_bounds(search, search, rungs, {"own": [50], "terse": [20]})
     # 4 problems x 2 rollouts; rung 1: 2 rounds x 3 questions x 2 x 3 candidates x 2 seeds, rung 2:
     # x 2 candidates; confirmation: 4 rounds x 3 x 2 x 4 conditions x 2 seeds
     assert {stage: each.critiques for stage, each in found.items()} == {
@@ -82,7 +83,18 @@ def test_the_critic_is_counted_for_each_prompt_and_stage():
     terse, first = found["preflight, terse"], found["rung 1"]
     assert (terse.written, terse.read, first.read) == (8 * 200, 8 * 40, 72 * 100)
     assert terse.cost == pytest.approx((1600 * 3 + 320) / 1e6)
+    assert stage_bounds(found)["preflight"] == 2 * 8 * 200 + 8 * 2 * (50 + 20)
     assert critic_bounds(experiment(), experiment(), rungs, {}) == {}
+
+
+def test_each_model_of_a_cascade_may_have_to_judge_every_trace():
+    small = {"kind": "llm", "model": "s", "attempts": 1, "max_tokens": 10, "price_out": 1}
+    large = {"kind": "llm", "model": "l", "attempts": 3, "max_tokens": 100, "price_in": 2}
+    search = experiment(critic={"kind": "cascade", "small": small, "large": large})
+    found = critic_bounds(search, search, (Rung(1, 2, 3, 2),), {"own": [50, 60]})
+    first = found["preflight, own"]  # 8 rollouts
+    assert (first.written, first.read) == (8 * (10 + 300), 8 * (50 + 180))
+    assert first.cost == pytest.approx((80 + 2 * 8 * 180) / 1e6)
 
 
 def test_a_band_is_counted_with_all_the_candidates_that_it_may_look_at():

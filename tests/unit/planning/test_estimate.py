@@ -169,7 +169,7 @@ def test_each_round_waits_for_the_critics_slowest_answer():
     assert made.stages["align"].seconds == pytest.approx(4 * waves, rel=0.01)
     assert made.stages["align"].critic_out == 4 * 32 * 4000
     read, written = made.whole.critic_in, made.whole.critic_out
-    assert made.price == pytest.approx((read + 10 * written) / 1e6)
+    assert made.whole.price == pytest.approx((read + 10 * written) / 1e6)
     assert made.bound.startswith("align")
 
 
@@ -281,3 +281,14 @@ def test_lengths_are_counted_given_or_bounded():
     assert lengths_of(made(), None, 900).response == 900
     assert lengths_of(made(), None, 9000).response == 2048
     assert replace(counted, response=1).basis == counted.basis
+
+
+def test_the_second_model_of_a_cascade_answers_what_the_first_leaves():
+    critiqued = {"one": DISTILL | {"context": "step_aligned"}}
+    small = CRITIC | {"price_in": 0.0, "price_out": 1.0}
+    critic = {"kind": "cascade", "small": small, "large": CRITIC}
+    made = planned(conditions=critiqued, critic=critic)
+    alone = planned(conditions=critiqued, critic=CRITIC)
+    written = 4 * 32 * 4000  # of the small model; the large one has half of the traces
+    assert made.whole.critic_out == 1.5 * written
+    assert made.whole.price == pytest.approx(written / 1e6 + alone.whole.price / 2)

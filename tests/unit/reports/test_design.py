@@ -48,6 +48,7 @@ FOUND = Outcome(
     reason="+10.0 points (+2.0 to +18.0) against a",
     rungs=halving(2, 2, 1, 4),
     bounds={"preflight": 400, "rung 1": 100, "confirmation": 200},
+    critic_bounds={"preflight": 90, "rung 1": 30},
     candidates=TABLES["candidates"].frame(ROWS),
     reused=(("small-1", 3),),
     file='name = "small-winner"\n',

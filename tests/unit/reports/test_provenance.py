@@ -43,6 +43,7 @@ def rows(experiment, changes):
             "critique_id": f"k{mark}",
             "rollout_id": f"r{mark}",
             "critic": "oracle",
+            "writer": "oracle",
             "valid": True,
             "attempts": 1,
             "prompt_tokens": 0,
