@@ -191,9 +191,13 @@ def memory_of(experiment: Experiment, shape: Shape, machine: Machine, lengths: L
         batch=0.0,
         process=CONTEXT if gpu else PROCESS,
     )
-    tokens = microbatch_tokens(
-        experiment, lengths, allowed_tokens(experiment, shape, machine, memory)
-    )
+    if in_process:
+        limit = engine_limit(machine, memory.stays)
+        rows = min(batch_rows(experiment, shape, lengths, limit), most_requests(experiment))
+        row = shape.cache_bytes(dtype) * (lengths.prompt + lengths.longest) + 32 * shape.vocabulary
+        memory = replace(memory, batch=min(rows * row, limit))
+    most = allowed_tokens(experiment, shape, machine, memory)
+    tokens = microbatch_tokens(experiment, lengths, most)
     activations = tokens * token_bytes(training, dtype, shape)
     chunk = chunk_bytes(shape, most_logit_bytes(experiment, gpu=gpu), gpu=gpu)
     return replace(memory, activations=activations + chunk)
