@@ -28,6 +28,7 @@ from sdcore.models import hub, policies
 from sdcore.planning.memory import auto_tokens, logit_bytes, optimizer_bytes
 from sdcore.planning.shapes import Shape
 from sdcore.system.memory import free_bytes
+from sdcore.training import checkpoints
 from sdcore.training.head import unwrap_peft
 from sdcore.training.trainer import Trainer
 from tasks.run.condition_run import BASE, ConditionRun
@@ -117,7 +118,18 @@ class LiveModels:
             return Served(policy_id, base, base, live=live)
         if samples_from_disk(run):
             return Served(policy_id, run.checkpoint(round_), base)
-        return Served(policy_id, None, base, live=self.trainer(run, round_).model)
+        return Served(policy_id, None, base, live=self._model(run, round_))
+
+    def _model(self, run: ConditionRun, round_: int) -> policies.Policy:
+        """The weights after `round_` rounds: those of the trainer, unless it cannot go on."""
+        live = self._live is not None and self._live[:2] == (run.key(), round_)
+        folder = run.checkpoint(round_)
+        if live or checkpoints.has_state(folder):
+            return self.trainer(run, round_).model
+        self._live = None  # frees its memory before the next is loaded
+        trainer = self._new(run)
+        trainer.load_weights(folder)
+        return trainer.model
 
     def new_trainer(
         self,
@@ -142,15 +154,18 @@ class LiveModels:
         )
 
     def _restored(self, run: ConditionRun, round_: int) -> Trainer:
-        training = run.experiment.training
-        total_steps = training.rounds * training.steps_per_round
-        trainer = self.new_trainer(run, run.settings, self.base_folder(run), total_steps)
-        if training.tokens_per_microbatch == "auto":
+        trainer = self._new(run)
+        if run.experiment.training.tokens_per_microbatch == "auto":
             tokens = f"{trainer.tokens_per_microbatch:,} tokens per micro-batch"
             note(f"{run.condition}, seed {run.seed}: {tokens} fit into the free memory")
         if round_:
             trainer.load(run.checkpoint(round_))
         return trainer
+
+    def _new(self, run: ConditionRun) -> Trainer:
+        training = run.experiment.training
+        total_steps = training.rounds * training.steps_per_round
+        return self.new_trainer(run, run.settings, self.base_folder(run), total_steps)
 
     def _tokenizer(self, name: str, day: date) -> policies.Tokenizer:
         return policies.load_tokenizer(self.folder(name), day)
@@ -181,7 +196,7 @@ def _made_trainer(
     temperature: float,
     **settings: Any,
 ) -> Trainer:
-    policy = policies.load_policy(folder, model)
+    policy = collectives.together(partial(policies.load_policy, folder, model))
     if training.lora is not None:
         policy = policies.attach_lora(policy, training.lora, seed)
     made = Trainer(policy, objective, training, seed=seed, temperature=temperature, **settings)
