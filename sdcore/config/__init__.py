@@ -50,6 +50,7 @@ from sdcore.config.sampling import (
 from sdcore.config.sweeps import SweepConfig, Trial
 from sdcore.config.training import (
     CADENCE,
+    MOST_TOKENS,
     EvaluationConfig,
     LoraConfig,
     TrainingConfig,
@@ -67,8 +68,9 @@ from sdcore.config.weightings import (
 )
 
 __all__ = [
-    "CADENCE", "CRITICS", "ENGINES", "NAME_LENGTH", "OBJECTIVES", "OPERATIONAL", "RESERVED",
-    "SOURCES", "WEIGHTINGS", "AdvantageWeights", "ArithmeticConfig", "BandConfig", "CascadeConfig",
+    "CADENCE", "CRITICS", "ENGINES", "MOST_TOKENS", "NAME_LENGTH", "OBJECTIVES", "OPERATIONAL",
+    "RESERVED", "SOURCES", "WEIGHTINGS",
+    "AdvantageWeights", "ArithmeticConfig", "BandConfig", "CascadeConfig",
     "ChecksConfig", "Condition", "ConditionSettings", "Count", "CriticConfig", "CriticEntry",
     "CriticSettings", "DesignConfig", "DiagnoseConfig", "DistillConfig", "EngineConfig",
     "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig", "HealthConfig", "Limits",
