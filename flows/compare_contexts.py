@@ -178,6 +178,8 @@ def score_on_test(run: ConditionRun) -> None:
     with run_lock(run, wait=True):
         for round_ in sorted(scores["round"]):
             if good is None or round_ <= good:
+                if not run.checkpoint(round_).is_dir():
+                    restore(run, round_)  # it was pruned while another trial was chosen
                 _score(run, round_, ["test"])
 
 

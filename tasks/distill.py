@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from sdcore.analysis.health import last_good
 from sdcore.schedule import checkpoint_rounds, signal_rounds
 from sdcore.store.schema import TABLES
+from sdcore.training.checkpoints import has_state
 from sdcore.training.objectives import group_signals, objective_of
 from sdcore.training.results import require_agreement
 from sdcore.training.token_signals import signal_frame
@@ -57,7 +58,8 @@ def distill(round_: Round) -> int:
         round_.commit(policy, frames)
         if _saves(run, policy.round):
             with run.session.clock.measure("storage"):
-                trainer.save(run.checkpoint(policy.round))
+                folder = run.checkpoint(policy.round)
+                trainer.save(folder, resumable=_due(run, policy.round))
     if _saves(run, policy.round):
         _prune(run, policy.round)
     return len(updates)
@@ -139,9 +141,14 @@ def _group_signals(run: ConditionRun, rows: pl.DataFrame) -> tuple[list[float | 
 
 
 def _saves(run: ConditionRun, round_: int) -> bool:
+    return _due(run, round_) or samples_from_disk(run)
+
+
+def _due(run: ConditionRun, round_: int) -> bool:
+    """Return whether a whole checkpoint is due; else a sampler needs the weights at most."""
     due = round_ % run.experiment.training.save_every == 0
     due |= bool(run.experiment.health.stop_when)  # any of them may turn out to be the last good one
-    return due or _scored(run, round_) or samples_from_disk(run)
+    return due or _scored(run, round_)
 
 
 def _scored(run: ConditionRun, round_: int) -> bool:
@@ -213,8 +220,12 @@ def _token_signals(
 
 
 def _prune(run: ConditionRun, last: int) -> None:
-    """Drop the checkpoints before the last one, except those that are scored or may yet be."""
-    kept = {last, *checkpoint_rounds(run.experiment, run.settings)}
+    """Drop the checkpoints before the last one, except those that are scored or may yet be.
+
+    The last one that training can go on from is kept too.
+    """
+    whole = [number for number in range(last + 1) if has_state(run.checkpoint(number))]
+    kept = {last, *whole[-1:], *checkpoint_rounds(run.experiment, run.settings)}
     if run.experiment.health.stop_when:
         kept.add(last_good(health_of(run), run.experiment.health))
     for folder in run.folder.glob("round-*"):

@@ -1,10 +1,11 @@
-"""The commands that operate a workspace: up, down, status, doctor, promote."""
+"""The commands that operate a workspace: up, down, status, doctor, promote, prune."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import polars as pl
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -17,6 +18,7 @@ from flows.commands.terminal import (
     enter,
     notes,
     open_store,
+    print_table,
     stored_experiment,
 )
 from sdcore.errors import ConfigError, SdcoreError, did_you_mean
@@ -175,3 +177,44 @@ def promote(
         with Session(root) as session:
             version = promote_run(ConditionRun(session, experiment, condition, int(seed)))
     console.print(f"{experiment.name} version {version} is the champion")
+
+
+@app.command()
+def prune(
+    run: RunArgument,
+    unchosen: Annotated[
+        bool, typer.Option(help="free scored checkpoints too that validation did not choose")
+    ] = False,
+    delete: Annotated[bool, typer.Option(help="delete; without it the files are listed")] = False,
+    workspace: WorkspaceOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Free the disk of a run's checkpoints that nothing needs; all rows stay.
+
+    Kept are scored checkpoints, the champion, and what training goes on from. Redoing a stage of an
+    earlier round then trains again from the last checkpoint with the optimizer's moments.
+
+    Example: sdcore prune quickstart --delete
+    """
+    experiment = stored_experiment(open_store(workspace), run)
+    root = enter(workspace)
+    with notes.status("opening MLflow"):
+        from tasks.maintenance.prune import prune as prune_run
+        from tasks.run.condition_run import base_run
+        from tasks.run.session import Session
+
+        with Session(root) as session:
+            base = base_run(session, experiment)
+            freed = prune_run(base, unchosen=unchosen, delete=delete)
+    rows = [
+        {"checkpoint": str(each.folder.relative_to(root)), "part": each.part, "bytes": each.size}
+        for each in freed
+    ]
+    total = sum(each.size for each in freed)
+    if as_json:
+        print(json.dumps({"deleted": delete, "bytes": total, "freed": rows}))
+        return
+    if rows:
+        print_table(pl.DataFrame(rows))
+    verb = "freed" if delete else "would be freed: repeat the command with --delete"
+    console.print(f"{total:,} bytes {verb}" if rows else "nothing to free")

@@ -158,7 +158,7 @@ def checked_checkpoints(root: Path) -> tuple[int, list[Damage]]:
         for policy in stored:
             folder = root / policy.checkpoint
             if folder.is_dir():
-                error = damage(root, policy)
+                error = damage(root, policy, resumable=wanted.get(policy, False))
                 whole += error is None
                 reason = f"{error.what} ({_first_line(error.got)})" if error else ""
             else:  # a run that was killed between two checkpoints has none of its last policy

@@ -1,20 +1,20 @@
 """One word for what a context does to a model, from stated thresholds.
 
 Where they come from. The study of deployments/README.md ("Does the preflight predict?": seven
-contexts, one small model, at a rate at which none is shown to gain, so harm only) supports one:
+contexts, one small model) supports one:
 
 - *teacher not better*, at a difference of 0: it was set before the study. There any value from -2
-  to +58 points divides the five contexts that do harm from the other two, also those that are left
-  out when the cut is made (no error of 7).
+  to +58 points divides the four contexts that do harm and one that is not shown to, wrong_hint,
+  from the two that gain, also the context that is left out when the cut is made.
 
 For the others the study neither confirms nor contradicts the number:
 
 - CHANCE, and an advantage below 0: what a context without any signal has.
 - OBJECTION = -0.1 nats per token before the error, by hand. The study ranks contexts best by this
-  measure, and its cut is close, between -0.10 and -0.06; but judged on the context left out it
-  errs on 2 of 7, so the number was not taken from it.
+  measure, and its cut is near, between -0.27 and -0.10; but judged on the context left out it
+  errs on 1 of 7, so the number was not taken from it.
 - DIFFUSE = 5 % of tokens, by hand, after the paper's "correct steps stay above 0". The study's cut
-  is between 3 and 5 % (1 error of 7, 3 left out): two harmful contexts object to few tokens.
+  is between 4.5 and 7.4 % (1 error of 7, 2 left out): a harmful context objects to few tokens.
 - COPIES = 50 %, by hand: most errors. No context of the study reaches it.
 - ENOUGH = 10 rollouts, by hand: with fewer an interval over problems says little.
 """

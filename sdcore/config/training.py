@@ -34,8 +34,8 @@ class TrainingConfig(Settings):
         1,
         ge=1,
         description="rounds between checkpoints; a run that is killed trains those since the last "
-        "again, on their stored rollouts. Scored rounds have one, and all rounds where the sampler "
-        "reads its weights from disk (vLLM, sharded)",
+        "again, on their stored rollouts. Scored rounds have one. Where the sampler reads from "
+        "disk (vLLM, sharded), the other rounds write the weights alone, without the moments",
     )
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)

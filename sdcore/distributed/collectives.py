@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from sdcore.errors import SdcoreError
+
 Item = TypeVar("Item")
 BUCKET = 1 << 24  # elements; 64 MiB of float32 gradients
 
@@ -40,6 +42,34 @@ def wait() -> None:
     """Wait until all ranks get here."""
     if rank_and_world_size()[1] > 1:
         distributed.barrier()
+
+
+def together(call: Callable[[], Item]) -> Item:
+    """Return what a call returns, if it fails on no rank. All ranks make it; it exchanges nothing.
+
+    For reading files: a node that cannot read them would leave the others waiting.
+
+    Raises:
+        SdcoreError: this rank's own, or that of the first rank that failed.
+    """
+    error: SdcoreError | None = None
+    made: list[Item] = []
+    try:
+        made.append(call())
+    except SdcoreError as raised:
+        error = raised
+    failed = gather([None if error is None else str(error)])
+    if error is not None:
+        raise error
+    for rank, message in enumerate(failed):
+        if message is not None:
+            raise SdcoreError(
+                "another rank failed",
+                got=message,
+                where=f"rank {rank}",
+                fix="every node needs the workspace and the models under the same paths",
+            )
+    return made[0]
 
 
 def sum_gradients(weights: Iterable[nn.Parameter]) -> None:

@@ -412,6 +412,23 @@ def _write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text("".join(lines), "utf-8")
 
 
+def remove_file(folder: Path, name: str) -> None:
+    """Remove a file of a folder that `replacing` wrote; the folder is intact without it.
+
+    Its digest goes first: after a crash in between there is a file too many, which nobody reads.
+
+    Raises:
+        ModelError: the folder has no checksums.
+    """
+    left = {path: sha256 for path, sha256 in _checksums(folder).items() if path != name}
+    with private_files():
+        fresh = folder / f".{CHECKSUMS}"
+        fresh.write_text("".join(f"{sha256}  {path}\n" for path, sha256 in left.items()), "utf-8")
+    _sync(fresh)
+    fresh.replace(folder / CHECKSUMS)
+    (folder / name).unlink(missing_ok=True)
+
+
 def _checksums(folder: Path) -> dict[str, str]:
     """Digests by path below the folder."""
     try:
@@ -420,7 +437,10 @@ def _checksums(folder: Path) -> dict[str, str]:
         what = "the folder has no checksums" if folder.is_dir() else "no such folder"
         raise ModelError(what, got=error, where=str(folder), fix=_RESTORE) from error
     pairs = (line.partition("  ") for line in lines)
-    return {name: sha256 for sha256, _, name in pairs}
+    digests = {name: sha256 for sha256, _, name in pairs}
+    if not digests:
+        raise ModelError("the folder has no checksums", where=str(folder), fix=_RESTORE)
+    return digests
 
 
 def _sync(path: Path) -> None:

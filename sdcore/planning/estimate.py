@@ -25,11 +25,11 @@ from sdcore.planning.work import (
     SIGNAL_BYTES,
     Step,
     checkpoint_bytes,
-    checkpoints,
     context_bytes,
     rollout_bytes,
     step_of,
     warmup_step,
+    written_bytes,
 )
 from sdcore.schedule import checkpoint_rounds, signal_rounds
 
@@ -195,7 +195,8 @@ def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Length
         own.append(sum(cost.seconds for _, cost in costs))
     memory = memory_of(experiment, shape, machine, lengths)
     kept = sum(
-        checkpoints(experiment, condition)[1] * checkpoint_bytes(experiment, shape, condition)
+        len(checkpoint_rounds(experiment, condition))
+        * checkpoint_bytes(experiment, shape, condition)
         for condition in experiment.conditions.values()
     )
     return Plan(
@@ -247,8 +248,7 @@ class _Work:
         handling = self.machine.round + rollouts * self.machine.handling
         yield "distill", (self.trained(step) + Cost(seconds=handling)) * training.rounds
         signals = len(signal_rounds(self.experiment)) * rollouts * lengths.response * SIGNAL_BYTES
-        written, _ = checkpoints(self.experiment, condition)
-        stored = written * checkpoint_bytes(self.experiment, self.shape, condition)
+        stored = written_bytes(self.experiment, self.shape, condition)
         yield "distill", Cost(seconds=stored / self.machine.disk, written=stored + signals)
         for _ in checkpoint_rounds(self.experiment, condition):
             yield from self.scored(tested=tested)

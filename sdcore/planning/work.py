@@ -44,13 +44,18 @@ def checkpoint_bytes(experiment: Experiment, shape: Shape, condition: ConditionS
     return (3 + averaged) * FLOAT * trained_parameters(shape, experiment.training.lora)
 
 
-def checkpoints(experiment: Experiment, condition: ConditionSettings) -> tuple[int, int]:
-    """Return how many checkpoints a condition and seed write, and how many it keeps."""
+def written_bytes(experiment: Experiment, shape: Shape, condition: ConditionSettings) -> float:
+    """Return the bytes of all checkpoints that a condition and seed write.
+
+    In a round whose checkpoint is not due, a sampler that reads from disk needs the weights alone.
+    """
     training, scored = experiment.training, checkpoint_rounds(experiment, condition)
     from_disk = experiment.engine.kind == "vllm" or training.sharded
-    every = 1 if from_disk or experiment.health.stop_when else training.save_every
-    written = {*scored, *range(every, training.rounds + 1, every)}
-    return len(written), len(scored)
+    every = 1 if experiment.health.stop_when else training.save_every
+    whole = len({*scored, *range(every, training.rounds + 1, every)})
+    bare = training.rounds - whole if from_disk else 0
+    weights = FLOAT * trained_parameters(shape, training.lora)
+    return whole * checkpoint_bytes(experiment, shape, condition) + bare * weights
 
 
 def teacher_of(condition: ConditionSettings) -> str | None:

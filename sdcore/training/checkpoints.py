@@ -16,17 +16,25 @@ STATE, ABOUT = Path("trainer", "state.safetensors"), Path("trainer", "state.json
 
 
 def write(
-    folder: Path, policy: Policy, state: dict[str, Tensor], step: int, settings: dict[str, Any]
+    folder: Path,
+    policy: Policy,
+    state: dict[str, Tensor] | None,
+    step: int,
+    settings: dict[str, Any],
 ) -> None:
-    """Write a checkpoint whole or not at all; under torchrun all ranks join in and one writes."""
+    """Write a checkpoint whole or not at all; under torchrun all ranks join in and one writes.
+
+    Without a state it has the weights alone: enough to sample from, not to train on.
+    """
     weights = policies.weights(policy)
     if collectives.rank_and_world_size()[0] == 0:
         about = {"step": step, "settings": settings}
         with policies.replacing(folder) as fresh:
             policies.write_weights(policy, fresh, weights)
-            (fresh / STATE).parent.mkdir()
-            policies.save_tensors(state, fresh / STATE)
-            (fresh / ABOUT).write_text(json.dumps(about, indent=2), "utf-8")
+            if state is not None:
+                (fresh / STATE).parent.mkdir()
+                policies.save_tensors(state, fresh / STATE)
+                (fresh / ABOUT).write_text(json.dumps(about, indent=2), "utf-8")
     collectives.wait()
 
 
@@ -51,12 +59,32 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]
     return about["step"], policies.load_tensors(folder / STATE)
 
 
+def has_state(folder: Path) -> bool:
+    """Return whether training can go on from a checkpoint, or only its weights are there."""
+    return (folder / ABOUT).is_file()
+
+
+def drop_state(folder: Path) -> int:
+    """Leave the weights of a checkpoint alone; return the bytes that this frees.
+
+    Raises:
+        ModelError: the folder is no checkpoint.
+    """
+    freed = sum((folder / name).stat().st_size for name in (ABOUT, STATE))
+    for name in (ABOUT, STATE):  # without the first it has no state
+        policies.remove_file(folder, name.as_posix())
+    (folder / STATE).parent.rmdir()
+    return freed
+
+
 def require_whole(folder: Path, sha256: str) -> None:
     """Refuse a checkpoint that cannot be resumed as it was written.
 
     Raises:
-        ModelError: a file is missing or differs from its digest, or the digest of the weights is
-            not `sha256`.
+        ModelError: a file is missing or differs from its digest, the digest of the weights is not
+            `sha256`, or there are the weights alone.
     """
     policies.require_weights(folder, sha256)
+    if not has_state(folder):
+        raise ModelError("the checkpoint has the weights alone", where=str(folder))
     policies.require_intact(folder, ABOUT.as_posix(), STATE.as_posix())

@@ -174,9 +174,16 @@ class Trainer:
         assert sampled_T is not None, "sampled examples have log-probs"
         return float((sampled_T + surprisal_T).mean())
 
-    def save(self, folder: Path) -> None:
-        """Write the weights and, under `trainer/`, the rest of the state: whole or not at all."""
-        state = self._optimizer.state() | (self._teacher.state() if self._teacher else {})
+    def save(self, folder: Path, *, resumable: bool = True) -> None:
+        """Write the weights and, under `trainer/`, the rest of the state: whole or not at all.
+
+        Args:
+            folder: of the checkpoint.
+            resumable: with the rest of the state, without which it can only be sampled from.
+        """
+        state = None
+        if resumable:
+            state = self._optimizer.state() | (self._teacher.state() if self._teacher else {})
         checkpoints.write(folder, self.model, state, self._optimizer.step, self._settings)
 
     def digest(self) -> str:
@@ -188,13 +195,23 @@ class Trainer:
 
         Raises:
             ModelError: there is none, it is damaged, or it was written under other settings.
+            SdcoreError: another rank cannot read it.
         """
-        step, state = checkpoints.read(folder, self._settings)
+        step, state = collectives.together(partial(checkpoints.read, folder, self._settings))
         collectives.settle(self.model)
         policies.load_weights(self.model, folder)
         self._optimizer.restore(state, step)
         if self._teacher is not None:
             self._teacher.restore(state)
+
+    def load_weights(self, folder: Path) -> None:
+        """Take the weights of a checkpoint alone: to sample from, not to train on.
+
+        Raises:
+            ModelError: there are none, or they are damaged.
+        """
+        collectives.settle(self.model)
+        policies.load_weights(self.model, folder)
 
     def _require_fit(self, examples: Sequence[Example]) -> None:
         batches.require_whole(examples, self._limit)

@@ -19,7 +19,7 @@ class _Differs(TrainingError):
     """Retraining gave other weights than those of the lost checkpoint."""
 
 
-def restore(run: ConditionRun) -> None:
+def restore(run: ConditionRun, also: int | None = None) -> None:
     """Retrain the checkpoints of a run that it needs and that are missing or damaged.
 
     Training goes on from the last whole checkpoint before, on the stored rollouts and contexts:
@@ -29,8 +29,12 @@ def restore(run: ConditionRun) -> None:
     again.
 
     Whoever calls this holds the run's lock.
+
+    Args:
+        run: the condition and seed.
+        also: rounds of a further policy whose weights are needed, which `prune` may have deleted.
     """
-    lost = damaged_checkpoints(run)
+    lost = damaged_checkpoints(run, also)
     rounds = [policy.round for policy, _ in lost]
     for policy, reason in lost:
         start = last_checkpoint(run, policy.round - 1)
@@ -66,7 +70,7 @@ def require_replaceable(run: ConditionRun, stage: Stage, round_: int) -> None:
     require_same_model(run.base)
     if run.experiment.warmup:
         warm_up.fn(run.base)
-    restore(run)
+    restore(run, round_ if stage is Stage.evaluate else None)
     run.session.models.sampler(run)
     if stage is not Stage.evaluate:
         with open_critic(run):

@@ -19,36 +19,58 @@ class Damaged(NamedTuple):
     reason: ModelError
 
 
-def damaged_checkpoints(run: ConditionRun) -> list[Damaged]:
+def damaged_checkpoints(run: ConditionRun, also: int | None = None) -> list[Damaged]:
     """Return the checkpoints that a run needs and that are missing or damaged, in order of rounds.
 
     Every file of them is read.
+
+    Args:
+        run: the condition and seed.
+        also: rounds of a further policy that is needed, whose checkpoint may have been pruned.
     """
-    wanted = needed(_stored(run), run.store.rows("stops", **run.columns))
-    found = ((policy, damage(run.root, policy)) for policy in wanted)
+    wanted = needed(_stored(run), run.store.rows("stops", **run.columns), also)
+    found = (
+        (policy, damage(run.root, policy, resumable=resumable))
+        for policy, resumable in wanted.items()
+    )
     return [Damaged(policy, reason) for policy, reason in found if reason is not None]
 
 
-def needed(stored: Sequence[StoredPolicy], stops: pl.DataFrame) -> list[StoredPolicy]:
+def needed(
+    stored: Sequence[StoredPolicy], stops: pl.DataFrame, also: int | None = None
+) -> dict[StoredPolicy, bool]:
     """Return the policies of a run whose checkpoints it needs, in order of rounds.
 
-    These are the scored ones and the last one, from which it goes on; of a run that was stopped
-    early, none after its last good policy. Those of the base are its warmed-up weights.
+    These are the scored ones and the last one; of a run that was stopped early, none after its last
+    good policy. Those of the base are its warmed-up weights. Training goes on from the last one
+    (True), unless it was stopped; of the others the weights are enough (False).
 
     Args:
         stored: all policies of the run, in order of rounds.
         stops: its rows of the table `stops`.
+        also: rounds of a further policy, as if it were scored.
     """
     trained = [policy for policy in stored if policy.kind != "base"]
     if len(stops):
         trained = [each for each in trained if each.round <= stops["good_round"].item()]
-    return [each for each in trained if each.path is not None or each is trained[-1]]
+    last = trained[-1:]
+    return {
+        policy: policy in last and not len(stops)
+        for policy in trained
+        if policy in last or policy.path is not None or policy.round == also
+    }
 
 
-def damage(root: Path, policy: StoredPolicy) -> ModelError | None:
-    """Return what is wrong with a policy's checkpoint in a workspace, if anything is."""
-    base = policy.condition == BASE
-    require = policies.require_weights if base else checkpoints.require_whole
+def damage(root: Path, policy: StoredPolicy, *, resumable: bool) -> ModelError | None:
+    """Return what is wrong with a policy's checkpoint in a workspace, if anything is.
+
+    Args:
+        root: the workspace.
+        policy: the policy.
+        resumable: training has to be able to go on from it; else its weights are enough.
+    """
+    whole = resumable and policy.condition != BASE
+    require = checkpoints.require_whole if whole else policies.require_weights
     try:
         require(root / policy.checkpoint, policy.sha256)
     except ModelError as error:
@@ -57,13 +79,15 @@ def damage(root: Path, policy: StoredPolicy) -> ModelError | None:
 
 
 def last_checkpoint(run: ConditionRun, round_: int | None = None) -> StoredPolicy:
-    """The last policy of a run whose checkpoint is whole, up to a round; the base where none is.
+    """The last policy of a run, up to a round, that training can go on from; the base if none.
 
     Raises:
         StoreError: there is no base policy yet.
     """
     for policy in reversed(_stored(run)):
-        if (round_ is None or policy.round <= round_) and damage(run.root, policy) is None:
+        if (round_ is None or policy.round <= round_) and (
+            damage(run.root, policy, resumable=True) is None
+        ):
             return policy
     return run.policy(0)
 

@@ -21,10 +21,11 @@ from sdcore.config import (
     TrainingConfig,
     WarmupConfig,
 )
-from sdcore.distributed import controller
+from sdcore.distributed import collectives, controller
 from sdcore.engines import Engine, Resources, Served
 from sdcore.engines.opening import open_engine
 from sdcore.models import hub, policies
+from sdcore.training import checkpoints
 from sdcore.training.trainer import Trainer
 from tasks.run.condition_run import BASE, ConditionRun
 
@@ -111,7 +112,18 @@ class LiveModels:
             return Served(policy_id, base, base, live=live)
         if samples_from_disk(run):
             return Served(policy_id, run.checkpoint(round_), base)
-        return Served(policy_id, None, base, live=self.trainer(run, round_).model)
+        return Served(policy_id, None, base, live=self._model(run, round_))
+
+    def _model(self, run: ConditionRun, round_: int) -> policies.Policy:
+        """The weights after `round_` rounds: those of the trainer, unless it cannot go on."""
+        live = self._live is not None and self._live[:2] == (run.key(), round_)
+        folder = run.checkpoint(round_)
+        if live or checkpoints.has_state(folder):
+            return self.trainer(run, round_).model
+        self._live = None  # frees its memory before the next is loaded
+        trainer = self._new(run)
+        trainer.load_weights(folder)
+        return trainer.model
 
     def new_trainer(
         self,
@@ -136,12 +148,15 @@ class LiveModels:
         )
 
     def _restored(self, run: ConditionRun, round_: int) -> Trainer:
-        training = run.experiment.training
-        total_steps = training.rounds * training.steps_per_round
-        trainer = self.new_trainer(run, run.settings, self.base_folder(run), total_steps)
+        trainer = self._new(run)
         if round_:
             trainer.load(run.checkpoint(round_))
         return trainer
+
+    def _new(self, run: ConditionRun) -> Trainer:
+        training = run.experiment.training
+        total_steps = training.rounds * training.steps_per_round
+        return self.new_trainer(run, run.settings, self.base_folder(run), total_steps)
 
     def _tokenizer(self, name: str, day: date) -> policies.Tokenizer:
         return policies.load_tokenizer(self.folder(name), day)
@@ -171,7 +186,7 @@ def _made_trainer(
     seed: int,
     **settings: Any,
 ) -> Trainer:
-    policy = policies.load_policy(folder, model)
+    policy = collectives.together(partial(policies.load_policy, folder, model))
     if training.lora is not None:
         policy = policies.attach_lora(policy, training.lora, seed)
     return Trainer(policy, objective, training, seed=seed, **settings)

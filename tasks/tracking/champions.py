@@ -76,8 +76,9 @@ def _register(base: ConditionRun, chosen: Chosen, aliases: list[str]) -> str:
     run = ConditionRun(base.session, base.experiment, chosen.condition, chosen.seed)
     policy = run.policy(chosen.round)
     warmed_up = base.session.models.base_folder(base) if base.experiment.warmup else None
-    assert policy.path is not None, "scored policies keep their checkpoints"
-    folder = base.root / policy.path
+    if policy.path is None:  # it was pruned before scores changed which one is chosen
+        restore(run, policy.round)
+    folder = base.root / policy.checkpoint
     with base.session.tracking() as tracking:
         return tracking.register(
             base.experiment, policy, folder, aliases, base.prompt_day, warmed_up

@@ -10,6 +10,7 @@ import torch
 
 from sdcore.config import DistillConfig, GrpoConfig, TeacherConfig, TrainingConfig
 from sdcore.distributed import collectives
+from sdcore.errors import SdcoreError
 from sdcore.models import policies
 from sdcore.training.trainer import Trainer
 from tests.helpers.tiny import LORA, adapted, examples, llama
@@ -52,6 +53,18 @@ def train(case: str, folder: Path) -> list[dict[str, object]]:
     return [asdict(replace(update, seconds=0, signals=[])) for update in updates]
 
 
+def load_apart(folder: Path) -> list[str]:
+    """What each rank's error says when rank 1 finds no checkpoint where rank 0 has one."""
+    condition, _, _ = CASES["full"]
+    trainer = Trainer(llama(), condition, TrainingConfig(lora=None), total_steps=9, seed=0)
+    trainer.save(folder)
+    try:
+        trainer.load(folder if torch.distributed.get_rank() == 0 else folder / "nowhere")
+    except SdcoreError as error:
+        return collectives.gather([f"{error.what}: {error.got}"])
+    return []
+
+
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(120, exit=True)  # a hang ends, and says where it was
     torch.set_num_threads(1)
@@ -60,4 +73,7 @@ if __name__ == "__main__":
         found = train(name, Path(sys.argv[1]) / name)
         if torch.distributed.get_rank() == 0:
             print(repr({name: found}))
+    said = load_apart(Path(sys.argv[1]) / "apart")
+    if torch.distributed.get_rank() == 0:
+        print(repr({"apart": said}))
     torch.distributed.destroy_process_group()

@@ -45,6 +45,13 @@ def test_two_processes_do_what_one_does(case, together, tmp_path):
                 torch.testing.assert_close(ours[name], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_checkpoint_that_one_rank_cannot_read_is_an_error_on_all(together):
+    on_first, on_second = together[0]["apart"]
+    assert on_second.startswith("not a checkpoint to resume: no trainer/state.json")
+    assert on_first.startswith("another rank failed: not a checkpoint to resume")
+
+
 def test_alone_nothing_is_exchanged():
     weight = torch.nn.Parameter(torch.ones(2))
     weight.grad = torch.tensor([1.0, 2.0])
@@ -52,6 +59,7 @@ def test_alone_nothing_is_exchanged():
     assert weight.grad.tolist() == [1, 2]
     assert collectives.rank_and_world_size() == (0, 1)
     assert collectives.gather(["a"]) == ["a"]
+    assert collectives.together(lambda: 3) == 3
     assert collectives.whole(weight) is weight
 
 

@@ -19,6 +19,7 @@ from sdcore.config import load_experiment
 from sdcore.models.policies import weights_digest
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
+from sdcore.system.ports import free_port
 from tests.helpers.paths import QUICKSTART
 from tests.helpers.runs import (
     assert_same,
@@ -95,21 +96,35 @@ def test_the_same_run_twice_at_once_is_shared_and_ends_as_one(finished, tmp_path
     assert_same(tmp_path, finished[0])
 
 
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command on two processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    program = ["--nproc-per-node=2", "--no-python", Path(sys.executable).with_name("sdcore")]
+ONE_NODE = [["--standalone", "--nproc-per-node=2"]]
+
+
+def two_nodes() -> list[list[str]]:
+    """What torchrun is given on each of two nodes, here of one machine, with a process each."""
+    meeting = ["--nnodes=2", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    return [[*meeting, f"--node-rank={rank}"] for rank in range(2)]
+
+
+def torchrun(*arguments: object, nodes: list[list[str]] = ONE_NODE) -> tuple[int, str]:
+    """The command on two processes: exit status and standard error of the first node."""
+    program = ["--no-python", str(Path(sys.executable).with_name("sdcore")), *map(str, arguments)]
     threads = os.environ | {"OMP_NUM_THREADS": "2"}  # torchrun's own choice is 1
-    return subprocess.run(
-        [*launcher, *program, *map(str, arguments)], env=threads, capture_output=True, text=True
+    launch = [sys.executable, "-m", "torch.distributed.run"]
+    others = [subprocess.Popen([*launch, *node, *program], env=threads, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL) for node in nodes[1:]]  # fmt: skip
+    first = subprocess.run(
+        [*launch, *nodes[0], *program], env=threads, capture_output=True, text=True
     )
+    assert all(bool(other.wait()) == bool(first.returncode) for other in others), first.stderr
+    return first.returncode, first.stderr
 
 
 @pytest.mark.night
-def test_sharded_over_two_processes_a_run_gives_the_numbers_of_one(finished, tmp_path):
-    command = ["run", QUICKSTART, *SMALL, "training.sharded=true", "--workspace", tmp_path]
-    together = torchrun(*command)
-    assert together.returncode == 0, together.stderr
+@pytest.mark.parametrize(("nodes", "sharded"), [(1, True), (2, True), (2, False)])
+def test_over_two_processes_a_run_gives_the_numbers_of_one(nodes, sharded, finished, tmp_path):
+    command = ["run", QUICKSTART, *SMALL, f"training.sharded={sharded}", "--workspace", tmp_path]
+    status, said = torchrun(*command, nodes=ONE_NODE if nodes == 1 else two_nodes())
+    assert status == 0, said
     alone, shared = tables(finished[0]), tables(tmp_path)
     by = ["condition", "round", "step"]
     ours, theirs = (each["updates"].sort(by) for each in (shared, alone))
@@ -123,8 +138,8 @@ def test_sharded_over_two_processes_a_run_gives_the_numbers_of_one(finished, tmp
 
 @pytest.mark.slow
 def test_torchrun_ends_with_the_commands_error(tmp_path):
-    failed = torchrun("run", tmp_path / "none.toml")
-    assert failed.returncode == 1 and "experiment file not found" in failed.stderr
+    status, said = torchrun("run", tmp_path / "none.toml")
+    assert status == 1 and "experiment file not found" in said
 
 
 def test_a_failed_stage_is_rerun_without_redoing_the_others(finished, tmp_path):

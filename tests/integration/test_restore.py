@@ -12,9 +12,10 @@ from sdcore.models import policies
 from sdcore.schedule import Stage
 from tasks.align import align
 from tasks.distill import distill
+from tasks.maintenance.prune import prune
 from tasks.maintenance.restore import require_replaceable, restore
 from tasks.prepare import prepare
-from tasks.run.checkpoints import damaged_checkpoints, last_checkpoint
+from tasks.run.checkpoints import damage, damaged_checkpoints, last_checkpoint
 from tasks.run.condition_run import ConditionRun, base_run
 from tasks.run.rounds import first_round
 from tasks.run.session import Session
@@ -134,3 +135,60 @@ def test_a_stage_is_redone_only_where_it_can_be(run):
     remove(run.checkpoint(1))
     require_replaceable(run, Stage.evaluate, 1)
     assert damaged(run) == []
+
+
+@pytest.fixture
+def no_champion(run, monkeypatch):
+    tracking = SimpleNamespace(champion=lambda experiment: None)
+    monkeypatch.setattr(run.session, "tracking", lambda: nullcontext(tracking))
+    return run
+
+
+def test_pruning_frees_the_moments_of_older_checkpoints_and_their_weights_still_sample(no_champion):
+    run, base = no_champion, no_champion.base
+    old = run.checkpoint(1)
+    (remains := old.with_name(".round-0003-killed")).mkdir()
+    before = run.store.rows("policies")
+    planned = prune(base)
+    assert [(each.folder, each.part) for each in planned] == [
+        (remains, "remains"),
+        (old, "moments"),
+    ]
+    assert remains.exists() and (old / "trainer").exists()  # nothing was asked to be deleted
+    assert prune(base, delete=True) == planned and prune(base) == []
+    # two moments per weight
+    assert planned[1].size == pytest.approx(2 * (old / policies.FULL_FILE).stat().st_size, rel=0.1)
+    assert not remains.exists() and not (old / "trainer").exists()
+    assert damaged(run) == [] and run.store.rows("policies").equals(before)
+    assert (last_checkpoint(run).round, last_checkpoint(run, 1).round) == (2, 0)
+    sampler = run.session.models.engine(run, 1, "any")
+    assert policies.digest(policies.weights(sampler.model)) == run.policy(1).sha256
+    assert run.session.models.trainer(run, 2).digest() == run.policy(2).sha256
+
+
+def test_a_scored_checkpoint_that_was_not_chosen_is_freed_on_request_and_comes_back(no_champion):
+    run, base = no_champion, no_champion.base
+    (freed,) = prune(base, unchosen=True, delete=True)
+    assert (freed.folder, freed.part) == (run.checkpoint(1), "checkpoint")
+    assert [policy.path is None for policy in map(run.policy, (1, 2))] == [True, False]
+    assert damaged(run) == [] and not freed.folder.exists()
+    restore(run, 1)
+    assert damage(run.root, run.policy(1), resumable=True) is None
+
+
+def test_where_a_sampler_reads_from_disk_a_round_that_is_not_due_has_the_weights_alone(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tasks.distill.samples_from_disk", lambda run: True)
+    settings = [*SETTINGS, "training.save_every=2", "evaluation.every=2"]
+    with Session(tmp_path) as session:
+        run = ConditionRun(session, load_experiment(QUICKSTART, settings), "reference", 3)
+        prepare.fn(base_run(session, run.experiment))
+        round_ = first_round(run)
+        for stage in (sample, align, distill):
+            stage.fn(round_)
+        assert not (run.checkpoint(1) / "trainer").exists()
+        assert damage(run.root, run.policy(1), resumable=False) is None
+        assert damaged(run) == [1]  # training cannot go on from it
+        restore(run)
+        assert damaged(run) == [] and first_round(run).number == 1

@@ -148,6 +148,11 @@ def test_bytes_of_the_paper():
     condition = {f"c{i}": DISTILL for i in range(3)}
     made = planned(conditions=condition, training={"rounds": 60, "lora": {"rank": 64}})
     assert made.stages["distill"].written == pytest.approx(180 * 837e6, rel=0.01)
+    # Whole ones are due every 10 rounds and scored every 4, 18 in all; with vLLM the other 42
+    # rounds write the weights alone, a third.
+    sparse = {"rounds": 60, "lora": {"rank": 64}, "save_every": 10}
+    read = planned(conditions=condition, training=sparse, engine={"kind": "vllm"})
+    assert read.stages["distill"].written == pytest.approx(3 * (18 + 42 / 3) * 837e6, rel=0.01)
     assert rollout_bytes(QWEN, 2048) == pytest.approx(27e3, rel=0.05)
 
 

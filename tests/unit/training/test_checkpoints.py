@@ -78,3 +78,25 @@ def test_a_crash_while_writing_leaves_the_last_checkpoint(folder, monkeypatch):
         checkpoints.write(folder, adapted(), {}, 8, SETTINGS)
     assert checkpoints.read(folder, SETTINGS)[0] == 7
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_without_its_state_a_checkpoint_is_intact_but_cannot_be_resumed(folder, tmp_path):
+    sha256 = policies.weights_digest(folder)
+    checkpoints.require_whole(folder, sha256)
+    size = sum((folder / name).stat().st_size for name in (checkpoints.STATE, checkpoints.ABOUT))
+    assert checkpoints.drop_state(folder) == size
+    checkpoints.write(tmp_path / "never", adapted(), None, 7, SETTINGS)
+    for bare in (folder, tmp_path / "never"):
+        policies.require_weights(bare, sha256)
+        assert not checkpoints.has_state(bare) and not (bare / "trainer").exists()
+        with pytest.raises(ModelError, match="has the weights alone"):
+            checkpoints.require_whole(bare, sha256)
+
+
+def test_a_crash_while_the_state_is_dropped_leaves_an_intact_folder(folder, monkeypatch):
+    sha256 = policies.weights_digest(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(folder), "unlink", lambda path, missing_ok=False: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            checkpoints.drop_state(folder)
+    policies.require_weights(folder, sha256)
