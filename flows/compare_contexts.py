@@ -7,13 +7,14 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.cluster import train_on_cluster
 from sdcore.config import Experiment
 from sdcore.schedule import checkpoint_rounds
 from tasks.align import align, has_work
 from tasks.compare import compare
 from tasks.difficulty import measure_difficulty
 from tasks.distill import distill
-from tasks.evaluate import evaluate
+from tasks.evaluate import SPLITS, evaluate, splits_of
 from tasks.health import stopped
 from tasks.maintenance.restore import restore
 from tasks.prepare import prepare
@@ -25,10 +26,8 @@ from tasks.run.session import Session
 from tasks.run.workers import workers_beside
 from tasks.sample import sample
 from tasks.sweep import choose, chosen, grown
-from tasks.track import track, tracked
+from tasks.track import end_run, track, tracked
 from tasks.warmup import warm_up
-
-SPLITS = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,12 @@ def train(base: ConditionRun, workers: int) -> ConditionRun:
     trained = set[str]()
     while True:
         runs = [run for run in trained_runs(base) if run.condition not in trained]
-        with workers_beside(base, max(1, min(workers, len(runs))) - 1):
-            train_in_turn(runs, train_condition, f"{base.experiment.name}: conditions x seeds")
+        title = f"{base.experiment.name}: conditions x seeds"
+        if base.experiment.cluster is not None:
+            train_on_cluster(runs, title)
+        else:
+            with workers_beside(base, max(1, min(workers, len(runs))) - 1):
+                train_in_turn(runs, train_condition, title)
         trained |= base.experiment.conditions.keys()
         with run_lock(base, wait=True):
             further = choose(base) if base.experiment.trials else 0
@@ -151,9 +154,8 @@ def train_condition(run: ConditionRun) -> None:
             good = _train_rounds(run, advance)
         if good:
             restore(run)  # its checkpoint was not needed before
-            _score(run, good, _splits(run))
-        with run.session.tracking() as tracking:
-            tracking.end(run.experiment, run.condition, run.seed)
+            _score(run, good, splits_of(run))
+        end_run(run)
 
 
 def _train_rounds(run: ConditionRun, advance: Advance) -> int | None:
@@ -167,7 +169,7 @@ def _train_rounds(run: ConditionRun, advance: Advance) -> int | None:
             good = stopped(run)
             if good is not None:
                 return good
-        _score(run, checkpoint, _splits(run))
+        _score(run, checkpoint, splits_of(run))
     return None
 
 
@@ -181,10 +183,6 @@ def score_on_test(run: ConditionRun) -> None:
                 if not run.checkpoint(round_).is_dir():
                     restore(run, round_)  # it was pruned while another trial was chosen
                 _score(run, round_, ["test"])
-
-
-def _splits(run: ConditionRun) -> Sequence[str]:
-    return ["validation"] if run.condition in run.experiment.trials else SPLITS
 
 
 def _score(run: ConditionRun, round_: int, splits: Sequence[str]) -> None:

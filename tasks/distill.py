@@ -62,6 +62,7 @@ def distill(round_: Round) -> int:
                 trainer.save(folder, resumable=_due(run, policy.round))
     if _saves(run, policy.round):
         _prune(run, policy.round)
+    run.session.send()
     return len(updates)
 
 
@@ -148,6 +149,7 @@ def _due(run: ConditionRun, round_: int) -> bool:
     """Return whether a whole checkpoint is due; else a sampler needs the weights at most."""
     due = round_ % run.experiment.training.save_every == 0
     due |= bool(run.experiment.health.stop_when)  # any of them may turn out to be the last good one
+    due |= run.session.outbox is not None  # another node may have to go on from it
     return due or _scored(run, round_)
 
 

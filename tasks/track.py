@@ -18,11 +18,23 @@ def track(run: ConditionRun) -> None:
 
 
 def log_run(run: ConditionRun) -> None:
-    """Log the updates and scores of a condition and seed that MLflow does not have yet."""
+    """Log the updates and scores of a condition and seed that MLflow does not have yet.
+
+    A node of a cluster leaves it to the run's own process, which gets the same rows.
+    """
+    if run.session.outbox is not None:
+        return
     updates = run.store.rows("updates", **run.columns)
     scores = run.store.rows("scores", **run.columns)
     with run.session.tracking() as tracking:
         tracking.log_checkpoint(run.experiment, run.condition, run.seed, updates, scores)
+
+
+def end_run(run: ConditionRun) -> None:
+    """Close MLflow's run of a condition and seed, which has nothing more to log."""
+    if run.session.outbox is None:
+        with run.session.tracking() as tracking:
+            tracking.end(run.experiment, run.condition, run.seed)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The experiment file: typed, frozen, bounded; unknown keys are refused."""
 
 from sdcore.config.base import NAME_LENGTH, Count, Name, Settings, Share
+from sdcore.config.cluster import ClusterConfig
 from sdcore.config.critic import (
     CRITICS,
     OPERATIONAL,
@@ -69,15 +70,14 @@ from sdcore.config.weightings import (
 
 __all__ = [
     "CADENCE", "CRITICS", "ENGINES", "MOST_TOKENS", "NAME_LENGTH", "OBJECTIVES", "OPERATIONAL",
-    "RESERVED", "SOURCES", "WEIGHTINGS",
-    "AdvantageWeights", "ArithmeticConfig", "BandConfig", "CascadeConfig",
-    "ChecksConfig", "Condition", "ConditionSettings", "Count", "CriticConfig", "CriticEntry",
-    "CriticSettings", "DesignConfig", "DiagnoseConfig", "DistillConfig", "EngineConfig",
-    "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig", "HealthConfig", "Limits",
-    "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name", "ObjectiveEntry", "OracleConfig",
-    "PositionWeights", "ProblemsConfig", "PromptsConfig", "RegionWeights", "RelevanceWeights",
-    "SamplingConfig", "Settings", "Share", "SourceEntry", "SweepConfig", "TeacherConfig",
-    "TrainingConfig", "Trial", "WarmupConfig", "WeightingEntry", "WeightingSettings",
-    "WordProblemsConfig", "as_toml", "critic", "drift", "engine", "load_experiment", "objective",
-    "read_settings", "source", "weighting",
+    "RESERVED", "SOURCES", "WEIGHTINGS", "AdvantageWeights", "ArithmeticConfig", "BandConfig",
+    "CascadeConfig", "ChecksConfig", "ClusterConfig", "Condition", "ConditionSettings", "Count",
+    "CriticConfig", "CriticEntry", "CriticSettings", "DesignConfig", "DiagnoseConfig",
+    "DistillConfig", "EngineConfig", "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig",
+    "HealthConfig", "Limits", "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name",
+    "ObjectiveEntry", "OracleConfig", "PositionWeights", "ProblemsConfig", "PromptsConfig",
+    "RegionWeights", "RelevanceWeights", "SamplingConfig", "Settings", "Share", "SourceEntry",
+    "SweepConfig", "TeacherConfig", "TrainingConfig", "Trial", "WarmupConfig", "WeightingEntry",
+    "WeightingSettings", "WordProblemsConfig", "as_toml", "critic", "drift", "engine",
+    "load_experiment", "objective", "read_settings", "source", "weighting",
 ]  # fmt: skip

@@ -20,7 +20,15 @@ from pydantic import (
 from pydantic_core.core_schema import ValidationInfo
 
 from sdcore.config.base import FILE_ONLY, NAMES_CODE, Name, Seed, Settings
-from sdcore.config.critic import CRITICS, CriticConfig, CriticSettings, DiagnoseConfig, exact_critic
+from sdcore.config.cluster import ClusterConfig
+from sdcore.config.critic import (
+    CRITICS,
+    CriticConfig,
+    CriticSettings,
+    DiagnoseConfig,
+    Limits,
+    exact_critic,
+)
 from sdcore.config.design import DesignConfig
 from sdcore.config.health import HealthConfig
 from sdcore.config.objectives import OBJECTIVES, Condition
@@ -77,6 +85,9 @@ class Experiment(Settings):
     design: DesignConfig = DesignConfig()
     conditions: dict[Name, Condition] = Field(min_length=1)
     sweep: SweepConfig = SweepConfig()
+    cluster: ClusterConfig | None = Field(
+        None, description="absent: this machine trains all of them"
+    )
     trials: dict[Name, Trial] = Field(
         {},
         description="conditions that are trials, with their values; filled in by sdcore from the "
@@ -180,6 +191,11 @@ class Experiment(Settings):
         fallback = self.critic.fallback_context if self.critic else None
         if fallback and "critique" in self.known_contexts[fallback].needs:
             raise ValueError(f"critic.fallback: {fallback} needs a critique itself")
+        if self.cluster and self.critic and self.critic.limits != Limits():
+            raise ValueError(
+                "cluster: critic.max_budget and critic.max_total_tokens need one process at a time "
+                "to ask the critic, and the nodes ask at once; leave them or the cluster out"
+            )
         if self.critic is not None:
             return
         for name, condition in self.conditions.items():
@@ -283,9 +299,9 @@ class Experiment(Settings):
     def fingerprint(self) -> str:
         """Hash of every setting that can change a result.
 
-        Left out are the description, the preflight, the search, where servers and modules are, what
-        critics cost, thresholds of health that only warn, and trials that are not in the file: they
-        follow from scores.
+        Left out are the description, the preflight, the search, where servers, modules and other
+        machines are, what critics cost, thresholds of health that only warn, and trials that are
+        not in the file: they follow from scores.
         """
         left_out: dict[str, Any] = {
             "engine": set(EngineConfig.model_fields) - {"kind", "options"},
@@ -293,6 +309,7 @@ class Experiment(Settings):
             "training": CADENCE,
         }
         left_out |= {"description": True, "diagnose": True, "design": True, "modules": True}
+        left_out |= {"cluster": True}
         if not self.health.stop_when:
             left_out["health"] = True
         if not self.trials:

@@ -64,6 +64,8 @@ class Store:
         timed: entered around every access to the file, by whoever measures them.
         say: called with a line for the user when another process has had the file for more than a
             second, and when it is free again.
+        stored: called after each commit of `append_missing` (false) and `replace` (true) with its
+            rows, by whoever sends them on.
     """
 
     def __init__(
@@ -74,8 +76,10 @@ class Store:
         threads: int | None = None,
         timed: Callable[[], AbstractContextManager[object]] = nullcontext,
         say: Callable[[str], None] = lambda line: None,
+        stored: Callable[[Mapping[str, pl.DataFrame], bool], object] = lambda rows, replaced: None,
     ) -> None:
         self.path, self._timeout, self._timed, self._say = path, timeout, timed, say
+        self._stored = stored
         self._lock = FileLock(f"{path}.lock", mode=0o600, poll_interval=0.005)
         own = {} if threads is None else {"threads": threads}
         self._duckdb = duckdb.connect(":memory:", config=_SETTINGS | own)
@@ -110,9 +114,11 @@ class Store:
         """
         checked = {name: TABLES[name].checked(frame) for name, frame in frames.items()}
         with self._transaction() as connection:
-            return {
+            count = {
                 name: _append(connection, TABLES[name], frame) for name, frame in checked.items()
             }
+        self._stored(checked, False)
+        return count
 
     def replace(self, **frames: pl.DataFrame) -> dict[str, int]:
         """Put rows in the place of those with the same keys, all in one transaction.
@@ -127,9 +133,11 @@ class Store:
         """
         checked = {name: TABLES[name].checked(frame) for name, frame in frames.items()}
         with self._transaction() as connection:
-            return {
+            count = {
                 name: _replace(connection, TABLES[name], frame) for name, frame in checked.items()
             }
+        self._stored(checked, True)
+        return count
 
     def supersede(self, sql: Mapping[str, str], parameters: dict[str, object]) -> dict[str, int]:
         """Move rows out of the way of new ones, all in one transaction: they are kept.

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
-import fsspec
 import polars as pl
 
 from sdcore.errors import DataError, SdcoreError
 from sdcore.keys import LOOKS_LIKE_A_KEY, Key, environment_keys
 from sdcore.store.database import Store
+from sdcore.store.parts import file_system
 from sdcore.store.schema import TABLES, Table
 
 _PARTS = ("condition", "seed")
@@ -83,7 +83,7 @@ def exported(target: str) -> dict[str, pl.DataFrame]:
         SdcoreError: the library for this kind of address is not installed.
         DataError: nothing was exported there, or a file cannot be read.
     """
-    files, root = _files(target)
+    files, root = file_system(target)
     frames: dict[str, pl.DataFrame] = {}
     for name, table in TABLES.items():
         paths = sorted(files.glob(f"{root}/data/{name}/**/*.parquet"))
@@ -132,24 +132,10 @@ def _described(table: Table, rows: int) -> Iterator[str]:
 
 
 def _open(target: str) -> tuple[Any, str]:
-    files, root = _files(target)
+    files, root = file_system(target)
     if files.exists(root) and files.find(root):
         raise SdcoreError("something is there already", where=target, fix="name a new folder")
     return files, root
-
-
-def _files(target: str) -> tuple[Any, str]:
-    """The file system of a folder or address, which answers, and the path in it."""
-    try:
-        files, root = fsspec.url_to_fs(target)
-        files.exists(root)
-    except (ImportError, ValueError, OSError) as error:
-        install = "pip install the package that it names, 'sdcore[s3]' for s3://"
-        fix = install if isinstance(error, ImportError) else ""
-        raise SdcoreError(
-            "this address cannot be reached", got=error, where=target, fix=fix
-        ) from error
-    return files, root.rstrip("/")
 
 
 def _parts(store: Store, table: Table, experiment_id: str) -> Iterator[tuple[str, pl.DataFrame]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from sdcore.errors import TrainingError
+from sdcore.errors import StoreError, TrainingError
 from sdcore.schedule import Stage
 from tasks.distill import train
 from tasks.maintenance.rerun import require_stage, supersede_after
@@ -33,6 +33,9 @@ def restore(run: ConditionRun, also: int | None = None) -> None:
     Args:
         run: the condition and seed.
         also: rounds of a further policy whose weights are needed, which `prune` may have deleted.
+
+    Raises:
+        StoreError: a node of a cluster gets other weights; it cannot supersede the run's rows.
     """
     lost = damaged_checkpoints(run, also)
     rounds = [policy.round for policy, _ in lost]
@@ -45,7 +48,15 @@ def restore(run: ConditionRun, also: int | None = None) -> None:
         )
         try:
             _replay(run, start, policy, rounds)
-        except _Differs:
+        except _Differs as error:
+            if run.session.outbox is not None:
+                raise StoreError(
+                    "a checkpoint is lost, and this node retrains it to other weights",
+                    got=error,
+                    where=f"{run.label} after {policy.round} rounds",
+                    fix="`sdcore rerun` with --from distill makes the rounds after the last whole "
+                    "checkpoint again",
+                ) from error
             supersede_after(run, start.round)
             note(
                 f"{run.label}: retrained to different weights; rows derived from the old ones, "

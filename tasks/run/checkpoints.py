@@ -28,12 +28,16 @@ def damaged_checkpoints(run: ConditionRun, also: int | None = None) -> list[Dama
         run: the condition and seed.
         also: rounds of a further policy that is needed, whose checkpoint may have been pruned.
     """
-    wanted = needed(_stored(run), run.store.rows("stops", **run.columns), also)
     found = (
         (policy, damage(run.root, policy, resumable=resumable))
-        for policy, resumable in wanted.items()
+        for policy, resumable in needed_policies(run, also).items()
     )
     return [Damaged(policy, reason) for policy, reason in found if reason is not None]
+
+
+def needed_policies(run: ConditionRun, also: int | None = None) -> dict[StoredPolicy, bool]:
+    """Return the policies of a run whose checkpoints it needs, as `needed` does."""
+    return needed(_stored(run), run.store.rows("stops", **run.columns), also)
 
 
 def needed(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sdcore.store.database import Store
 from sdcore.system.private import private_files
@@ -14,6 +14,9 @@ from tasks.run.live import LiveModels
 from tasks.run.progress import Panel, note
 from tasks.tracking.client import Tracking, store_errors
 
+if TYPE_CHECKING:
+    from tasks.cluster.outbox import Outbox
+
 DATABASE = "sdcore.duckdb"
 
 
@@ -22,10 +25,15 @@ class Session:
 
     Open it in a `with` block: at its end servers are stopped and the tables are whole. Not a
     dataclass, since Prefect walks through every field of a dataclass that a task is given.
+
+    Args:
+        root: folder of the workspace.
+        outbox: on a node of a cluster, sends what is stored to the run's own process, which alone
+            logs to MLflow.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, outbox: "Outbox | None" = None) -> None:
+        self.root, self.outbox = root, outbox
         self.clock = Stopwatch()
         self.panel = Panel()
         self.interrupts = Interrupts(self.panel.at_work)
@@ -37,6 +45,7 @@ class Session:
             threads=1,
             timed=partial(self.clock.measure, "storage"),
             say=note,
+            **({"stored": outbox.add} if outbox else {}),
         )
 
     @contextmanager
@@ -50,6 +59,16 @@ class Session:
             tracking = self._tracking
             with store_errors(tracking.place):
                 yield tracking
+
+    def send(self) -> None:
+        """On a node of a cluster, send what is stored and waits for its checkpoint."""
+        if self.outbox is not None:
+            self.outbox.flush()
+
+    def forget_models(self) -> None:
+        """Close all models and engines, to leave memory to others; the next use loads them."""
+        self.models.close()
+        self.models = LiveModels(self.root)
 
     @cached_property
     def _tracking(self) -> Tracking:
