@@ -42,36 +42,41 @@ def keep(store, **rows):
     store.append_missing(**{name: TABLES[name].frame(each) for name, each in rows.items()})
 
 
-def rounds(stored, stops=()):
+def rounds(stored, stops=(), also=None):
+    """Rounds of the needed checkpoints, and whether training goes on from each."""
     frame = TABLES["stops"].frame(list(stops))
-    return [each.round for each in needed([StoredPolicy(**row) for row in stored], frame)]
+    wanted = needed([StoredPolicy(**row) for row in stored], frame, also)
+    return [(each.round, resumable) for each, resumable in wanted.items()]
 
 
 def test_the_scored_policies_and_the_last_one_are_needed():
     base = policy("base", 0, 0) | {"kind": "base"}
     stored = [base, *(policy("grpo", 0, n) | {"path": "p" if n % 2 == 0 else None}
                       for n in range(1, 6))]  # fmt: skip
-    assert rounds(stored) == [2, 4, 5]
-    assert rounds(stored[:3]) == [2] and rounds(stored[:2]) == [1]
+    assert rounds(stored) == [(2, False), (4, False), (5, True)]
+    assert rounds(stored, also=3) == [(2, False), (3, False), (4, False), (5, True)]
+    assert rounds(stored[:3]) == [(2, True)] and rounds(stored[:2]) == [(1, True)]
     assert rounds([base]) == [] == rounds([])
 
 
 def test_of_a_stopped_run_nothing_after_its_last_good_policy_is_needed():
     stored = [policy("grpo", 0, n) | {"path": "p" if n % 2 == 0 else None} for n in range(1, 6)]
-    assert rounds(stored, [STOP | {"good_round": 3}]) == [2, 3]
-    assert rounds(stored, [STOP | {"good_round": 2}]) == [2]
+    assert rounds(stored, [STOP | {"good_round": 3}]) == [(2, False), (3, False)]
+    assert rounds(stored, [STOP | {"good_round": 2}], also=4) == [(2, False)]
     assert rounds(stored, [STOP | {"good_round": 0}]) == []
 
 
 def test_a_warmed_up_base_is_weights_alone(tmp_path):
-    """Nobody resumes its training."""
-    base, trained = saved(tmp_path, "base", 0), saved(tmp_path, "grpo", 0)
-    assert damage(tmp_path, StoredPolicy(**base)) is None
-    as_trained = StoredPolicy(**trained)
-    assert damage(tmp_path, as_trained) is None
-    (tmp_path / as_trained.checkpoint / checkpoints.STATE).unlink()
-    assert "trainer/state.safetensors" in str(damage(tmp_path, as_trained))
-    other = damage(tmp_path, StoredPolicy(**base | {"sha256": "0" * 64}))
+    """Nobody resumes its training, and neither that of a policy that was only scored."""
+    base, row = saved(tmp_path, "base", 0), saved(tmp_path, "grpo", 0)
+    assert damage(tmp_path, StoredPolicy(**base), resumable=True) is None
+    trained = StoredPolicy(**row)
+    assert damage(tmp_path, trained, resumable=True) is None
+    with policies.replacing(tmp_path / trained.checkpoint) as fresh:
+        policies.save_tensors({"weight": torch.zeros(3)}, fresh / policies.FULL_FILE)
+    assert damage(tmp_path, trained, resumable=False) is None
+    assert "weights alone" in str(damage(tmp_path, trained, resumable=True))
+    other = damage(tmp_path, StoredPolicy(**base | {"sha256": "0" * 64}), resumable=False)
     assert other.expected == "0" * 64 and other.got == base["sha256"]
 
 
