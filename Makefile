@@ -16,6 +16,7 @@ UNSTATED := huey skops
 LIBRARIES := psycopg psycopg-binary
 
 SAMPLE := 40
+DRAW := 0
 
 # Side by side, each with one thread: two torch processes that share two cores with two threads each
 # take ten times as long.
@@ -50,9 +51,9 @@ test-faults: $(READY)  ## all faults and thousands of inputs, of which `make tes
 test-soak: $(READY)  ## twenty small runs in one process: memory, handles and disk stay flat
 	$(BIN)/python -m pytest -m soak
 
-test-mutants: $(READY) $(TOOLS)/.ready  ## faults planted in the code; SAMPLE=40 of each group
+test-mutants: $(READY) $(TOOLS)/.ready  ## faults planted in the code; SAMPLE=40 of each group, another DRAW
 	PYTHONPATH=$(wildcard $(VENV)/lib/python3*/site-packages) OMP_NUM_THREADS=1 \
-		$(TOOLS)/bin/python -m tests.mutants $(SAMPLE)
+		$(TOOLS)/bin/python -m tests.mutants $(SAMPLE) $(DRAW)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -175,7 +175,7 @@ class Run:
         """
         from tasks.tracking.client import Tracking, store_errors  # noqa: PLC0415 - MLflow and torch
 
-        with closing(Tracking(self.root)) as tracking, store_errors(tracking.shared):
+        with closing(Tracking(self.root)) as tracking, store_errors(tracking.place):
             policy_id = tracking.champion(self.experiment)
         policies = self._rows("policies").filter(policy_id=policy_id) if policy_id else None
         if policies is None or not len(policies):

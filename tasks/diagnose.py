@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from sdcore.analysis import preflight
 from sdcore.analysis.preflight import PURPOSE, Diagnosis
+from sdcore.planning.work import most_tokens
 from sdcore.reports import plots
 from sdcore.reports import preflight as page_of
 from sdcore.reports.token_maps import token_map
@@ -168,7 +169,7 @@ def _scored(run: ConditionRun, missing: list[dict[str, Any]]) -> pl.DataFrame:
         context: [rows.get((context, each), {}).get("teacher_prompt_ids") for each in ids]
         for context in dict.fromkeys(row["context"] for row in missing)
     }
-    budget = run.experiment.training.tokens_per_microbatch
+    budget = most_tokens(run.experiment.training)
     policy = run.session.models.base_policy(run)
     scored, signals = [], []
     measured = run.session.clock.measure("compute")

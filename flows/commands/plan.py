@@ -122,6 +122,7 @@ def as_dict(planned: Plan, workers: int) -> dict[str, object]:
         "use": planned.use,
         "price": planned.whole.price,
         "memory": asdict(planned.memory) | {"total": planned.memory.total},
+        "tokens_per_microbatch": planned.tokens_per_microbatch,
         "checkpoints_kept": planned.kept,
         "fits": not planned.misfits,
         "misfits": list(planned.misfits),
@@ -170,7 +171,8 @@ def _lines(planned: Plan, workers: int) -> list[str]:
         f"Lengths: {planned.lengths.basis}; prompts of {planned.lengths.prompt:.0f} tokens, the "
         f"teacher's of {planned.lengths.shown:.0f}.",
         f"Memory of the fullest device: {memory.total / gib:.1f} of {machine.memory / gib:.0f} GiB "
-        f"({parts}). Checkpoints that stay: {amount(planned.kept)}B.",
+        f"({parts}), with micro-batches of at most {planned.tokens_per_microbatch:,} tokens. "
+        f"Checkpoints that stay: {amount(planned.kept)}B.",
         f"Bound by {planned.bound}.",
         f"One more worker would bring {planned.second_worker}."
         if workers == 1

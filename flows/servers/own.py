@@ -71,20 +71,25 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
 
 
 def _reached(api: str) -> str:
-    """The address of a running server's API without its login, once it has answered anything.
+    """The address of a running server's API without its login, once it has answered a question.
 
     Raises:
-        SdcoreError: nobody answers there, or it is no address.
+        SdcoreError: nobody answers there, it is no Prefect server, or it refuses the login.
     """
+    from prefect.client.orchestration import get_client  # noqa: PLC0415 - reads the settings
+
     try:
-        httpx.get(f"{api}/health", timeout=ANSWER_SECONDS)
-    except (httpx.TransportError, httpx.InvalidURL) as error:
+        httpx.get(f"{api}/health", timeout=ANSWER_SECONDS)  # at once: Prefect's client tries again
+        with get_client(sync_client=True) as client:
+            client.read_flows(limit=1)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
         raise SdcoreError(
             "no Prefect server answers",
             got=redacted(str(error), address_key(api)),
             where=f"PREFECT_API_URL = {without_login(api)}",
-            fix="start that server, or unset the variable (`sdcore down` if `sdcore up` set it): "
-            "then the command starts its own",
+            fix="start that server and set PREFECT_API_AUTH_STRING or PREFECT_API_KEY if it wants "
+            "a login, or unset the variable (`sdcore down` if `sdcore up` set it): then the "
+            "command starts its own",
         ) from error
     return without_login(api)
 

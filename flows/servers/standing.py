@@ -88,13 +88,14 @@ def require_settings() -> None:
     """Import Prefect, which reads its settings then, and its settings alone.
 
     Raises:
-        SdcoreError: Prefect refuses a variable of the environment, or a profile.
+        SdcoreError: Prefect refuses a variable of the environment, a profile, or the file of its
+            loggers.
     """
     try:
         with redirect_stderr(StringIO()):  # it prints them, values too
             from prefect.settings import get_current_settings  # noqa: PLC0415 - after `environment`
 
-            get_current_settings()
+            _require_loggers(get_current_settings().logging.config_path)
     except ValueError as error:  # pydantic's, and those of TOML
         given = sorted(name for name in os.environ if name.startswith("PREFECT_"))
         raise SdcoreError(
@@ -102,6 +103,36 @@ def require_settings() -> None:
             got=_refused(error) if isinstance(error, ValidationError) else error,
             where=f"one of {', '.join(given)}",
             fix="correct or unset what you set of these variables",
+        ) from error
+
+
+def _require_loggers(path: Path) -> None:
+    """Read the file of Prefect's loggers, if there is one, as it does when a flow is imported.
+
+    Raises:
+        SdcoreError: it cannot.
+    """
+    from prefect.logging.configuration import setup_logging  # noqa: PLC0415 - after `environment`
+
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("not a file")  # it would wait at a pipe for ever
+        setup_logging()
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # of a file of another form
+        raise SdcoreError(
+            "Prefect cannot read the file of its loggers",
+            got=f"{type(error).__name__}: {error}",
+            expected="YAML as Python's logging.config takes it",
+            where=f"PREFECT_LOGGING_SETTINGS_PATH = {path}",
+            fix="correct the file, or unset the variable",
         ) from error
 
 

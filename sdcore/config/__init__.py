@@ -51,6 +51,7 @@ from sdcore.config.sampling import (
 from sdcore.config.sweeps import SweepConfig, Trial
 from sdcore.config.training import (
     CADENCE,
+    MOST_TOKENS,
     EvaluationConfig,
     LoraConfig,
     TrainingConfig,
@@ -68,15 +69,15 @@ from sdcore.config.weightings import (
 )
 
 __all__ = [
-    "CADENCE", "CRITICS", "ENGINES", "NAME_LENGTH", "OBJECTIVES", "OPERATIONAL", "RESERVED",
-    "SOURCES", "WEIGHTINGS", "AdvantageWeights", "ArithmeticConfig", "BandConfig", "CascadeConfig",
-    "ChecksConfig", "ClusterConfig", "Condition", "ConditionSettings", "Count", "CriticConfig",
-    "CriticEntry", "CriticSettings", "DesignConfig", "DiagnoseConfig", "DistillConfig",
-    "EngineConfig", "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig", "HealthConfig",
-    "Limits", "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name", "ObjectiveEntry",
-    "OracleConfig", "PositionWeights", "ProblemsConfig", "PromptsConfig", "RegionWeights",
-    "RelevanceWeights", "SamplingConfig", "Settings", "Share", "SourceEntry", "SweepConfig",
-    "TeacherConfig", "TrainingConfig", "Trial", "WarmupConfig", "WeightingEntry",
+    "CADENCE", "CRITICS", "ENGINES", "MOST_TOKENS", "NAME_LENGTH", "OBJECTIVES", "OPERATIONAL",
+    "RESERVED", "SOURCES", "WEIGHTINGS", "AdvantageWeights", "ArithmeticConfig", "BandConfig",
+    "CascadeConfig", "ChecksConfig", "ClusterConfig", "Condition", "ConditionSettings", "Count",
+    "CriticConfig", "CriticEntry", "CriticSettings", "DesignConfig", "DiagnoseConfig",
+    "DistillConfig", "EngineConfig", "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig",
+    "HealthConfig", "Limits", "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name",
+    "ObjectiveEntry", "OracleConfig", "PositionWeights", "ProblemsConfig", "PromptsConfig",
+    "RegionWeights", "RelevanceWeights", "SamplingConfig", "Settings", "Share", "SourceEntry",
+    "SweepConfig", "TeacherConfig", "TrainingConfig", "Trial", "WarmupConfig", "WeightingEntry",
     "WeightingSettings", "WordProblemsConfig", "as_toml", "critic", "drift", "engine",
     "load_experiment", "objective", "read_settings", "source", "weighting",
 ]  # fmt: skip

@@ -109,6 +109,12 @@ class DistillConfig(ConditionSettings):
     clip_value: float = Field(10.0, gt=0, description="largest loss of a token, nats")
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the loss is a divergence over the whole vocabulary at temperature 1."""
+        sampled = self.divergence == "policy_gradient"
+        return self.support == "vocabulary" and self.temperature == 1.0 and not sampled
+
+    @property
     def title(self) -> str:
         """Name of the objective in reports."""
         return "self-distillation"

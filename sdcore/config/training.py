@@ -45,7 +45,12 @@ class TrainingConfig(Settings):
         description="nats; the first step is refused if the mean KL of the first response token is "
         "above this and ten times the median of the others: the teacher expects another beginning",
     )
-    tokens_per_microbatch: int = Field(16384, ge=1, description="prompt + response tokens, padded")
+    tokens_per_microbatch: Count | Literal["auto"] = Field(
+        16384,
+        description="prompt + response tokens, with padding where there is some; auto: the largest "
+        "power of two up to 16384 that fits into the device's free memory when a condition starts. "
+        "It changes results through floating-point rounding only",
+    )
     activation_checkpointing: bool = Field(
         False, description="recompute each layer in the backward pass: less memory, a third slower"
     )
@@ -59,6 +64,9 @@ class TrainingConfig(Settings):
             raise ValueError("training.sharded is for full fine-tuning: leave out training.lora")
         return self
 
+
+MOST_TOKENS = 16384
+"""Most tokens of a micro-batch where it is `auto`: more of them make no step faster."""
 
 CADENCE = {"save_every"}
 """Settings of the training that change no result, so that a run may go on with others."""

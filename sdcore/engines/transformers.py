@@ -17,7 +17,9 @@ from sdcore.engines.decoding import PLAIN, SHARED, Rows
 from sdcore.errors import EngineError, ModelError
 from sdcore.models import adapters, policies
 from sdcore.models.adapters import LowRank
+from sdcore.system.memory import free_bytes
 
+MEMORY = 4 << 30  # bytes of a batch's keys, values and logits on a processor
 SHRINK = 0.8  # share of unfinished rows below which the finished ones are dropped
 
 
@@ -41,7 +43,9 @@ class TransformersEngine:
         model: this object becomes the engine's copy; no one else may change it.
         end_ids: token ids that end a response.
         memory_bytes: bound on keys, values and logits of a batch; it may make batches smaller
-            than `SamplingConfig.batch_size`, never larger.
+            than `SamplingConfig.batch_size`, never larger. None: `MEMORY` on a processor, and on a
+            GPU half of what is free, for a power of two of rows, so that the same work finds the
+            same batches.
     """
 
     reads_folders = False
@@ -51,7 +55,7 @@ class TransformersEngine:
         model: PreTrainedModel,
         *,
         end_ids: Collection[int],
-        memory_bytes: int = 4 << 30,
+        memory_bytes: int | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         if model.config.model_type in PLAIN and model.config._attn_implementation == "sdpa":
@@ -156,7 +160,11 @@ class TransformersEngine:
         longest = max(len(request.prompt_ids) for request in requests)
         logits = 32 * config.vocab_size  # float32 and float64 copies while a token is drawn
         sample: int = token * (longest + sampling.max_new_tokens) + logits
-        return max(1, min(sampling.batch_size, self._memory_bytes // sample))
+        if self._memory_bytes is not None or self._device.type == "cpu":
+            rows = (self._memory_bytes or MEMORY) // sample
+        else:
+            rows = rounded_down(free_bytes(self._device) // (2 * sample))
+        return max(1, min(sampling.batch_size, rows))
 
     def _sample(
         self,
@@ -187,6 +195,11 @@ class TransformersEngine:
             logits_BV = rows.advance(token_B)
         on_progress(running, 0)
         return _completions(tokens_NT, logprobs_NT, torch.isin(tokens_NT, self._end_ids))
+
+
+def rounded_down(rows: int) -> int:
+    """Return the largest power of two up to a number of rows; 0 for none."""
+    return 1 << (rows.bit_length() - 1) if rows else 0
 
 
 def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfig) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,9 @@ from sdcore.planning.lengths import Lengths
 from sdcore.planning.machines import Machine
 from sdcore.planning.memory import (
     Memory,
+    allowed_tokens,
     batch_rows,
+    engine_limit,
     memory_of,
     misfits,
     sampling_devices,
@@ -110,6 +112,11 @@ class Plan:
         return total(list(self.stages.values()))
 
     @property
+    def tokens_per_microbatch(self) -> int:
+        """Most positions of a micro-batch, also where the setting is `auto`."""
+        return allowed_tokens(self.experiment, self.shape, self.machine, self.memory)
+
+    @property
     def device_seconds(self) -> float:
         """Seconds of all devices, busy or not."""
         return self.machine.count * self.whole.seconds
@@ -181,7 +188,8 @@ def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Length
     has several devices, and takes all of them.
     """
     machine = machine.computing_in(experiment.model.dtype)
-    work = _Work(experiment, shape, machine, lengths)
+    memory = memory_of(experiment, shape, machine, lengths)
+    work = _Work(experiment, shape, machine, lengths, engine_limit(machine, memory.stays))
     stages = {stage: Cost() for stage in STAGES}
     for stage, cost in work.shared():
         stages[stage] += cost
@@ -193,7 +201,6 @@ def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Length
         for stage, cost in costs:
             stages[stage] += cost * len(experiment.seeds)
         own.append(sum(cost.seconds for _, cost in costs))
-    memory = memory_of(experiment, shape, machine, lengths)
     kept = sum(
         len(checkpoint_rounds(experiment, condition))
         * checkpoint_bytes(experiment, shape, condition)
@@ -220,6 +227,7 @@ class _Work:
     shape: Shape
     machine: Machine
     lengths: Lengths
+    batch: float  # bytes that the engine of this process may take for one
 
     def shared(self) -> Iterator[tuple[str, Cost]]:
         """What is done once: prepare, warm-up, difficulty, the base's scores, the comparison."""
@@ -270,7 +278,7 @@ class _Work:
         machine, lengths, shape = self.machine, self.lengths, self.shape
         vllm, dtype = self.experiment.engine.kind == "vllm", self.experiment.model.dtype
         requests = questions * samples
-        rows = min(requests, batch_rows(self.experiment, shape, lengths))
+        rows = min(requests, batch_rows(self.experiment, shape, lengths, self.batch))
         written = requests * lengths.response
         drawn = written if vllm else WAITING * written  # rows that are decoded
         passes = written / rows + lengths.longest - lengths.response  # the last ones run on alone

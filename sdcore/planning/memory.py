@@ -2,9 +2,18 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import log2
 
-from sdcore.config import Experiment
+from sdcore.config import (
+    MOST_TOKENS,
+    ConditionSettings,
+    DistillConfig,
+    Experiment,
+    GrpoConfig,
+    TrainingConfig,
+    WarmupConfig,
+)
 from sdcore.planning.lengths import Lengths
 from sdcore.planning.machines import GIB, Machine
 from sdcore.planning.shapes import BYTES, Shape
@@ -13,9 +22,12 @@ from sdcore.planning.work import CRITIC_RATE, FLOAT, PADDING, teacher_of, traine
 PROCESS = 0.9 * GIB  # Python, torch and the tracking libraries: resident memory of a run's process
 CONTEXT = 0.6 * GIB  # CUDA context and libraries of a process; assumed
 VLLM = 3.0 * GIB  # its activations, graphs and CUDA context beside weights and cache; assumed
-ENGINE_LIMIT = 4 * GIB  # of keys, values and logits of a batch in this process
+ENGINE_LIMIT = 4 * GIB  # of a batch's keys, values and logits in this process, without a GPU
 CHUNK = {False: 1 << 22, True: 1 << 26}  # elements of a buffer of logits, without and with a GPU
-BUFFERS = 6  # of those alive at a time
+TILE = 128  # rows that a chunk of logits has at least, and on a GPU a multiple of which
+BUFFERS = 6  # of float32 logits that PyTorch's way has alive at a time
+SPARE = 0.9  # share of the free memory that `auto` fills: the allocator leaves holes
+LEAST_TOKENS = 1024  # of a micro-batch where it is `auto`
 
 
 @dataclass(frozen=True)
@@ -41,8 +53,12 @@ class Memory:
     @property
     def total(self) -> float:
         """Everything at the fullest moment; in a process sampling and training take turns."""
-        stays = self.weights + self.optimizer + self.sampler + self.process
-        return stays + max(self.activations, self.batch)
+        return self.stays + max(self.activations, self.batch)
+
+    @property
+    def stays(self) -> float:
+        """What is there while the process samples, and while it trains."""
+        return self.weights + self.optimizer + self.sampler + self.process
 
 
 def sampling_devices(experiment: Experiment) -> int:
@@ -60,8 +76,8 @@ def tensor_parallel(experiment: Experiment) -> int:
     return int(match[1] or match[2]) if match else 1
 
 
-def batch_rows(experiment: Experiment, shape: Shape, lengths: Lengths) -> int:
-    """Return the sequences that are decoded together, on all servers."""
+def batch_rows(experiment: Experiment, shape: Shape, lengths: Lengths, limit: float) -> int:
+    """Return the sequences that are decoded together, on all servers, or here within a limit."""
     cache = shape.cache_bytes(experiment.model.dtype) * (lengths.prompt + lengths.longest)
     if experiment.engine.kind == "vllm":
         servers = max(1, len(experiment.engine.urls))
@@ -71,22 +87,80 @@ def batch_rows(experiment: Experiment, shape: Shape, lengths: Lengths) -> int:
         lengths.prompt + experiment.sampling.max_new_tokens
     )
     row += 32 * shape.vocabulary
-    return max(1, min(experiment.sampling.batch_size, int(ENGINE_LIMIT // row)))
+    return max(1, min(experiment.sampling.batch_size, int(limit // row)))
 
 
-def training_activations(
-    experiment: Experiment, shape: Shape, tokens: float, *, gpu: bool
+def engine_limit(machine: Machine, stays: float) -> float:
+    """Return the bytes of a batch in this process: on a GPU half of what else is free."""
+    return max(0.0, machine.memory - stays) / 2 if machine.gpu else ENGINE_LIMIT
+
+
+def logit_bytes(
+    objective: ConditionSettings | WarmupConfig, dtype: str, temperature: float, *, gpu: bool
 ) -> float:
-    """Return the bytes that a micro-batch of so many positions keeps, the loss included."""
-    training, dtype = experiment.training, experiment.model.dtype
+    """Return the bytes per element of a chunk of logits, as counted in `training.projection`.
+
+    A GPU's kernel reads the logits of student and teacher in float32 and writes a gradient in the
+    head's type; a mixture of two teachers holds three for a moment. Without a teacher PyTorch has
+    logits, log-probs and probs, and at another sampling temperature one more.
+    """
+    if gpu and isinstance(objective, DistillConfig) and objective.is_whole:
+        third = FLOAT if objective.teacher.kind == "trust_region" else BYTES[dtype]
+        return 2 * FLOAT + third
+    if gpu and isinstance(objective, WarmupConfig):
+        return 3 * FLOAT
+    if gpu and isinstance(objective, GrpoConfig) and not objective.kl_coefficient:
+        return (3 if temperature == 1.0 else 4) * FLOAT
+    return BUFFERS * FLOAT
+
+
+def logit_rows(vocabulary: int, *, gpu: bool) -> int:
+    """Return the tokens of a chunk of logits."""
+    rows = CHUNK[gpu] // vocabulary
+    return max(TILE, rows - rows % TILE if gpu else rows)
+
+
+def token_bytes(training: TrainingConfig, dtype: str, shape: Shape) -> float:
+    """Return the bytes that a position of a micro-batch keeps for the backward pass."""
     layer = shape.activation_bytes(dtype, training.lora)
     if training.activation_checkpointing:
         kept = shape.layers * shape.width * BYTES[dtype] + layer
     else:
         kept = shape.layers * layer
     ends = 4 * FLOAT * shape.width  # hidden states that predict, of student and teacher; gradient
-    rows = max(CHUNK[gpu], 128 * shape.vocabulary)
-    return tokens * (kept + ends) + BUFFERS * FLOAT * rows
+    return kept + ends
+
+
+def chunk_bytes(shape: Shape, per_logit: float, *, gpu: bool) -> float:
+    """Return the bytes of a chunk of logits, `per_logit` of each."""
+    return per_logit * logit_rows(shape.vocabulary, gpu=gpu) * shape.vocabulary
+
+
+def auto_tokens(
+    training: TrainingConfig, dtype: str, shape: Shape, per_logit: float, free: float, *, gpu: bool
+) -> int:
+    """Return `tokens_per_microbatch` where it is `auto`.
+
+    Args:
+        training: its other settings.
+        dtype: of the model.
+        shape: of the model.
+        per_logit: see `logit_bytes`.
+        free: bytes that are left for the activations, the loss included.
+        gpu: the device is one.
+
+    Returns:
+        The largest power of two whose positions fit, so that a little more or less free memory
+        changes nothing; from `LEAST_TOKENS` to `MOST_TOKENS`.
+    """
+    room = SPARE * free - chunk_bytes(shape, per_logit, gpu=gpu)
+    fitting = max(LEAST_TOKENS, room / token_bytes(training, dtype, shape))
+    return min(MOST_TOKENS, 1 << int(log2(fitting)))
+
+
+def optimizer_bytes(shape: Shape, training: TrainingConfig, ranks: int) -> float:
+    """Return the bytes of gradients and moments on one of the ranks."""
+    return 3 * FLOAT * trained_parameters(shape, training.lora) / (ranks if training.sharded else 1)
 
 
 def memory_of(experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths) -> Memory:
@@ -102,36 +176,59 @@ def memory_of(experiment: Experiment, shape: Shape, machine: Machine, lengths: L
     copy = whole * (FLOAT if "ema" in kinds else size) / ranks if copied else 0.0
     average = FLOAT * trained if training.lora and "ema" in kinds else 0.0
     initial = whole * size if in_process else 0.0  # the base that all conditions start from
-    rows = min(batch_rows(experiment, shape, lengths), most_requests(experiment))
     if in_process:
-        tokens = lengths.prompt + lengths.longest
         sampler = float(whole * size)
-        batch = rows * (shape.cache_bytes(dtype) * tokens + 32 * shape.vocabulary)
     elif experiment.engine.urls:
-        sampler, batch = 0.0, 0.0  # a server of the user's, elsewhere
+        sampler = 0.0  # a server of the user's, elsewhere
     else:
         held = whole * size + experiment.engine.cache_gib * GIB
-        sampler, batch = held / tensor_parallel(experiment) + VLLM, 0.0
-    return Memory(
+        sampler = held / tensor_parallel(experiment) + VLLM
+    memory = Memory(
         weights=policy + copy + initial,
-        optimizer=3 * FLOAT * trained / ranks + average,
-        activations=training_activations(
-            experiment, shape, microbatch_tokens(experiment, lengths), gpu=gpu
-        ),
+        optimizer=optimizer_bytes(shape, training, machine.count) + average,
+        activations=0.0,
         sampler=sampler,
-        batch=min(batch, ENGINE_LIMIT),
+        batch=0.0,
         process=CONTEXT if gpu else PROCESS,
     )
+    if in_process:
+        limit = engine_limit(machine, memory.stays)
+        rows = min(batch_rows(experiment, shape, lengths, limit), most_requests(experiment))
+        row = shape.cache_bytes(dtype) * (lengths.prompt + lengths.longest) + 32 * shape.vocabulary
+        memory = replace(memory, batch=min(rows * row, limit))
+    most = allowed_tokens(experiment, shape, machine, memory)
+    tokens = microbatch_tokens(experiment, lengths, most)
+    activations = tokens * token_bytes(training, dtype, shape)
+    chunk = chunk_bytes(shape, most_logit_bytes(experiment, gpu=gpu), gpu=gpu)
+    return replace(memory, activations=activations + chunk)
 
 
-def microbatch_tokens(experiment: Experiment, lengths: Lengths) -> float:
-    """Return the padded positions of the largest micro-batch of the student."""
+def allowed_tokens(experiment: Experiment, shape: Shape, machine: Machine, memory: Memory) -> int:
+    """Return the most positions of a micro-batch: the setting, or what fits where it is `auto`."""
+    training, gpu = experiment.training, machine.gpu
+    if training.tokens_per_microbatch != "auto":
+        return training.tokens_per_microbatch
+    per_logit = most_logit_bytes(experiment, gpu=gpu)
+    free = machine.memory - memory.stays
+    return auto_tokens(training, experiment.model.dtype, shape, per_logit, free, gpu=gpu)
+
+
+def most_logit_bytes(experiment: Experiment, *, gpu: bool) -> float:
+    """Return the bytes per logit of the condition, or of the warm-up, that needs most."""
+    objectives: list[ConditionSettings | WarmupConfig] = [*experiment.conditions.values()]
+    objectives += [experiment.warmup] if experiment.warmup else []
+    dtype, temperature = experiment.model.dtype, experiment.sampling.temperature
+    return max(logit_bytes(each, dtype, temperature, gpu=gpu) for each in objectives)
+
+
+def microbatch_tokens(experiment: Experiment, lengths: Lengths, most: int) -> float:
+    """Return the positions of the largest micro-batch of the student, `most` of them allowed."""
     training = experiment.training
     longest = lengths.prompt + lengths.longest
     groups = [condition.group_size for condition in experiment.conditions.values()]
     step = training.questions_per_round * max(groups) / training.steps_per_round
     everything = PADDING * step * (lengths.prompt + lengths.response)
-    return max(longest, min(training.tokens_per_microbatch, everything))
+    return max(longest, min(most, everything))
 
 
 def most_requests(experiment: Experiment) -> int:
@@ -233,8 +330,8 @@ def _remedy(
         return "lower sampling.batch_size"
     room = machine.memory - (memory.total - memory.activations)
     longest = lengths.prompt + lengths.longest
-    fixed = training_activations(experiment, shape, 0, gpu=gpu)
-    token = training_activations(experiment, shape, 1, gpu=gpu) - fixed
+    fixed = chunk_bytes(shape, most_logit_bytes(experiment, gpu=gpu), gpu=gpu)
+    token = token_bytes(training, experiment.model.dtype, shape)
     affordable = int((room - fixed) / token) // 1024 * 1024
     if affordable >= longest:
         return f"set training.tokens_per_microbatch = {affordable}"

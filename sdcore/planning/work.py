@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from math import ceil, log2
 
-from sdcore.config import ConditionSettings, Experiment, LoraConfig, TeacherConfig
+from sdcore.config import (
+    MOST_TOKENS,
+    ConditionSettings,
+    Experiment,
+    LoraConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
 from sdcore.planning.lengths import Lengths
 from sdcore.planning.shapes import Shape
 from sdcore.schedule import PROBES, checkpoint_rounds
@@ -83,7 +90,7 @@ def step_of(
         teachers *= 2
     drift = PROBES * forward
     widest = max(own, taught if teachers else 0.0) * PADDING
-    groups = ceil(rollouts * widest / training.tokens_per_microbatch)
+    groups = ceil(rollouts * widest / most_tokens(training))
     return Step(
         PADDING * rollouts * (student + teacher) + drift,
         rollouts * (own + (taught if teachers else 0)),
@@ -98,8 +105,14 @@ def warmup_step(experiment: Experiment, shape: Shape, lengths: Lengths, traces: 
     forward = shape.forward_flops(lengths.prompt, lengths.response)
     factor = 3 if experiment.training.lora is None else 2
     tokens = traces * own
-    groups = ceil(tokens * PADDING / experiment.training.tokens_per_microbatch)
+    groups = ceil(tokens * PADDING / most_tokens(experiment.training))
     return Step(PADDING * traces * factor * forward, tokens, 3 * PADDING * tokens, groups)
+
+
+def most_tokens(training: TrainingConfig) -> int:
+    """Return the most positions of a micro-batch, memory permitting."""
+    given = training.tokens_per_microbatch
+    return MOST_TOKENS if given == "auto" else given
 
 
 def rollout_bytes(shape: Shape, tokens: float) -> float:

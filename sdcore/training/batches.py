@@ -1,9 +1,8 @@
-"""Examples, and the padded micro-batches that they are scored in.
+"""Examples, and the micro-batches that they are scored in.
 
-Sequences are padded on the right. Under causal attention no real token sees the padding, so no
-attention mask is needed, and the response tokens are picked out by their flat positions.
+The sequences of a micro-batch follow one another without padding; `packing` gives them to a model.
 
-Axes: N sequences, L positions, T response tokens of all sequences, in order.
+Axes: N sequences, L tokens of all sequences, T their response tokens, both in order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,20 +44,25 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Padded:
-    """Token ids of prompts and responses; `positions_T` index hidden states that predict tokens."""
+class Packed:
+    """Token ids of prompts and responses, one sequence after another.
 
-    ids_NL: Tensor
+    `positions_T` index the tokens whose hidden states predict `tokens_T`.
+    """
+
+    ids_L: Tensor
+    lengths: tuple[int, ...]
     positions_T: Tensor
     tokens_T: Tensor
 
-    def to(self, device: torch.device) -> "Padded":
+    def to(self, device: torch.device) -> "Packed":
         """Return the same on another device."""
-        return Padded(self.ids_NL.to(device), self.positions_T.to(device), self.tokens_T.to(device))
+        moved = (each.to(device) for each in (self.positions_T, self.tokens_T))
+        return Packed(self.ids_L.to(device), self.lengths, *moved)
 
 
-def pad(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Padded:
-    """Put prompts and their responses into one rectangle.
+def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Packed:
+    """Put prompts and their responses into one row.
 
     Raises:
         TrainingError: a prompt or a response is empty.
@@ -69,26 +73,25 @@ def pad(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) ->
             "a prompt or a response has no tokens",
             got=f"sequence {int(np.argmin(np.minimum(prompt_N, response_N)))} of the batch",
         )
-    total_N = prompt_N + response_N
-    column_L = np.arange(total_N.max())
-    ids_NL = np.zeros((len(total_N), len(column_L)), np.int64)
     pieces = chain.from_iterable(zip(prompts, responses, strict=True))
-    ids_NL[column_L < total_N[:, None]] = np.fromiter(chain.from_iterable(pieces), np.int64)
-    is_response_NL = (column_L >= prompt_N[:, None]) & (column_L < total_N[:, None])
-    return Padded(
-        torch.from_numpy(ids_NL),
-        torch.from_numpy(np.flatnonzero(is_response_NL) - 1),
-        torch.from_numpy(ids_NL[is_response_NL]),
+    ids_L = np.fromiter(chain.from_iterable(pieces), np.int64)
+    parts = np.stack([prompt_N, response_N], 1)
+    is_response_L = np.repeat(np.tile([False, True], len(parts)), parts.flatten())
+    return Packed(
+        torch.from_numpy(ids_L),
+        tuple(parts.sum(1).tolist()),
+        torch.from_numpy(np.flatnonzero(is_response_L) - 1),
+        torch.from_numpy(ids_L[is_response_L]),
     )
 
 
-def student_side(examples: Sequence[Example]) -> Padded:
-    """Pad the examples with the student's prompts."""
-    return pad([e.prompt_ids for e in examples], [e.response_ids for e in examples])
+def student_side(examples: Sequence[Example]) -> Packed:
+    """Pack the examples with the student's prompts."""
+    return pack([e.prompt_ids for e in examples], [e.response_ids for e in examples])
 
 
-def teacher_side(examples: Sequence[Example]) -> Padded:
-    """Pad the examples with the teacher's prompts.
+def teacher_side(examples: Sequence[Example]) -> Packed:
+    """Pack the examples with the teacher's prompts.
 
     Raises:
         TrainingError: an example has no teacher prompt.
@@ -96,10 +99,10 @@ def teacher_side(examples: Sequence[Example]) -> Padded:
     missing = [e.rollout_id for e in examples if e.teacher_prompt_ids is None]
     if missing:
         raise TrainingError("distillation needs a teacher prompt", got=f"none for {missing}")
-    return pad([e.teacher_prompt_ids or () for e in examples], [e.response_ids for e in examples])
+    return pack([e.teacher_prompt_ids or () for e in examples], [e.response_ids for e in examples])
 
 
-def require_same_response(student: Padded, teacher: Padded) -> None:
+def require_same_response(student: Packed, teacher: Packed) -> None:
     """Refuse to compare distributions over different tokens.
 
     Raises:
@@ -138,29 +141,34 @@ def lengths(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
     return student_N, np.where(teacher_N > 0, teacher_N + response_N, 0)
 
 
-def microbatches(examples: Sequence[Example], budget: int) -> Iterator[list[int]]:
+def microbatches(
+    examples: Sequence[Example], budget: int, *, padded: bool = True
+) -> Iterator[list[int]]:
     """Yield indices of the examples in groups of similar length, the longest first.
 
-    A group is full when its larger side would exceed the budget of padded positions (a single
-    example may), or when it is not small and more than `MAX_PADDING` of it would be padding.
+    A group is full when its larger side would exceed the budget of positions (a single example
+    may). Where these are `padded`, to the longest sequence of a side, it is also full when it is
+    not small and more than `MAX_PADDING` of it would be padding.
     """
     sides = np.stack(lengths(examples), 1)
     group: list[int] = []
-    widest, used = np.zeros(2, np.int64), 0
+    widest, used = np.zeros(2, np.int64), np.zeros(2, np.int64)
     for index in np.argsort(-sides.sum(1), kind="stable").tolist():
-        wider, area = np.maximum(widest, sides[index]), len(group) + 1
-        padding = 1 - (used + sides[index].sum()) / (wider.sum() * area)
-        if group and (wider.max() * area > budget or (used >= SMALL and padding > MAX_PADDING)):
+        tokens = used + sides[index]
+        wider = np.maximum(widest, sides[index])
+        area = wider * (len(group) + 1) if padded else tokens
+        padding = 1 - tokens.sum() / area.sum()
+        if group and (area.max() > budget or (used.sum() >= SMALL and padding > MAX_PADDING)):
             yield group
-            group, used, wider = [], 0, sides[index]
+            group, tokens, wider = [], sides[index], sides[index]
         group.append(index)
-        widest, used = wider, used + int(sides[index].sum())
+        widest, used = wider, tokens
     if group:
         yield group
 
 
 def padding_share(examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> float:
-    """Return the share of padded positions in all micro-batches, student's and teacher's."""
+    """Return the share of positions in all micro-batches, on both sides, that padding adds."""
     sides = np.stack(lengths(examples), 1)
     area = sum(int(sides[group].max(0).sum()) * len(group) for group in groups)
     return 1 - int(sides.sum()) / area

@@ -13,8 +13,8 @@ import torch
 
 from sdcore.errors import TrainingError
 from sdcore.models.policies import Policy
-from sdcore.training import batches
-from sdcore.training.batches import Example, Padded
+from sdcore.training import batches, packing
+from sdcore.training.batches import Example, Packed
 from sdcore.training.head import head_input, require_exact_head, unwrap_peft
 from sdcore.training.projection import HeadInput, token_scores
 from sdcore.training.results import TokenSignals
@@ -43,10 +43,13 @@ def context_signals(
             teacher with the student's own prompt does not give the student's distribution.
     """
     require_exact_head(policy)
-    limit = getattr(unwrap_peft(policy).config.get_text_config(), "max_position_embeddings", None)
+    bare = unwrap_peft(policy)
+    limit = getattr(bare.config.get_text_config(), "max_position_embeddings", None)
     longest = [replace(r, teacher_prompt_ids=_longest(i, prompts)) for i, r in enumerate(rollouts)]
     batches.require_whole(longest, limit)
-    for group in batches.microbatches(longest, tokens_per_batch):
+    packing.turn_on(bare)
+    padded = not packing.is_on(bare)
+    for group in batches.microbatches(longest, tokens_per_batch, padded=padded):
         student = batches.student_side([rollouts[index] for index in group]).to(policy.device)
         seen = head_input(policy, student)
         for context, prompts_N in prompts.items():
@@ -64,7 +67,7 @@ def _longest(index: int, prompts: Mapping[str, Sequence[Prompt | None]]) -> Prom
 
 
 def _scored(
-    policy: Policy, student: Padded, seen: HeadInput, batch: Sequence[Example]
+    policy: Policy, student: Packed, seen: HeadInput, batch: Sequence[Example]
 ) -> list[TokenSignals]:
     """Signals of those of a batch that have a teacher prompt, in order."""
     having = [each for each in batch if each.teacher_prompt_ids is not None]

@@ -1,4 +1,4 @@
-"""From padded sequences to the input of the loss: hidden states at the response, and the head."""
+"""From packed sequences to the input of the loss: hidden states at the response, and the head."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +11,19 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sdcore.errors import ModelError
 from sdcore.models.policies import Policy
-from sdcore.training.batches import Padded
+from sdcore.training import packing
+from sdcore.training.batches import Packed
 from sdcore.training.projection import Head, HeadInput
 
 _PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
-def head_input(policy: Policy, padded: Padded, share: float = 1.0) -> HeadInput:
+def head_input(policy: Policy, packed: Packed, share: float = 1.0) -> HeadInput:
     """Return the hidden states [T, D] that predict the response tokens, and the head."""
-    body = body_of(policy)
-    hidden_NLD: Tensor = body(input_ids=padded.ids_NL, use_cache=False).last_hidden_state
-    hidden_TD = hidden_NLD.flatten(0, 1).index_select(0, padded.positions_T)
+    packs = packing.is_on(unwrap_peft(policy))
+    layout = (packing.in_a_row if packs else packing.in_a_rectangle)(packed)
+    hidden_NLD: Tensor = body_of(policy)(**layout.inputs, use_cache=False).last_hidden_state
+    hidden_TD = hidden_NLD.flatten(0, 1).index_select(0, layout.positions_T)
     return HeadInput(hidden_TD, head_of(policy), share)
 
 

@@ -31,9 +31,7 @@ class Distillation:
     def whole(self) -> Whole | None:
         """None for another support or temperature, and for the sampled token's gradient."""
         settings = self.settings
-        if settings.support != "vocabulary" or settings.temperature != 1.0:
-            return None
-        if settings.divergence not in DIVERGENCES:
+        if not settings.is_whole:
             return None
         clip = settings.clip_value if settings.clip == "token" else math.inf
         return Whole(settings.divergence, settings.beta, clip)
@@ -132,8 +130,8 @@ def group_advantages(rewards_PG: Tensor) -> tuple[Tensor, int]:
 
 
 def _is_plain_forward_kl(settings: DistillConfig) -> bool:
-    whole = settings.support == "vocabulary" and settings.temperature == 1.0
-    return whole and settings.divergence == "forward_kl" and settings.clip == "none"
+    plain = settings.divergence == "forward_kl" and settings.clip == "none"
+    return settings.is_whole and plain
 
 
 def _divergence(pair: Pair, settings: DistillConfig) -> tuple[Tensor, Tensor]:

@@ -127,12 +127,14 @@ def update_of(
     *,
     grad_norm: float,
     learning_rate: float,
+    padded: bool,
     seconds: float,
 ) -> Update:
     """Combine the passes over all examples, and the weights [T] of each one, into one update."""
     signals = TokenSignals.cat([each.signals for each in passes])
     tokens = len(signals.student_logprob)
-    order = [examples[index] for each in passes for index in each.group]
+    groups = [each.group for each in passes]
+    order = [examples[index] for group in groups for index in group]
     sampled_T = batches.sampled_logprobs(order)
     drift_T = None if sampled_T is None else (signals.student_logprob - sampled_T).abs()
     by_example = [
@@ -151,7 +153,7 @@ def update_of(
         first_token_kl=_first_token_kl(by_example),
         logprob_drift=None if drift_T is None else float(drift_T.mean()),
         logprob_drift_max=None if drift_T is None else float(drift_T.max()),
-        padding_share=batches.padding_share(examples, [each.group for each in passes]),
+        padding_share=batches.padding_share(examples, groups) if padded else 0.0,
         weightless=sum(not bool(each.any()) for each in weights),
         seconds=seconds,
         signals=by_example,

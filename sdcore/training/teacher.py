@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sdcore.config import TeacherConfig
 from sdcore.distributed import collectives
 from sdcore.models.policies import Policy
-from sdcore.training.batches import Padded
+from sdcore.training.batches import Packed
 from sdcore.training.head import head_input
 from sdcore.training.projection import HeadInput
 
@@ -43,18 +43,18 @@ class Teacher:
             self._average = self._averaged_weights() if self._average else {}
 
     @torch.no_grad()
-    def head_inputs(self, padded: Padded) -> list[HeadInput]:
+    def head_inputs(self, packed: Packed) -> list[HeadInput]:
         """Return the head inputs whose logits add up to the teacher's, without gradient."""
         match self._settings.kind:
             case "frozen":
-                return [self._initial(padded)]
+                return [self._initial(packed)]
             case "live":
-                return [_seen(self._policy, padded)]
+                return [_seen(self._policy, packed)]
             case "ema":
-                return [self._averaged(padded)]
+                return [self._averaged(packed)]
             case "trust_region":
                 mix = self._settings.mix
-                return [self._initial(padded, 1 - mix), _seen(self._policy, padded, mix)]
+                return [self._initial(packed, 1 - mix), _seen(self._policy, packed, mix)]
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -78,17 +78,17 @@ class Teacher:
         for name, value in self._average.items():
             value.copy_(collectives.alike(state[f"average/{name}"], value))
 
-    def _initial(self, padded: Padded, share: float = 1.0) -> HeadInput:
+    def _initial(self, packed: Packed, share: float = 1.0) -> HeadInput:
         if self._copy is not None:
-            return _seen(self._copy, padded, share)
+            return _seen(self._copy, packed, share)
         with self._policy.disable_adapter():
-            return head_input(self._policy, padded, share)
+            return head_input(self._policy, packed, share)
 
-    def _averaged(self, padded: Padded) -> HeadInput:
+    def _averaged(self, packed: Packed) -> HeadInput:
         if self._copy is not None:
-            return _seen(self._copy, padded)
+            return _seen(self._copy, packed)
         with _swapped(trained(self._policy).values(), self._average.values()):
-            return head_input(self._policy, padded)
+            return head_input(self._policy, packed)
 
     def _averaged_weights(self) -> dict[str, Tensor]:
         if self._copy is not None:
@@ -101,8 +101,8 @@ def trained(policy: Policy) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
 
 
-def _seen(policy: Policy, padded: Padded, share: float = 1.0) -> HeadInput:
-    return collectives.inside(policy, lambda: head_input(policy, padded, share))
+def _seen(policy: Policy, packed: Packed, share: float = 1.0) -> HeadInput:
+    return collectives.inside(policy, lambda: head_input(policy, packed, share))
 
 
 @contextmanager

@@ -12,7 +12,8 @@ Axes: T response tokens of a micro-batch, or of an example.
 #   the engine samples rollouts ─► Example: prompt, response, teacher prompt or advantage
 #     ─► weightings: the weight of each response token; some look at the signals before the step,
 #        which takes one more forward pass
-#     ─► batches.microbatches: groups of similar length ─► batches.pad: ids_NL, padded on the right
+#     ─► batches.microbatches: groups of similar length ─► batches.pack: one row of token ids
+#     ─► packing: the row as it is on a GPU, else a rectangle padded on the right
 #     ─► teacher pass, student pass ─► head.head_input: hidden states that predict the response
 #     ─► projection.chunked_loss: chunks of tokens through the heads ─► loss, gradient, signals
 #     ─► backward through the student; gradients add up over micro-batches, then over ranks
@@ -24,7 +25,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -42,8 +43,8 @@ from sdcore.distributed import collectives
 from sdcore.errors import TrainingError
 from sdcore.models import policies
 from sdcore.models.policies import Policy
-from sdcore.training import batches, checkpoints, losses, results
-from sdcore.training.batches import Example, Padded
+from sdcore.training import batches, checkpoints, losses, packing, results
+from sdcore.training.batches import Example, Packed
 from sdcore.training.head import checkpointed, head_input, require_exact_head, unwrap_peft
 from sdcore.training.objectives import objective_of
 from sdcore.training.optimizer import Optimizer
@@ -64,6 +65,11 @@ class Trainer:
     keeps its frozen weights in bfloat16, trains float32 weights and multiplies in bfloat16.
 
     `temperature` is the one of sampling, which GRPO has to know.
+
+    Attributes:
+        model: the policy.
+        tokens_per_microbatch: the setting; where that is `auto`, whoever makes the trainer sets
+            this, once its weights are in memory.
 
     Under torchrun every rank makes the same calls with the same examples and gets the same update;
     each computes its part. `training.sharded` splits the weights among them too (FSDP2).
@@ -92,9 +98,12 @@ class Trainer:
             "seed": seed,
         }
         bare = unwrap_peft(model)
+        self.tokens_per_microbatch: int | Literal["auto"] = training.tokens_per_microbatch
         self._dtype, self._device = bare.dtype, bare.device
         self._limit = getattr(bare.config.get_text_config(), "max_position_embeddings", None)
         require_exact_head(model)
+        packing.turn_on(bare)
+        self._padded = not packing.is_on(bare)
         if not isinstance(model, PeftModel):
             model.requires_grad_(True)
         weights = self._objective.teacher
@@ -140,7 +149,13 @@ class Trainer:
             self._teacher.follow()
         seconds = time.perf_counter() - started
         return results.update_of(
-            examples, passes, weights, grad_norm=norm, learning_rate=rate, seconds=seconds
+            examples,
+            passes,
+            weights,
+            grad_norm=norm,
+            learning_rate=rate,
+            padded=self._padded,
+            seconds=seconds,
         )
 
     @torch.no_grad()
@@ -226,9 +241,11 @@ class Trainer:
 
         Every rank has as many, since sharded weights make each forward pass a joint act.
         """
+        assert self.tokens_per_microbatch != "auto", "it is to be set before a step"
         rank, size = collectives.rank_and_world_size()
-        budget = self._training.tokens_per_microbatch * size
-        return [group[rank::size] for group in batches.microbatches(examples, budget)]
+        budget = self.tokens_per_microbatch * size
+        groups = batches.microbatches(examples, budget, padded=self._padded)
+        return [group[rank::size] for group in groups]
 
     def _token_weights(self, examples: Sequence[Example]) -> list[Tensor]:
         """Weights [T] of each example's tokens; every rank makes those of all examples."""
@@ -298,7 +315,7 @@ class Trainer:
             )
         return Pass(group, 0.0, loss_T.cpu(), TokenSignals.of(scores, torch.zeros_like(loss_T)))
 
-    def _sides(self, examples: Sequence[Example]) -> tuple[Padded, list[HeadInput]]:
+    def _sides(self, examples: Sequence[Example]) -> tuple[Packed, list[HeadInput]]:
         """Return the student's sequences, and the teacher's head inputs for the same responses."""
         student = batches.student_side(examples).to(self._device)
         if self._teacher is None:

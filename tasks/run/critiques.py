@@ -12,7 +12,7 @@ import polars as pl
 from filelock import FileLock
 from prefect.blocks.system import Secret
 
-from sdcore.config import Limits, LlmCriticConfig, OracleConfig
+from sdcore.config import Limits, LlmCriticConfig, ModelConfig, OracleConfig
 from sdcore.contexts import Critique
 from sdcore.critics.budget import Budget, Paid
 from sdcore.critics.client import ChatEndpoint, EngineClient
@@ -90,9 +90,10 @@ def open_client(run: ConditionRun, budget: Budget, config: LlmCriticConfig) -> C
         ConfigError: the endpoint's key is not where it should be, or is no key.
     """
     if config.base_url is None:
-        name = config.model
+        name, trained = config.model, run.experiment.model
+        model = ModelConfig(name=name, dtype=trained.dtype, device=trained.device)
         return EngineClient(
-            run.session.models.critic_engine(name),
+            run.session.models.critic_engine(model),
             run.session.models.tokenizer(name, run.prompt_day),
             config,
             budget,

@@ -25,9 +25,14 @@ from sdcore.distributed import collectives, controller
 from sdcore.engines import Engine, Resources, Served
 from sdcore.engines.opening import open_engine
 from sdcore.models import hub, policies
+from sdcore.planning.memory import auto_tokens, logit_bytes, optimizer_bytes
+from sdcore.planning.shapes import Shape
+from sdcore.system.memory import free_bytes
 from sdcore.training import checkpoints
+from sdcore.training.head import unwrap_peft
 from sdcore.training.trainer import Trainer
 from tasks.run.condition_run import BASE, ConditionRun
+from tasks.run.progress import note
 
 disable_progress_bar()  # of loading weights: the run has its own
 
@@ -38,14 +43,15 @@ class LiveModels:
     Attributes:
         folder: local folder with a named model's weights and tokenizer.
         tokenizer: a named model's tokenizer, whose chat template shows the given day.
-        critic_engine: an engine of its own for a critic that runs in this process, by its model.
+        critic_engine: an engine of its own for a critic that runs in this process, by its model,
+            in the dtype and on the device of the policy.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self.folder: Callable[[str], Path] = cache(hub.resolve)
         self.tokenizer: Callable[[str, date], policies.Tokenizer] = cache(self._tokenizer)
-        self.critic_engine: Callable[[str], Engine] = cache(self._critic_engine)
+        self.critic_engine: Callable[[ModelConfig], Engine] = cache(self._critic_engine)
         self._base: Callable[[Path, ModelConfig], PreTrainedModel] = cache(policies.load_policy)
         self._sampler: Callable[..., Engine] = cache(self._open)
         self._engines: list[Engine] = []
@@ -149,6 +155,9 @@ class LiveModels:
 
     def _restored(self, run: ConditionRun, round_: int) -> Trainer:
         trainer = self._new(run)
+        if run.experiment.training.tokens_per_microbatch == "auto":
+            tokens = f"{trainer.tokens_per_microbatch:,} tokens per micro-batch"
+            note(f"{run.condition}, seed {run.seed}: {tokens} fit into the free memory")
         if round_:
             trainer.load(run.checkpoint(round_))
         return trainer
@@ -161,8 +170,8 @@ class LiveModels:
     def _tokenizer(self, name: str, day: date) -> policies.Tokenizer:
         return policies.load_tokenizer(self.folder(name), day)
 
-    def _critic_engine(self, name: str) -> Engine:
-        return self._open(ModelConfig(name=name), EngineConfig(), None)
+    def _critic_engine(self, model: ModelConfig) -> Engine:
+        return self._open(model, EngineConfig(), None)
 
     def _open(self, model: ModelConfig, settings: EngineConfig, lora: LoraConfig | None) -> Engine:
         folder = self.folder(model.name)
@@ -184,9 +193,37 @@ def _made_trainer(
     training: TrainingConfig,
     *,
     seed: int,
+    temperature: float,
     **settings: Any,
 ) -> Trainer:
     policy = collectives.together(partial(policies.load_policy, folder, model))
     if training.lora is not None:
         policy = policies.attach_lora(policy, training.lora, seed)
-    return Trainer(policy, objective, training, seed=seed, **settings)
+    made = Trainer(policy, objective, training, seed=seed, temperature=temperature, **settings)
+    if training.tokens_per_microbatch == "auto":
+        bare, gpu = unwrap_peft(policy), policy.device.type == "cuda"
+        per_logit = logit_bytes(objective, model.dtype, temperature, gpu=gpu)
+        made.tokens_per_microbatch = fitting_tokens(bare, training, model.dtype, per_logit)
+    return made
+
+
+def fitting_tokens(
+    policy: PreTrainedModel, training: TrainingConfig, dtype: str, per_logit: float
+) -> int:
+    """Return the tokens of a micro-batch that fit into the memory that is free now, on every rank.
+
+    Args:
+        policy: whose weights are in memory, and no gradient or moment yet.
+        training: its settings.
+        dtype: the model's, before trained weights were made float32.
+        per_logit: see `planning.memory.logit_bytes`.
+
+    Raises:
+        ModelError: the memory that this architecture takes is not known.
+    """
+    shape = Shape.of(policy.config.to_dict(), type(policy).__name__)
+    gpu, ranks = policy.device.type == "cuda", collectives.rank_and_world_size()[1]
+    free = free_bytes(policy.device) / (1 if gpu else ranks)
+    free -= optimizer_bytes(shape, training, ranks)
+    tokens = auto_tokens(training, dtype, shape, per_logit, free, gpu=gpu)
+    return min(collectives.gather([tokens]))

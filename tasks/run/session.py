@@ -57,7 +57,7 @@ class Session:
         """
         with self.clock.measure("tracking"):
             tracking = self._tracking
-            with store_errors(tracking.shared):
+            with store_errors(tracking.place):
                 yield tracking
 
     def send(self) -> None:

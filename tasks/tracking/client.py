@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import sqlite3
 import tempfile
 import time
 import warnings
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
 
 import sdcore
 from sdcore.config import Experiment
@@ -64,6 +66,7 @@ with explained("mlflow"), warnings.catch_warnings():
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # it logs tracebacks
 _UPDATE_METRICS = (
     "loss", "grad_norm", "learning_rate", "entropy", "mean_length", "accuracy", "rollouts",
     "tokens", "zero_variance_groups", "first_token_kl", "logprob_drift", "logprob_drift_max",
@@ -97,6 +100,7 @@ class Tracking:
         root.mkdir(parents=True, exist_ok=True)
         self._own = root.absolute() / DATABASE
         self.shared = shared_store(root)
+        self.place = self.shared or self._own
         self._opened = ExitStack()
         self._lock = FileLock(root / "mlflow.db.lock", timeout=_UPLOAD_SECONDS)
         self._runs: dict[tuple[str, str | None, str | None], str] = {}
@@ -114,13 +118,14 @@ class Tracking:
         self._tags: dict[str, str] = {}
         # Far fewer waits for the disk, and the MLflow server can read while a run writes.
         pragma(self._own, "journal_mode = WAL")
-        self._client = MlflowClient(self.uri, registry_uri=self.uri)
-        self._client.search_experiments(max_results=1)  # creates the tables
-        follow_move(root)
+        with store_errors(self._own):
+            self._client = MlflowClient(self.uri, registry_uri=self.uri)
+            self._client.search_experiments(max_results=1)  # creates the tables
+            follow_move(root)
 
     def _open_shared(self, root: Path, store: SharedStore) -> None:
         self.uri, self._artifacts = store.uri, store.artifacts
-        with store_errors(store):
+        with store_errors(self.place):
             if not store.is_server:
                 _require_login(store)  # MLflow itself would try for minutes
             self._client = MlflowClient(self.uri, registry_uri=self.uri)
@@ -462,8 +467,13 @@ class Tracking:
 
 
 @contextmanager
-def store_errors(store: SharedStore | None) -> Iterator[None]:
-    """Give errors of a shared store as sdcore's, without the password that its address may hold.
+def store_errors(place: SharedStore | Path) -> Iterator[None]:
+    """Give errors of MLflow's tables as sdcore's.
+
+    Those of a shared store come without the password that its address may hold.
+
+    Args:
+        place: the shared store, or the workspace's own file.
 
     Raises:
         SdcoreError: the store does not answer, or refuses what is asked.
@@ -473,15 +483,23 @@ def store_errors(store: SharedStore | None) -> Iterator[None]:
     except SdcoreError:
         raise
     except Exception as error:
-        if store is None:
+        if isinstance(place, SharedStore):
+            raise SdcoreError(
+                "the shared MLflow cannot be used",
+                got=redacted(f"{type(error).__name__}: {error}", address_key(place.uri)),
+                where=place.shown,
+                fix="see that it answers and that its login is right; then the same command goes "
+                "on, and logs what is missing",
+            ) from None
+        if not isinstance(error, (MlflowException, SQLAlchemyError, sqlite3.Error, Timeout)):
             raise
         raise SdcoreError(
-            "the shared MLflow cannot be used",
-            got=redacted(f"{type(error).__name__}: {error}", address_key(store.uri)),
-            where=store.shown,
-            fix="see that it answers and that its login is right; then the same command goes on, "
-            "and logs what is missing",
-        ) from None
+            "MLflow's tables cannot be used",
+            got=str(error).partition("\n")[0],
+            where=str(place),
+            fix="end the process that has locked them, or free disk space; `sdcore doctor` says "
+            "whether they are damaged. Then the same command goes on, and logs what is missing",
+        ) from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import torch
 
 from sdcore.config import DistillConfig, GrpoConfig, TrainingConfig
 from sdcore.models import policies
+from sdcore.training import packing
 from sdcore.training.trainer import Trainer
 from tests.helpers.tiny import LORA, adapted, examples, llama
 
@@ -54,3 +55,26 @@ def test_a_run_goes_on_from_a_checkpoint(tmp_path):
     ours, theirs = (policies.weights(each.model) for each in (resumed, whole))
     for name, weight in theirs.items():
         torch.testing.assert_close(ours[name], weight, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["adapter", "full"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_packed_sequences_give_the_step_of_padded_ones(lora, checkpointing, monkeypatch):
+    made = []
+    for packed in (False, True):
+        with monkeypatch.context() as patched:
+            if not packed:
+                patched.setattr(packing, "can_pack", lambda model: False)
+            model = llama(num_key_value_heads=1).bfloat16().to("cuda")
+            if lora:
+                model = policies.attach_lora(model, LORA, 0)
+            training = TrainingConfig(
+                lora=LORA if lora else None, activation_checkpointing=checkpointing
+            )
+            condition = deepcopy(CONDITIONS["forward KL"])
+            made.append(Trainer(model, condition, training, total_steps=10, seed=0))
+    padded, packed = (each.step(examples()) for each in made)
+    assert padded.padding_share > 0 and packed.padding_share == 0
+    assert packed.loss == pytest.approx(padded.loss, rel=2e-2)  # of bfloat16
+    assert packed.grad_norm == pytest.approx(padded.grad_norm, rel=5e-2)

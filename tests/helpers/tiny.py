@@ -42,6 +42,12 @@ def llama(seed: int = 0, *, tied: bool = True, **settings: object) -> LlamaForCa
     return _seeded(LlamaForCausalLM, config, seed)
 
 
+def qwen(kind, config, **settings: object):
+    """A Qwen2 or Qwen3, with heads that share keys and values."""
+    sizes = _SMALL | {"num_hidden_layers": 2, "num_key_value_heads": 1, "head_dim": 8}
+    return _seeded(kind, config(**sizes | settings))
+
+
 def save(policy: policies.Policy, folder: Path) -> None:
     """Write a policy's weights as a checkpoint has them."""
     with policies.replacing(folder) as fresh:

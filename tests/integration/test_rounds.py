@@ -8,7 +8,7 @@ from sdcore.store.schema import TABLES
 from tasks.run.condition_run import ConditionRun, StoredPolicy, base_run
 from tasks.run.rounds import Round, first_round, stored_round
 from tasks.run.session import Session
-from tests.helpers.example import rollout
+from tests.helpers.example import critique, problem, rollout, update
 from tests.helpers.paths import QUICKSTART
 
 
@@ -70,6 +70,38 @@ def test_a_stored_round_is_read_back(run):
     assert round_.policy.round == 1 and not len(round_.frames["contexts"])
 
 
+def test_a_stored_round_has_its_critiques_and_contexts_and_no_others(run):
+    keep(run, 1)
+    kept = [("b", 0), ("a", 1), ("a", 0)]
+    rows = [
+        rollout("grpo", 0, "train", 1, name, index, correct=False) | run.columns
+        | {"policy_id": "grpo/seed-0 1", "rollout_id": f"{name}{index}"}
+        for name, index in kept
+    ]  # fmt: skip
+    scored = rows[0] | {"purpose": "validation", "rollout_id": "scored"}
+    problems = [problem(name, "train", place) | {"experiment_id": run.columns["experiment_id"]}
+                for place, name in enumerate(("b", "a"))]  # fmt: skip
+    contexts = [
+        run.columns | {"context_id": name, "rollout_id": name, "context": "reference",
+                       "text": "t", "critique_id": None, "teacher_prompt_ids": [1]}
+        for name in ("a0", "b0", "scored")
+    ]  # fmt: skip
+    run.store.append_missing(
+        rollouts=TABLES["rollouts"].frame([*rows, scored]),
+        problems=TABLES["problems"].frame(problems),
+        critiques=TABLES["critiques"].frame([critique(row, 2) for row in (rows[1], scored)]),
+        contexts=TABLES["contexts"].frame(contexts),
+    )
+    round_ = stored_round(run, 1)
+    assert [each.rollout_id for each in round_.rollouts] == ["a0", "a1", "b0"]
+    assert round_.frames["rollouts"]["rollout_id"].to_list() == ["a0", "a1", "b0"]
+    assert {name: each.first_wrong_step for name, each in round_.critiques.items()} == {"a1": 2}
+    assert sorted(round_.frames["contexts"]["rollout_id"]) == ["a0", "b0"]
+    assert round_.resumed and round_.label == "grpo/seed-0 round 1"
+    judged = [(each.problem.problem_id, each.valid) for each in round_.judged()]
+    assert judged == [("a", False), ("a", True), ("b", False)]
+
+
 def test_a_finished_run_is_left_alone(run):
     keep(run, 1, 4)
     assert first_round(run).number == 4
@@ -93,6 +125,10 @@ def test_a_round_is_committed_with_its_policy_and_leads_to_the_next(run):
     assert stored(run, "rollouts") == [0] and stored(run, "policies") == [1]
     following = round_.next()
     assert (following.number, following.resumed) == (1, False)
+    assert following.policy == policy(run, 1) and following.frames == round_.frames == {}
+    updates = TABLES["updates"].frame([update("grpo", 0, 1) | run.columns])
+    following.commit(policy(run, 2), {"updates": updates})
+    assert stored(run, "updates") == [1] and stored(run, "policies") == [1, 2]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -102,3 +138,8 @@ def test_what_finished_stages_made_is_kept_when_a_later_one_fails(run, error):
         round_.frames["rollouts"] = sampled(run, 1)
         raise error
     assert stored(run, "rollouts") == [1] and stored(run, "policies") == []
+    with round_.kept():
+        round_.frames["rollouts"] = sampled(run, 2)
+    assert stored(run, "rollouts") == [1]  # what succeeds is committed, not kept
+    with pytest.raises(error), Round(run, policy(run, 2), resumed=False).kept():
+        raise error  # there is nothing to keep

@@ -1,13 +1,14 @@
 import base64
 import json
 import threading
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
 from tenacity import wait_none
 from transformers import AutoTokenizer
 
-from sdcore.config import Limits, LlmCriticConfig
+from sdcore.config import Limits, LlmCriticConfig, ModelConfig
 from sdcore.critics.budget import Budget, Paid
 from sdcore.critics.client import ChatEndpoint, EngineClient
 from sdcore.engines import Completion
@@ -15,6 +16,7 @@ from sdcore.errors import BudgetError, EngineError
 from sdcore.keys import Key
 from sdcore.models.hub import TINY_SOLVER
 from sdcore.testing import ScriptedEngine
+from tasks.run.critiques import open_client
 from tests.helpers import critic_server as server
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -264,3 +266,19 @@ def test_who_stops_before_a_request_gets_the_replies_to_those_in_flight_first():
         with pytest.raises(EngineError, match="stopped"):
             next(replies)
     assert len(received) == 1
+
+
+def test_a_critic_of_this_process_computes_as_the_policy_does():
+    opened = []
+    models = SimpleNamespace(
+        critic_engine=lambda model: opened.append(model) or ScriptedEngine({}),
+        tokenizer=lambda name, day: None,
+    )
+    policy = ModelConfig(name="policy", dtype="bfloat16", device="cpu")
+    run = SimpleNamespace(
+        session=SimpleNamespace(models=models),
+        experiment=SimpleNamespace(model=policy),
+        prompt_day=None,
+    )
+    open_client(run, Budget(Limits(), Paid()), LlmCriticConfig(kind="llm", model="judge"))
+    assert opened == [ModelConfig(name="judge", dtype="bfloat16", device="cpu")]

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from sdcore.config import SamplingConfig
 from sdcore.engines import Completion, Engine, Request, Served
-from sdcore.engines.transformers import TransformersEngine, draw
+from sdcore.engines.transformers import TransformersEngine, draw, rounded_down
 from sdcore.errors import EngineError, ModelError
 from sdcore.testing import ScriptedEngine
 from tests.helpers.tiny import save
@@ -125,6 +125,10 @@ def test_batches_and_order_do_not_change_tokens():
     tokens = [completion.token_ids for completion in whole]
     assert [c.token_ids for c in cut] == [c.token_ids for c in tight] == tokens
     assert [c.token_ids for c in turned] == tokens
+
+
+def test_rows_on_a_gpu_are_a_power_of_two():
+    assert [rounded_down(rows) for rows in (0, 1, 16, 31, 1000)] == [0, 1, 16, 16, 512]
 
 
 def test_the_same_requests_give_the_same_bits():

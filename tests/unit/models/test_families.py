@@ -77,9 +77,9 @@ def test_what_is_trained_on_are_the_sampled_tokens_and_never_those_of_the_text(b
         {"prompt_ids": [prompt], "response_ids": [response]},
         schema={name: dtypes[name] for name in ("prompt_ids", "response_ids")},
     ).row(0, named=True)
-    padded = batches.student_side([Example(rollout_id="r", **stored)])
-    assert padded.tokens_T.tolist() == response
-    assert padded.ids_NL[0].tolist() == [*prompt, *response]
+    packed = batches.student_side([Example(rollout_id="r", **stored)])
+    assert packed.tokens_T.tolist() == response
+    assert packed.ids_L.tolist() == [*prompt, *response]
 
 
 @pytest.mark.parametrize("build", [byte_bpe, unigram])

@@ -14,7 +14,7 @@ from sdcore.engines import Request
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.errors import ModelError
 from sdcore.models import policies
-from sdcore.training.batches import pad
+from sdcore.training.batches import pack
 from sdcore.training.head import head_input
 from tests.helpers.tiny import LORA, MODELS, adapted, flip, llama, save
 
@@ -121,10 +121,10 @@ def test_models_without_sdpa_sample_and_score_the_same_logprobs(name, tmp_path):
     asked = [Request(prompt, seed) for seed in range(6) for prompt in ((3, 4, 5), (6,), (7, 8))]
     completions = engine.generate(asked, SamplingConfig(max_new_tokens=20))
     scorer = policies.load_policy(tmp_path, HERE)
-    padded = pad([r.prompt_ids for r in asked], [c.token_ids for c in completions])
-    looked = head_input(scorer, padded)
+    packed = pack([r.prompt_ids for r in asked], [c.token_ids for c in completions])
+    looked = head_input(scorer, packed)
     logprobs_TV = looked.head.logits(looked.hidden_TD).log_softmax(-1)
-    scored_T = logprobs_TV.gather(1, padded.tokens_T[:, None])[:, 0]
+    scored_T = logprobs_TV.gather(1, packed.tokens_T[:, None])[:, 0]
     sampled_T = torch.tensor([each for c in completions for each in c.logprobs])
     assert len(sampled_T) > 100
     torch.testing.assert_close(sampled_T, scored_T, rtol=0, atol=1e-4)

@@ -89,12 +89,23 @@ def test_the_engines_batch_is_named_where_it_is_what_does_not_fit():
     engine = {"kind": "transformers"}
     training = {"lora": {"rank": 4}, "activation_checkpointing": True, "tokens_per_microbatch": 1}
     given = {"sampling": sampling, "problems": problems, "engine": engine, "training": training}
-    needed = planned(**given).memory
-    machine = replace(named("h100x1"), memory=needed.total - 1)
+    needed = plan(made(**given), QWEN, replace(CPU, memory=GIB), LENGTHS).memory
+    machine = replace(CPU, memory=needed.total - 1)
     (line,) = plan(made(**given), QWEN, machine, LENGTHS).misfits
     assert line.endswith("lower sampling.batch_size")
     sampling |= {"batch_size": 4}
     assert not plan(made(**given), QWEN, machine, LENGTHS).misfits
+
+
+def test_a_gpus_engine_takes_half_of_what_is_free():
+    """Rows of 2,148 tokens at 112 KiB, and 32 bytes per logit: 251 MB; 4 GiB would hold 17."""
+    memory = planned(engine={"kind": "transformers"}).memory
+    row = 2148 * 114_688 + 32 * 151_936
+    free = 79 * GIB - memory.stays
+    # All of a test split's 96 requests fit into half of more than 60 GiB.
+    assert free / 2 > 96 * row and memory.batch == 96 * row
+    larger = planned(engine={"kind": "transformers"}, problems=SOURCE | {"test": 1000}).memory
+    assert free / 2 - row < larger.batch <= free / 2
 
 
 @pytest.mark.parametrize("name", shipped_names())
@@ -219,6 +230,17 @@ def test_a_fixed_setting_makes_it_fit():
     split = {"kind": "vllm", "cache_gib": 5, "arguments": ["--tensor-parallel-size=4"]}
     (line,) = planned(engine=split).misfits
     assert "needs as many devices" in line and not planned("h100x4", engine=split).misfits
+
+
+def test_auto_micro_batches_fit_where_the_fixed_size_does_not():
+    """Positions keep 28 × 116,608 + 32,768 bytes: 16,384 take 50.3 GiB of 79, 8,192 half of it."""
+    fixed = {"lora": {"rank": 64}, "tokens_per_microbatch": 16_384}
+    auto = fixed | {"tokens_per_microbatch": "auto"}
+    engine = {"kind": "vllm", "context_length": 4096, "cache_gib": 24}
+    assert planned(training=fixed, engine=engine).misfits
+    assert not planned(training=auto, engine=engine).misfits
+    half = planned(training=auto | {"tokens_per_microbatch": 8192}, engine=engine)
+    assert planned(training=auto, engine=engine).memory == half.memory
 
 
 def test_a_critic_needs_time_for_its_longest_answer():

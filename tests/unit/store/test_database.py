@@ -4,6 +4,8 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from errno import ENOSPC
+from types import SimpleNamespace
 
 import duckdb
 import polars as pl
@@ -11,7 +13,7 @@ import pytest
 
 from sdcore.errors import DataError, StoreBusyError, StoreError
 from sdcore.store import database
-from sdcore.store.database import Store
+from sdcore.store.database import Store, query_file
 from sdcore.store.schema import TABLES, content_key
 from sdcore.store.sql_views import VIEWS
 
@@ -83,6 +85,16 @@ def test_a_folder_in_which_duckdb_cannot_write_is_refused(tmp_path):
     with pytest.raises(StoreError, match="question mark"):
         store.append_missing(problems=frame(problem(0)))
     assert not store.path.exists()
+    plain = Store(tmp_path / "plain.duckdb")
+    plain.append_missing(problems=frame(problem(0)))
+    plain.close()
+    plain.path.rename(store.path)
+    assert others_see(store) == ["p0"]  # reading is no trouble
+    (tmp_path / "link").symlink_to(store.path.parent)
+    linked = Store(tmp_path / "link" / "sdcore.duckdb")
+    with pytest.raises(StoreError, match="question mark") as caught:
+        linked.append_missing(problems=frame(problem(1)))
+    assert caught.value.got == str(store.path)
 
 
 def test_one_bad_table_leaves_all_unwritten(store):
@@ -99,12 +111,76 @@ def test_one_bad_table_leaves_all_unwritten(store):
 def test_query_is_read_only_and_names_the_tables_on_error(store):
     store.append_missing(problems=frame(problem(0)))
     assert store.query("SELECT count(*) AS n FROM problems WHERE position = ?", [0])["n"][0] == 1
-    with pytest.raises(StoreError, match="read-only"):
+    with pytest.raises(StoreError, match="read-only") as caught:
         store.query("DELETE FROM problems")
-    with pytest.raises(StoreError, match="rollouts"):
+    assert (caught.value.where, caught.value.fix) == (str(store.path), "")
+    with pytest.raises(StoreError) as caught:
         store.query("SELECT * FROM rollout")
-    with pytest.raises(StoreError, match="no such column"):
+    assert (
+        caught.value.fix.startswith("tables: experiments, ") and "round_health" in caught.value.fix
+    )
+    with pytest.raises(StoreError, match="no such column") as caught:
         store.rows("problems", colour="red")
+    assert (caught.value.got, caught.value.where) == ({"colour"}, "problems")
+    assert "reference" in caught.value.expected
+    assert store.query("").is_empty()
+
+
+def test_rows_are_chosen_by_values_and_by_lists_of_them(store):
+    rows = [problem(0), problem(1), problem(2, split="test"), problem(3, split="test")]
+    store.append_missing(problems=frame(*rows))
+    found = store.rows("problems", position=[0, 2, 3], split="test")
+    assert sorted(found["problem_id"]) == ["p2", "p3"]
+    assert store.rows("problems", position=[]).is_empty()
+
+
+def test_all_that_a_table_ever_had(store):
+    store.append_missing(problems=frame(problem(0), problem(1)))
+    assert store.with_superseded("problems") == "problems"  # nothing was ever moved away
+    store.supersede({"problems": "position = $position"}, {"position": 1})
+    store.append_missing(problems=frame(problem(1, reference="3")))
+    found = store.query(f"SELECT problem_id, reference FROM {store.with_superseded('problems')}")
+    assert sorted(found.rows()) == [("p0", "2"), ("p1", "2"), ("p1", "3")]
+    assert store.with_superseded("scores") == "scores"
+
+
+def test_threads_of_a_query_can_be_bounded_and_accesses_are_timed(tmp_path):
+    timed = []
+
+    @contextmanager
+    def watch():
+        yield
+        timed.append("done")
+
+    with Store(tmp_path / "a" / "b" / "sdcore.duckdb", threads=1, timed=watch) as store:
+        assert store.query("SELECT current_setting('threads')").item() == 1
+        store.rows("problems")
+        assert timed == ["done", "done"]
+    assert timed == ["done", "done"]  # nothing was written, so there is nothing to fold in
+
+
+def test_closing_does_not_wait_for_a_reader(store, monkeypatch):
+    monkeypatch.setattr(database, "CLOSING", 0.1)
+    patient = Store(store.path, timeout=None)
+    patient.append_missing(problems=frame(problem(0)))
+    with another_process(READER, store.path):
+        patient.close()
+    assert store.path.with_name("sdcore.duckdb.wal").exists() and others_see(store) == ["p0"]
+
+
+def test_an_interrupted_append_changes_nothing_and_holds_up_nobody(store, monkeypatch):
+    append = database._append
+
+    def interrupted(connection, table, rows):
+        append(connection, table, rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(database, "_append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.append_missing(problems=frame(problem(0)))
+    monkeypatch.undo()
+    assert others_see(store) == []
+    assert store.append_missing(problems=frame(problem(0))) == {"problems": 1}
 
 
 @contextmanager
@@ -132,6 +208,8 @@ def test_a_bounded_wait_ends_with_the_name_of_who_holds_the_file(store, code):
         with pytest.raises(StoreBusyError, match="close them there") as caught:
             store.rows("problems")
         assert f"(pid {holder.pid})" in str(caught.value.got)
+        assert caught.value.expected == "to be free within 0.5 s"
+        assert caught.value.where == str(store.path)
     assert len(store.rows("problems")) == 1
 
 
@@ -154,6 +232,46 @@ def test_a_run_waits_for_as_long_as_it_takes_and_says_for_whom(store, monkeypatc
     assert others_see(store) == ["p0", "p1"]
 
 
+def waits(store, *holders: str) -> None:
+    """Wait in `store` for processes that have the file one after the other."""
+    turns = iter(holders)
+
+    def attempt():
+        if (holder := next(turns, None)) is not None:
+            raise database._HeldError(holder)
+
+    store._patiently(attempt)
+
+
+def test_every_holder_is_named_once_while_it_has_the_file(store, monkeypatch):
+    monkeypatch.setattr(database, "NOTICE", 0.0)
+    said = []
+    store._say = said.append
+    waits(store, "a", "a", "b", "b", "a")
+    assert said == [
+        *(f"waiting: {name} has the tables open ({store.path})" for name in "aba"),
+        "the tables are free again, going on",
+    ]
+    monkeypatch.undo()
+    waits(store, "a", "b")  # for less than a second, which is nobody's business
+    assert len(said) == 4
+
+
+@pytest.mark.parametrize(
+    ("holder", "named"),
+    [(" in /usr/bin/python3.11 (PID 99999999) by user jo", "python3.11 (pid 99999999)"),
+     (". See also https://duckdb.org", "another process"), (" in  (PID 0)", "another process")],
+)  # fmt: skip
+def test_duckdb_names_the_holder_of_its_lock(store, holder, named):
+    def refuse(sql):
+        raise duckdb.IOException(f'lock on file "x": Conflicting lock is held{holder}')
+
+    store._duckdb = SimpleNamespace(execute=refuse)
+    with pytest.raises(database._HeldError) as caught:
+        store._attach_once("ATTACH")
+    assert str(caught.value) == named
+
+
 def test_a_reader_beside_a_reader_does_not_wait(store):
     store.append_missing(problems=frame(problem(0)))
     with another_process(READER, store.path):
@@ -168,6 +286,24 @@ def test_a_copy_holds_up_nobody_and_has_what_is_in_the_log(store, tmp_path):
     with another_process(READER, copy):
         store.append_missing(problems=frame(problem(1)))
     assert others_see(Store(copy)) == ["p0"] and others_see(store) == ["p0", "p1"]
+    store.close()
+    (folder / "sdcore.duckdb.wal").unlink()  # there is no log any more
+    assert others_see(Store(Store(store.path).copied(folder))) == ["p0", "p1"]
+
+
+def test_no_room_for_a_copy_is_said(store, tmp_path, monkeypatch):
+    def full(*files):
+        raise OSError(ENOSPC, "No space left on device")
+
+    store.append_missing(problems=frame(problem(0)))
+    monkeypatch.setattr(database.shutil, "copyfileobj", full)
+    (tmp_path / "copies").mkdir()
+    with pytest.raises(StoreError, match="cannot be copied") as caught:
+        store.copied(tmp_path / "copies")
+    assert "No space left" in str(caught.value.got)
+    assert caught.value.where == str(tmp_path / "copies" / "sdcore.duckdb")
+    monkeypatch.undo()
+    assert others_see(store) == ["p0"]
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage " * 5000])
@@ -179,6 +315,7 @@ def test_a_file_that_is_no_database_is_an_error_at_once(tmp_path, content):
         Store(path).rows("problems")
     assert not isinstance(caught.value, StoreBusyError) and time.monotonic() - start < 30
     assert caught.value.expected == "a DuckDB file" and str(path) in caught.value.where
+    assert (caught.value.got == "an empty file") == (content == b"")
     assert path.read_bytes() == content
 
 
@@ -214,8 +351,35 @@ def test_where_nothing_can_be_written_tables_are_still_read(store):
     lock.mkdir()
     with Store(store.path) as reader:
         assert len(reader.rows("problems")) == 1
-        with pytest.raises(StoreError, match="cannot be written"):
+        with pytest.raises(StoreError, match="cannot be written") as caught:
             reader.append_missing(problems=frame(problem(1)))
+    assert caught.value.where == str(store.path.parent)
+    store.path.unlink()
+    with pytest.raises(StoreError, match="cannot be written"):  # there is nothing to read
+        Store(store.path).rows("problems")
+
+
+def test_an_older_file_that_cannot_be_written_is_read_as_it_is(store, monkeypatch):
+    store.append_missing(problems=frame(problem(0)))
+    store.close()
+    with duckdb.connect(store.path) as plain:
+        plain.execute("DROP VIEW round_health")
+    for forbidden in (store.path, store.path.parent):
+        writable = lambda path, mode, no=forbidden: path != no  # noqa: E731
+        monkeypatch.setattr(database.os, "access", writable)
+        assert others_see(store) == ["p0"]
+        with pytest.raises(StoreError, match="round_health"):
+            Store(store.path).query("FROM round_health")
+        monkeypatch.undo()
+    assert len(Store(store.path).query("FROM round_health")) == 0
+
+
+def test_a_missing_table_is_made_and_the_others_stay(store):
+    store.append_missing(problems=frame(problem(0)))
+    store.close()
+    with duckdb.connect(store.path) as plain:
+        plain.execute("DROP TABLE difficulties CASCADE")
+    assert others_see(store) == ["p0"] and Store(store.path).rows("difficulties").is_empty()
 
 
 def test_while_we_write_a_plain_duckdb_says_who_does(store):
@@ -284,8 +448,10 @@ def test_a_file_of_another_version_is_refused(tmp_path):
     store.close()
     with duckdb.connect(store.path) as connection:
         connection.execute("ALTER TABLE problems DROP COLUMN source")
-    with pytest.raises(StoreError, match="another version"):
+    with pytest.raises(StoreError, match="another version") as caught:
         Store(tmp_path / "old.duckdb").rows("problems")
+    assert [*caught.value.got, "source"] == caught.value.expected
+    assert caught.value.where == f"{store.path}: problems"
 
 
 def test_content_key_depends_on_content_only():
@@ -326,6 +492,13 @@ def test_replaced_rows_are_kept_aside_and_new_ones_just_come(store):
     assert kept.rows() == [("p1", "2")]
 
 
+def test_only_the_row_with_the_whole_key_is_replaced(store):
+    store.append_missing(problems=frame(problem(0), problem(0, experiment_id="other")))
+    assert store.replace(problems=frame(problem(0, reference="3"))) == {"problems": 1}
+    found = store.query("SELECT experiment_id, reference FROM problems ORDER BY ALL").rows()
+    assert found == [("e", "3"), ("other", "2")]
+
+
 def test_superseding_is_all_or_nothing(store):
     store.append_missing(problems=frame(problem(0)))
     with pytest.raises(StoreError, match="cannot be written"):
@@ -339,3 +512,18 @@ def test_what_is_not_a_file_is_not_opened(tmp_path, target):
     os.mkfifo(path) if target is None else path.symlink_to(target)
     with pytest.raises(StoreError, match="not a file"):  # DuckDB waits at a pipe for ever
         Store(path).query("SELECT 1")
+
+
+def test_a_duckdb_file_of_any_origin_is_read_and_nothing_else(tmp_path):
+    path, secret = tmp_path / "any.duckdb", tmp_path / "secret.csv"
+    secret.write_text("word\nplover\n")
+    with duckdb.connect(path) as made:
+        made.execute("CREATE TABLE t AS SELECT 7 AS n")
+    assert query_file(path, "FROM t").rows() == [(7,)]
+    for sql in ("FROM nonesuch", f"FROM '{secret}'", "CREATE TABLE u AS FROM t"):
+        with pytest.raises(DataError, match="query on a DuckDB file fails") as caught:
+            query_file(path, sql)
+        assert caught.value.where == str(path) and caught.value.got
+    with pytest.raises(DataError, match=r"none\.duckdb"):
+        query_file(tmp_path / "none.duckdb", "SELECT 1")
+    assert not (tmp_path / "none.duckdb").exists()

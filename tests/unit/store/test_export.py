@@ -8,17 +8,31 @@ from datasets import load_dataset
 
 from sdcore.errors import DataError, SdcoreError
 from sdcore.keys import Key
+from sdcore.store import export as exporting
 from sdcore.store.database import Store
-from sdcore.store.export import export
+from sdcore.store.export import card, export
 from sdcore.store.schema import TABLES
-from tests.helpers.example import EXPERIMENT, fill, problem
+from tests.helpers.example import EXPERIMENT, policy, problem, rollout, run_row
 
 RUN = EXPERIMENT.experiment_id
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return fill(Store(tmp_path_factory.mktemp("workspace") / "sdcore.duckdb"))
+    """Four problems, two rollouts and a policy of each condition and seed, and another run."""
+    runs = [("base", 0), ("grpo", 0), ("grpo", 1), ("reference", 0), ("reference", 1)]
+    rollouts = [
+        rollout(*run, "test", 2, f"p{n}", 0, correct=n == 0) for run in runs for n in (1, 0)
+    ]
+    frames = {
+        "experiments": [run_row(), run_row() | {"experiment_id": "other"}],
+        "problems": [problem(f"p{n}", "test", n) for n in (3, 1, 0, 2)],
+        "rollouts": rollouts,
+        "policies": [policy(*run, 2) for run in reversed(runs)],
+    }
+    store = Store(tmp_path_factory.mktemp("workspace") / "sdcore.duckdb", threads=1)
+    store.append_missing(**{name: TABLES[name].frame(rows) for name, rows in frames.items()})
+    return store
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +56,71 @@ def test_files_are_parted_by_condition_and_seed(exported):
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet"))
     assert [path.removeprefix("data/rollouts/") for path in found if "rollouts" in path] == [
         "base/seed-0.parquet", "grpo/seed-0.parquet", "grpo/seed-1.parquet",
-        "reference/seed-0.parquet", "reference/seed-1.parquet", "step_aligned/seed-0.parquet",
-        "step_aligned/seed-1.parquet",
+        "reference/seed-0.parquet", "reference/seed-1.parquet",
     ]  # fmt: skip
     assert "data/problems/all.parquet" in found
+
+
+def test_rows_stand_in_the_order_of_their_key(store, exported):
+    folder, _ = exported
+    for name, path, rows in (
+        ("problems", "all", store.rows("problems")),
+        ("rollouts", "grpo/seed-1", store.rows("rollouts", condition="grpo", seed=1)),
+    ):
+        found = pl.read_parquet(folder / "data" / name / f"{path}.parquet")
+        assert found.equals(rows.sort(TABLES[name].key))
+
+
+def test_what_was_exported_is_read_back(store, exported):
+    folder, written = exported
+    frames = exporting.exported(f"{folder}/")
+    assert {name: len(rows) for name, rows in frames.items()} == written
+    for name, rows in frames.items():
+        stored = store.rows(name, experiment_id=RUN)
+        assert rows.sort(TABLES[name].key).equals(stored.sort(TABLES[name].key)), name
+
+
+def test_what_is_no_export_is_not_read(store, tmp_path):
+    with pytest.raises(DataError, match="nothing was exported") as caught:
+        exporting.exported(str(tmp_path))
+    assert (caught.value.got, caught.value.where) == ("tables: none", str(tmp_path))
+    rows = tmp_path / "data" / "problems" / "all.parquet"
+    rows.parent.mkdir(parents=True)
+    store.rows("problems").write_parquet(rows)
+    with pytest.raises(DataError, match="tables: problems"):
+        exporting.exported(str(tmp_path))
+    rows.write_bytes(b"garbage")
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        exporting.exported(str(tmp_path))
+    assert caught.value.where == str(rows)
+
+
+def test_an_empty_folder_may_be_the_target_and_a_full_one_may_not(store, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert export(store, RUN, str(tmp_path / "empty"))["problems"] == 4
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SdcoreError, match="there already") as caught:
+        export(store, RUN, str(tmp_path / "empty"))
+    assert caught.value.where == str(tmp_path / "empty") and sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_card_explains_every_table_of_the_run():
+    stops = TABLES["stops"]
+    lines = card('a "run"', {"stops": 1234, "experiments": 1}).splitlines()
+    assert lines[:14] == [
+        "---", 'pretty_name: "a \\"run\\""', "configs:",
+        "- config_name: stops", "  data_files:", "  - split: rows", '    path: "data/stops/**"',
+        "- config_name: experiments", "  data_files:", "  - split: rows",
+        '    path: "data/experiments/**"', "---", "", '# a "run"',
+    ]  # fmt: skip
+    assert 'datasets.load_dataset(folder, "stops", split="rows")' in lines
+    at = lines.index("## stops")
+    key = "Key: experiment_id, condition, seed."
+    assert lines[at + 2] == f"1,234 rows, each {stops.meaning}. {key}"
+    assert lines[at + 4 : at + 6] == ["| column | type | meaning |", "|---|---|---|"]
+    assert lines[at + 6] == "| experiment_id | VARCHAR | the experiment run |"
+    assert lines[at + 6 + len(stops.columns)] == "" and lines[at + 8 + len(stops.columns)] == ""
+    assert lines[at + 7 + len(stops.columns)] == "## experiments"
 
 
 def test_the_folder_is_a_dataset(store, exported, tmp_path):
@@ -61,12 +136,12 @@ def test_the_folder_is_a_dataset(store, exported, tmp_path):
 def test_an_address_is_written_through_its_file_system(store):
     written = export(store, RUN, "memory://bucket/run")
     files = fsspec.filesystem("memory")
-    with files.open("/bucket/run/data/scores/grpo/seed-1.parquet") as file:
+    with files.open("/bucket/run/data/rollouts/grpo/seed-1.parquet") as file:
         found = pl.read_parquet(file)
-    assert found.sort("score_id").equals(
-        store.rows("scores", condition="grpo", seed=1).sort("score_id")
+    assert len(found) == 2 and found.equals(
+        store.rows("rollouts", condition="grpo", seed=1).sort("rollout_id")
     )
-    assert written["scores"] == len(store.rows("scores"))
+    assert written == {"experiments": 1, "problems": 4, "rollouts": 10, "policies": 5}
 
 
 @pytest.mark.parametrize("target", ["nonsense://bucket/x", "memory://taken"])
@@ -74,6 +149,18 @@ def test_an_address_that_cannot_be_used_is_refused(store, target):
     fsspec.filesystem("memory").pipe("/taken/file", b"x")
     with pytest.raises(SdcoreError, match=r"cannot be reached|there already"):
         export(store, RUN, target)
+
+
+@pytest.mark.parametrize("error", [ImportError("Install s3fs"), OSError("refused")])
+def test_a_library_that_is_missing_is_named(monkeypatch, error):
+    def fails(target):
+        raise error
+
+    monkeypatch.setattr(exporting.fsspec, "url_to_fs", fails)
+    with pytest.raises(SdcoreError, match="cannot be reached") as caught:
+        exporting.exported("s3://bucket")
+    assert (caught.value.got, caught.value.where) == (error, "s3://bucket")
+    assert ("sdcore[s3]" in caught.value.fix) == isinstance(error, ImportError)
 
 
 def test_a_file_that_cannot_be_written_is_named(store, tmp_path, monkeypatch):
@@ -109,7 +196,17 @@ def test_a_secret_of_the_environment_is_never_exported(tmp_path, monkeypatch, te
     with pytest.raises(DataError, match=r"CRITIC_API_KEY[\s\S]*problems.question.*q") as raised:
         export(leaked(tmp_path, text), RUN, str(tmp_path / "out"))
     assert TOKEN not in str(raised.value) and text not in str(raised.value)
-    assert not (tmp_path / "out").exists()
+    assert raised.value.got == "the value of $CRITIC_API_KEY"
+    assert raised.value.where == f"problems.question, experiment_id = {RUN}, problem_id = q"
+    assert raised.value.fix and not (tmp_path / "out").exists()
+
+
+def test_the_key_of_another_run_in_the_workspace_does_not_count(tmp_path, monkeypatch):
+    monkeypatch.setenv("CRITIC_API_KEY", TOKEN)
+    store = Store(tmp_path / "sdcore.duckdb")
+    other = problem("q", "train", 1, question=LEAKS["plain"]) | {"experiment_id": "other"}
+    store.append_missing(problems=TABLES["problems"].frame([problem("p", "train", 0), other]))
+    assert export(store, RUN, str(tmp_path / "out")) == {"problems": 1}
 
 
 def test_the_runs_own_key_is_looked_for_whatever_its_variable_is_called(tmp_path):

@@ -1,4 +1,6 @@
+import csv
 import json
+from pathlib import Path
 
 import duckdb
 import polars as pl
@@ -145,8 +147,11 @@ def test_values_of_any_type_are_shown(store, value, shown):
 
 def test_a_type_that_polars_lacks_is_named(store):
     with pytest.raises(StoreError, match="no Polars type") as caught:
-        reading.read(store, "SELECT INTERVAL 3 DAY AS wait")
-    assert caught.value.got == "wait INTERVAL" and "VARCHAR" in caught.value.fix
+        reading.read(store, "SELECT INTERVAL 3 DAY AS wait, 1 AS n")
+    assert caught.value.got == "wait INTERVAL, n INTEGER" and "VARCHAR" in caught.value.fix
+    assert caught.value.where.startswith("SELECT INTERVAL")
+    with pytest.raises(StoreError, match="two columns have one name"):
+        reading.read(store, "SELECT 1 AS n, 2 AS n")
     assert reading.read(store, "SELECT $n AS n", {"n": 3})["n"].to_list() == [3]
 
 
@@ -174,9 +179,59 @@ def test_a_result_that_fails_leaves_the_old_file(store, tmp_path):
     target.write_text("old")
     with pytest.raises(StoreError, match="boom"):
         reading.write(store, "SELECT error('boom')", target, "csv")
-    with pytest.raises(StoreError, match="two columns have one name"):
-        reading.write(store, "SELECT 1 AS a, 2 AS a", target, "csv")
+    with pytest.raises(StoreError, match="two columns have one name") as caught:
+        reading.write(store, "SELECT 1 AS b, 1 AS a, 2 AS c, 2 AS b, 3 AS a", target, "csv")
+    assert caught.value.got == "a, b"
     assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+def test_columns_of_any_name_are_written(store, tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    sql = """SELECT [1] AS "a ""b"" c", 'inf'::FLOAT AS "select", 1.5::DOUBLE AS "*" """
+    assert reading.write(store, sql, Path("out"), form) == 1
+    if form == "parquet":
+        columns = pl.read_parquet("out").columns
+    elif form == "csv":
+        columns = next(csv.reader(Path("out").read_text().splitlines()))
+    else:
+        (row,) = json.loads(Path("out").read_text(), parse_constant=pytest.fail)
+        assert list(row.values()) == [[1], None, 1.5]
+        columns = list(row)
+    assert columns == ['a "b" c', "select", "*"]
+
+
+def test_files_are_written_from_where_reading_them_is_allowed(store, tmp_path):
+    (tmp_path / "words.csv").write_text("word\nplover\nxyzzy\n")
+    sql, target = f"FROM '{tmp_path}/words.csv'", tmp_path / "out.json"
+    with pytest.raises(StoreError, match="query failed"):
+        reading.write(store, sql, target, "json")
+    assert reading.write(store, sql, target, "json", allow_files=True) == 2
+    assert json.loads(target.read_text()) == [{"word": "plover"}, {"word": "xyzzy"}]
+
+
+def test_a_target_that_cannot_be_a_file_is_an_error(store, tmp_path):
+    (tmp_path / "taken" / "inside").mkdir(parents=True)
+    with pytest.raises(StoreError, match="cannot be written") as caught:
+        reading.write(store, "SELECT 1", tmp_path / "taken", "csv")
+    assert caught.value.where == str(tmp_path / "taken")
+    assert isinstance(caught.value.got, OSError)
+    with pytest.raises(StoreError, match="not UTF-8") as caught:
+        reading.write(store, "SELECT 1", tmp_path / "\udcff.csv", "csv")
+    assert caught.value.got == ascii(str(tmp_path / "\udcff.csv"))
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_pivot_is_told_how_it_is_one_statement(store):
+    with pytest.raises(StoreError, match="more than read") as caught:
+        show(store, "PIVOT problems ON split")
+    assert caught.value.got == "MULTI" and "IN (values)" in caught.value.fix
+    with pytest.raises(StoreError, match="more than read") as caught:
+        show(store, "DROP TABLE problems")
+    assert (caught.value.got, caught.value.fix) == ("DROP", "")
+    with pytest.raises(StoreError, match="not one statement") as caught:
+        show(store, "SELECT 1; SELECT 2")
+    assert caught.value.got == "2 of them"
 
 
 def test_a_folder_that_is_not_there_is_an_error(store, tmp_path):

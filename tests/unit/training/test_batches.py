@@ -15,18 +15,18 @@ def sized(prompt, response, teacher=None):
     return Example(f"{prompt}+{response}", [0] * prompt, [0] * response, teacher_ids)
 
 
-def test_pad_puts_padding_right_and_finds_the_predicting_positions():
-    padded = batches.pad([[1, 2], [3]], [[4, 5, 6], [7]])
-    assert padded.ids_NL.tolist() == [[1, 2, 4, 5, 6], [3, 7, 0, 0, 0]]
-    assert padded.tokens_T.tolist() == [4, 5, 6, 7]
+def test_pack_joins_prompts_and_responses_and_finds_the_predicting_positions():
+    packed = batches.pack([[1, 2], [3]], [[4, 5, 6], [7]])
+    assert packed.ids_L.tolist() == [1, 2, 4, 5, 6, 3, 7] and packed.lengths == (5, 2)
+    assert packed.tokens_T.tolist() == [4, 5, 6, 7]
     # 4 is predicted from 2 (position 1), 5 from 4, 6 from 5; 7 from 3 (position 5 + 0)
-    assert padded.positions_T.tolist() == [1, 2, 3, 5]
+    assert packed.positions_T.tolist() == [1, 2, 3, 5]
 
 
 @pytest.mark.parametrize(("prompt", "response"), [([], [1]), ([1], [])])
-def test_pad_refuses_empty_sides(prompt, response):
+def test_pack_refuses_empty_sides(prompt, response):
     with pytest.raises(TrainingError, match="no tokens"):
-        batches.pad([[1], prompt], [[2], response])
+        batches.pack([[1], prompt], [[2], response])
 
 
 def test_teacher_side_scores_the_same_response_after_another_prompt():
@@ -63,6 +63,13 @@ def test_microbatches_hold_each_example_once_and_keep_to_the_budget():
     student_N, teacher_N = batches.lengths(some)
     for group in groups:
         assert len(group) * max(student_N[group].max(), teacher_N[group].max()) <= 3000
+
+
+def test_without_padding_a_budget_is_filled_with_tokens():
+    # student and teacher: 2 and 6, 3 and 3, 4 and 4, 5 and 0 tokens; 6 + 4 + 3 would be 13
+    some = [sized(1, 1, 5), sized(1, 2, 1), sized(1, 3, 1), sized(1, 4)]
+    assert list(batches.microbatches(some, 11, padded=False)) == [[0, 2], [1, 3]]
+    assert list(batches.microbatches(some, 13, padded=False)) == [[0, 2, 1], [3]]
 
 
 def test_an_example_larger_than_the_budget_stands_alone():

@@ -7,7 +7,7 @@ from torch import nn
 
 from sdcore.errors import ModelError
 from sdcore.training import head
-from sdcore.training.batches import pad
+from sdcore.training.batches import pack
 from tests.helpers.tiny import LORA, MODELS, VOCABULARY, adapted, llama
 
 
@@ -20,7 +20,7 @@ def full_logits(model, prompt, response):
 def test_padded_batch_sees_what_each_sequence_sees_alone(make):
     model = make()
     prompts, responses = [[3, 4, 5], [6], [7, 8]], [[9, 10], [11, 12, 13, 14, 15], [16]]
-    looked = head.head_input(model, pad(prompts, responses))
+    looked = head.head_input(model, pack(prompts, responses))
     alone = [full_logits(model, *pair) for pair in zip(prompts, responses)]
     logits_TV = looked.head.logits(looked.hidden_TD)
     torch.testing.assert_close(logits_TV, torch.cat(alone), rtol=1e-4, atol=1e-5)
@@ -31,7 +31,7 @@ def test_padded_batch_sees_what_each_sequence_sees_alone(make):
 def test_heads_that_scale_or_cap_are_exact(name):
     model = MODELS[name]()
     head.require_exact_head(model)
-    looked = head.head_input(model, pad([[3, 4]], [[5, 6]]))
+    looked = head.head_input(model, pack([[3, 4]], [[5, 6]]))
     if looked.head.bias_V is not None:
         looked.head.bias_V.copy_(torch.linspace(-1, 1, VOCABULARY))  # it starts as zeros
     expected = full_logits(model, [3, 4], [5, 6])
@@ -56,13 +56,13 @@ def test_a_head_with_an_adapter_is_refused():
 
 def test_checkpointed_layers_recompute_and_dropout_stays_off():
     model = llama(attention_dropout=0.5).requires_grad_(True)
-    padded = pad([[3, 4, 5]], [[6, 7]])
+    packed = pack([[3, 4, 5]], [[6, 7]])
     gradients, calls = [], []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     for enabled in (False, True):
         calls.clear()
         with head.checkpointed(model, enabled=enabled):
-            looked = head.head_input(model, padded)
+            looked = head.head_input(model, packed)
         looked.hidden_TD.sum().backward()
         gradients.append(model.model.embed_tokens.weight.grad.clone())
         model.zero_grad()

@@ -30,7 +30,9 @@ def signals(tokens, plus):
 
 
 def update_of(passes, weights=ALIKE):
-    return results.update_of(EXAMPLES, passes, weights, grad_norm=2, learning_rate=0.1, seconds=3)
+    return results.update_of(
+        EXAMPLES, passes, weights, grad_norm=2, learning_rate=0.1, padded=True, seconds=3
+    )
 
 
 def test_update_means_are_per_token_over_all_passes():

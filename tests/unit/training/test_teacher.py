@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from sdcore.config import TeacherConfig
-from sdcore.training.batches import pad
+from sdcore.training.batches import pack
 from sdcore.training.teacher import Teacher, trained
 from tests.helpers.tiny import adapted, llama
 
-PADDED = pad([[3, 4], [5]], [[6, 7, 8], [9, 10]])
+PACKED = pack([[3, 4], [5]], [[6, 7, 8], [9, 10]])
 
 
 def full(seed=0):
@@ -22,7 +22,7 @@ def move(policy, by=0.1):
 
 
 def logits(teacher):
-    total = sum(v.share * v.head.logits(v.hidden_TD) for v in teacher.head_inputs(PADDED))
+    total = sum(v.share * v.head.logits(v.hidden_TD) for v in teacher.head_inputs(PACKED))
     return total.detach().clone()
 
 
@@ -117,5 +117,5 @@ def test_other_kinds_have_no_state(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_teacher_takes_no_gradient(kind):
-    for looked in Teacher(full(), TeacherConfig(kind=kind)).head_inputs(PADDED):
+    for looked in Teacher(full(), TeacherConfig(kind=kind)).head_inputs(PACKED):
         assert not looked.hidden_TD.requires_grad

@@ -234,7 +234,7 @@ def test_examples_longer_than_the_models_positions_are_refused():
 def test_a_teacher_that_scores_other_tokens_is_found_out(monkeypatch):
     def shortened(those):
         cut = [replace(each, response_ids=each.response_ids[:-1]) for each in those]
-        return batches.pad([e.teacher_prompt_ids for e in cut], [e.response_ids for e in cut])
+        return batches.pack([e.teacher_prompt_ids for e in cut], [e.response_ids for e in cut])
 
     made, some = trainer(), examples()
     made.step(some)
