@@ -9,6 +9,7 @@ from datasets import load_dataset
 from sdcore.errors import DataError, SdcoreError
 from sdcore.keys import Key
 from sdcore.store import export as exporting
+from sdcore.store import parts
 from sdcore.store.database import Store
 from sdcore.store.export import card, export
 from sdcore.store.schema import TABLES
@@ -153,10 +154,10 @@ def test_an_address_that_cannot_be_used_is_refused(store, target):
 
 @pytest.mark.parametrize("error", [ImportError("Install s3fs"), OSError("refused")])
 def test_a_library_that_is_missing_is_named(monkeypatch, error):
-    def fails(target):
+    def fails(target, **options):
         raise error
 
-    monkeypatch.setattr(exporting.fsspec, "url_to_fs", fails)
+    monkeypatch.setattr(parts.fsspec, "url_to_fs", fails)
     with pytest.raises(SdcoreError, match="cannot be reached") as caught:
         exporting.exported("s3://bucket")
     assert (caught.value.got, caught.value.where) == (error, "s3://bucket")
