@@ -12,7 +12,7 @@ from sdcore.config import load_experiment
 from sdcore.errors import ConfigError
 from sdcore.store.database import Store
 from tasks.run.condition_run import ConditionRun, base_run, trained_runs
-from tasks.run.critiques import budget_lock
+from tasks.run.critiques import critic_budget
 from tasks.run.lock import run_lock
 from tasks.run.session import DATABASE, Session
 from tasks.run.workers import workers_beside
@@ -119,10 +119,10 @@ def test_a_critic_with_a_budget_is_for_one_process_at_a_time(tmp_path):
             entered = threading.Event()
 
             def enter(run: ConditionRun = second, entered: threading.Event = entered) -> None:
-                with budget_lock(run):
+                with critic_budget(run):
                     entered.set()
 
-            with budget_lock(first):
+            with critic_budget(first):
                 thread = threading.Thread(target=enter)
                 thread.start()
                 assert entered.wait(0.2 if name == "paid" else 60) == (name == "free")

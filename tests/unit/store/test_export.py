@@ -153,10 +153,10 @@ def test_an_address_that_cannot_be_used_is_refused(store, target):
 
 @pytest.mark.parametrize("error", [ImportError("Install s3fs"), OSError("refused")])
 def test_a_library_that_is_missing_is_named(monkeypatch, error):
-    def fails(target):
+    def fails(target, **options):
         raise error
 
-    monkeypatch.setattr(exporting.fsspec, "url_to_fs", fails)
+    monkeypatch.setattr(fsspec, "url_to_fs", fails)
     with pytest.raises(SdcoreError, match="cannot be reached") as caught:
         exporting.exported("s3://bucket")
     assert (caught.value.got, caught.value.where) == (error, "s3://bucket")
