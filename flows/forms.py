@@ -9,7 +9,8 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from prefect import flow
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_serializer
@@ -85,8 +86,12 @@ def _open(name: str, field: FieldInfo) -> Any:
 
 
 def _without_none(kind: Any) -> Any:
+    """A type without None; of a number or a word, such as `auto`, the number."""
+    if get_origin(kind) not in (Union, UnionType):
+        return kind
     kinds = [option for option in get_args(kind) if option is not type(None)]
-    return kinds[0] if type(None) in get_args(kind) and len(kinds) == 1 else kind
+    plain = [option for option in kinds if get_origin(option) is not Literal] or kinds
+    return plain[0] if len(plain) == 1 else kind
 
 
 def _is_section(kind: Any) -> bool:

@@ -63,6 +63,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "validation": {
         "sdcore/critics/validation.py": (
             "tests/unit/critics/test_validation.py", "tests/unit/critics/test_derivations.py",
+            "tests/unit/critics/test_llm.py",
         ),
     },
     "grading": {"sdcore/grading/*.py": ("tests/unit/grading",)},

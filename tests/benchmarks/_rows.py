@@ -77,8 +77,8 @@ def critiques(batch: int) -> pl.DataFrame:
     ids = rollout_ids(batch)
     return filled(
         "critiques", ROLLOUTS, **lineage(batch), critique_id="c" + ids, rollout_id=ids,
-        critic="oracle", verdict="D", first_wrong_step=index % 4 + 1, corrected="made up",
-        valid=True, tokens=120,
+        critic="oracle", writer="oracle", verdict="D", first_wrong_step=index % 4 + 1,
+        corrected="made up", valid=True, tokens=120,
     )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ def test_a_run_fills_every_table_with_what_was_planned(finished):
         "difficulties",
         "critic_trials",
         "stops",
+        "critic_answers",
         "teacher_samples",
         "candidates",
         "trials",

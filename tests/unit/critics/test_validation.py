@@ -3,7 +3,13 @@ from dataclasses import replace
 import pytest
 
 from sdcore.contexts import Critique
-from sdcore.critics.validation import Submission, infidelity, misalignment, verbatim_prefix
+from sdcore.critics.validation import (
+    Submission,
+    _other_notation,
+    infidelity,
+    misalignment,
+    verbatim_prefix,
+)
 from sdcore.traces import parse_trace, render_trace
 
 ONE, TWO, THREE = "47+23=70", "70-31=39", "39-12=27"
@@ -143,6 +149,34 @@ def test_many_more_steps_than_the_solver_wrote_are_refused():
     more = [f"Pen {n} is hers, as 34 + {n} = {34 + n} says." for n in range(1, 8)]
     assert "new steps, but" not in (refusal(SECOND, *more[:7]) or "")  # 8 are 2 * 3 + 2
     assert refusal(SECOND, *more, THIRD) == "9 new steps, but the solver wrote 3 in all"
+
+
+def test_a_sum_that_does_not_hold_is_refused_in_new_and_in_kept_steps():
+    for step in ("After the gift she has 48 - 14 = 35 pens.", "She has 50 - 14 = 34 pens."):
+        assert "does not hold" in refusal(step, THIRD)
+    kept = Critique("D", 3, render_trace([ONE, "70-31=38", "38-11=27"], "27"))
+    submission = Submission("47+23-31-12?", WRONG, False, "27")
+    assert "70-31=38" in infidelity(kept, submission)
+
+
+@pytest.mark.parametrize(
+    ("own", "new", "reason"),
+    [
+        ([ONE, "70-31=38"], "70-31: 39", "one without ="),  # two formulas are a notation
+        ([ONE], "70-31: 39", None),  # one step alone is none
+    ],
+)
+def test_steps_that_all_have_a_result_ask_for_one(own, new, reason):
+    found = _other_notation([new], own)
+    assert found is None if reason is None else reason in found
+
+
+def test_a_finished_trace_repeats_the_finished_steps_first():
+    submission = Submission("47+23-31-12?", f"<step_1>{ONE}</step_1><step_2>70-", None, "27")
+    assert infidelity(Critique("C", None, GOOD), submission) is None
+    turned = render_trace([TWO, ONE, THREE], "27")
+    reason = "case C, but the finished steps are not repeated first"
+    assert infidelity(Critique("C", None, turned), submission) == reason
 
 
 def test_a_right_trace_is_passed_unless_a_step_of_it_is_called_wrong():

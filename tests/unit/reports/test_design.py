@@ -67,8 +67,8 @@ def test_who_went_further_is_ahead_and_its_story_is_told():
 
 def test_costs_are_summed_by_stage():
     assert costs(FOUND).rows() == [
-        ("preflight", 400, 300, 30, 0.75), ("rung 1", 100, 70, 20, 0.5),
-        ("confirmation", 200, 110, 20, 0.5), ("in all", 700, 480, 70, 1.75),
+        ("preflight", 400, 300, 90, 30, 0.75), ("rung 1", 100, 70, 30, 20, 0.5),
+        ("confirmation", 200, 110, 0, 20, 0.5), ("in all", 700, 480, 120, 70, 1.75),
     ]  # fmt: skip
 
 

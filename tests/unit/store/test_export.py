@@ -9,7 +9,6 @@ from datasets import load_dataset
 from sdcore.errors import DataError, SdcoreError
 from sdcore.keys import Key
 from sdcore.store import export as exporting
-from sdcore.store import parts
 from sdcore.store.database import Store
 from sdcore.store.export import card, export
 from sdcore.store.schema import TABLES
@@ -157,7 +156,7 @@ def test_a_library_that_is_missing_is_named(monkeypatch, error):
     def fails(target, **options):
         raise error
 
-    monkeypatch.setattr(parts.fsspec, "url_to_fs", fails)
+    monkeypatch.setattr(fsspec, "url_to_fs", fails)
     with pytest.raises(SdcoreError, match="cannot be reached") as caught:
         exporting.exported("s3://bucket")
     assert (caught.value.got, caught.value.where) == (error, "s3://bucket")
