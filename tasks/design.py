@@ -185,16 +185,11 @@ def plan_search(base: ConditionRun) -> Search:
         )
     if search.asked:
         most, bounds = base.experiment.design.critic_limits, search.asked.values()
+        cost, tokens = sum(each.cost for each in bounds), sum(each.tokens for each in bounds)
         allowed = "" if most.cost is None else f", of which design.max_cost allows {most.cost:g}"
-        note(f"Budget of the critic: at most {sum(each.cost for each in bounds):.4g}{allowed}")
-        allowed = (
-            ""
-            if most.tokens is None
-            else (f", of which design.max_critic_tokens allows {most.tokens:,}")
-        )
-        note(
-            f"Tokens of the critic: about {sum(each.tokens for each in bounds):,} at most{allowed}"
-        )
+        note(f"Budget of the critic: at most {cost:.4g}{allowed}")
+        allowed = f", of which design.max_critic_tokens allows {most.tokens:,}"
+        note(f"Tokens of the critic: about {tokens:,} at most{allowed if most.tokens else ''}")
     return search
 
 

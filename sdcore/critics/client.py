@@ -270,9 +270,12 @@ class EngineClient:
             read, most = sum(len(each.prompt_ids) for each in requests), self._sampling
             worst = Paid(tokens=read + len(requests) * most.max_new_tokens)
             self._budget.take(worst)
-            completions = self._engine.generate(requests, self._sampling)
-            wrote = sum(len(each.token_ids) for each in completions)
-            self._budget.settle(worst, Paid(tokens=read + wrote))
+            paid = Paid()
+            try:
+                completions = self._engine.generate(requests, self._sampling)
+                paid = Paid(tokens=read + sum(len(each.token_ids) for each in completions))
+            finally:
+                self._budget.settle(worst, paid)
             for index, asked, said in zip([*waiting], requests, completions, strict=True):
                 text = response_text(self._tokenizer, said.token_ids)
                 reply = Reply(text, len(asked.prompt_ids), len(said.token_ids))

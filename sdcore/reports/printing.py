@@ -42,11 +42,12 @@ def printable(
                 f"paired difference in Avg at {title}, points; intervals cover {covered(rows)}",
                 _differences(rows, seeds),
             )
-    yield (
-        "mean advantage by region of wrong rollouts, nats per token; intervals cover problems, "
-        "for the policies of these seeds",
-        _signals(signals),
-    )
+    if len(signals):
+        yield (
+            "mean advantage by region of wrong rollouts, nats per token; intervals cover problems, "
+            "for the policies of these seeds",
+            _signals(signals),
+        )
 
 
 def covered(rows: pl.DataFrame) -> str:

@@ -282,7 +282,7 @@ _VIEWS = (
         },
         """
         SELECT experiment_id, condition, critic AS model, count(*) AS traces,
-               count_if(valid) AS valid, sum(prompt_tokens + tokens)::BIGINT AS tokens,
+               count_if(valid)::BIGINT AS valid, sum(prompt_tokens + tokens)::BIGINT AS tokens,
                sum(cost) AS cost
         FROM (
             SELECT experiment_id, condition, critic, valid, prompt_tokens, tokens, cost

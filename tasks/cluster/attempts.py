@@ -6,13 +6,16 @@ import polars as pl
 
 from sdcore.store import parts
 from sdcore.store.parts import Folder, Part
+from sdcore.store.schema import TABLES
 from tasks.cluster.checkpoints import pull, push
 from tasks.run.checkpoints import needed_policies
 from tasks.run.condition_run import ConditionRun
 from tasks.track import log_run
 
 GIVEN = "given.parquet"
-_OWN = ("policies", "rollouts", "critiques", "contexts", "updates", "stops", "scores")
+_OWN = (
+    "policies", "rollouts", "critiques", "critic_answers", "contexts", "updates", "stops", "scores",
+)  # fmt: skip
 _PAID = "SELECT * FROM critiques WHERE experiment_id = ? AND raw IS NOT NULL"
 
 
@@ -81,14 +84,12 @@ def given_rows(run: ConditionRun) -> dict[str, pl.DataFrame]:
         "policies": store.rows("policies", **base),
         "rollouts": probes,
         "critiques": store.query(_PAID, [experiment]),
+        "critic_answers": store.rows("critic_answers", experiment_id=experiment),
     }
     own = {name: store.rows(name, **run.columns) for name in _OWN}
     frames = {
-        name: pl.concat([own[name], more[name]]).unique(name_key, maintain_order=True)
-        for name, name_key in _KEYS.items()
+        name: pl.concat([own[name], rows]).unique(TABLES[name].key, maintain_order=True)
+        for name, rows in more.items()
     }
     whole = ("experiments", "problems", "difficulties")
     return own | frames | {name: store.rows(name, experiment_id=experiment) for name in whole}
-
-
-_KEYS = {"policies": "policy_id", "rollouts": "rollout_id", "critiques": "critique_id"}

@@ -1,10 +1,12 @@
 """Resources that one process holds open while it works in a workspace."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+import polars as pl
 
 from sdcore.store.database import Store
 from sdcore.system.private import private_files
@@ -45,7 +47,7 @@ class Session:
             threads=1,
             timed=partial(self.clock.measure, "storage"),
             say=note,
-            **({"stored": outbox.add} if outbox else {}),
+            stored=self._stored,
         )
 
     @contextmanager
@@ -59,6 +61,10 @@ class Session:
             tracking = self._tracking
             with store_errors(tracking.place):
                 yield tracking
+
+    def _stored(self, rows: Mapping[str, pl.DataFrame], replaced: bool) -> None:
+        if self.outbox is not None:
+            self.outbox.add(rows, replaced)
 
     def send(self) -> None:
         """On a node of a cluster, send what is stored and waits for its checkpoint."""

@@ -256,6 +256,14 @@ def printed_tables(store):
     }
 
 
+def test_a_table_without_rows_is_not_printed(store):
+    whole = printed_tables(store)
+    empty = whole | {"signals": whole["signals"].clear()}
+    titles = [title for title, _ in printing.printable(**whole)]
+    assert [title for title, _ in printing.printable(**empty)] == titles[:-1]
+    assert titles[-1].startswith("mean advantage by region")
+
+
 def test_the_printed_tables_show_per_cent_points_and_each_seed(store):
     parts = dict(printing.printable(**printed_tables(store)))
     title = "checkpoint chosen on validation, scored once on test"

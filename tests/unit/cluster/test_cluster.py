@@ -45,6 +45,21 @@ def next_policy(run: ConditionRun, round_: int = 5) -> Part:
     return Part({"policies": StoredPolicy.to_frame([row])})
 
 
+def test_a_node_gets_the_paid_answers_of_all_conditions(run):
+    """It would else pay the small model of a cascade again."""
+    answer = run.columns | {
+        "answer_id": "a", "rollout_id": "of another condition", "critic": "small",
+        "content_id": "c", "valid": False, "invalid_reason": "no", "raw": "{}", "attempts": 1,
+        "prompt_tokens": 9, "tokens": 5, "cost": 0.5,
+    }  # fmt: skip
+    rows = [answer, answer | {"answer_id": "b", "condition": "grpo"}]
+    answers = TABLES["critic_answers"].frame(rows)
+    run.store.append_missing(critic_answers=answers)
+    given = attempts.given_rows(run)
+    assert sorted(given["critic_answers"]["answer_id"]) == ["a", "b"]
+    assert not any(TABLES[name].repeats(frame) for name, frame in given.items())
+
+
 def test_the_section_changes_no_result_and_refuses_a_budget():
     there = ["cluster.root=s3://bucket/x"]
     alone, spread = load_experiment(QUICKSTART), load_experiment(QUICKSTART, there)
