@@ -13,7 +13,7 @@ from statistics import fmean
 
 from sdcore.contexts import Critique
 from sdcore.grading.answers import grade, plain_number
-from sdcore.grading.equations import NUMBER, false_equation, numbers
+from sdcore.grading.equations import NUMBER, equations, false_equation, numbers
 from sdcore.traces import Trace, parse_trace
 
 LENGTHS = 4.0  # factor by which new steps may be longer or shorter than the solver's, on average
@@ -104,15 +104,14 @@ _EVERYDAY = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _RESULT = re.compile(rf"=\s*[-$€£]*({NUMBER.pattern})")
-# "The number of vans is = 9." states a result without a reason
-_STATED = re.compile(
-    rf"(?:[\w' -]|,(?=\ ))*?(?:\b(?:is|are|be|equals?|makes|has|have|gets?|needs?)\b|=)[\s=:]*"
-    rf"(?:exactly |equal to |only )?[-$€£]*(?:{NUMBER.pattern})[\w\s%]*[.!]?",
-    re.IGNORECASE,
-)
 _REASON = re.compile(
     r"\b(?:since|because|round\w*|whole|half|twice|double|both|cannot|can't|must|not|than|minus|plus|"
-    r"times)\b",
+    r"times|[a-z](?=\ ?=))\b",
+    re.IGNORECASE,
+)
+_SPELT = re.compile(  # numbers that a question has in words, maybe
+    r"\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|hundred|dozen|half|twice|"
+    r"third|quarter|double|triple|couple|pair|week|year|day|hour|month)s?\b",
     re.IGNORECASE,
 )
 
@@ -159,6 +158,7 @@ def infidelity(critique: Critique, submission: Submission) -> str | None:
     written = "\n".join([*new, corrected.answer or ""])
     return (
         _inconsistent(critique, trace, corrected)
+        or _idle(critique, trace, corrected)
         or _quoted(critique, trace, corrected)
         or _named(critique, submission.question, trace, corrected)
         or _spoken(given, written)
@@ -166,7 +166,7 @@ def infidelity(critique: Critique, submission: Submission) -> str | None:
         or _other_notation(new, [step.text for step in trace.steps if step.text.strip()])
         or _false_sum(corrected)
         or _unfounded(critique, corrected)
-        or _underived(new, trace, corrected)
+        or _underived(new, submission.question, corrected)
     )
 
 
@@ -212,6 +212,26 @@ def _inconsistent(critique: Critique, trace: Trace, corrected: Trace) -> str | N
         return "case D and no step is called wrong, but the steps were changed"
     if case == "C" and theirs[: len(own)] != own:
         return "case C, but the finished steps are not repeated first"
+    return None
+
+
+def _idle(critique: Critique, trace: Trace, corrected: Trace) -> str | None:
+    """Refuse a missing step that is a remark at the end, and a wrong one that is only reworded."""
+    own = [step.text for step in trace.steps[: trace.sound]]
+    theirs = [step.text for step in corrected.steps]
+    wrong = critique.first_wrong_step
+    if critique.case == "B" and wrong is None:
+        answer = plain_number(trace.answer or "")
+        whole = own and answer is not None and abs(answer) in numbers(own[-1])
+        missing = theirs[: theirs.index(own[-1])] if whole else theirs
+        if not {*missing} - {*own}:
+            return "case B, but no step was missing"
+    elif wrong is not None and wrong <= min(len(own), len(theirs)):
+        before, after = own[wrong - 1], theirs[wrong - 1]
+        stated = [[(each.left, each.right, each.holds) for each in equations(text)]
+                  for text in (before, after)]  # fmt: skip
+        if stated[0] and stated[0] == stated[1] and {*numbers(before)} == {*numbers(after)}:
+            return f"step {wrong} is called wrong, but rewritten with the same equations"
     return None
 
 
@@ -318,13 +338,17 @@ def _unfounded(critique: Critique, corrected: Trace) -> str | None:
     return f"the last step does not come to the answer {corrected.answer}"
 
 
-def _underived(new: list[str], trace: Trace, corrected: Trace) -> str | None:
-    """Refuse new steps that only state the answer, as in "The number of vans is = 9."."""
+def _underived(new: list[str], question: str, corrected: Trace) -> str | None:
+    """Refuse new steps that use nothing that is known, as in "The number of vans is = 9."."""
     answer = plain_number(corrected.answer or "")
     kept = " ".join(step.text for step in corrected.steps if step.text not in new)
     if not new or answer is None or abs(answer) in numbers(kept):
         return None
-    stated = all(_STATED.fullmatch(step.strip()) and not _REASON.search(step) for step in new)
-    if stated and {abs(answer)} == {number for step in new for number in numbers(step)}:
-        return f"the answer {corrected.answer} is stated, but not derived"
-    return None
+    used = {*numbers(" ".join(new))} - {abs(answer), 1}
+    known = numbers(f"{question} {kept}")
+    derived = (
+        used & {way for each in known for way in (each, each * 100, each / 100, each // 1)}
+        or (used and _SPELT.search(question))
+        or (kept and any(map(_REASON.search, new)))
+    )
+    return None if derived else f"the answer {corrected.answer} is stated, but not derived"

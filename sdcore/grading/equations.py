@@ -15,7 +15,7 @@ from itertools import product
 from sdcore.grading.exact import decimal_places, evaluate
 from sdcore.grading.notation import NUMBER, VERBAL, Token, numbers, tokens
 from sdcore.grading.phrases import ARTICLES, CLAUSE, Phrase, phrases
-from sdcore.grading.units import UNITS, mixed, ratios, singular
+from sdcore.grading.units import UNITS, converts, mixed, ratios, singular
 
 __all__ = ["NUMBER", "Equation", "equations", "false_equation", "numbers", "value"]
 
@@ -24,7 +24,7 @@ MAX_READINGS = 12
 SAME = Fraction(1, 10**25)  # relative; roots and pi are known to 40 digits
 ROUGHLY = Fraction(1, 20)  # relative error that ≈ may have between whole numbers
 
-_RELATIONS = {"is", "are", "equal", "gives", "makes", "yields", "leaves"}
+_RELATIONS = {"is", "are", "equal", "gives", "makes", "yields", "leaves", "comes", "totals"}
 _FACTORS = {"twice": "2", "double": "2", "thrice": "3", "triple": "3", "quadruple": "4"}
 _PARTS = {
     "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6,
@@ -45,7 +45,10 @@ _CHANGES_RIGHT = {
     "thousandth", "remainder", "rem", "mod", "modulo", "r", "squared", "cubed", "gross", "score",
     "ten", "trillion", "base",
 }  # fmt: skip
-_LEADING = {"only", "just", "exactly", "a", "an", "the", "total", "of", "another", "still", "to"}
+_LEADING = {
+    "only", "just", "exactly", "a", "an", "the", "total", "of", "another", "still", "to", "us",
+    "me", "her", "him", "them", "you",
+}  # fmt: skip
 _ROUGHLY = {"about", "approximately", "roughly", "around", "nearly", "almost", "approx"}
 _CONNECTORS = {"so", "thus", "then", "therefore", "hence", "since", "because", "and", "that", "but"}
 _NESTED = (  # quotients of fractions
@@ -148,11 +151,10 @@ def _chains(found: Sequence[Token]) -> Iterator[tuple[list[list[Token]], list[st
     segments: list[list[Token]] = [[]]
     relations: list[str] = []
     for place, token in enumerate(found):
-        following = found[place + 1] if place + 1 < len(found) else None
         if token.kind == "break":
             yield segments, relations
             segments, relations = [[]], []
-        elif token.kind == "relation" or _is_relation(token, following):
+        elif token.kind == "relation" or _is_relation(token, found[place + 1 : place + 6]):
             segments.append([])
             relations.append(token.text)
         else:
@@ -160,11 +162,12 @@ def _chains(found: Sequence[Token]) -> Iterator[tuple[list[list[Token]], list[st
     yield segments, relations
 
 
-def _is_relation(token: Token, following: Token | None) -> bool:
-    """Return whether a word stands for =, as in "12 * 7 is 84"."""
-    if token.kind != "word" or token.text.lower() not in _RELATIONS or following is None:
+def _is_relation(token: Token, following: Sequence[Token]) -> bool:
+    """Return whether a word stands for =, as in "12 * 7 is 84" and "gives a total of 84"."""
+    if token.kind != "word" or token.text.lower() not in _RELATIONS:
         return False
-    return following.kind in ("number", "open", "function") or following.text == "-"
+    after = next((each for each in following if each.text.lower() not in _LEADING), None)
+    return after is not None and (after.kind in ("number", "open", "function") or after.text == "-")
 
 
 def _left(read: Sequence[Phrase]) -> Side:
@@ -242,7 +245,8 @@ def _side(phrase: Phrase, *, prefix: bool = False, suffix: bool = False) -> Side
         readings=readings,
         written=tuple(phrase.written),
         calculated=len(pieces) > 1 + (pieces[0] == "-") + 2 * (pieces[0] == "(")
-        or pieces[0].startswith(("sqrt", "factorial")),
+        or pieces[0].startswith(("sqrt", "factorial"))
+        or "+" in pieces[0][1:],  # 2 1/4
         fraction=not phrase.spoken and bool(_FRACTION.fullmatch("".join(pieces))),
         divided=bool({"/", "frac", "of"} & set(pieces)),
         summed=bool({"+", "-"} & set(pieces)),
@@ -305,6 +309,8 @@ def _comparable(left: Side, right: Side, relation: str, *, first: bool) -> bool:
         return left.calculated and not left.fraction  # 3/4 is equal to $24
     if left.calculated:
         return True
+    if converts(left.units, right.units):
+        return left.alone
     return left.alone and (right.calculated and not left.units if first else True)
 
 
@@ -329,9 +335,12 @@ def _scales(left: Side, right: Side) -> set[Fraction]:
 
 
 def _holds(left: Side, right: Side, relation: str) -> bool:
-    pairs = [(mine, theirs) for mine, theirs in product(_values(left), _values(right))]
-    if not pairs or (left.summed and mixed(left.units)):
-        return True
+    if right.calculated and not left.calculated:  # 0.33 = 1/3
+        left, right = right, left
+    cents = "cent" in left.units and any("." in number for number in left.written)
+    pairs = list(product(_values(left), _values(right)))
+    if not pairs or (left.summed and (mixed(left.units) or cents)):
+        return True  # $1.50 + 50 cents
     scales = _scales(left, right)
     roughly = relation.endswith("approx") or left.roughly or right.roughly
     return any(

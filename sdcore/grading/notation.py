@@ -32,11 +32,16 @@ _SIMPLER: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     for pattern, replacement in (
         (r"(?:\\\\|\n)\s*&?\s*(?==|\\approx)", " "),  # a chain that goes on: \\ &= 7
         (r"\\(?:text|mathrm|textbf|textit|mbox|operatorname|mathbf)\s*\{([^{}]*)\}", r" \1 "),
-        (r"\\(?:left|right|boxed|displaystyle|[bB]igg?[lr]?|quad|qquad|,(?!\d{3})|[;:! ])", " "),
+        (
+            r"(?<!\\)\\(?:left|right|boxed|displaystyle|[bB]igg?[lr]?|q?quad|,(?!\d{3})|[;:! ])",
+            " ",
+        ),
         (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})", ""),  # 180^\circ
         (r"\\[()]|\\?\$|&|`", " "),  # \( \), $ of mathematics or money
-        (r"\\[\[\]]|\\\\", "\n"),  # \[ \]
+        (r"\\[\[\]]|\\\\|\\(?:begin|end)\{[^{}]*\}", "\n"),  # \[ \] \begin{align*}
         (r"\\%|\bper ?cent\b", "%"),
+        (r"(?<![\\\w])sqrt(?=\s*\()", r"\\sqrt"),
+        (r"(?:^|\n)\s*[*]\s+", "\n"),  # a list: * 3 + 4 = 7
         (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),  # \frac12
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\times(?![a-zA-Z])|\\cdot(?![a-zA-Z])|\\ast(?![a-zA-Z])", "*"),
@@ -45,6 +50,11 @@ _SIMPLER: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\*\*+|__+", " "),  # **bold**
         (r"(?<=\d)\s*[xX]\s*(?=\d)", "*"),  # 7x8, 7 x 8
         (r"\b(?:is|are|which) equal(?:s| to)\b|\bequals\b", f" {VERBAL} "),
+        (  # but not: which is 2 more than 5
+            r", which (?:is|equals|makes|gives|comes to)\b"
+            r"(?![^.;]*\b(?:than|as|too|per|a|each|short)\b)",
+            f" {VERBAL} ",
+        ),
     )
 )
 _TOKEN = re.compile(

@@ -165,7 +165,9 @@ class _Reader:
         slash, bottom = self._next(1), self._next(2)
         if self.complete:  # two numbers side by side: 2 1/2, or what cannot be read
             fraction = slash and bottom and slash.text == "/" and bottom.kind == "number"
-            if not fraction or not self.phrase.pieces[-1].isdecimal():
+            if self.phrase.pieces[-1].startswith("factorial"):  # 4! 2!
+                self._emit("*", token, complete=False)
+            elif not fraction or not self.phrase.pieces[-1].isdecimal():
                 self.phrase.odd = True
             else:
                 whole = self.phrase.pieces.pop()

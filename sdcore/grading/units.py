@@ -5,7 +5,7 @@ from itertools import product
 
 # Rows of units of one kind, each with its size in the smallest of the row
 _FAMILIES = tuple(
-    {name: Fraction(size) for names, size in row.items() for name in names.split()}
+    {name: Fraction(size) for names, size in row.items() for name in names.split(" ")}
     for row in (
         {"second sec s": 1, "minute min": 60, "hour hr h": 3600, "day": 86400, "week": 604800},
         {"day": 1, "week": 7, "month": 30, "year": 365},
@@ -23,6 +23,7 @@ _FAMILIES = tuple(
          "billion": 10**9},
     )
 )  # fmt: skip
+_CALENDAR = {"day", "week", "month", "year", "decade"}
 UNITS = {name for family in _FAMILIES for name in family}
 
 SHORT = UNITS | {
@@ -66,6 +67,19 @@ def ratios(left: frozenset[str], right: frozenset[str]) -> set[Fraction]:
             # 5 days * 8 hours = 2400 minutes: the hours are converted, the days are a number
             found |= {family[a] / family[b] for a, b in product(mine | theirs, repeat=2)}
     return found
+
+
+def converts(left: frozenset[str], right: frozenset[str]) -> bool:
+    """Return whether units are followed by smaller ones of their kind: 3 feet = 36 inches.
+
+    "1 inch = 5 miles" is a scale, and "1 day = 8 hours" may be a day of work.
+    """
+    return not left & _CALENDAR and any(
+        family[mine] > family[theirs]
+        for family in _FAMILIES
+        for mine in left & family.keys()
+        for theirs in right & family.keys() or ({""} & family.keys() if left & right else ())
+    )
 
 
 def mixed(units: frozenset[str]) -> bool:
