@@ -31,6 +31,7 @@ from flows.commands.terminal import (
     print_tables,
     stored_experiment,
 )
+from flows.settling import settled
 from sdcore import __version__
 from sdcore.config import Experiment, load_experiment, read_settings
 from sdcore.config.shipped import experiment_file
@@ -139,7 +140,7 @@ def run(
 def _scaled(settings: Experiment, scale: Scale, root: Path) -> Iterator[Experiment]:
     """Give the experiment as it is, or its smoke run, which is announced."""
     if scale is Scale.FULL:
-        yield settings
+        yield settled(settings, root)
         return
     from sdcore.smoke import smoke_run
 

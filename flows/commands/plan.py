@@ -14,7 +14,7 @@ from flows.commands.terminal import (
     notes,
     print_table,
 )
-from sdcore.config import Experiment, load_experiment
+from sdcore.config import AUTO, Experiment, load_experiment
 from sdcore.errors import SdcoreError
 from sdcore.planning.estimate import Cost, Plan, duration
 from sdcore.planning.estimate import plan as plan_of
@@ -46,7 +46,7 @@ def plan(
 
     Example: sdcore plan paper --machine h100x8
     """
-    settings = load_experiment(experiment, overrides or [])
+    settings = sampled_on(load_experiment(experiment, overrides or []), machine)
     with notes.status("planning"):
         planned = planned_on(settings, machine, response_tokens)
     if as_json:
@@ -55,6 +55,29 @@ def plan(
     print_table(_table(planned), title=settings.name)
     for line in _lines(planned, workers):
         notes.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def sampled_on(settings: Experiment, machine: str | None) -> Experiment:
+    """Return the experiment with the engine of a new run on a named machine, or here; say which.
+
+    An environment with vLLM is taken to be on a named machine.
+
+    Raises:
+        ConfigError: there is no such machine.
+    """
+    if settings.engine.kind != AUTO:
+        return settings
+    from flows.settling import chosen_here
+    from sdcore.engines.choosing import choice
+    from sdcore.planning import machines
+
+    if machine is None:
+        chosen = chosen_here(settings)
+    else:
+        named = machines.named(machine)
+        chosen = choice(settings.model, None, None, gpus=named.count if named.gpu else 0)
+    notes.print(str(chosen), soft_wrap=True, highlight=False, markup=False)
+    return settings.sampled_by(chosen.kind)
 
 
 def planned_on(
@@ -113,6 +136,7 @@ def as_dict(planned: Plan, workers: int) -> dict[str, object]:
     """
     return {
         "experiment": planned.experiment.name,
+        "engine": planned.experiment.engine.kind,
         "machine": asdict(planned.machine),
         "parameters": planned.shape.parameters,
         "lengths": asdict(planned.lengths),

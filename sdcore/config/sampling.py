@@ -82,6 +82,9 @@ class SamplingConfig(Settings):
     )
 
 
+AUTO = "auto"
+
+
 class EngineConfig(Settings):
     """The sampler: this process, or vLLM servers. Only `kind` is part of the fingerprint.
 
@@ -90,7 +93,9 @@ class EngineConfig(Settings):
 
     kind: str = Field(
         "transformers",
-        description="transformers, vllm, or module:attribute",
+        description="transformers, vllm, auto (vllm where there is a GPU, `make vllm` was done and "
+        "model.dtype is bfloat16, else transformers; a run keeps what it was started with), or "
+        "module:attribute",
         json_schema_extra=NAMES_CODE,
     )
     options: dict[str, Any] = Field(
@@ -169,6 +174,10 @@ ENGINES = Registry(
         EngineEntry(
             "vllm", "sdcore.engines.vllm:open_engine",
             about="vLLM servers: running ones, or one that is started for the run.",
+        ),
+        EngineEntry(
+            AUTO, "sdcore.engines.choosing:unsettled",
+            about="vllm where there is a GPU that it can serve the model on, else transformers.",
         ),
     ),
 )  # fmt: skip
