@@ -181,7 +181,7 @@ def compare_contexts(
         experiment: a shipped experiment such as quickstart, or the path of an experiment file
         changes: settings of this run that differ from the file
         overrides: any other setting as section.key=value, such as conditions.grpo.group_size=4
-        workers: processes that train conditions and seeds side by side; with GPUs, each takes one
+        workers: processes that train conditions and seeds side by side; GPUs are shared out
     """
     from flows.compare_contexts import compare_contexts as run
 

@@ -49,8 +49,8 @@ class Scale(StrEnum):
 
 WorkersOption = Annotated[
     int,
-    typer.Option(min=1, help="processes that train conditions and seeds side by side; with GPUs, "
-                 "each takes one"),
+    typer.Option(min=1, help="processes that train conditions and seeds side by side; "
+                 "the GPUs are shared out evenly"),
 ]  # fmt: skip
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(files.app)

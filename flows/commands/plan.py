@@ -18,6 +18,8 @@ from sdcore.config import AUTO, Experiment, load_experiment
 from sdcore.errors import SdcoreError
 from sdcore.planning.estimate import Cost, Plan, duration
 from sdcore.planning.estimate import plan as plan_of
+from sdcore.planning.machines import GIB
+from sdcore.planning.placement import described, placements
 
 app = typer.Typer()
 LONG = 3600.0  # seconds; a run that takes longer is announced
@@ -187,7 +189,7 @@ def _row(planned: Plan, name: str, cost: Cost) -> dict[str, object]:
 
 
 def _lines(planned: Plan, workers: int) -> list[str]:
-    memory, machine, gib = planned.memory, planned.machine, 2**30
+    memory, machine, gib = planned.memory, planned.machine, GIB
     parts = ", ".join(f"{name} {size / gib:.1f}" for name, size in asdict(memory).items())
     return [
         f"Model: {planned.shape.parameters:,} parameters. Machine: {machine.name} "
@@ -197,6 +199,7 @@ def _lines(planned: Plan, workers: int) -> list[str]:
         f"Memory of the fullest device: {memory.total / gib:.1f} of {machine.memory / gib:.0f} GiB "
         f"({parts}), with micro-batches of at most {planned.tokens_per_microbatch:,} tokens. "
         f"Checkpoints that stay: {amount(planned.kept)}B.",
+        *_sampler(planned),
         f"Bound by {planned.bound}.",
         f"One more worker would bring {planned.second_worker}."
         if workers == 1
@@ -205,6 +208,27 @@ def _lines(planned: Plan, workers: int) -> list[str]:
         *(f"Does not fit: {line}" for line in planned.misfits),
         *([] if planned.misfits else ["It fits."]),
     ]
+
+
+def _sampler(planned: Plan) -> list[str]:
+    """The GPUs, and what a vLLM server of the run's own takes of one."""
+    machine, experiment, serving = planned.machine, planned.experiment, planned.serving
+    lines = []
+    if machine.gpu:
+        gpus = [str(number) for number in range(machine.count)]
+        placed = placements(experiment, gpus, ranks=machine.count)
+        launched = " with torchrun, which this plan is for" if machine.count > 1 else ""
+        lines.append(f"GPUs{launched}: {described(placed, gpus)}.")
+        if machine.count > 1:
+            alone = described(placements(experiment, gpus), gpus)
+            lines.append(f"GPUs without torchrun: {alone}; --workers shares them out.")
+    if serving is not None:
+        lines.append(
+            f"vLLM on each of its devices: {serving.total / GIB:.1f} GiB, of which "
+            f"{serving.cache / GIB:.1f} for keys and values; sequences of up to "
+            f"{serving.context_length:,} tokens."
+        )
+    return lines
 
 
 def amount(number: float) -> str:

@@ -116,9 +116,17 @@ class EngineConfig(Settings):
         json_schema_extra=FILE_ONLY,
     )
     context_length: int | None = Field(
-        None, ge=1, description="tokens of prompt and response; unset: the model's own limit"
+        None,
+        ge=1,
+        description="tokens of prompt and response; unset: the model's own limit, or what the "
+        "cache holds",
     )
-    cache_gib: float = Field(4.0, gt=0, description="memory for keys and values, in GiB")
+    cache_gib: float | None = Field(
+        None,
+        gt=0,
+        description="memory for keys and values on each device, in GiB; unset: as much as "
+        "`concurrency` sequences need, of what the trainer leaves on the GPU; without a GPU 4",
+    )
     concurrency: int = Field(128, ge=1, description="requests in flight per server")
     arguments: tuple[str, ...] = Field(
         (),
