@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from flows.settling import settled
 from sdcore.config import Experiment, load_experiment
 from sdcore.errors import SdcoreError, StoreError
 from sdcore.store.database import Store
@@ -43,8 +44,9 @@ def run(experiment: Experiment | str | Path, workspace: str | Path = "runs") -> 
         ConfigError: the experiment does not validate.
         SdcoreError: the run failed; its message was printed.
     """
-    settings = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
     root = Path(workspace).absolute()
+    given = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
+    settings = settled(given, root)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "experiment.json")
         file.write_text(settings.model_dump_json(), "utf-8")

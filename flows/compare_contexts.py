@@ -22,6 +22,7 @@ from tasks.run.condition_run import ConditionRun, base_run, trained_runs
 from tasks.run.lock import done_if_free, run_lock
 from tasks.run.progress import Advance
 from tasks.run.rounds import Round, first_round
+from tasks.run.servers import say_gpus
 from tasks.run.session import Session
 from tasks.run.workers import workers_beside
 from tasks.sample import sample
@@ -52,8 +53,11 @@ def compare_contexts(experiment: Experiment, root: Path, workers: int = 1) -> Fi
         root: folder of the workspace.
         workers: processes that train, this one included.
     """
-    with Session(root) as session:
+    workers = min(workers, len(experiment.conditions) * len(experiment.seeds))
+    with Session(root, workers=workers) as session:
         base = base_run(session, experiment)
+        if experiment.cluster is None:
+            say_gpus(experiment, workers)
         with run_lock(base, wait=True):
             prepare(base)
         base = grown(base)
@@ -63,7 +67,7 @@ def compare_contexts(experiment: Experiment, root: Path, workers: int = 1) -> Fi
                 for split in SPLITS:
                     evaluate(base, base.policy(0), split)
                 track(base)
-            base = train(base, workers)
+            base = train(base)
             with run_lock(base, wait=True):
                 for run in chosen_runs(base):
                     score_on_test(run)
@@ -71,7 +75,7 @@ def compare_contexts(experiment: Experiment, root: Path, workers: int = 1) -> Fi
         return Finished(experiment.experiment_id, session.clock.split())
 
 
-def train(base: ConditionRun, workers: int) -> ConditionRun:
+def train(base: ConditionRun) -> ConditionRun:
     """Train all conditions and seeds, and further trials while the best is at a grid's edge.
 
     Returns:
@@ -84,7 +88,7 @@ def train(base: ConditionRun, workers: int) -> ConditionRun:
         if base.experiment.cluster is not None:
             train_on_cluster(runs, title)
         else:
-            with workers_beside(base, max(1, min(workers, len(runs))) - 1):
+            with workers_beside(base, max(1, min(base.session.workers, len(runs))) - 1):
                 train_in_turn(runs, train_condition, title)
         trained |= base.experiment.conditions.keys()
         with run_lock(base, wait=True):

@@ -16,6 +16,7 @@ from prefect import flow
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_serializer
 from pydantic.fields import FieldInfo
 
+from flows.settling import settled
 from sdcore import config
 from sdcore.config.base import FILE_ONLY
 from sdcore.errors import ConfigError
@@ -180,7 +181,7 @@ def compare_contexts(
         experiment: a shipped experiment such as quickstart, or the path of an experiment file
         changes: settings of this run that differ from the file
         overrides: any other setting as section.key=value, such as conditions.grpo.group_size=4
-        workers: processes that train conditions and seeds side by side; with GPUs, each takes one
+        workers: processes that train conditions and seeds side by side; GPUs are shared out
     """
     from flows.compare_contexts import compare_contexts as run
 
@@ -292,7 +293,8 @@ def build_tiny_solver(folder: Path) -> dict[str, float]:
 
 def _load(experiment: str, overrides: list[str]) -> config.Experiment:
     """The settings of a run; what names programs, servers or keys comes from the file alone."""
-    return config.load_experiment(experiment, overrides, trusted=False)
+    settings = config.load_experiment(experiment, overrides, trusted=False)
+    return settled(settings, _workspace())
 
 
 def _workspace() -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from sdcore.config import SOURCES, Experiment, ProblemsConfig, PromptsConfig
+from sdcore.config import AUTO, SOURCES, Experiment, ProblemsConfig, PromptsConfig
 from sdcore.config.base import NAME_LENGTH
 from sdcore.critics.llm import LIVENESS_PROMPT
 from sdcore.critics.validation import Submission
@@ -80,7 +80,7 @@ def smoke_run(experiment: Experiment, root: Path) -> Iterator[Experiment]:
         "seeds": experiment.seeds[:1],
         "model": tree["model"] | {"name": SMOKE + name.removeprefix(SMOKE)},
     }
-    if experiment.engine.kind == "vllm":
+    if experiment.engine.kind in (AUTO, "vllm"):
         tree["engine"] |= {"kind": "transformers", "urls": ()}
     if tree["problems"]["band"]:
         tree["problems"]["band"] |= {"format_rate": 0.0}  # a random model keeps no format

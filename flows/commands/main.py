@@ -31,6 +31,7 @@ from flows.commands.terminal import (
     print_tables,
     stored_experiment,
 )
+from flows.settling import settled
 from sdcore import __version__
 from sdcore.config import Experiment, load_experiment, read_settings
 from sdcore.config.shipped import experiment_file
@@ -48,8 +49,8 @@ class Scale(StrEnum):
 
 WorkersOption = Annotated[
     int,
-    typer.Option(min=1, help="processes that train conditions and seeds side by side; with GPUs, "
-                 "each takes one"),
+    typer.Option(min=1, help="processes that train conditions and seeds side by side; "
+                 "the GPUs are shared out evenly"),
 ]  # fmt: skip
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(files.app)
@@ -139,7 +140,7 @@ def run(
 def _scaled(settings: Experiment, scale: Scale, root: Path) -> Iterator[Experiment]:
     """Give the experiment as it is, or its smoke run, which is announced."""
     if scale is Scale.FULL:
-        yield settings
+        yield settled(settings, root)
         return
     from sdcore.smoke import smoke_run
 

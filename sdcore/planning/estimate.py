@@ -16,9 +16,9 @@ from sdcore.planning.memory import (
     engine_limit,
     memory_of,
     misfits,
-    sampling_devices,
-    tensor_parallel,
+    server_of,
 )
+from sdcore.planning.serving import Serving, sampling_devices, tensor_parallel
 from sdcore.planning.shapes import BYTES, Shape
 from sdcore.planning.work import (
     CRITIC_RATE,
@@ -92,6 +92,7 @@ class Plan:
         stages: cost by stage, in order, of all conditions and seeds.
         lineages: seconds of each condition and seed, in the order in which they train.
         memory: of the fullest device.
+        serving: the vLLM server that the run starts, if it does.
         kept: bytes of the checkpoints that stay.
         misfits: what does not fit, and the setting that fixes it.
     """
@@ -103,6 +104,7 @@ class Plan:
     stages: dict[str, Cost]
     lineages: tuple[float, ...]
     memory: Memory
+    serving: Serving | None
     kept: float
     misfits: tuple[str, ...]
 
@@ -189,7 +191,10 @@ def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Length
     """
     machine = machine.computing_in(experiment.model.dtype)
     memory = memory_of(experiment, shape, machine, lengths)
-    work = _Work(experiment, shape, machine, lengths, engine_limit(machine, memory.stays))
+    serving = server_of(experiment, shape, machine, lengths)
+    limit = engine_limit(machine, memory.stays)
+    rows = batch_rows(experiment, shape, lengths, limit, serving)
+    work = _Work(experiment, shape, machine, lengths, rows)
     stages = {stage: Cost() for stage in STAGES}
     for stage, cost in work.shared():
         stages[stage] += cost
@@ -214,6 +219,7 @@ def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Length
         stages,
         tuple(own) * len(experiment.seeds),
         memory,
+        serving,
         len(experiment.seeds) * kept,
         tuple(misfits(experiment, shape, machine, lengths, memory)),
     )
@@ -227,7 +233,7 @@ class _Work:
     shape: Shape
     machine: Machine
     lengths: Lengths
-    batch: float  # bytes that the engine of this process may take for one
+    rows: int  # that are decoded together
 
     def shared(self) -> Iterator[tuple[str, Cost]]:
         """What is done once: prepare, warm-up, difficulty, the base's scores, the comparison."""
@@ -278,7 +284,7 @@ class _Work:
         machine, lengths, shape = self.machine, self.lengths, self.shape
         vllm, dtype = self.experiment.engine.kind == "vllm", self.experiment.model.dtype
         requests = questions * samples
-        rows = min(requests, batch_rows(self.experiment, shape, lengths, self.batch))
+        rows = min(requests, self.rows)
         written = requests * lengths.response
         drawn = written if vllm else WAITING * written  # rows that are decoded
         passes = written / rows + lengths.longest - lengths.response  # the last ones run on alone

@@ -1,6 +1,5 @@
 """Memory of a device, and of what does not fit into it the setting that makes it fit."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import log2
@@ -16,12 +15,21 @@ from sdcore.config import (
 )
 from sdcore.planning.lengths import Lengths
 from sdcore.planning.machines import GIB, Machine
+from sdcore.planning.serving import (
+    Serving,
+    fixed_bytes,
+    refusals,
+    sampling_devices,
+    sequence,
+    serving_of,
+    starts_server,
+    tensor_parallel,
+)
 from sdcore.planning.shapes import BYTES, Shape
 from sdcore.planning.work import CRITIC_RATE, FLOAT, PADDING, teacher_of, trained_parameters
 
 PROCESS = 0.9 * GIB  # Python, torch and the tracking libraries: resident memory of a run's process
 CONTEXT = 0.6 * GIB  # CUDA context and libraries of a process; assumed
-VLLM = 3.0 * GIB  # its activations, graphs and CUDA context beside weights and cache; assumed
 ENGINE_LIMIT = 4 * GIB  # of a batch's keys, values and logits in this process, without a GPU
 CHUNK = {False: 1 << 22, True: 1 << 26}  # elements of a buffer of logits, without and with a GPU
 TILE = 128  # rows that a chunk of logits has at least, and on a GPU a multiple of which
@@ -61,28 +69,20 @@ class Memory:
         return self.weights + self.optimizer + self.sampler + self.process
 
 
-def sampling_devices(experiment: Experiment) -> int:
-    """Return how many devices draw samples: the servers, each over its tensor-parallel share."""
-    engine = experiment.engine
-    if engine.kind != "vllm":
-        return 1
-    return max(1, len(engine.urls)) * tensor_parallel(experiment)
-
-
-def tensor_parallel(experiment: Experiment) -> int:
-    """Return the devices that a server splits the model over."""
-    words = " ".join(experiment.engine.arguments)
-    match = re.search(r"--tensor-parallel-size[= ](\d+)|(?:^| )-tp[= ](\d+)", words)
-    return int(match[1] or match[2]) if match else 1
-
-
-def batch_rows(experiment: Experiment, shape: Shape, lengths: Lengths, limit: float) -> int:
-    """Return the sequences that are decoded together, on all servers, or here within a limit."""
-    cache = shape.cache_bytes(experiment.model.dtype) * (lengths.prompt + lengths.longest)
-    if experiment.engine.kind == "vllm":
-        servers = max(1, len(experiment.engine.urls))
-        held = int(experiment.engine.cache_gib * GIB // cache)
-        return servers * max(1, min(experiment.engine.concurrency, held))
+def batch_rows(
+    experiment: Experiment,
+    shape: Shape,
+    lengths: Lengths,
+    limit: float,
+    serving: Serving | None = None,
+) -> int:
+    """Return the sequences that are decoded together: on all servers, or here within a limit."""
+    concurrency = experiment.engine.concurrency
+    if serving is not None:
+        held = int(serving.held // (lengths.prompt + lengths.longest))
+        return max(1, min(concurrency, held))
+    if experiment.engine.kind == "vllm":  # running ones, taken to have room for all
+        return len(experiment.engine.urls) * concurrency
     row = shape.cache_bytes(experiment.model.dtype) * (
         lengths.prompt + experiment.sampling.max_new_tokens
     )
@@ -163,44 +163,88 @@ def optimizer_bytes(shape: Shape, training: TrainingConfig, ranks: int) -> float
     return 3 * FLOAT * trained_parameters(shape, training.lora) / (ranks if training.sharded else 1)
 
 
-def memory_of(experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths) -> Memory:
-    """Return the memory of the fullest device: the one with the trainer and the sampler on it."""
-    gpu, training, dtype = machine.gpu, experiment.training, experiment.model.dtype
-    in_process = experiment.engine.kind != "vllm"
-    whole, size = shape.parameters, BYTES[dtype]
-    trained = trained_parameters(shape, training.lora)
-    ranks = machine.count if training.sharded else 1
+def training_memory(experiment: Experiment, shape: Shape, ranks: int, *, gpu: bool) -> Memory:
+    """Return what a process that trains holds, without its activations and without a sampler."""
+    training, size = experiment.training, BYTES[experiment.model.dtype]
+    whole, trained = shape.parameters, trained_parameters(shape, training.lora)
+    optimizer = optimizer_bytes(shape, training, ranks)
+    ranks = ranks if training.sharded else 1
     policy = whole * size + trained * FLOAT if training.lora else whole * FLOAT / ranks
     kinds = {teacher_of(condition) for condition in experiment.conditions.values()}
     copied = training.lora is None and bool(kinds - {None, "live"})
     copy = whole * (FLOAT if "ema" in kinds else size) / ranks if copied else 0.0
     average = FLOAT * trained if training.lora and "ema" in kinds else 0.0
-    initial = whole * size if in_process else 0.0  # the base that all conditions start from
-    if in_process:
-        sampler = float(whole * size)
-    elif experiment.engine.urls:
-        sampler = 0.0  # a server of the user's, elsewhere
-    else:
-        held = whole * size + experiment.engine.cache_gib * GIB
-        sampler = held / tensor_parallel(experiment) + VLLM
-    memory = Memory(
-        weights=policy + copy + initial,
-        optimizer=optimizer_bytes(shape, training, machine.count) + average,
+    return Memory(
+        weights=policy + copy,
+        optimizer=optimizer + average,
         activations=0.0,
-        sampler=sampler,
+        sampler=0.0,
         batch=0.0,
         process=CONTEXT if gpu else PROCESS,
     )
-    if in_process:
+
+
+def cache_room(
+    experiment: Experiment, shape: Shape, lengths: Lengths, free: float, beside: Memory | None
+) -> float:
+    """Return the bytes of a GPU that a vLLM server may take for keys and values.
+
+    Args:
+        experiment: its settings.
+        shape: of the model.
+        lengths: of prompts and responses.
+        free: bytes that the trainer and the server may take together.
+        beside: memory of the trainer on the same GPU, without its activations; None if it is on
+            another one. Where `tokens_per_microbatch` is `auto`, its activations get half of what
+            is left.
+    """
+    left = SPARE * free - fixed_bytes(experiment, shape)
+    if beside is None:
+        return left
+    left -= beside.stays
+    if experiment.training.tokens_per_microbatch == "auto":
+        return left / 2
+    most = experiment.training.tokens_per_microbatch
+    return left - activation_bytes(experiment, shape, lengths, most, gpu=True)
+
+
+def activation_bytes(
+    experiment: Experiment, shape: Shape, lengths: Lengths, most: int, *, gpu: bool
+) -> float:
+    """Return the bytes of the largest micro-batch, of at most so many positions; its loss too."""
+    tokens = microbatch_tokens(experiment, lengths, most)
+    chunk = chunk_bytes(shape, most_logit_bytes(experiment, gpu=gpu), gpu=gpu)
+    return tokens * token_bytes(experiment.training, experiment.model.dtype, shape) + chunk
+
+
+def server_of(
+    experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths
+) -> Serving | None:
+    """Return what the run's own vLLM server takes of the device that it shares with the trainer."""
+    if not starts_server(experiment):
+        return None
+    beside = training_memory(experiment, shape, machine.count, gpu=machine.gpu)
+    room = cache_room(experiment, shape, lengths, machine.memory, beside) if machine.gpu else None
+    return serving_of(experiment, shape, lengths, room)
+
+
+def memory_of(experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths) -> Memory:
+    """Return the memory of the fullest device: the one with the trainer and the sampler on it."""
+    gpu, dtype = machine.gpu, experiment.model.dtype
+    memory = training_memory(experiment, shape, machine.count, gpu=gpu)
+    serving = server_of(experiment, shape, machine, lengths)
+    if serving is not None:
+        memory = replace(memory, sampler=serving.total)
+    if experiment.engine.kind != "vllm":
+        whole = float(shape.parameters * BYTES[dtype])
+        # The engine's copy, and the base that all conditions start from.
+        memory = replace(memory, weights=memory.weights + whole, sampler=whole)
         limit = engine_limit(machine, memory.stays)
         rows = min(batch_rows(experiment, shape, lengths, limit), most_requests(experiment))
         row = shape.cache_bytes(dtype) * (lengths.prompt + lengths.longest) + 32 * shape.vocabulary
         memory = replace(memory, batch=min(rows * row, limit))
     most = allowed_tokens(experiment, shape, machine, memory)
-    tokens = microbatch_tokens(experiment, lengths, most)
-    activations = tokens * token_bytes(training, dtype, shape)
-    chunk = chunk_bytes(shape, most_logit_bytes(experiment, gpu=gpu), gpu=gpu)
-    return replace(memory, activations=activations + chunk)
+    return replace(memory, activations=activation_bytes(experiment, shape, lengths, most, gpu=gpu))
 
 
 def allowed_tokens(experiment: Experiment, shape: Shape, machine: Machine, memory: Memory) -> int:
@@ -257,7 +301,7 @@ def misfits(
 
 
 def _too_long(experiment: Experiment, shape: Shape, lengths: Lengths) -> Iterator[str]:
-    needed = max(lengths.shown + lengths.longest, _sequence(experiment, lengths))
+    needed = max(lengths.shown + lengths.longest, sequence(experiment, lengths))
     if needed > shape.positions:
         yield (
             f"prompt and response need about {needed:,.0f} positions, and the model has "
@@ -269,22 +313,10 @@ def _does_not_start(
     experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths
 ) -> Iterator[str]:
     """What a vLLM server refuses that the run starts itself."""
-    engine, needed = experiment.engine, _sequence(experiment, lengths)
-    if engine.kind != "vllm" or engine.urls:
+    serving = server_of(experiment, shape, machine, lengths)
+    if serving is None:
         return
-    served = engine.context_length or shape.positions
-    held = served * shape.cache_bytes(experiment.model.dtype) / GIB
-    if needed > served:
-        yield (
-            f"engine.context_length = {served:,} is less than prompt and response, about "
-            f"{needed:,.0f}: set it to {_rounded_up(needed, 1024):,}"
-        )
-    if held > engine.cache_gib:
-        yield (
-            f"vLLM does not start: engine.cache_gib = {engine.cache_gib:g}, and one sequence of "
-            f"{served:,} positions needs {held:.1f} GiB: set engine.cache_gib = "
-            f"{_rounded_up(held, 1):g}, or engine.context_length = {_rounded_up(needed, 1024)}"
-        )
+    yield from refusals(experiment, shape, lengths, serving)
     if sampling_devices(experiment) > machine.count:
         yield (
             f"--tensor-parallel-size = {tensor_parallel(experiment)} needs as many devices, and "
@@ -307,18 +339,14 @@ def _gives_up(experiment: Experiment) -> Iterator[str]:
 def _too_large(
     experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths, memory: Memory
 ) -> Iterator[str]:
-    if memory.total > machine.memory:
+    sized = machine.gpu and starts_server(experiment) and experiment.engine.cache_gib is None
+    if memory.total > machine.memory and not sized:  # else the server's own line says it
         yield (
             f"memory: {memory.total / GIB:.1f} GiB on a device of {machine.memory / GIB:.0f} GiB: "
             + _remedy(experiment, shape, machine, lengths, memory)
         )
     elif experiment.training.sharded and machine.count == 1:
         yield "training.sharded needs several devices and torchrun: leave it out"
-
-
-def _sequence(experiment: Experiment, lengths: Lengths) -> float:
-    """Positions of the student's prompt and the longest response that is allowed."""
-    return lengths.prompt + experiment.sampling.max_new_tokens
 
 
 def _remedy(

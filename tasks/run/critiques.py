@@ -93,7 +93,7 @@ def open_client(run: ConditionRun, budget: Budget, config: LlmCriticConfig) -> C
         name, trained = config.model, run.experiment.model
         model = ModelConfig(name=name, dtype=trained.dtype, device=trained.device)
         return EngineClient(
-            run.session.models.critic_engine(model),
+            run.session.models.critic_engine(run, model),
             run.session.models.tokenizer(name, run.prompt_day),
             config,
             budget,

@@ -10,12 +10,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from sdcore.config import (
     ConditionSettings,
     EngineConfig,
+    Experiment,
     LoraConfig,
     ModelConfig,
     TrainingConfig,
@@ -26,13 +28,16 @@ from sdcore.engines import Engine, Resources, Served
 from sdcore.engines.opening import open_engine
 from sdcore.models import hub, policies
 from sdcore.planning.memory import auto_tokens, logit_bytes, optimizer_bytes
+from sdcore.planning.serving import starts_server
 from sdcore.planning.shapes import Shape
+from sdcore.system import gpus
 from sdcore.system.memory import free_bytes
 from sdcore.training import checkpoints
 from sdcore.training.head import unwrap_peft
 from sdcore.training.trainer import Trainer
 from tasks.run.condition_run import BASE, ConditionRun
 from tasks.run.progress import note
+from tasks.run.servers import Server, placements_here, server_here
 
 disable_progress_bar()  # of loading weights: the run has its own
 
@@ -43,17 +48,20 @@ class LiveModels:
     Attributes:
         folder: local folder with a named model's weights and tokenizer.
         tokenizer: a named model's tokenizer, whose chat template shows the given day.
-        critic_engine: an engine of its own for a critic that runs in this process, by its model,
-            in the dtype and on the device of the policy.
+
+    Args:
+        root: folder of the workspace.
+        workers: processes of the command, this one the first, among which the GPUs are shared out.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, workers: int = 1) -> None:
+        self._root, self._workers = root, workers
         self.folder: Callable[[str], Path] = cache(hub.resolve)
         self.tokenizer: Callable[[str, date], policies.Tokenizer] = cache(self._tokenizer)
-        self.critic_engine: Callable[[ModelConfig], Engine] = cache(self._critic_engine)
+        self._critic: Callable[[ModelConfig, str | None], Engine] = cache(self._critic_engine)
         self._base: Callable[[Path, ModelConfig], PreTrainedModel] = cache(policies.load_policy)
-        self._sampler: Callable[..., Engine] = cache(self._open)
+        self._samplers: dict[_Sampled, Engine] = {}
+        self._servers: dict[_Sampled, Server] = {}  # how each sampler's own server is started
         self._engines: list[Engine] = []
         self._sampled: tuple[Engine, str] | None = None  # sampler, and the policy that it holds
         self._live: tuple[str, int, Trainer] | None = None  # run, its rounds, trainer
@@ -108,8 +116,28 @@ class LiveModels:
 
     def sampler(self, run: ConditionRun) -> Engine:
         """The sampling engine, whatever it has loaded."""
-        experiment = run.experiment
-        return self._sampler(experiment.model, experiment.engine, experiment.training.lora)
+        experiment, key = run.experiment, _sampled(run.experiment)
+        if key not in self._samplers:
+            settings, more = experiment.engine, dict[str, Any]()
+            if starts_server(experiment):
+                server = self._server(experiment)
+                settings, more = server.settings, {"gpus": server.gpus, "share": server.share}
+            lora = experiment.training.lora
+            self._samplers[key] = self._open(experiment.model, settings, lora=lora, **more)
+        return self._samplers[key]
+
+    def critic_engine(self, run: ConditionRun, model: ModelConfig) -> Engine:
+        """An engine of its own for a critic that runs in this process, on the GPU that it has."""
+        return self._critic(model, placements_here(run.experiment, self._workers)[0].critic)
+
+    def _server(self, experiment: Experiment) -> Server:
+        """How the server of an experiment is started, found out once: both it and a trainer ask."""
+        key = _sampled(experiment)
+        if key not in self._servers:
+            placement = placements_here(experiment, self._workers)[0]
+            folder = self.folder(experiment.model.name)
+            self._servers[key] = server_here(experiment, folder, placement)
+        return self._servers[key]
 
     def _served(self, run: ConditionRun, round_: int, policy_id: str, sampler: Engine) -> Served:
         base = self.base_folder(run)
@@ -150,6 +178,7 @@ class LiveModels:
                 total_steps=total_steps,
                 seed=run.seed,
                 temperature=experiment.sampling.temperature,
+                left=self._server(experiment).left if starts_server(experiment) else None,
             )
         )
 
@@ -170,14 +199,23 @@ class LiveModels:
     def _tokenizer(self, name: str, day: date) -> policies.Tokenizer:
         return policies.load_tokenizer(self.folder(name), day)
 
-    def _critic_engine(self, model: ModelConfig) -> Engine:
-        return self._open(model, EngineConfig(), None)
+    def _critic_engine(self, model: ModelConfig, gpu: str | None) -> Engine:
+        device = gpus.visible().index(gpu) if gpu is not None else -1
+        with torch.cuda.device(device):  # "cuda" is this one inside; -1 changes nothing
+            return self._open(model, EngineConfig(), lora=None)
 
-    def _open(self, model: ModelConfig, settings: EngineConfig, lora: LoraConfig | None) -> Engine:
-        folder = self.folder(model.name)
-        engine = open_engine(settings, Resources(model, folder, lora, self._root))
-        self._engines.append(engine)
-        return engine
+    def _open(self, model: ModelConfig, settings: EngineConfig, **resources: Any) -> Engine:
+        made = Resources(model, self.folder(model.name), root=self._root, **resources)
+        self._engines.append(open_engine(settings, made))
+        return self._engines[-1]
+
+
+_Sampled = tuple[ModelConfig, EngineConfig, LoraConfig | None]
+
+
+def _sampled(experiment: Experiment) -> _Sampled:
+    """What decides a sampler."""
+    return experiment.model, experiment.engine, experiment.training.lora
 
 
 def samples_from_disk(run: ConditionRun) -> bool:
@@ -194,6 +232,7 @@ def _made_trainer(
     *,
     seed: int,
     temperature: float,
+    left: float | None,
     **settings: Any,
 ) -> Trainer:
     policy = collectives.together(partial(policies.load_policy, folder, model))
@@ -203,12 +242,16 @@ def _made_trainer(
     if training.tokens_per_microbatch == "auto":
         bare, gpu = unwrap_peft(policy), policy.device.type == "cuda"
         per_logit = logit_bytes(objective, model.dtype, temperature, gpu=gpu)
-        made.tokens_per_microbatch = fitting_tokens(bare, training, model.dtype, per_logit)
+        made.tokens_per_microbatch = fitting_tokens(bare, training, model.dtype, per_logit, left)
     return made
 
 
 def fitting_tokens(
-    policy: PreTrainedModel, training: TrainingConfig, dtype: str, per_logit: float
+    policy: PreTrainedModel,
+    training: TrainingConfig,
+    dtype: str,
+    per_logit: float,
+    left: float | None = None,
 ) -> int:
     """Return the tokens of a micro-batch that fit into the memory that is free now, on every rank.
 
@@ -217,6 +260,7 @@ def fitting_tokens(
         training: its settings.
         dtype: the model's, before trained weights were made float32.
         per_logit: see `planning.memory.logit_bytes`.
+        left: bytes that a vLLM server leaves for activations on the same GPU, started or not.
 
     Raises:
         ModelError: the memory that this architecture takes is not known.
@@ -225,5 +269,6 @@ def fitting_tokens(
     gpu, ranks = policy.device.type == "cuda", collectives.rank_and_world_size()[1]
     free = free_bytes(policy.device) / (1 if gpu else ranks)
     free -= optimizer_bytes(shape, training, ranks)
+    free = free if left is None else min(free, left)
     tokens = auto_tokens(training, dtype, shape, per_logit, free, gpu=gpu)
     return min(collectives.gather([tokens]))

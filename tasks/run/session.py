@@ -32,14 +32,15 @@ class Session:
         root: folder of the workspace.
         outbox: on a node of a cluster, sends what is stored to the run's own process, which alone
             logs to MLflow.
+        workers: processes of the command, this one the first, among which the GPUs are shared out.
     """
 
-    def __init__(self, root: Path, outbox: "Outbox | None" = None) -> None:
-        self.root, self.outbox = root, outbox
+    def __init__(self, root: Path, outbox: "Outbox | None" = None, workers: int = 1) -> None:
+        self.root, self.outbox, self.workers = root, outbox, workers
         self.clock = Stopwatch()
         self.panel = Panel()
         self.interrupts = Interrupts(self.panel.at_work)
-        self.models = LiveModels(root)
+        self.models = LiveModels(root, workers)
         self._private = private_files()  # what is created while it is open is its owner's alone
         self.store = Store(
             root / DATABASE,
@@ -74,7 +75,7 @@ class Session:
     def forget_models(self) -> None:
         """Close all models and engines, to leave memory to others; the next use loads them."""
         self.models.close()
-        self.models = LiveModels(self.root)
+        self.models = LiveModels(self.root, self.workers)
 
     @cached_property
     def _tracking(self) -> Tracking:

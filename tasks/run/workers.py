@@ -18,11 +18,14 @@ from sdcore.system.threads import torch_threads
 from tasks.run.condition_run import ConditionRun
 from tasks.run.interrupts import Stopped
 from tasks.run.progress import note
+from tasks.run.servers import placements_here
 
 
 @contextmanager
 def workers_beside(base: ConditionRun, count: int) -> Iterator[None]:
     """Let `count` further processes work on the experiment while the block runs.
+
+    They are as many as the session's workers without this one, or fewer.
 
     Each is `python -m flows.worker`: it takes conditions and seeds that are free, and ends when
     none is left. The processor's cores are shared out evenly. What a worker that fails leaves
@@ -68,7 +71,7 @@ def _start(
 ) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "flows.worker", str(experiment), str(base.root), str(number)]
     environment = os.environ | get_current_settings().to_environment_variables(exclude_unset=True)
-    environment |= {"OMP_NUM_THREADS": str(threads)} | _device(number)
+    environment |= {"OMP_NUM_THREADS": str(threads)} | _gpus(base, number)
     environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
     with _log(base, number).open("ab") as log:
         return subprocess.Popen(
@@ -82,11 +85,10 @@ def _start(
         )
 
 
-def _device(number: int) -> dict[str, str]:
-    """Return the variable that gives a worker its GPU: the first process has the first one."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    return {"CUDA_VISIBLE_DEVICES": names[(number - 1) % len(names)]} if names else {}
+def _gpus(base: ConditionRun, number: int) -> dict[str, str]:
+    """Return the variable that gives a worker its GPUs; this process is number 1."""
+    placed = placements_here(base.experiment, base.session.workers)[number - 1]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(placed.visible)} if placed.visible else {}
 
 
 def _log(base: ConditionRun, number: int) -> Path:

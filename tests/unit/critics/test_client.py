@@ -271,7 +271,7 @@ def test_who_stops_before_a_request_gets_the_replies_to_those_in_flight_first():
 def test_a_critic_of_this_process_computes_as_the_policy_does():
     opened = []
     models = SimpleNamespace(
-        critic_engine=lambda model: opened.append(model) or ScriptedEngine({}),
+        critic_engine=lambda _, model: opened.append(model) or ScriptedEngine({}),
         tokenizer=lambda name, day: None,
     )
     policy = ModelConfig(name="policy", dtype="bfloat16", device="cpu")

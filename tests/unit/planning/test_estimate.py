@@ -214,19 +214,26 @@ def test_more_devices_train_faster_and_are_used_less():
 def test_a_fixed_setting_makes_it_fit():
     """The setting that a misfit names is tried."""
     assert not planned().misfits
-    small = planned(engine={"kind": "vllm"})
-    (line,) = small.misfits
+    long = {"kind": "vllm", "context_length": 40_960, "cache_gib": 4}
+    (line,) = planned(engine=long).misfits
     assert "4.4 GiB" in line and "engine.cache_gib = 5" in line
-    assert not planned(engine={"kind": "vllm", "cache_gib": 5}).misfits
+    assert "engine.context_length = 3072" in line
+    assert not planned(engine=long | {"cache_gib": 5}).misfits
+    assert not planned(engine=long | {"context_length": 3072}).misfits
     (line,) = planned(engine={"kind": "vllm", "context_length": 2048}).misfits
     assert "engine.context_length = 2,048 is less" in line and "3,072" in line
     training = {"lora": {"rank": 64}, "tokens_per_microbatch": 40_000}
     (line,) = planned(training=training).misfits
+    assert line.startswith("vLLM does not start") and "activation_checkpointing = true" in line
+    assert not planned(training=training | {"activation_checkpointing": True}).misfits
+    engine = {"kind": "vllm", "context_length": 4096, "cache_gib": 4}
+    (line,) = planned(training=training, engine=engine).misfits
     assert line.startswith("memory:")
     setting = int(line.rpartition("= ")[2])
-    assert not planned(training=training | {"tokens_per_microbatch": setting}).misfits
+    fitting = training | {"tokens_per_microbatch": setting}
+    assert not planned(training=fitting, engine=engine).misfits
     more = training | {"tokens_per_microbatch": setting + 1024}
-    assert planned(training=more).misfits
+    assert planned(training=more, engine=engine).misfits
     split = {"kind": "vllm", "cache_gib": 5, "arguments": ["--tensor-parallel-size=4"]}
     (line,) = planned(engine=split).misfits
     assert "needs as many devices" in line and not planned("h100x4", engine=split).misfits
