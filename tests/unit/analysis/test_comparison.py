@@ -172,8 +172,10 @@ def test_what_was_stopped_or_shows_a_sign_of_a_collapse_is_named(tmp_path):
     assert aligned["note"] == (
         "seed 0 stopped after round 3; seed 1 stopped after round 3 without a good checkpoint"
     )
-    reference = chosen.filter(condition="reference").row(0, named=True)
-    assert reference["avg_at_k"] is None and reference["note"].count("without a good") == 2
+    reference = comparison.summary(store, name).filter(condition="reference")
+    assert reference["checkpoint"].to_list() == ["validation", "optimistic"]
+    assert reference["avg_at_k"].to_list() == [None] * 2
+    assert [note.count("without a good") for note in reference["note"]] == [2, 2]
     rows, _ = comparison.comparisons(store, name)
     assert "reference" not in {*rows["condition"], *rows["baseline"]}
     assert set(rows.filter(condition="step_aligned")["seeds"]) == {1}

@@ -22,10 +22,28 @@ def test_mean_squares_of_a_hand_computed_grid():
     assert (found.problem, found.seed, found.residual) == pytest.approx((9, 1, 1))
 
 
-def test_the_degrees_of_freedom_are_satterthwaites():
-    """Variance 4 + (3 - 2) = 5; 25 / (16 / 10 + 1.3 * 9 / 3 + 4 / (10 * 3)) = 4.43787 degrees."""
-    half = half_width(MeanSquares(problem=4, seed=3, residual=2, problems=11, seeds=4), 0.95)
-    assert half == pytest.approx(t.ppf(0.975, 750 / 169) * math.sqrt(5 / 44), rel=1e-9)
+def test_mean_squares_of_one_seed_are_those_of_the_problems_alone():
+    found = mean_squares([[1], [2], [3]])
+    assert (found.problem, found.seed, found.residual, found.seeds) == (1, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("squares", "problems", "seeds", "variance", "freedom"),
+    [
+        # 25 / (16 / 10 + 1.3 * 9 / 3 + 4 / (10 * 3)) = 4.43787 degrees
+        ((4, 3, 2), 11, 4, 4 + (3 - 2), 750 / 169),
+        # Two seeds count too: 25 / (16 / 10 + 1.3 * 9 + 4 / 10) = 1.82482
+        ((4, 3, 2), 11, 2, 4 + (3 - 2), 250 / 137),
+        # 64 / (16 / 4 + 1.3 * 16 / 4) = 6.96 is more than five problems and seeds can give
+        ((4, 4, 0), 5, 5, 4 + 4, 4),
+        # 49 / (49 / 2 + 1.3 * 4 / 2 + 4 / 4) = 1.74 is less than those over three seeds alone
+        ((7, 2, 2), 3, 3, 7, 2),
+    ],
+)  # fmt: skip
+def test_the_degrees_of_freedom_are_satterthwaites(squares, problems, seeds, variance, freedom):
+    half = half_width(MeanSquares(*squares, problems, seeds), 0.95)
+    expected = t.ppf(0.975, freedom) * math.sqrt(variance / (problems * seeds))
+    assert half == pytest.approx(expected, rel=1e-9)
 
 
 def test_one_seed_is_a_t_interval_over_problems():
@@ -87,6 +105,12 @@ def test_bootstrap_of_two_clusters_has_their_values_as_bounds():
     assert found.tolist() == [[2, 1, 3]]
     alone = bootstrap(lambda n_RN: (n_RN @ values[:1])[:, None], [1], 0.95, 500)
     assert alone[0, 0] == 1 and np.isnan(alone[0, 1:]).all()
+
+
+def test_a_bootstrap_has_the_same_bounds_each_time():
+    values = np.arange(40.0) ** 2
+    bounds = [bootstrap(lambda n: (n @ values / 40)[:, None], [40], 0.95, 50) for _ in range(2)]
+    assert bounds[0].tolist() == bounds[1].tolist()
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

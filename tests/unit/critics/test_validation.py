@@ -135,7 +135,7 @@ def test_an_answer_that_is_only_stated_is_refused(step):
     assert refusal(step) is not None
 
 
-@pytest.mark.parametrize("sign", ["\u0435", "\u200b", "\u202e", "\uff13", "é", "\u0456"])
+@pytest.mark.parametrize("sign", ["\u0435", "\u200b", "\u202e", "\uff13", "é", "\u0456", "\x7f"])
 def test_letters_and_invisible_characters_stay_refused(sign):
     assert "the character" in refusal(f"After the gift she has 48 - 14 = 34 pens{sign}.", THIRD)
 
@@ -164,6 +164,17 @@ def test_a_sum_that_does_not_hold_is_refused_in_new_and_in_kept_steps():
     [
         ([ONE, "70-31=38"], "70-31: 39", "one without ="),  # two formulas are a notation
         ([ONE], "70-31: 39", None),  # one step alone is none
+        ([ONE, "70-31=38"], "70 - 31 : 39", "one without ="),
+        (
+            [f"She has {ONE} pens in all", "After that 70-31=38 are left"],
+            "Leaving 39 pens",
+            "one without =",
+        ),
+        (
+            [f"She has {ONE} pens in all", "After that 70-31=38 are left"],
+            "So she has 39 left",
+            None,
+        ),
     ],
 )
 def test_steps_that_all_have_a_result_ask_for_one(own, new, reason):

@@ -123,6 +123,7 @@ def test_only_the_rows_that_are_shown_are_computed(store):
     assert not shown.complete and " 9 │" in shown.text and " 10 │" not in shown.text
     assert show(store, "FROM range(10)", rows=10).complete
     assert not show(store, "FROM range(11)", rows=10).complete
+    assert show(store, "SELECT '2 columns (1 shown)' AS text").complete  # the last line counts
 
 
 def test_columns_that_do_not_fit_are_left_out_and_counted(store):
