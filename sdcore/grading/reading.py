@@ -416,11 +416,13 @@ def _joined_thousands(text: str) -> str:
 
 # --- to LaTeX -------------------------------------------------------------------------------------
 
-_NAMES = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lim max min gcd lcm "
-    "det alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma "
-    "tau phi chi psi omega infty infinity inf sqrt or and".split()
-)
+_NAMES = {
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh",
+    "tanh", "log", "ln", "exp", "lim", "max", "min", "gcd", "lcm", "det", "alpha", "beta",
+    "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu",
+    "xi", "pi", "rho", "sigma", "tau", "phi", "chi", "psi", "omega", "infty", "infinity", "inf",
+    "sqrt", "or", "and",
+}  # fmt: skip
 _FUNCTIONS = re.compile(
     r"(?<![A-Za-z\\])(?<!text\{)(?<!mathrm\{)(?<!mbox\{)(?<!name\{)(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec(?!$)|csc|log|ln|exp"
     r"|alpha|beta|gamma|theta|phi|omega|pi)(?![A-Za-z])"
