@@ -25,6 +25,7 @@ SAME = Fraction(1, 10**25)  # relative; roots and pi are known to 40 digits
 ROUGHLY = Fraction(1, 20)  # relative error that ≈ may have between whole numbers
 
 _RELATIONS = {"is", "are", "equal", "gives", "makes", "yields", "leaves", "comes", "totals"}
+_NTH = {"first", "second", "other", "last", "next", "latter", "each", "every"}  # a half in time
 _FACTORS = {"twice": "2", "double": "2", "thrice": "3", "triple": "3", "quadruple": "4"}
 _PARTS = {
     "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6,
@@ -294,7 +295,8 @@ def _factor(before: Sequence[str]) -> str:
     last = words[-1] if words else ""
     if last in _FACTORS:
         return _FACTORS[last]
-    if singular(last) in _PARTS and (of or last == "half"):
+    nth = len(words) > 1 and words[-2] in _NTH  # in the second half 4 * 85 = 340
+    if singular(last) in _PARTS and (of or (last == "half" and not nth)):
         return f"{_COUNTS.get(words[-2], 1) if len(words) > 1 else 1}/{_PARTS[singular(last)]}"
     return ""
 

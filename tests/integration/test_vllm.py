@@ -254,6 +254,8 @@ def test_an_experiment_runs_through_the_same_dag(tmp_path):
     assert sampled["policy_id"].n_unique() == 4  # the base, and each condition after one round
     log = (tmp_path / "vllm-server.log").read_text()
     assert log.count("Started server process") == 1
+    # Each condition's policy after one round trains, that after two is scored on both splits.
+    assert log.count("Loaded new LoRA adapter") == 6
 
 
 def test_a_missing_environment_says_how_it_is_made(tmp_path):
