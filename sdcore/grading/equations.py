@@ -46,6 +46,7 @@ _CHANGES_RIGHT = {
     "thousandth", "remainder", "rem", "mod", "modulo", "r", "squared", "cubed", "gross", "score",
     "ten", "trillion", "base",
 }  # fmt: skip
+_OF_A_SUM = {"a", "total", "of", "us", "to"}
 _LEADING = {
     "only", "just", "exactly", "a", "an", "the", "total", "of", "another", "still", "to", "us",
     "me", "her", "him", "them", "you",
@@ -155,7 +156,7 @@ def _chains(found: Sequence[Token]) -> Iterator[tuple[list[list[Token]], list[st
         if token.kind == "break":
             yield segments, relations
             segments, relations = [[]], []
-        elif token.kind == "relation" or _is_relation(token, found[place + 1 : place + 6]):
+        elif token.kind == "relation" or _is_relation(found, place):
             segments.append([])
             relations.append(token.text)
         else:
@@ -163,11 +164,16 @@ def _chains(found: Sequence[Token]) -> Iterator[tuple[list[list[Token]], list[st
     yield segments, relations
 
 
-def _is_relation(token: Token, following: Sequence[Token]) -> bool:
-    """Return whether a word stands for =, as in "12 * 7 is 84" and "gives a total of 84"."""
-    if token.kind != "word" or token.text.lower() not in _RELATIONS:
+def _is_relation(found: Sequence[Token], place: int) -> bool:
+    """Return whether a word stands for =, as in "12 * 7 is 84" and "gives a total of 84".
+
+    After "and" it begins another statement: 12 + 3 apples and gives her 5.
+    """
+    token, before = found[place], found[place - 1].text.lower() if place else ""
+    if token.kind != "word" or token.text.lower() not in _RELATIONS or before == "and":
         return False
-    after = next((each for each in following if each.text.lower() not in _LEADING), None)
+    following = found[place + 1 : place + 6]
+    after = next((each for each in following if each.text.lower() not in _OF_A_SUM), None)
     return after is not None and (after.kind in ("number", "open", "function") or after.text == "-")
 
 
