@@ -95,6 +95,8 @@ def _difference(mine: Reading, theirs: Reading) -> str | None:
     reference, wanted = measures.without_unit(theirs.text)
     unit = measures.registry().Unit(mine.currency) if mine.currency else unit
     wanted = measures.registry().Unit(theirs.currency) if theirs.currency else wanted
+    if (mine.percent or theirs.percent) and (unit is not None or wanted is not None):
+        return DIFFERS  # 5 cents and 5%
     scale: Fraction | None = Fraction(1)
     if unit is not None and wanted is not None:
         scale = measures.factor(unit, wanted)
@@ -190,7 +192,10 @@ def _close(answer: sympy.Expr, reference: sympy.Expr) -> bool | None:
         return True if mine == theirs else None
     if answer.has(sympy.Float) or reference.has(sympy.Float):
         return same_value(_value(mine), _value(theirs))
-    return bool(abs(mine - theirs) <= largest * sympy.Float(10) ** -(_PRECISION // 2))
+    try:
+        return bool(gap.evalf(_PRECISION, strict=True) == 0)
+    except sympy.PrecisionExhausted:  # no digit of it is known: it is 0, as far as sympy can see
+        return True
 
 
 def _value(number: sympy.Expr) -> Value:
