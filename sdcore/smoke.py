@@ -18,6 +18,7 @@ from sdcore.config import AUTO, SOURCES, Experiment, ProblemsConfig, PromptsConf
 from sdcore.config.base import NAME_LENGTH
 from sdcore.critics.llm import LIVENESS_PROMPT
 from sdcore.critics.validation import Submission
+from sdcore.grading.equations import NUMBER
 from sdcore.models.folders import SMOKE, at_hand
 from sdcore.models.prompts import student_messages
 from sdcore.problems.arithmetic import generate_problems, reference_solution
@@ -196,7 +197,9 @@ def _critique(asked: Submission) -> str:
         return _claims("A", None, asked.trace)
     case, wrong = ("D", 1) if parse_trace(asked.trace).steps else ("C", None)
     answer = asked.reference or ""
-    return _claims(case, wrong, render_trace([f"{answer} + 0 = {answer}"], answer))
+    given = (number for number in NUMBER.findall(asked.question) if number not in (answer, "1"))
+    known = next(given, "0")  # validation refuses steps that use nothing of the question
+    return _claims(case, wrong, render_trace([f"{answer} + {known} - {known} = {answer}"], answer))
 
 
 def _claims(case: str, wrong: int | None, corrected: str) -> str:

@@ -348,7 +348,7 @@ def _underived(new: list[str], question: str, corrected: Trace) -> str | None:
     known = numbers(f"{question} {kept}")
     derived = (
         used & {way for each in known for way in (each, each * 100, each / 100, each // 1)}
-        or (used and _SPELT.search(question))
+        or (used and (not known or _SPELT.search(question)))
         or (kept and any(map(_REASON.search, new)))
     )
     return None if derived else f"the answer {corrected.answer} is stated, but not derived"

@@ -41,6 +41,8 @@ _CONVERT = ConversionConfig(lowercase_symbols=False)  # X is not x
 _PRECISION = 30  # digits to which two closed expressions are compared
 _BASED = re.compile(r"(\d+|[\dA-Fa-f]{2,}(?=_\{?1[1-6]))_\{?(\d{1,2})\}?")  # 1010_2, FF_{16}
 _BASE_TEN = re.compile(r"^(\d+)_(?:10|\{10\})$")
+_LETTER = re.compile(r"\(?[A-Z]\)?")
+_OPTION = re.compile(r"\(?([A-Z])\)\s+(.+)")
 _TOKEN = re.compile(r"(?<![^\s(,])[A-Za-z]{2,}(?![^\s.),])")  # letters between spaces
 _JOINED = re.compile(
     r"\s*(?:\\text\{\s*(or|and)\s*\}|\b(or|and)\b|\\(lor|land)\b)\s*"
@@ -85,20 +87,23 @@ def difference(answer: str, reference: str) -> str | None:
 
 
 def _difference(mine: Reading, theirs: Reading) -> str | None:
-    if mine.listed and "," in theirs.text:
-        mine = Reading(mine.listed)
-    elif theirs.listed and "," in mine.text:
-        theirs = Reading(theirs.listed)
+    if mine.listed and "," in theirs.text and _difference(Reading(mine.listed), theirs) is None:
+        return None
+    if theirs.listed and "," in mine.text and _difference(mine, Reading(theirs.listed)) is None:
+        return None
     answer, unit = measures.without_unit(mine.text)
     reference, wanted = measures.without_unit(theirs.text)
     unit = measures.registry().Unit(mine.currency) if mine.currency else unit
     wanted = measures.registry().Unit(theirs.currency) if theirs.currency else wanted
+    if (mine.percent or theirs.percent) and (unit is not None or wanted is not None):
+        return DIFFERS  # 5 cents and 5%
     scale: Fraction | None = Fraction(1)
     if unit is not None and wanted is not None:
         scale = measures.factor(unit, wanted)
     if scale is None and {str(unit), str(wanted)} != {"sterling", "pound"}:  # £5 and 5 pounds
         return DIFFERS
     scale = scale or Fraction(1)
+    answer, reference = _letter(answer, reference), _letter(reference, answer)
     spoken, expected = words(answer), words(reference)
     if spoken is not None or expected is not None:
         return None if spoken == expected else DIFFERS
@@ -115,6 +120,12 @@ def _difference(mine: Reading, theirs: Reading) -> str | None:
         if _compared(*pair, scaled=True) is None:
             return None
     return _compared(answer, reference, scaled=scale != 1)
+
+
+def _letter(text: str, other: str) -> str:
+    """The letter of ``(B) 5`` where the other is a letter, else the text."""
+    option = _OPTION.fullmatch(text)
+    return option[1] if option and value(option[2]) and _LETTER.fullmatch(other) else text
 
 
 def _compared(answer: str, reference: str, scaled: bool) -> str | None:
@@ -144,6 +155,7 @@ def _equal(answer: Any, reference: Any) -> bool:
 def _equal_expressions(answer: sympy.Expr, reference: sympy.Expr) -> bool:
     if answer == reference:
         return True
+    answer, reference = _complex(answer, reference)
     if not answer.free_symbols and not reference.free_symbols:
         close = _close(answer, reference)
         if close is not None:
@@ -155,9 +167,22 @@ def _equal_expressions(answer: sympy.Expr, reference: sympy.Expr) -> bool:
         return False
 
 
+def _complex(answer: sympy.Expr, reference: sympy.Expr) -> tuple[sympy.Expr, sympy.Expr]:
+    """Both with the imaginary unit for i, where that is the only letter in them."""
+    names = answer.free_symbols | reference.free_symbols
+    if {str(name) for name in names} != {"i"}:
+        return answer, reference
+    unit = dict.fromkeys(names, sympy.I)
+    return answer.subs(unit), reference.subs(unit)
+
+
 def _close(answer: sympy.Expr, reference: sympy.Expr) -> bool | None:
     """Return whether two numbers agree; None if evaluation does not settle it."""
-    mine, theirs = (number.doit().evalf(_PRECISION) for number in (answer, reference))
+    mine, theirs = answer.doit(), reference.doit()
+    gap = mine - theirs
+    if gap.is_Rational:
+        return bool(gap == 0)
+    mine, theirs = mine.evalf(_PRECISION), theirs.evalf(_PRECISION)
     if not (mine.is_number and theirs.is_number and mine.is_finite and theirs.is_finite):
         return None
     if not (mine.is_comparable and theirs.is_comparable):
@@ -167,7 +192,10 @@ def _close(answer: sympy.Expr, reference: sympy.Expr) -> bool | None:
         return True if mine == theirs else None
     if answer.has(sympy.Float) or reference.has(sympy.Float):
         return same_value(_value(mine), _value(theirs))
-    return bool(abs(mine - theirs) <= largest * sympy.Float(10) ** -(_PRECISION // 2))
+    try:
+        return bool(gap.evalf(_PRECISION, strict=True) == 0)
+    except sympy.PrecisionExhausted:  # no digit of it is known: it is 0, as far as sympy can see
+        return True
 
 
 def _value(number: sympy.Expr) -> Value:
@@ -180,25 +208,32 @@ def _equal_relations(answer: Any, reference: Any) -> bool:
 
     Two without a solution are not, nor are two that hold for all numbers: that says nothing.
     """
-    if isinstance(answer, sympy.Eq) and isinstance(reference, sympy.Eq):
-        quotient = _quotient(answer, reference)
-        if quotient is not None:
+    if isinstance(answer, Relational) and isinstance(reference, Relational):
+        if _multiples(answer, reference):
             return True
-        if _unsolvable(answer) or _unsolvable(reference):
+        equations = isinstance(answer, sympy.Eq) and isinstance(reference, sympy.Eq)
+        if equations and (_unsolvable(answer) or _unsolvable(reference)):
             return False
     return _verified(answer, reference)
 
 
-def _quotient(answer: sympy.Eq, reference: sympy.Eq) -> Any:
-    """The number by which one equation is a multiple of the other, None if it is none."""
+def _multiples(answer: Any, reference: Any) -> bool:
+    """Return whether a relation is another times a number, a positive one for an inequality."""
+    if answer.rel_op.replace(">", "<") != reference.rel_op.replace(">", "<"):
+        return False
+    directed = "<" in answer.rel_op or ">" in answer.rel_op
     try:
-        gap = sympy.simplify(reference.lhs - reference.rhs)
-        quotient = sympy.simplify((answer.lhs - answer.rhs) / gap)
+        mine, theirs = (
+            sympy.simplify(each.gts - each.lts if directed else each.lhs - each.rhs)
+            for each in (answer, reference)
+        )
+        quotient = sympy.simplify(mine / theirs)
     except (TypeError, ValueError, ZeroDivisionError):
-        return None
-    if not gap.free_symbols:  # 0 = 1 and 0 = 2
-        return None
-    return quotient if quotient.is_number and quotient.is_finite and not quotient.is_zero else None
+        return False
+    if not theirs.free_symbols:  # 0 = 1 and 0 = 2
+        return False
+    known = quotient.is_number and quotient.is_finite and not quotient.is_zero
+    return bool(known and (quotient.is_positive or not directed))
 
 
 def _unsolvable(equation: sympy.Eq) -> bool:
@@ -262,6 +297,8 @@ def _sides(equation: Any) -> list[Any]:
     if isinstance(equation, And):
         first, *others = equation._unsorted_args
         return [first.lhs, first.rhs, *(each.rhs for each in others)]
+    if isinstance(equation.rhs, sympy.Symbol) and not equation.lhs.free_symbols:  # 5 = x
+        return [equation.rhs, equation.lhs]
     return [equation.lhs, equation.rhs]
 
 
@@ -359,6 +396,8 @@ def _parsed(text: str) -> Any:
             return None
         return _SETS[joined.pop()](*sets) if len(joined) == 1 else None
     text = _TOKEN.sub(_symbol, text)
+    if text.count(r"\pm") == 1 and "," not in text:
+        text = ", ".join(text.replace(r"\pm", sign) for sign in ("+", "-"))
     try:
         return _converted(text)
     except MemoryError:
@@ -376,10 +415,18 @@ def _converted(text: str) -> Any:
     latex = normalize_latex(text, config=_NORMALISE)
     if not _CALCULUS.search(latex):
         latex = _DIFFERENTIAL.sub("(d)", latex)
-    return latex2sympy(
+    parsed = latex2sympy(
         latex,
         is_real=not should_treat_as_complex(latex),
         convert_degrees=False,
         normalization_config=None,
         conversion_config=_CONVERT,
     )
+    if isinstance(parsed, sympy.Basic) and parsed.has(sympy.Derivative):
+        parsed = parsed.replace(_is_opaque, lambda rate: sympy.Symbol(str(rate)))
+    return parsed
+
+
+def _is_opaque(part: Any) -> bool:
+    """A derivative of what is not written as depending on its variable: dy/dt, which is not 0."""
+    return isinstance(part, sympy.Derivative) and not part.expr.has(*part.variables)

@@ -25,6 +25,7 @@ SAME = Fraction(1, 10**25)  # relative; roots and pi are known to 40 digits
 ROUGHLY = Fraction(1, 20)  # relative error that ≈ may have between whole numbers
 
 _RELATIONS = {"is", "are", "equal", "gives", "makes", "yields", "leaves", "comes", "totals"}
+_NTH = {"first", "second", "other", "last", "next", "latter", "each", "every"}  # a half in time
 _FACTORS = {"twice": "2", "double": "2", "thrice": "3", "triple": "3", "quadruple": "4"}
 _PARTS = {
     "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6,
@@ -45,6 +46,7 @@ _CHANGES_RIGHT = {
     "thousandth", "remainder", "rem", "mod", "modulo", "r", "squared", "cubed", "gross", "score",
     "ten", "trillion", "base",
 }  # fmt: skip
+_OF_A_SUM = {"a", "total", "of", "us", "to"}
 _LEADING = {
     "only", "just", "exactly", "a", "an", "the", "total", "of", "another", "still", "to", "us",
     "me", "her", "him", "them", "you",
@@ -154,7 +156,7 @@ def _chains(found: Sequence[Token]) -> Iterator[tuple[list[list[Token]], list[st
         if token.kind == "break":
             yield segments, relations
             segments, relations = [[]], []
-        elif token.kind == "relation" or _is_relation(token, found[place + 1 : place + 6]):
+        elif token.kind == "relation" or _is_relation(found, place):
             segments.append([])
             relations.append(token.text)
         else:
@@ -162,11 +164,16 @@ def _chains(found: Sequence[Token]) -> Iterator[tuple[list[list[Token]], list[st
     yield segments, relations
 
 
-def _is_relation(token: Token, following: Sequence[Token]) -> bool:
-    """Return whether a word stands for =, as in "12 * 7 is 84" and "gives a total of 84"."""
-    if token.kind != "word" or token.text.lower() not in _RELATIONS:
+def _is_relation(found: Sequence[Token], place: int) -> bool:
+    """Return whether a word stands for =, as in "12 * 7 is 84" and "gives a total of 84".
+
+    After "and" it begins another statement: 12 + 3 apples and gives her 5.
+    """
+    token, before = found[place], found[place - 1].text.lower() if place else ""
+    if token.kind != "word" or token.text.lower() not in _RELATIONS or before == "and":
         return False
-    after = next((each for each in following if each.text.lower() not in _LEADING), None)
+    following = found[place + 1 : place + 6]
+    after = next((each for each in following if each.text.lower() not in _OF_A_SUM), None)
     return after is not None and (after.kind in ("number", "open", "function") or after.text == "-")
 
 
@@ -294,7 +301,8 @@ def _factor(before: Sequence[str]) -> str:
     last = words[-1] if words else ""
     if last in _FACTORS:
         return _FACTORS[last]
-    if singular(last) in _PARTS and (of or last == "half"):
+    nth = len(words) > 1 and words[-2] in _NTH  # in the second half 4 * 85 = 340
+    if singular(last) in _PARTS and (of or (last == "half" and not nth)):
         return f"{_COUNTS.get(words[-2], 1) if len(words) > 1 else 1}/{_PARTS[singular(last)]}"
     return ""
 

@@ -42,6 +42,7 @@ _SIMPLER: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\%|\bper ?cent\b", "%"),
         (r"(?<![\\\w])sqrt(?=\s*\()", r"\\sqrt"),
         (r"(?:^|\n)\s*[*]\s+", "\n"),  # a list: * 3 + 4 = 7
+        (r"(?<=\d) and a half\b(?! of\b)", " 1/2"),  # 2 and a half + 1
         (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),  # \frac12
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\times(?![a-zA-Z])|\\cdot(?![a-zA-Z])|\\ast(?![a-zA-Z])", "*"),

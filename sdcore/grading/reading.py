@@ -47,13 +47,14 @@ def read(text: str) -> Reading:
 
     Example: ``The answer is **$14,400.**`` → ``14400`` with currency ``dollar``.
     """
-    plain = _unwrapped(" ".join(_ascii(text).split()))
+    plain = _GOES_ON.sub(_repeating, " ".join(_ascii(text).split()))
+    plain = _NEGATIVE.sub("-", _SCALE_TEXT.sub(r" \1", _unwrapped(plain)))
+    plain, percent = _without_percent(plain)
     plain, currency = _without_currency(plain)
-    plain, marked = _PERCENT.subn("", plain)
     plain = _in_digits(plain)
     joined = _joined_thousands(plain)
     listed = None if joined == plain or "," not in plain else _latex(plain.replace(",", ", "))
-    return Reading(_latex(joined), currency, bool(marked), listed)
+    return Reading(_latex(joined), currency, percent, listed)
 
 
 def value(text: str) -> Value | None:
@@ -121,6 +122,7 @@ _SIGNS = {
     "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
     "⁄": "/", "∕": "/", "√": r"\sqrt ", "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", "…": "...",
     "“": '"', "”": '"', "’": "'", "‘": "'", "′": "'", "∨": r"\lor ", "∧": r"\land ",
+    "→": r"\to ", "⇒": r"\Rightarrow ", "∴": r"\therefore ",
     "µ": "µ", "Ω": "Ω", "º": "°", "°": "°",
 }  # fmt: skip
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff\ufe0e\ufe0f]")
@@ -187,7 +189,8 @@ _QUOTED = re.compile(r"""(["'])(.*)\1|__(.*)__|\*(.*)\*|_(.*)_""", re.DOTALL)
 _BOX = re.compile(r"\\f?boxe?d?\s*(?=\{)")
 _WHOLE_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|textrm)\s*(?=\{)")
 _EDGES = re.compile(  # "= 6", "≈6", "6.", "six!"; 6! is a factorial
-    r"^(?:[\s=:~]|\\approx\b|\\sim\b|\\[,;:!\s])+|(?:[\s.,;]|(?<=[a-z])!|(?<!\\)\\[,;:\s])+$"
+    r"^(?:=>|[\s=:~]|\\(?:approx|sim|to|[rR]ightarrow|implies|therefore)\b|\\[,;:!\s])+"
+    r"|(?:[\s.,;]|(?<=[a-z])!|(?<!\\)\\[,;:\s])+$"
 )
 _TEXT_FIRST = re.compile(r"^\\text\s*\{([A-Za-z :,]+)\}(?=.)")  # \text{Answer: }42
 _NO_LEAD = re.compile(  # words that change what follows: "not 42", "less than 42", "5 or 42"
@@ -289,7 +292,14 @@ _CENTS = re.compile(
     r"^(\d+) dollars?(?:,| and) (\d\d?) (?=cents?$)cents?"
 )  # 5 dollars and 50 cents
 _STRAY = re.compile(r"\\?[$€£¥₹]")
-_PERCENT = re.compile(r"(?<=[\d}])\s*(?:\\?%|(?:\\text\s*\{)?\s*(?:percent|per cent|pct)\s*\}?)$")
+_PERCENT = re.compile(r"\s*(?:\\?%|(?:\\text\s*\{)?\s*\b(?:percent|per cent|pct)\s*\}?)$")
+
+
+def _without_percent(text: str) -> tuple[str, bool]:
+    """Without a percent sign or word after a number: ``50%``, ``five per cent``."""
+    number, marked = _PERCENT.subn("", text)
+    number = _in_digits(number)
+    return (number, True) if marked and re.search(r"[\d}]$", number) else (text, False)
 
 
 def _without_currency(text: str) -> tuple[str, str | None]:
@@ -321,6 +331,12 @@ _SMALL = {word: n for n, word in enumerate(_UNITS)} | {
 }
 _SPELT = re.compile(  # twenty-one, 5 million, two and a half, 3 tenths
     r"(?P<sign>-|minus |negative )?(?P<words>[\d.,]*[\s-]*[A-Za-z]+(?:[\s-]+[A-Za-z]+)*)"
+)
+
+
+_NEGATIVE = re.compile(r"^(?:minus|negative)\s+(?=[\d.$\\])", re.IGNORECASE)  # minus 5
+_SCALE_TEXT = re.compile(  # 3\text{ million dollars}
+    rf"(?<=\d)\s*\\(?:text|mathrm|mbox)\s*\{{\s*((?:{'|'.join(_SCALES)})s?\b[a-z ]*)\}}$"
 )
 
 
@@ -400,61 +416,15 @@ def _joined_thousands(text: str) -> str:
 
 # --- to LaTeX -------------------------------------------------------------------------------------
 
-_NAMES = set(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "log",
-        "ln",
-        "exp",
-        "lim",
-        "max",
-        "min",
-        "gcd",
-        "lcm",
-        "det",
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "pi",
-        "rho",
-        "sigma",
-        "tau",
-        "phi",
-        "chi",
-        "psi",
-        "omega",
-        "infty",
-        "infinity",
-        "inf",
-        "sqrt",
-        "or",
-        "and",
-    ]
-)
+_NAMES = {
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh",
+    "tanh", "log", "ln", "exp", "lim", "max", "min", "gcd", "lcm", "det", "alpha", "beta",
+    "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu",
+    "xi", "pi", "rho", "sigma", "tau", "phi", "chi", "psi", "omega", "infty", "infinity", "inf",
+    "sqrt", "or", "and",
+}  # fmt: skip
 _FUNCTIONS = re.compile(
-    r"(?<![A-Za-z\\])(?<!text\{)(?<!mathrm\{)(?<!mbox\{)(?<!name\{)(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
+    r"(?<![A-Za-z\\])(?<!text\{)(?<!mathrm\{)(?<!mbox\{)(?<!name\{)(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec(?!$)|csc|log|ln|exp"
     r"|alpha|beta|gamma|theta|phi|omega|pi)(?![A-Za-z])"
 )
 _PRODUCT = re.compile(r"[b-df-hj-np-tv-z]+|a[b-df-hj-rt-z]|[b-dx-z]a|[a-z]?[A-Z]|[A-Z][a-z]?(?=\d)")
@@ -481,6 +451,9 @@ def _repeating(match: re.Match[str]) -> str:
     return rf"\frac{{{top}}}{{{bottom}}}"
 
 
+_GOES_ON = re.compile(  # 0.1666..., where the end is written three times or more
+    r"(?<![\d.])(\d*)\.(\d{0,9}?)(\d{1,6}?)\3{2,}\s*(?:\.{3}|\\[lc]?dots)"
+)
 _PLAIN = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\(?:varnothing|O)\b|^\\\{\s*\\\}$|\\text\{\s*\\?O\s*\}"), r"\\emptyset "),
@@ -499,6 +472,13 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     (re.compile(r"\binf(?:inity)?\b"), r"\\infty "),
     (re.compile(r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),  # sqrt(2)
     (_FUNCTIONS, r"\\\1 "),                                          # 2 sin x
+    (re.compile(r"\^\s*([-+]\s*(?:\d+(?:\.\d+)?|[A-Za-z]))"), r"^{\1}"),   # 10^-7
+    (re.compile(r"^\(([\dA-Fa-f]+)\)(?=_\{?\d)"), r"\1"),               # (212)_3
+    (re.compile(r"(?<=[)\]])\s*U\s*(?=[(\[])"), r"\\cup "),              # (0,1) U (2,3)
+    (re.compile(r"\\langle\b"), "("), (re.compile(r"\\rangle\b"), ")"),
+    (re.compile(r"^(?:the set of )?(?:all )?real(?:s| numbers)$", re.IGNORECASE), r"\\mathbb{R}"),
+    (re.compile(r"^\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|[|:])"
+                r"(?=.*\1)(?=.*(?:[<>=]|\\[lgn]e))(.*)\\\}$"), r"\2"),    # \{x | x > 2\}
     (re.compile(r"\s+"), " "),
 ]  # fmt: skip
 
