@@ -109,7 +109,7 @@ _REASON = re.compile(
     r"times|[a-z](?=\ ?=))\b",
     re.IGNORECASE,
 )
-_SPELT = re.compile(  # numbers that a question has in words, maybe
+_SPELT = re.compile(  # a question may give numbers in words: two, a dozen, a week of 7 days
     r"\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|hundred|dozen|half|twice|"
     r"third|quarter|double|triple|couple|pair|week|year|day|hour|month)s?\b",
     re.IGNORECASE,
@@ -345,7 +345,7 @@ def _underived(new: list[str], question: str, corrected: Trace) -> str | None:
     if not new or answer is None or abs(answer) in numbers(kept):
         return None
     used = {*numbers(" ".join(new))} - {abs(answer), 1}
-    known = numbers(f"{question} {kept}")
+    known = numbers(f"{question} {kept}")  # also as per cent, in cents, or without its decimals
     derived = (
         used & {way for each in known for way in (each, each * 100, each / 100, each // 1)}
         or (used and (not known or _SPELT.search(question)))

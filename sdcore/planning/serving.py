@@ -10,9 +10,8 @@ from sdcore.planning.lengths import Lengths
 from sdcore.planning.machines import GIB
 from sdcore.planning.shapes import BYTES, Shape
 
-BESIDE = (
-    3.0 * GIB
-)  # a server's activations, graphs and CUDA context beside weights and cache; assumed
+# A server's activations, graphs and CUDA context beside weights and cache; assumed, not measured.
+BESIDE = 3.0 * GIB
 PROCESSOR_CACHE = 4 * GIB  # where there is no GPU and engine.cache_gib is not set
 BLOCK = 128  # positions; vLLM hands the cache out in blocks of 16, on processors of 128
 

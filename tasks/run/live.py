@@ -60,8 +60,8 @@ class LiveModels:
         self.tokenizer: Callable[[str, date], policies.Tokenizer] = cache(self._tokenizer)
         self._critic: Callable[[ModelConfig, str | None], Engine] = cache(self._critic_engine)
         self._base: Callable[[Path, ModelConfig], PreTrainedModel] = cache(policies.load_policy)
-        self._samplers: dict[_Sampled, Engine] = {}
-        self._servers: dict[_Sampled, Server] = {}  # how each sampler's own server is started
+        self._samplers: dict[_SamplerKey, Engine] = {}
+        self._servers: dict[_SamplerKey, Server] = {}  # how each sampler's own server is started
         self._engines: list[Engine] = []
         self._sampled: tuple[Engine, str] | None = None  # sampler, and the policy that it holds
         self._live: tuple[str, int, Trainer] | None = None  # run, its rounds, trainer
@@ -116,7 +116,7 @@ class LiveModels:
 
     def sampler(self, run: ConditionRun) -> Engine:
         """The sampling engine, whatever it has loaded."""
-        experiment, key = run.experiment, _sampled(run.experiment)
+        experiment, key = run.experiment, _sampler_key(run.experiment)
         if key not in self._samplers:
             settings, more = experiment.engine, dict[str, Any]()
             if starts_server(experiment):
@@ -132,7 +132,7 @@ class LiveModels:
 
     def _server(self, experiment: Experiment) -> Server:
         """How the server of an experiment is started, found out once: both it and a trainer ask."""
-        key = _sampled(experiment)
+        key = _sampler_key(experiment)
         if key not in self._servers:
             placement = placements_here(experiment, self._workers)[0]
             folder = self.folder(experiment.model.name)
@@ -210,11 +210,11 @@ class LiveModels:
         return self._engines[-1]
 
 
-_Sampled = tuple[ModelConfig, EngineConfig, LoraConfig | None]
+_SamplerKey = tuple[ModelConfig, EngineConfig, LoraConfig | None]
 
 
-def _sampled(experiment: Experiment) -> _Sampled:
-    """What decides a sampler."""
+def _sampler_key(experiment: Experiment) -> _SamplerKey:
+    """Return the settings that a sampler is opened with: equal ones share it."""
     return experiment.model, experiment.engine, experiment.training.lora
 
 
