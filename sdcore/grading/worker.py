@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 WALL_SECONDS = 60.0  # per call; for one that waits for ever without computing
 MEMORY = 512 * 2**20  # bytes of address space that a worker may add to what it starts with
@@ -34,8 +34,23 @@ class Request:
     seconds: float
 
 
-def serve(control: int) -> None:
-    """Fork a handler for every socket that arrives, until the other end of `control` closes."""
+def serve(control: int) -> NoReturn:
+    """Fork a handler for every socket that arrives, until the other end of `control` closes.
+
+    Then, or after an error, which is printed, the process ends without the interpreter's clean-up:
+    where memory is short that may never return, and the other side would wait for an answer.
+    """
+    code = 1
+    try:
+        _fork_handlers(control)
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
+def _fork_handlers(control: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the handlers
     from sdcore.grading import algebra  # noqa: PLC0415 - heavy, and callers import this module
 

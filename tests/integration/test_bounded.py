@@ -182,6 +182,15 @@ def test_a_limit_of_the_address_space_is_kept_and_named(mebibytes, output):
     assert ("ulimit -v" in run.stdout) == (output != "True")
 
 
+def test_a_server_that_cannot_start_ends_without_the_interpreters_clean_up():
+    code = (
+        "import atexit, time; atexit.register(time.sleep, 600)\n"
+        "from sdcore.grading.worker import serve; serve(-1)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1 and "negative file descriptor" in run.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="others do not keep to the limit")
 @pytest.mark.parametrize(
     ("soft", "hard", "limit"),
