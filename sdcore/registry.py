@@ -250,7 +250,7 @@ def _module(name: str) -> ModuleType:
             where=name,
             fix="put it beside the experiment file, in the current directory or on PYTHONPATH",
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             "the module ends with an error", got=f"{type(error).__name__}: {error}", where=name
         ) from error
@@ -313,7 +313,16 @@ def _imported(name: str, file: str) -> list[str]:
     """Names of the modules that a source file imports; some are attributes of modules."""
     package = name if file.endswith("__init__.py") else name.rpartition(".")[0]
     found = [name.rpartition(".")[0]] if "." in name else []
-    for node in ast.walk(ast.parse(Path(file).read_bytes())):
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ConfigError(
+            "a module that is imported from beside the named one is not Python",
+            got=f"{type(error).__name__}: {error}",
+            where=file,
+            fix="repair it, or import it no more",
+        ) from error
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

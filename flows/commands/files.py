@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands.terminal import console, newest_run, open_store
-from sdcore.config import Experiment, drift
+from sdcore.config import Experiment, drift, read_settings
 from sdcore.config.shipped import SCHEMA, experiment_file
 from sdcore.errors import ConfigError
 from sdcore.reference import experiment_schema
@@ -21,7 +21,7 @@ app = typer.Typer()
 def init(
     target: Annotated[Path, typer.Argument(help="experiment file to write, such as my.toml")],
     example: Annotated[
-        str, typer.Option("--from", help="the shipped experiment to start from")
+        str, typer.Option("--from", help="the shipped experiment, or the file, to start from")
     ] = "quickstart",
 ) -> None:
     """Copy a shipped experiment, comments included, as the start of your own.
@@ -32,6 +32,7 @@ def init(
     Example: sdcore init my.toml --from laptop
     """
     source = experiment_file(example)
+    read_settings(source)  # refuses a file that is no TOML
     if target.exists():
         raise ConfigError("the file already exists", got=target, fix="give the copy another name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\.toml", target.name):

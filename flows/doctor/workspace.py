@@ -173,7 +173,7 @@ def notes(root: Path) -> Iterator[Finding]:
     for path in sorted((root / "files").glob("*.json")):
         try:
             json.loads(path.read_text("utf-8"))["run"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             found = f"{path.relative_to(root)} cannot be read: {_first_line(error)}"
             fix = (
                 f"rm {shlex.quote(str(path))}: the next run of that experiment file writes it again"

@@ -1,11 +1,16 @@
 """Where models lie on this machine; nothing is loaded or downloaded."""
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from sdcore.errors import ModelError
+
+CONFIG = "config.json"
 TINY_SOLVER = Path(__file__).parents[1] / "tiny_solver" / "weights"
 SMOKE = "smoke:"  # before the name of a model: a tiny random one in its place
 
@@ -26,9 +31,27 @@ def at_hand(name: str) -> Path | None:
     elif Path(name).is_dir() or name.count("/") != 1:
         folder = Path(name)
     else:
-        cached = try_to_load_from_cache(name, "config.json")
+        cached = try_to_load_from_cache(name, CONFIG)
         return Path(cached).parent if isinstance(cached, str) else None
-    return folder if (folder / "config.json").is_file() else None
+    return folder if (folder / CONFIG).is_file() else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the settings of a model folder's config.json.
+
+    Raises:
+        ModelError: it cannot be read, or is not a JSON object.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError("config.json cannot be read", got=error, where=str(path)) from error
+    if not isinstance(config, dict):
+        raise ModelError(
+            "config.json holds no settings", got=config, expected="an object", where=str(path)
+        )
+    return config
 
 
 def is_setting(path: Path) -> bool:

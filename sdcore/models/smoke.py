@@ -6,7 +6,6 @@ architecture is made from its config, with a small tokenizer of its own that has
 control tokens and a chat template of the same form.
 """
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from sdcore.errors import ModelError
 from sdcore.models import policies
-from sdcore.models.folders import at_hand, cache_folder, copy_settings, is_setting
+from sdcore.models.folders import at_hand, cache_folder, copy_settings, is_setting, read_config
 from sdcore.store.schema import content_key
 
 TINY = {
@@ -110,7 +109,7 @@ def smoke_model(name: str) -> Path:
             with policies.replacing(folder) as fresh:
                 if source is not None:
                     copy_settings(source, fresh)
-                    _write_model(json.loads((source / "config.json").read_text("utf-8")), fresh)
+                    _write_model(read_config(source), fresh)
                 elif family is not None:
                     _write_model(_write_tokenizer(family, fresh), fresh)
     return folder

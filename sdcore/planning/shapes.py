@@ -5,18 +5,20 @@ FLOPs are 2 per weight and token of a forward pass, plus the products of attenti
 the weights too.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from sdcore.config import LoraConfig
 from sdcore.errors import ModelError
+from sdcore.models.folders import CONFIG, read_config
 
 BYTES = {"float32": 4, "bfloat16": 2}
 KNOWN_TYPES = ("llama", "qwen2", "qwen3")
 """The architectures that are counted: gated MLP, RMS norms, no experts."""
+LARGEST = 2**31 - 1  # size of a dimension
 
 
 @dataclass(frozen=True)
@@ -66,25 +68,21 @@ class Shape:
                 fix="`sdcore run` works without a plan; add the architecture to "
                 "sdcore/planning/shapes.py",
             )
-        try:
-            heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
-            return cls(
-                kind,
-                int(config["num_hidden_layers"]),
-                width,
-                int(config["intermediate_size"]),
-                heads,
-                int(config.get("num_key_value_heads") or heads),
-                int(config.get("head_dim") or width // heads),
-                int(config["vocab_size"]),
-                bool(config.get("tie_word_embeddings", False)),
-                bool(config.get("attention_bias", kind == "qwen2")),
-                int(config["max_position_embeddings"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(
-                "config.json lacks a number that the shape needs", got=repr(error), where=where
-            ) from error
+        size = partial(_size, config, where)
+        heads, width = size("num_attention_heads"), size("hidden_size")
+        return cls(
+            kind,
+            size("num_hidden_layers"),
+            width,
+            size("intermediate_size"),
+            heads,
+            size("num_key_value_heads", heads),
+            size("head_dim", width // heads),
+            size("vocab_size"),
+            bool(config.get("tie_word_embeddings", False)),
+            bool(config.get("attention_bias", kind == "qwen2")),
+            size("max_position_embeddings"),
+        )
 
     @property
     def queries(self) -> int:
@@ -229,12 +227,7 @@ def shape_of(name: str, folder: Path | None) -> Shape:
         ModelError: it is neither on this machine nor known, or its config.json cannot be used.
     """
     if folder is not None:
-        path = folder / "config.json"
-        try:
-            config = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelError("config.json cannot be read", got=error, where=str(path)) from error
-        return Shape.of(config, str(path))
+        return Shape.of(read_config(folder), str(folder / CONFIG))
     if name not in KNOWN:
         raise ModelError(
             "the shape of this model is not known",
@@ -243,6 +236,19 @@ def shape_of(name: str, folder: Path | None) -> Shape:
             fix="download the model's config.json into a folder, and give it as model.name",
         )
     return KNOWN[name]
+
+
+def _size(config: Mapping[str, Any], where: str, name: str, default: int | None = None) -> int:
+    """Return a size that a config.json gives; the default stands for one that is absent or null."""
+    size = default if config.get(name) is None else config[name]
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= LARGEST:
+        raise ModelError(
+            "config.json lacks a number that the shape needs",
+            got=f"{name} = {size!r}",
+            expected=f"a whole number from 1 to {LARGEST}",
+            where=where,
+        )
+    return size
 
 
 def _names(names: Sequence[str]) -> str:

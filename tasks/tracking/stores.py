@@ -132,7 +132,7 @@ def _note(path: Path) -> dict[str, str]:
     try:
         stored = json.loads(path.read_text("utf-8"))
         return {name: str(stored[name]) for name in ("mlflow", "workspace")}
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ConfigError(
             "the note of the workspace's MLflow cannot be read",
             got=error,

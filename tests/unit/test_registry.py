@@ -157,13 +157,35 @@ def test_a_name_that_leads_nowhere_says_why(name, message):
         CONTEXTS[name]
 
 
-def test_a_module_that_fails_says_how(tmp_path):
-    (tmp_path / "plug_broken.py").write_text("1 / 0\n")
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("1 / 0", "ZeroDivisionError"), ("raise SystemExit(0)", "SystemExit"),
+        ("x = '\0'", "SyntaxError"), ("x = 'caf\udce9'", "SyntaxError"),
+    ],
+)  # fmt: skip
+def test_a_module_that_fails_says_how(text, name, tmp_path):
+    (tmp_path / "plug_broken.py").write_text(text, "utf-8", errors="surrogateescape")
     with (
         registry.importable(tmp_path),
-        pytest.raises(ConfigError, match=r"ends with an error[\s\S]*ZeroDivisionError"),
+        pytest.raises(ConfigError, match=rf"ends with an error[\s\S]*{name}"),
     ):
         CONTEXTS["plug_broken:x"]
+
+
+@pytest.mark.parametrize(
+    "text", ["x = (", "x = '\0'", 'x = "caf\udce9"', "x = " + "-" * 100_000 + "1"]
+)
+def test_a_helper_that_is_imported_later_must_be_python_too(module, text, tmp_path):
+    name = module("plug_i")
+    with (tmp_path / "plug_i.py").open("a") as file:
+        file.write("\n\ndef later():\n    import plug_helper\n")
+    (tmp_path / "plug_helper.py").write_text(text, "utf-8", errors="surrogateescape")
+    with (
+        registry.importable(tmp_path),
+        pytest.raises(ConfigError, match=r"is not Python[\s\S]*plug_helper\.py"),
+    ):
+        CONTEXTS.digest(f"{name}:hint")
 
 
 def test_two_modules_of_one_name_are_not_mixed_up(module, tmp_path):

@@ -166,3 +166,12 @@ def test_init_overwrites_nothing_and_takes_valid_names_only(tmp_path, monkeypatc
         CliRunner().invoke(main.app, ["init", target], catch_exceptions=False)
     assert [path.name for path in tmp_path.iterdir()] == ["there.toml"]
     assert (tmp_path / "there.toml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [b"caf\xe9", b"\xff\xfex\0", b"a = [", b"a = " + b"[" * 9999])
+def test_init_starts_from_a_file_that_is_toml_only(content, tmp_path):
+    (tmp_path / "odd.toml").write_bytes(content)
+    arguments = ["init", str(tmp_path / "new.toml"), "--from", str(tmp_path / "odd.toml")]
+    with pytest.raises(ConfigError, match="not TOML"):
+        CliRunner().invoke(main.app, arguments, catch_exceptions=False)
+    assert not (tmp_path / "new.toml").exists()

@@ -64,3 +64,11 @@ def test_weights_are_the_same_each_time_and_others_for_another_family(tmp_path, 
 def test_an_unknown_model_that_is_not_here_says_how_to_fetch_its_config():
     with pytest.raises(ModelError, match=r"not on this machine[\s\S]*hf download some/model"):
         hub.resolve("smoke:some/model")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 9999, '{"model_type": "nonesuch"}', "{}"])
+def test_a_config_that_cannot_be_made_small_is_refused(content, tmp_path):
+    (tmp_path / "config.json").write_text(content, "utf-8")
+    with pytest.raises(ModelError, match=r"config.json|no tiny model"):
+        hub.resolve(f"smoke:{tmp_path}")
+    assert [path.suffix for path in (tmp_path / "cache" / "smoke").iterdir()] == [".lock"]

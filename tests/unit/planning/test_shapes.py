@@ -119,11 +119,30 @@ def test_what_is_not_counted_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}), "utf-8")
     with pytest.raises(ModelError, match="no plan for this architecture"):
         shape_of("here", tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}), "utf-8")
-    with pytest.raises(ModelError, match="lacks a number"):
-        shape_of("here", tmp_path)
-    (tmp_path / "config.json").write_text("{", "utf-8")
-    with pytest.raises(ModelError, match="cannot be read"):
-        shape_of("here", tmp_path)
     with pytest.raises(ModelError, match="not known"):
         shape_of("someone/something", None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_attention_heads": 0}, {"num_attention_heads": 65}, {"hidden_size": -64},
+        {"num_hidden_layers": None}, {"vocab_size": "many"}, {"vocab_size": 10**400},
+        {"intermediate_size": 160.5}, {"intermediate_size": float("inf")}, {"head_dim": True},
+        {"num_key_value_heads": []}, {"max_position_embeddings": 2**31},
+    ],
+)  # fmt: skip
+def test_a_size_is_a_whole_number_or_refused(change):
+    ((name, size),) = change.items()
+    given = SMALL | {"model_type": "llama", "head_dim": None} | change
+    named = "head_dim = 0" if size == 65 else f"{name} = {size!r}"
+    with pytest.raises(ModelError, match="lacks a number") as caught:
+        Shape.of(given, "here")
+    assert caught.value.got == named and caught.value.where == "here"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "5", "[" * 9999, '{"a":' * 9999, "\0"])
+def test_a_config_that_is_no_object_is_refused(content, tmp_path):
+    (tmp_path / "config.json").write_text(content, "utf-8")
+    with pytest.raises(ModelError, match=r"^config.json (cannot be read|holds no settings)"):
+        shape_of("here", tmp_path)
