@@ -21,6 +21,30 @@ SHARED = "shared_prefix"  # the name of `shared_prefix_attention` in transformer
 PLAIN = {"llama", "qwen2", "qwen3"}  # models whose attention is softmax(q k) v and nothing else
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """The distinct prompts of a batch, padded on the left with token 0."""
+
+    ids_PT: Tensor
+    mask_PT: Tensor  # false at the padding
+    prompt_B: Tensor  # the prompt of each row
+
+    @classmethod
+    def of(cls, prompts: Sequence[tuple[int, ...]], device: torch.device) -> Self:
+        """Take one prompt for each row."""
+        index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        longest = max(map(len, index))
+        ids_PT = torch.tensor([[0] * (longest - len(p)) + list(p) for p in index])
+        mask_PT = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in index])
+        prompt_B = torch.tensor([index[prompt] for prompt in prompts])
+        return cls(*(each.to(device) for each in (ids_PT, mask_PT, prompt_B)))
+
+    @property
+    def position_PT(self) -> Tensor:
+        """Positions from 0 at the first token of each prompt."""
+        return (self.mask_PT.cumsum(1) - 1).clamp(min=0)
+
+
 class Rows:
     """The sequences that are being decoded.
 
@@ -50,25 +74,18 @@ class Rows:
     def prefill(
         cls, model: PreTrainedModel, prompts: Sequence[tuple[int, ...]]
     ) -> tuple[Self, Tensor]:
-        """Run each distinct prompt once; return one row per prompt, and its next logits [B, V].
-
-        Shorter prompts are padded on the left with token 0, which is masked.
-        """
-        index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-        longest = max(map(len, index))
-        ids_PT = torch.tensor([[0] * (longest - len(p)) + list(p) for p in index])
-        mask_PT = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in index])
-        ids_PT, mask_PT = ids_PT.to(model.device), mask_PT.to(model.device)
+        """Run each distinct prompt once; return one row per prompt, and its next logits [B, V]."""
+        given = Prompts.of(prompts, model.device)
         cache = DynamicCache(config=model.config)
         logits_PV = model(
-            ids_PT,
-            attention_mask=None if bool(mask_PT.all()) else mask_PT,
-            position_ids=(mask_PT.cumsum(1) - 1).clamp(min=0),
+            given.ids_PT,
+            attention_mask=None if bool(given.mask_PT.all()) else given.mask_PT,
+            position_ids=given.position_PT,
             past_key_values=cache,
             logits_to_keep=1,
         ).logits[:, -1]
-        prompt_B = torch.tensor([index[prompt] for prompt in prompts], device=model.device)
-        return cls(model, cache, mask_PT, prompt_B), logits_PV[prompt_B]
+        rows = cls(model, cache, given.mask_PT, given.prompt_B)
+        return rows, logits_PV[given.prompt_B]
 
     def keep(self, index_B: Tensor) -> None:
         """Keep the rows at `index_B`."""

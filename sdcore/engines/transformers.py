@@ -4,23 +4,37 @@ Axes: B batch rows, P distinct prompts, T tokens, V vocabulary, N samples of a b
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from sdcore.config import EngineConfig, SamplingConfig
 from sdcore.engines import Completion, OnProgress, Request, Resources, Served, silent
 from sdcore.engines.decoding import PLAIN, SHARED, Rows
+from sdcore.engines.replay import StaticRows, can_replay
 from sdcore.errors import EngineError, ModelError
 from sdcore.models import adapters, policies
 from sdcore.models.adapters import LowRank
 from sdcore.system.memory import free_bytes
 
 MEMORY = 4 << 30  # bytes of a batch's keys, values and logits on a processor
-SHRINK = 0.8  # share of unfinished rows below which the finished ones are dropped
+BLOCK = 512  # tokens of the vocabulary whose probabilities are added up first
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often a device is asked which samples are finished, and when these are dropped."""
+
+    tokens: int  # drawn before it is asked: a GPU goes on meanwhile, past the ends of samples
+    kept: float  # share of unfinished rows below which the finished ones are dropped
+
+
+PACES = {"cpu": Pace(1, 0.8), "cuda": Pace(8, 0.5)}  # a GPU records its step anew each time
 
 
 def open_engine(settings: EngineConfig, resources: Resources) -> "TransformersEngine":
@@ -58,9 +72,11 @@ class TransformersEngine:
         memory_bytes: int | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        if model.config.model_type in PLAIN and model.config._attn_implementation == "sdpa":
-            model.set_attn_implementation(SHARED)
         self._device = next(model.parameters()).device
+        self._replays = self._device.type == "cuda" and can_replay(model)
+        plain = model.config.model_type in PLAIN and model.config._attn_implementation == "sdpa"
+        if plain and not self._replays:
+            model.set_attn_implementation(SHARED)
         self._end_ids = torch.tensor(sorted(end_ids), device=self._device)
         self._memory_bytes = memory_bytes
         self._handles: list[RemovableHandle] = []
@@ -173,25 +189,37 @@ class TransformersEngine:
         on_progress: OnProgress,
     ) -> list[Completion]:
         """Draw the samples of one batch; rows draw on after their end token until they leave."""
-        rows, logits_BV = Rows.prefill(self.model, [r.prompt_ids for r in batch])
+        pace, prompts = PACES[self._device.type], [request.prompt_ids for request in batch]
+        rows: Rows | StaticRows
+        if self._replays:
+            rows, logits_BV = StaticRows.prefill(self.model, prompts, sampling.max_new_tokens)
+        else:
+            rows, logits_BV = Rows.prefill(self.model, prompts)
         uniforms_NT = _uniforms(batch, sampling).to(self._device)
         tokens_NT = torch.zeros(uniforms_NT.shape, dtype=torch.long, device=self._device)
         logprobs_NT = torch.zeros(uniforms_NT.shape, device=self._device)
         sample_B = torch.arange(len(batch), device=self._device)
         running_B, running = torch.ones_like(sample_B, dtype=torch.bool), len(batch)
+        drawn = torch.zeros((), dtype=torch.long, device=self._device)
         for step in range(sampling.max_new_tokens):
             token_B, logprob_B = draw(logits_BV, uniforms_NT[sample_B, step], sampling)
             tokens_NT[sample_B, step], logprobs_NT[sample_B, step] = token_B, logprob_B
+            drawn += running_B.sum()
             running_B &= ~torch.isin(token_B, self._end_ids)
-            left = int(running_B.sum())
-            on_progress(running - left, running)
-            running = left
-            if not running or step + 1 == sampling.max_new_tokens:
-                break
-            if running <= SHRINK * len(sample_B):
-                kept_B = running_B.nonzero()[:, 0]
-                rows.keep(kept_B)
-                token_B, sample_B, running_B = token_B[kept_B], sample_B[kept_B], running_B[kept_B]
+            last = step + 1 == sampling.max_new_tokens
+            if last or (step + 1) % pace.tokens == 0:
+                _require_finite(logprobs_NT)
+                left, tokens = torch.stack([running_B.sum(), drawn]).tolist()
+                on_progress(running - left, tokens)
+                running = left
+                drawn.zero_()
+                if not running or last:
+                    break
+                if running <= pace.kept * len(sample_B):
+                    kept_B = running_B.nonzero()[:, 0]
+                    rows.keep(kept_B)
+                    token_B, sample_B = token_B[kept_B], sample_B[kept_B]
+                    running_B = running_B[kept_B]
             logits_BV = rows.advance(token_B)
         on_progress(running, 0)
         return _completions(tokens_NT, logprobs_NT, torch.isin(tokens_NT, self._end_ids))
@@ -212,30 +240,53 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfig) -> tup
             most likely tokens whose probability reaches p (arXiv 1904.09751).
 
     Returns:
-        Token ids [B], and their float32 log-probs [B] at temperature 1 without top-p.
-
-    Raises:
-        EngineError: the model's logits are not numbers, or infinite.
+        Token ids [B], and their float32 log-probs [B] at temperature 1 without top-p; NaN where the
+        logits are not numbers, or infinite.
     """
     logits_BV = logits_BV.float()
     total_B1 = logits_BV.logsumexp(-1, keepdim=True)
-    if not bool(total_B1.isfinite().all()):
-        raise EngineError(
-            "the model's logits are not finite", fix="check its weights: training may have diverged"
-        )
     if sampling.temperature == 0:
         token_B1 = logits_BV.argmax(-1, keepdim=True)
     else:
         probs_BV = (logits_BV / sampling.temperature).softmax(-1)
         if sampling.top_p < 1:
             probs_BV = _nucleus(probs_BV, sampling.top_p)
-        cumulative_BV = probs_BV.double().cumsum(-1)
-        mass_B1 = cumulative_BV[:, -1:]
-        below_B1 = torch.nextafter(mass_B1, torch.zeros_like(mass_B1))
-        target_B1 = torch.minimum(uniforms_B[:, None] * mass_B1, below_B1)
-        token_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
+        token_B1 = _inverted(probs_BV, uniforms_B[:, None])
     logprob_B1 = logits_BV.gather(1, token_B1) - total_B1
     return token_B1[:, 0], logprob_B1[:, 0]
+
+
+def _inverted(probs_BV: Tensor, uniform_B1: Tensor) -> Tensor:
+    """The first token [B, 1] up to which the probabilities add up to more than the uniform number.
+
+    They are added up in float64, but only between blocks of tokens and in the block of the token.
+    """
+    blocks_BKX = pad(probs_BV, (0, -probs_BV.shape[1] % BLOCK)).view(len(probs_BV), -1, BLOCK)
+    edge_BK = blocks_BKX.sum(-1, dtype=torch.float64).cumsum(-1)
+    goal_B1 = _below(uniform_B1 * edge_BK[:, -1:], edge_BK[:, -1:])
+    block_B1 = _first_above(edge_BK, goal_B1)
+    before_B1 = pad(edge_BK, (1, 0)).gather(1, block_B1)
+    inside_BX = blocks_BKX.take_along_dim(block_B1[..., None], 1)[:, 0].double().cumsum(-1)
+    # Of probability 0 is no token where a sum passes the goal, and one does, whatever is rounded.
+    place_B1 = _first_above(inside_BX, _below(goal_B1 - before_B1, inside_BX[:, -1:]))
+    return (block_B1 * BLOCK + place_B1).clamp(max=probs_BV.shape[1] - 1)
+
+
+def _first_above(sums_BX: Tensor, goal_B1: Tensor) -> Tensor:
+    """Index of the first sum above the goal; of the last one where the sums are not numbers."""
+    return torch.searchsorted(sums_BX, goal_B1, right=True).clamp(max=sums_BX.shape[1] - 1)
+
+
+def _below(goal_B1: Tensor, total_B1: Tensor) -> Tensor:
+    """The goal, but below the total."""
+    return torch.minimum(goal_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
+
+
+def _require_finite(logprobs_NT: Tensor) -> None:
+    if not bool(logprobs_NT.isfinite().all()):
+        raise EngineError(
+            "the model's logits are not finite", fix="check its weights: training may have diverged"
+        )
 
 
 def _require_fit(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -64,9 +64,9 @@ def require_exact_head(policy: Policy) -> None:
         ModelError: they differ, so the model does more to its logits than `Head` describes.
     """
     model, head = unwrap_peft(policy), head_of(policy)
-    ids_NL = torch.arange(min(8, len(head.weight_VD)), device=model.device)[None]
-    own = model(input_ids=ids_NL, use_cache=False).logits.float()
-    ours = head.logits(body_of(policy)(input_ids=ids_NL, use_cache=False).last_hidden_state)
+    ids_1L = torch.arange(min(8, len(head.weight_VD)), device=model.device)[None]
+    own = model(input_ids=ids_1L, use_cache=False).logits[0].float()
+    ours = head.logits(body_of(policy)(input_ids=ids_1L, use_cache=False).last_hidden_state[0])
     masked, ours_masked = own == -torch.inf, ours == -torch.inf
     own, ours = own.masked_fill(masked, 0.0), ours.masked_fill(ours_masked, 0.0)
     difference = float((own - ours).abs().max() / own.abs().max().clamp(min=1e-6))

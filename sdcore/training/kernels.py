@@ -27,40 +27,24 @@ WARPS = 8
 _FLOOR = tl.constexpr(FLOOR)
 _LOWEST = tl.constexpr(-1e30)  # below any logit but -inf, and itself no infinity: inf - inf is NaN
 
-_SCORES_ONLY = Whole("forward_kl")
-
 
 def divergence(
-    student_NV: Tensor, teacher_NV: Tensor, tokens_N: Tensor, whole: Whole, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, TokenScores]:
-    """Return losses [N], their gradients by the student's logits [N, V], and the diagnostics [N].
-
-    Args:
-        student_NV: float32 logits; contiguous ones are overwritten by a float32 gradient.
-        teacher_NV: the same of the teacher.
-        tokens_N: the response tokens.
-        whole: which divergence.
-        dtype: of the gradient.
-    """
-    student_NV = student_NV.contiguous()
-    wide = dtype == student_NV.dtype
-    gradient_NV = student_NV if wide else torch.empty_like(student_NV, dtype=dtype)
-    loss_N, scores = _launch(student_NV, teacher_NV, tokens_N, whole, gradient_NV)
-    return loss_N, gradient_NV, scores
-
-
-def token_scores(student_NV: Tensor, teacher_NV: Tensor, tokens_N: Tensor) -> TokenScores:
-    """Return the diagnostics [N] alone; for the arguments see `divergence`."""
-    return _launch(student_NV.contiguous(), teacher_NV, tokens_N, _SCORES_ONLY, None)[1]
-
-
-def _launch(
     student_NV: Tensor,
     teacher_NV: Tensor,
     tokens_N: Tensor,
     whole: Whole,
     gradient_NV: Tensor | None,
 ) -> tuple[Tensor, TokenScores]:
+    """Return losses [N] and diagnostics [N]; write the losses' gradients by the student's logits.
+
+    Args:
+        student_NV: float32 logits, contiguous.
+        teacher_NV: the same of the teacher.
+        tokens_N: the response tokens.
+        whole: which divergence.
+        gradient_NV: where the gradient is written, contiguous; `student_NV` itself may be it. None
+            where it is not wanted.
+    """
     if gradient_NV is None:
         written = "never"
     else:
@@ -68,6 +52,7 @@ def _launch(
         written = "second pass" if once else "third pass"
     assert whole.name in DIVERGENCES, "the kernel knows these"
     assert student_NV.dtype == teacher_NV.dtype == torch.float32, "the kernel adds up in float32"
+    assert student_NV.is_contiguous(), "the kernel finds a row by its number"
     loss_N, logprob_N, entropy_N, teacher_logprob_N, kl_N = (
         student_NV.new_empty(len(student_NV)) for _ in range(5)
     )

@@ -21,6 +21,7 @@ Axes: T response tokens, N tokens of a chunk, V vocabulary, D hidden. Everything
 # logits, about six buffers, and a loss function may overwrite what it gets. The full logits would
 # be 9.3 GiB per [T, V] tensor, several of them at once.
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -34,6 +35,7 @@ from sdcore.training.divergences import Pair, Whole
 FLOOR = -1e4  # nats; lowest log-prob, that of masked tokens: 0 · log 0 = 0 and no NaN follow
 MIN_ROWS = 128  # fewer, and a chunk's matrix product is bound by reading the head; a GPU's tile
 ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}  # of a [N, V] buffer: near the cache, or enough work
+HELD = 1 << 29  # elements of the gradients that a GPU holds for one product with a trained head
 
 
 @dataclass(frozen=True)
@@ -220,22 +222,40 @@ class _ChunkedLoss(torch.autograd.Function):
         whole: Whole | None = getattr(chunk_loss, "whole", None)
         if not teacher or not has_kernels(student):
             whole = None
+        hidden, weight, bias = ctx.gradients
+        # A product of few rows with a [V, D] sum takes a GPU as long to read and write that sum as
+        # to compute: the gradients of many chunks are held for one product.
+        hold = whole is not None and head.linear and weight is not None
+        spans = _spans(tokens_T, len(weight_VD), chunk_rows)
+        pool = _Pool(student, spans)
 
-        def scored(rows: slice) -> tuple[Tensor, TokenScores]:
+        def scored(rows: slice, space_NV: Tensor | None) -> tuple[Tensor, TokenScores]:
             """A chunk's loss and diagnostics; a function, so that its buffers die with it."""
             if whole is not None:
-                loss_N, gradient_NV, scores = _by_kernel(student, teacher, tokens_T, rows, whole)
+                loss_N, gradient_NV, scores = _by_kernel(
+                    student, teacher, tokens_T, rows, whole, space_NV
+                )
             else:
                 chunk = _chunk(student, teacher, tokens_T, rows, pool)
                 scores = chunk.scores
                 loss_N, gradient_NV = chunk_loss(chunk)
             gradient_NV = head.pull_back(gradient_NV, hidden_TD[rows])
-            _accumulate(ctx.gradients, gradient_NV, student, weights_T[rows, None], rows)
+            now = (hidden, None if hold else weight, bias)
+            _accumulate(now, gradient_NV, student, weights_T[rows, None], rows)
             return loss_N, scores
 
-        spans = _spans(tokens_T, len(weight_VD), chunk_rows)
-        pool = _Pool(student, spans)
-        losses, parts = zip(*(scored(rows) for rows in spans), strict=True)
+        results: list[tuple[Tensor, TokenScores]] = []
+        for block in _blocks(spans, len(weight_VD)) if hold else [spans]:
+            if not hold:
+                results += [scored(rows, None) for rows in block]
+                continue
+            rows = slice(block[0].start, min(block[-1].stop, len(tokens_T)))
+            held_MV = hidden_TD.new_empty(_length(rows), len(weight_VD))
+            spaces = torch.split(held_MV, _length(block[0]))
+            results += [scored(*each) for each in zip(block, spaces, strict=True)]
+            later = (None, weight, None)
+            _accumulate(later, held_MV, student, weights_T[rows, None], rows)
+        losses, parts = zip(*results, strict=True)
         loss_T = torch.cat(losses)
         outputs = (loss_T, *(each for each in TokenScores.cat(parts) if each is not None))
         ctx.mark_non_differentiable(*outputs)
@@ -244,12 +264,14 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         gradients: Sequence[Tensor | None] = ctx.gradients
-        if float(slope) == 1.0:
+        if slope.device.type == "cpu" and float(slope) == 1.0:  # a GPU would be waited for
             ctx.gradients = ()  # handed over rather than copied; a second backward fails
+            scaled = [None if each is None else each.to(ctx.dtype) for each in gradients]
         else:
-            gradients = [None if each is None else each * slope for each in gradients]
-        hidden, weight, bias = (None if each is None else each.to(ctx.dtype) for each in gradients)
-        return hidden, weight, bias, *[None] * 6
+            scaled = [
+                None if each is None else _times(each, slope, ctx.dtype) for each in gradients
+            ]
+        return *scaled, *[None] * 6
 
 
 class _Pool:
@@ -291,6 +313,18 @@ def _spans(tokens_T: Tensor, vocabulary: int, chunk_rows: int | None = None) -> 
     return [slice(start, start + step) for start in range(0, len(tokens_T), step)]
 
 
+def _blocks(spans: Sequence[slice], vocabulary: int) -> list[Sequence[slice]]:
+    """Cut chunks into blocks of about as many each, whose gradients are held together."""
+    most = max(1, HELD // (vocabulary * _length(spans[0])))
+    count = math.ceil(len(spans) / most)
+    size = math.ceil(len(spans) / count)
+    return [spans[start : start + size] for start in range(0, len(spans), size)]
+
+
+def _length(rows: slice) -> int:
+    return int(rows.stop - rows.start)
+
+
 def _chunk(
     student: HeadInput, teacher: Sequence[HeadInput], tokens_T: Tensor, rows: slice, pool: _Pool
 ) -> Chunk:
@@ -316,15 +350,20 @@ def _by_kernel(
     tokens_T: Tensor,
     rows: slice,
     whole: Whole,
+    gradient_NV: Tensor | None,
 ) -> tuple[Tensor, Tensor, TokenScores]:
     from sdcore.training import kernels  # noqa: PLC0415 - Triton is there for GPUs only
 
     head = student.head
-    # A head that does more to its logits passes the gradient on before it is rounded.
-    dtype = head.weight_VD.dtype if head.linear else torch.float32
-    logits_NV = head.logits(student.hidden_TD[rows])
+    logits_NV = head.logits(student.hidden_TD[rows]).contiguous()
     teacher_NV = _teacher_logits(teacher, rows)
-    return kernels.divergence(logits_NV, teacher_NV, tokens_T[rows], whole, dtype)
+    if gradient_NV is None:
+        # A head that does more to its logits passes the gradient on before it is rounded.
+        dtype = head.weight_VD.dtype if head.linear else torch.float32
+        wide = dtype == logits_NV.dtype
+        gradient_NV = logits_NV if wide else torch.empty_like(logits_NV, dtype=dtype)
+    loss_N, scores = kernels.divergence(logits_NV, teacher_NV, tokens_T[rows], whole, gradient_NV)
+    return loss_N, gradient_NV, scores
 
 
 def _kernel_scores(
@@ -332,8 +371,9 @@ def _kernel_scores(
 ) -> TokenScores:
     from sdcore.training import kernels  # noqa: PLC0415 - Triton is there for GPUs only
 
-    logits_NV = student.head.logits(student.hidden_TD[rows])
-    return kernels.token_scores(logits_NV, _teacher_logits(teacher, rows), tokens_T[rows])
+    logits_NV = student.head.logits(student.hidden_TD[rows]).contiguous()
+    teacher_NV = _teacher_logits(teacher, rows)
+    return kernels.divergence(logits_NV, teacher_NV, tokens_T[rows], Whole("forward_kl"), None)[1]
 
 
 def _distribution(logits_NV: Tensor, pool: _Pool) -> tuple[Tensor, Tensor]:
@@ -377,7 +417,10 @@ def _accumulate(
     if weight is not None:
         weighted_ND = (student.hidden_TD[rows] * weight_N1).to(gradient_NV.dtype)
         if gpu and weight.dtype != gradient_NV.dtype:
-            torch.addmm(weight, gradient_NV.T, weighted_ND, out_dtype=weight.dtype, out=weight)
+            torch.addmm(
+                weight, gradient_NV.T, weighted_ND, out_dtype=weight.dtype,
+                beta=int(rows.start > 0), out=weight,
+            )  # fmt: skip
         elif weight.dtype == gradient_NV.dtype:
             weight.addmm_(gradient_NV.T, weighted_ND)  # no [V, D] temporary
         else:
@@ -391,6 +434,13 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     if left.dtype == _wide(left):
         return left @ right
     return torch.mm(left, right, out_dtype=_wide(left))
+
+
+def _times(gradient: Tensor | None, slope: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """A gradient times the slope of what the loss goes into, rounded in the same pass."""
+    if gradient is None:
+        return None
+    return torch.mul(gradient, slope, out=torch.empty_like(gradient, dtype=dtype))
 
 
 def cat_or_none(tensors: Sequence[Tensor | None]) -> Tensor | None:

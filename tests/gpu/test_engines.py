@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from sdcore.config import EngineConfig, ModelConfig, SamplingConfig
-from sdcore.engines import Request, Served
+from sdcore.engines import Request, Served, replay
 from sdcore.engines.endpoint import Endpoint
 from sdcore.engines.server import VllmServer
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.engines.vllm import VllmEngine
 from sdcore.models import hub, policies
-from tests.helpers.tiny import LORA, save
+from tests.helpers.tiny import LORA, of_kind, save
 
 NAME = "builtin:tiny-solver"
 ROUNDING = 0.2  # nats between two ways to compute a log-prob in bfloat16
@@ -62,6 +62,18 @@ def test_the_engine_of_this_process():
         engine.load(Served("p", None, hub.resolve(NAME), live=served))
         drawn = engine.generate(requests(), SAMPLING)
         assert largest_difference(served, requests(), drawn) < 1e-3
+
+
+@pytest.mark.parametrize("kind", sorted(replay.MODELS))
+def test_a_step_is_recorded_and_replayed(kind):
+    model = of_kind(kind).to("cuda")
+    engine = TransformersEngine(model, end_ids=[1])
+    assert engine._replays
+    asked = [Request((5, 6, 7, seed % 9), seed) for seed in range(40)]
+    drawn = engine.generate(asked, SamplingConfig(max_new_tokens=30))  # rows leave on the way
+    assert {each.finish_reason for each in drawn} == {"stop", "length"}
+    assert largest_difference(model, asked, drawn) < 1e-3
+    assert drawn == engine.generate(asked, SamplingConfig(max_new_tokens=30))
 
 
 @pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: run `make vllm`")

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -40,6 +42,18 @@ def llama(seed: int = 0, *, tied: bool = True, **settings: object) -> LlamaForCa
         **settings,
     )
     return _seeded(LlamaForCausalLM, config, seed)
+
+
+def of_kind(kind: str, **settings: object):
+    """A small model of transformers' `kind`, without a sliding window."""
+    sizes = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "sliding_window": None, "initializer_range": 0.3,
+        "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes | settings)).eval()
 
 
 def qwen(kind, config, **settings: object):

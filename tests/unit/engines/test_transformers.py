@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from sdcore.config import SamplingConfig
 from sdcore.engines import Completion, Engine, Request, Served
-from sdcore.engines.transformers import TransformersEngine, draw, rounded_down
+from sdcore.engines.transformers import BLOCK, TransformersEngine, draw, rounded_down
 from sdcore.errors import EngineError, ModelError
 from sdcore.testing import ScriptedEngine
 from tests.helpers.tiny import save
@@ -196,11 +196,27 @@ def test_draw_never_takes_a_token_of_probability_zero():
     assert draw(logits, ends, SamplingConfig())[0].tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("vocabulary", [5, BLOCK, 3 * BLOCK + 7])
+def test_draw_inverts_the_cumulative_distribution(vocabulary):
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(400, vocabulary, generator=generator)
+    uniforms = torch.rand(400, generator=generator, dtype=torch.float64)
+    tokens = draw(logits, uniforms, SamplingConfig(temperature=1.3))[0]
+    above = (logits.double() / 1.3).softmax(-1).cumsum(-1)
+    assert (above.gather(1, tokens[:, None])[:, 0] > uniforms - 1e-6).all()
+    below = above.gather(1, (tokens - 1).clamp(min=0)[:, None])[:, 0]
+    assert (below.where(tokens > 0, 0) <= uniforms + 1e-6).all()
+
+
 @pytest.mark.parametrize("logit", [torch.nan, torch.inf])
-def test_draw_refuses_logits_that_are_not_finite(logit):
-    logits = torch.tensor([[0.0, 1.0], [logit, 0.0]])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_refused(logit, temperature):
+    model = llama()
+    with torch.no_grad():
+        model.lm_head.weight[3] = logit
+    sampling = SamplingConfig(temperature=temperature, max_new_tokens=3)
     with pytest.raises(EngineError, match="not finite"):
-        draw(logits, torch.zeros(2, dtype=torch.float64), SamplingConfig())
+        engine(model).generate(requests(), sampling)
 
 
 def test_draw_at_temperature_zero_is_greedy():

@@ -103,20 +103,46 @@ def test_a_head_with_scale_and_soft_cap(on_gpu, head):
 
 def test_a_bfloat16_gradient(kernels):
     student, teacher = torch.randn(2, N, V, generator=torch.Generator().manual_seed(1))
-    tokens_N = torch.tensor([0, V - 1])
-    rough = kernels.divergence(student, teacher, tokens_N, Whole("jsd"), torch.bfloat16)[1]
-    exact = kernels.divergence(student.clone(), teacher, tokens_N, Whole("jsd"), torch.float32)[1]
-    assert rough.dtype == torch.bfloat16
+    given = student, teacher, torch.tensor([0, V - 1]), Whole("jsd")
+    rough, exact = (torch.empty(N, V, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    for gradient in (rough, exact):
+        kernels.divergence(*given, gradient)
     # Not to the last bit: the interpreter cuts the digits off where a GPU rounds them.
     torch.testing.assert_close(rough.float(), exact, rtol=2**-7, atol=0)
 
 
-def test_a_float32_gradient_takes_the_place_of_the_logits(kernels):
-    student, teacher = torch.randn(2, N, 70, generator=torch.Generator().manual_seed(1))
-    gradient = kernels.divergence(
-        student, teacher, torch.zeros(N, dtype=torch.long), Whole("forward_kl"), torch.float32
-    )[1]
-    assert gradient.data_ptr() == student.data_ptr()
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_gradient_may_take_the_place_of_the_logits(kernels, name):
+    student, teacher = torch.randn(2, N, V, generator=torch.Generator().manual_seed(1))
+    given = teacher, torch.tensor([0, V - 1]), Whole(name)
+    apart = torch.empty(N, V)
+    loss_N, scores = kernels.divergence(student, *given, apart)
+    same_N, same_scores = kernels.divergence(student, *given, student)
+    for ours, theirs in zip((same_N, *same_scores, student), (loss_N, *scores, apart), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("held", [1, 3 * V, 100 * V])
+def test_gradients_that_are_held_for_one_product_add_up(on_gpu, monkeypatch, held):
+    monkeypatch.setattr(projection, "HELD", held)  # for one chunk of a token, for three, for all
+    generator = torch.Generator().manual_seed(3)
+    hidden, other = torch.randn(2, 7, D, generator=generator)
+    weight = torch.randn(V, D, generator=generator)
+    ids_T, weights_T = torch.arange(7), torch.linspace(0.1, 0.7, 7)
+    made = []
+    for dtype, loss in (
+        (torch.float32, Distillation(settings())),
+        (torch.float64, partial(distillation, settings=settings())),
+    ):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in (hidden, weight)]
+        sides = (
+            HeadInput(leaves[0], Head(leaves[1])),
+            [HeadInput(other.to(dtype), Head(weight.to(dtype)))],
+        )
+        total, loss_T, scores = chunked_loss(*sides, ids_T, weights_T, loss, chunk_rows=1)
+        (3 * total).backward()
+        made.append([loss_T, *scores, *(leaf.grad for leaf in leaves)])
+    close(*made)
 
 
 def test_scores_alone(on_gpu):
