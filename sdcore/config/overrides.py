@@ -39,6 +39,8 @@ def load_experiment(
         _require_harmless(overrides)
     for override in overrides:
         _apply(tree, override)
+    if oddity := _oddity(tree):
+        raise _invalid(oddity, path)
     try:
         with importable(path.parent.absolute()):
             settings = Experiment.model_validate(tree)
@@ -183,6 +185,22 @@ def _path(key: str, override: str) -> list[str]:
     return names
 
 
+def _oddity(node: object, names: Sequence[str] = ()) -> str | None:
+    """What no setting can be, and what reads the settings would stumble over; None if all is well.
+
+    TOML's whole numbers have 64 bits, but Python's parser takes any.
+    """
+    if len(names) > DEEPEST:
+        return f"{'.'.join(names)[:80]}…: nested more deeply than any setting"
+    if isinstance(node, int) and node.bit_length() > 63:
+        size = f"a whole number of {node.bit_length()} bits"
+        return f"{'.'.join(names)}: {size}, should be less than 2**63"
+    branches = node.items() if isinstance(node, Mapping) else ()
+    elements = enumerate(node) if isinstance(node, list) else ()
+    found = (_oddity(part, (*names, str(name))) for name, part in (*branches, *elements))
+    return next(filter(None, found), None)
+
+
 def _with_trials(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The settings in which errors are located: with a condition per trial."""
     try:
@@ -193,9 +211,13 @@ def _with_trials(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _explained(error: ValidationError, tree: dict[str, Any], path: Path) -> ConfigError:
+    return _invalid("; ".join(_complaint(item, tree) for item in error.errors()), path)
+
+
+def _invalid(complaints: str, path: Path) -> ConfigError:
     return ConfigError(
         "the experiment has settings that do not validate",
-        got="; ".join(_complaint(item, tree) for item in error.errors()),
+        got=complaints,
         where=str(path),
         fix="`sdcore run quickstart --dry-run` shows every setting with a value",
     )

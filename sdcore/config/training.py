@@ -20,7 +20,7 @@ class LoraConfig(Settings):
 class TrainingConfig(Settings):
     """The budget that all conditions share; a round is sample, align, then optimizer steps."""
 
-    rounds: Count = 60
+    rounds: Count = Field(60, le=100_000)
     questions_per_round: int = Field(
         32, ge=1, description="each question gives group_size rollouts"
     )

@@ -188,6 +188,8 @@ def _left(read: Sequence[Phrase]) -> Side:
     if last.unclosed is not None:  # (so 3 + 4 = 7), or a bracket that is never closed
         readings = _readings(replace(last, pieces=[*last.pieces, ")"], unclosed=None))
         last, before = _inside(last), ()
+        if not last.pieces:
+            return Side()  # 5 (= 3
     side = _side(last, suffix=True)
     readings = side.readings + readings
     earlier = read[-2] if len(read) > 1 else None

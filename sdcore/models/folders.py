@@ -55,9 +55,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def is_setting(path: Path) -> bool:
-    """Return whether a file of a model folder is neither weights nor their index."""
+    """Return whether an entry of a model folder is a file that is no weights nor their index."""
     suffixes = {".json", ".jinja", ".txt", ".model"}
-    return path.suffix in suffixes and not path.name.endswith(".index.json")
+    plain = path.is_file() and path.name.isprintable()  # a name that is not UTF-8 is not
+    return plain and path.suffix in suffixes and not path.name.endswith(".index.json")
 
 
 def copy_settings(source: Path, target: Path) -> None:

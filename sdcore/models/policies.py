@@ -49,6 +49,8 @@ Policy: TypeAlias = PreTrainedModel | PeftModel
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 FULL_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"
+LAYERS = "num_hidden_layers"
+MOST_LAYERS = 1000  # that are made without a look at the tensors; the deepest models have 200
 CHECKSUMS = "checksums.sha256"
 """Digests of a folder's other files, in the format of `sha256sum -c`."""
 SHOWN = 8  # tensor names in an error
@@ -66,6 +68,7 @@ def load_policy(folder: Path, model: ModelConfig) -> PreTrainedModel:
     device = _device(model.device)
     if was_written_here(folder):
         require_intact(folder)
+    _require_few_layers(folder)
     loaded, report = _loaded(
         AutoModelForCausalLM.from_pretrained,
         folder,
@@ -94,9 +97,19 @@ def load_tokenizer(folder: Path, day: date | None = None) -> Tokenizer:
             template is refused when a prompt is rendered.
 
     Raises:
-        ModelError: the folder holds no tokenizer, or its chat template is endless.
+        ModelError: the folder holds no tokenizer, it makes no token of a text, or its chat template
+            is endless.
     """
     tokenizer = _loaded(AutoTokenizer.from_pretrained, folder)
+    with _explained(folder, "a tokenizer that reads text"):
+        ids = tokenizer("1", add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ModelError(
+            "the tokenizer makes no token of a text",
+            got="none for 1",
+            where=str(folder),
+            fix="download or save the tokenizer again",
+        )
     templates = tokenizer.chat_template or {}
     for template in templates.values() if isinstance(templates, dict) else [templates]:
         require_bounded(template, folder)
@@ -111,7 +124,7 @@ def end_ids(folder: Path) -> tuple[int, ...]:
     Raises:
         ModelError: neither names one.
     """
-    ends: int | list[int] | None = None
+    ends: Any = None
     if (folder / "generation_config.json").exists():
         ends = _loaded(GenerationConfig.from_pretrained, folder).eos_token_id
     if ends is None or ends == []:  # 0 is an id
@@ -122,7 +135,7 @@ def end_ids(folder: Path) -> tuple[int, ...]:
             where=str(folder),
             fix="set eos_token_id in its generation_config.json",
         )
-    all_ends = (ends,) if isinstance(ends, int) else tuple(ends)
+    all_ends = tuple(ends) if isinstance(ends, list) else (ends,)
     if not all(isinstance(end, int) and end >= 0 for end in all_ends):
         raise ModelError(
             "the model's end tokens are no token ids",
@@ -188,6 +201,7 @@ def check_targets(folder: Path, lora: LoraConfig) -> None:
     Raises:
         ModelError: see `attach_lora`.
     """
+    _require_few_layers(folder)
     with torch.device("meta"):
         config = _loaded(AutoConfig.from_pretrained, folder)
         with _explained(folder, "a config.json that describes a causal language model"):
@@ -485,6 +499,23 @@ def _explained(folder: Path, expected: str, fix: str = "") -> Iterator[None]:
             where=str(folder),
             fix=fix,
         ) from error
+
+
+def _require_few_layers(folder: Path) -> None:
+    """Refuse a config.json of more layers than there are tensors, which would be made for hours."""
+    layers = getattr(_loaded(AutoConfig.from_pretrained, folder).get_text_config(), LAYERS, 0)
+    tensors = 0
+    with _explained(folder, "safetensors"):
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, "pt") as file:
+                tensors += len(file.keys())
+    if isinstance(layers, int) and layers > max(tensors, MOST_LAYERS):
+        raise ModelError(
+            "the tensors in the folder are not those of the model that its config.json describes",
+            got=f"{tensors} tensors for {LAYERS} = {layers}",
+            where=str(folder),
+            fix="download or save the model again, with the config.json that belongs to it",
+        )
 
 
 def _require_complete(report: dict[str, Any], folder: Path) -> None:

@@ -54,7 +54,7 @@ def test_the_reference_has_every_setting_of_every_section():
     text = reference.settings_reference()
     assert '### `[conditions.<name>]` with `objective = "grpo"`' in text
     assert "| `group_size` | integer ≥ 2 | `8` |" in text
-    assert "| `rounds` | integer ≥ 1 | `60` |" in text
+    assert "| `rounds` | integer ≥ 1, ≤ 100000 | `60` |" in text
 
 
 def test_the_reference_has_every_column_of_every_table():

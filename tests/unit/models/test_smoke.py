@@ -1,6 +1,8 @@
 """Tiny random models: the architecture, the tokenizer and the template of those they stand for."""
 
 import json
+import os
+import shutil
 
 import pytest
 
@@ -72,3 +74,14 @@ def test_a_config_that_cannot_be_made_small_is_refused(content, tmp_path):
     with pytest.raises(ModelError, match=r"config.json|no tiny model"):
         hub.resolve(f"smoke:{tmp_path}")
     assert [path.suffix for path in (tmp_path / "cache" / "smoke").iterdir()] == [".lock"]
+
+
+def test_what_is_no_file_of_settings_is_left_out(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(TINY_SOLVER, source)
+    os.mkfifo(source / "pipe.json")
+    (source / "folder.json").mkdir()
+    (source / os.fsdecode(b"caf\xe9.json")).write_text("{}", "utf-8")
+    made = {path.name for path in hub.resolve(f"smoke:{source}").iterdir()}
+    assert {"config.json", "tokenizer.json"} < made
+    assert not made & {"pipe.json", "folder.json", os.fsdecode(b"caf\xe9.json")}
