@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from flows.doctor.findings import Finding
 from flows.servers import standing
+from sdcore.planning.placement import described, placed
 from sdcore.system import gpus
 from sdcore.system.ports import free_port
 
@@ -108,10 +109,14 @@ def vllm(folder: Path, devices: Callable[[], Sequence[str]]) -> Iterator[Finding
     """The environment that `make vllm` makes, and what `engine.kind = "auto"` stands for."""
     packages = sorted(folder.glob("lib/python*/site-packages/vllm*.dist-info"))
     found = packages[0].name.removesuffix(".dist-info") if packages else "none"
-    engine = "vllm for models in bfloat16" if packages and devices() else "transformers"
-    why = "" if not packages or devices() else ", since there is no GPU"
+    there = tuple(devices())
+    if packages and there:
+        alone = described([placed(there, 1, 1, critic=False)], there)
+        engine = f"vllm for models in bfloat16: {alone}"
+    else:
+        engine = "transformers" + (", since there is no GPU" if packages else "")
     fix = "" if packages else "`make vllm`, if you want it"
-    yield Finding("vllm", "ok", f"{found}; engine.kind = auto samples with {engine}{why}", fix)
+    yield Finding("vllm", "ok", f"{found}; engine.kind = auto samples with {engine}", fix)
 
 
 def memory() -> Iterator[Finding]:

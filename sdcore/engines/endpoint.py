@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from sdcore.engines import Served
-from sdcore.engines.server import VllmServer
+from sdcore.engines.server import NO_LIMITS, VllmServer
 from sdcore.errors import EngineError
 from sdcore.keys import Key, redacted
 from sdcore.models.policies import ADAPTER_FILE, FULL_FILE
@@ -30,16 +30,17 @@ class Endpoint:
     """
 
     def __init__(self, url: str, key: Key | None, server: VllmServer | None = None) -> None:
-        self.url, self._key, self._server = url, key, server
+        self._key, self._server = key, server
         self.active, self.failures = 0, 0
         self._client = httpx.Client(
             base_url=url,
-            trust_env=server is None,  # no proxy in front of our own
+            transport=server.transport() if server else None,
             headers={"Authorization": f"Bearer {key.text}"} if key else {},
             timeout=httpx.Timeout(10, read=LONGEST, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            limits=NO_LIMITS,
         )
         self._lock = Lock()
+        self._where = str(server.socket) if server else url
         self._fix = f"see {server.log_path}" if server else "check that it runs, and its log"
         self._ready: tuple[Served, str] | None = None  # and the name the server has for it
         self._adapters: set[str] = set()  # those that we have loaded
@@ -68,7 +69,7 @@ class Endpoint:
         """End the connections and, if it is ours, the server."""
         self._client.close()
         if self._server is not None:
-            self._server.stop()
+            self._server.close()
 
     def _model(self, served: Served) -> str:
         """The server's name of the policy, which is loaded first where it has to be."""
@@ -86,7 +87,7 @@ class Endpoint:
             raise EngineError(
                 "a running vLLM server cannot be given new full weights",
                 got=f"policy {served.policy_id} of {folder / FULL_FILE}",
-                where=self.url,
+                where=self._where,
                 fix="set training.lora, or leave out engine.urls: sdcore then runs its own server",
             )
         models = self._request("GET", "/v1/models")["data"]
@@ -109,7 +110,7 @@ class Endpoint:
             raise EngineError(
                 "the vLLM server does not load the adapter",
                 got=error.got,
-                where=f"{self.url}, {folder}",
+                where=f"{self._where}, {folder}",
                 fix="start it with --enable-lora, --max-lora-rank and "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where it can read this folder",
             ) from error
@@ -128,7 +129,7 @@ class Endpoint:
             raise Unavailable(
                 "the vLLM server does not answer",
                 got=redacted(f"{type(error).__name__}: {error}", self._key),
-                where=self.url,
+                where=self._where,
                 fix=self._fix,
             ) from None
         if answer.is_success:
@@ -138,7 +139,7 @@ class Endpoint:
         raise (Unavailable if passing else EngineError)(
             "the vLLM server refuses a request",
             got=redacted(f"{answer.status_code} {answer.text}", self._key),
-            where=f"{self.url}{path}",
+            where=f"{self._where}{path}",
             fix=self._fix if passing else "",
         )
 

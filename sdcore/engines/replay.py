@@ -48,7 +48,7 @@ class StaticRows:
         self._model, self._cache = model, cache
         self._mask_BT, self._position_B = mask_BT, position_B
         self._token_B = torch.zeros_like(position_B)
-        self._step = Replayed(self._logits)
+        self._step = Replayed()
 
     @classmethod
     def prefill(
@@ -76,12 +76,12 @@ class StaticRows:
         self._cache.reorder_cache(index_B)
         self._mask_BT, self._position_B = self._mask_BT[index_B], self._position_B[index_B]
         self._token_B = self._token_B[index_B]
-        self._step = Replayed(self._logits)
+        self._step = Replayed()
 
     def advance(self, token_B: Tensor) -> Tensor:
         """Append a token to each row; return the logits [B, V] of the next, until the next call."""
         self._token_B.copy_(token_B)
-        return self._step()
+        return self._step(self._logits)
 
     def _logits(self) -> Tensor:
         logits_B1V: Tensor = self._model(
@@ -95,24 +95,25 @@ class StaticRows:
 
 
 class Replayed:
-    """A function whose later calls replay the kernels of the first on the same memory.
+    """Replays the kernels of a function that is called again and again, on the same memory.
 
-    On other devices than GPUs it is called each time.
+    On other devices than GPUs the function is called each time. It is not kept: a method of the
+    object that keeps this one would close a circle, Python would free the two at any time, and a
+    graph that is freed while another one is recorded spoils that.
     """
 
-    def __init__(self, function: Callable[[], Tensor]) -> None:
-        self._function = function
+    def __init__(self) -> None:
         self._recorded: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
 
-    def __call__(self) -> Tensor:
-        """Return the function's result; the next call overwrites it."""
+    def __call__(self, function: Callable[[], Tensor]) -> Tensor:
+        """Return the result of the function, the same at each call; the next one overwrites it."""
         if self._recorded is not None:
             graph, result = self._recorded
             graph.replay()
             return result
-        result = self._function()  # outside of a recording: libraries set themselves up
+        result = function()  # outside of a recording: libraries set themselves up
         if result.device.type == "cuda":
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._recorded = graph, self._function()  # is recorded and computes nothing
+                self._recorded = graph, function()  # is recorded and computes nothing
         return result

@@ -1,25 +1,29 @@
-"""A vLLM server of our own: a process in vLLM's environment, on loopback, that ends when we do.
+"""A vLLM server of our own: a process in vLLM's environment, on a socket, that ends when we do.
 
 Nothing here imports vLLM; its environment is made by `make vllm`.
 """
 
+import json
 import os
 import re
 import secrets
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import torch
 
 from sdcore.config import EngineConfig
 from sdcore.errors import EngineError
 from sdcore.keys import Key, redacted
 from sdcore.system import supervise
-from sdcore.system.ports import answers, free_port
+from sdcore.system.ports import answers
 
 START_TIMEOUT = 900.0  # seconds; a large model loads and compiles for minutes
+NO_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 ERROR = re.compile(r"\b\w*(Error|Exception): ")
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
 CPU_FLAGS = (
@@ -31,17 +35,20 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # models are local folders by now
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # the process that asks only waits
+    "VLLM_SERVER_DEV_MODE": "1",  # has the routes that change its weights; they ask for no key
 }
 
 
 class VllmServer:
-    """Starts vLLM on a model folder, and again on another one or when it has died.
+    """Starts vLLM on a model folder, gives it the weights of others, and restarts it if it dies.
 
-    It knows token ids only (no tokenizer is loaded), keeps prefixes cached, and answers only to
-    the key that it was started with. It keeps its port when it is started again.
+    It knows token ids only (no tokenizer is loaded) and keeps prefixes cached. It listens on a
+    socket in a folder that no other user can enter, and nowhere else: many of vLLM's routes do not
+    ask for the key. Those under /v1 do.
 
     Attributes:
-        url: its address.
+        socket: where it listens, in every process that is started.
+        url: stands for its address in a request; the socket decides where that goes.
         key: what it wants as bearer token.
         log_path: the file that its output is appended to.
 
@@ -68,28 +75,61 @@ class VllmServer:
         self._settings, self._dtype, self._lora_rank = settings, dtype, lora_rank
         self._gpus, self._share = tuple(gpus), share
         self.log_path = log_path
-        self._port = free_port()
+        self._home = tempfile.TemporaryDirectory(prefix="sdcore-")  # of mode 0700
+        self.socket = Path(self._home.name, "vllm")  # about 100 bytes at most: not in the workspace
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder: Path | None = None
+        self._folder: Path | None = None  # whose weights it has, wholly
         self._log_start = 0  # where the log of the present process starts
         self.key = Key(secrets.token_urlsafe(32))
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.url = "http://vllm"
 
     def ensure(self, folder: Path) -> None:
-        """Run the server on the weights of a folder; restart it if it runs on others or has died.
+        """Run the server on the weights of a folder.
+
+        One that runs on others reads these, without its adapters and cached prefixes. It is
+        restarted if it cannot, and if it has died. No request may be in flight.
 
         Raises:
             EngineError: it does not start.
         """
-        if self._process is not None and self._process.poll() is None and self._folder == folder:
+        runs = self._process is not None and self._process.poll() is None
+        if runs and (self._folder == folder or self._reload(folder)):
             return
-        self.stop()
+        self._stop()
         self._folder = folder
         self._process = self._started(folder)
         self._require_answer(self._process)
 
-    def stop(self) -> None:
-        """End the server and all its processes."""
+    def transport(self) -> httpx.HTTPTransport:
+        """Return what takes a client's requests to the socket, as many at once as it likes."""
+        return httpx.HTTPTransport(uds=str(self.socket), limits=NO_LIMITS)
+
+    def close(self) -> None:
+        """End the server for good, with all its processes."""
+        self._stop()
+        self._home.cleanup()
+
+    def _reload(self, folder: Path) -> bool:
+        """Have the running server read other weights; return False, and log why, if it cannot."""
+        known, self._folder = self._folder, None  # a reload that is cut short leaves it on neither
+        try:
+            if known is None:
+                raise EngineError("an earlier reload was cut short")
+            require_reloadable(folder)
+            bearer = {"Authorization": f"Bearer {self.key.text}"}
+            with httpx.Client(
+                base_url=self.url, transport=self.transport(), headers=bearer, timeout=START_TIMEOUT
+            ) as client:
+                reload_weights(client, folder)
+        except (EngineError, httpx.HTTPError, OSError, ValueError, KeyError) as error:
+            why = redacted(" ".join(f"{type(error).__name__}: {error}".split()), self.key)
+            with self.log_path.open("a", encoding="utf-8") as log:
+                log.write(f"sdcore restarts vLLM for the weights of {folder}: {why}\n")
+            return False
+        self._folder = folder
+        return True
+
+    def _stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
             self._process.wait(timeout=2 * supervise.GRACE)
@@ -103,6 +143,7 @@ class VllmServer:
                 got=str(python),
                 fix="run `make vllm`, or name another environment in engine.python",
             )
+        self.socket.unlink(missing_ok=True)  # vLLM leaves it, and does not start where one is
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         watch = [sys.executable, "-I", supervise.__file__, str(os.getpid())]
         with self.log_path.open("ab") as log:
@@ -124,8 +165,7 @@ class VllmServer:
         settings = self._settings
         chosen = {
             "--model": str(folder),
-            "--host": "127.0.0.1",
-            "--port": str(self._port),
+            "--uds": str(self.socket),
             "--dtype": self._dtype,
             "--generation-config": "vllm",  # no sampling defaults from the model's folder
             "--max-num-seqs": str(settings.concurrency),
@@ -146,17 +186,53 @@ class VllmServer:
         return ["-m", "vllm.entrypoints.openai.api_server", *pairs, *flags, *settings.arguments]
 
     def _require_answer(self, process: "subprocess.Popen[bytes]") -> None:
-        if answers(f"{self.url}/health", process, START_TIMEOUT):
+        if answers(f"{self.url}/health", process, START_TIMEOUT, transport=self.transport()):
             return
-        self.stop()
+        self._stop()
         log = self.log_path.read_bytes()[self._log_start :].decode("utf-8", errors="replace")
         raise EngineError(
             "the vLLM server did not start",
             got=redacted(cause(log), self.key),
-            expected=f"an answer from {self.url} within {START_TIMEOUT:g} s",
+            expected=f"an answer from {self.socket} within {START_TIMEOUT:g} s",
             where=str(self.log_path),
             fix="see the log; engine.arguments are passed on to vLLM",
         )
+
+
+def reload_weights(client: httpx.Client, folder: Path) -> None:
+    """Replace a server's weights, and remove what belongs to the old ones.
+
+    Those are its adapters and the keys and values of cached prefixes. A failure may leave the
+    server with weights of both folders: it must not be sampled from then.
+
+    Raises:
+        EngineError: cached prefixes are in use.
+        httpx.HTTPError: the server does not answer, or refuses.
+    """
+    for model in client.get("/v1/models").raise_for_status().json()["data"]:
+        if model["parent"] is not None:
+            name = {"lora_name": model["id"]}
+            client.post("/v1/unload_lora_adapter", json=name).raise_for_status()
+    read = {"method": "reload_weights", "kwargs": {"weights_path": str(folder.absolute())}}
+    client.post("/collective_rpc", json=read).raise_for_status()
+    if not client.post("/reset_prefix_cache").raise_for_status().json()["success"]:
+        raise EngineError("vLLM still uses keys and values of the old weights")
+
+
+def require_reloadable(folder: Path) -> None:
+    """Refuse weights that a running server would take only in part.
+
+    On CPUs vLLM 0.32 multiplies by a packed copy of the head. A reload renews it where the folder
+    holds a head; one that is tied to the embedding stays as it was, with no more than a warning.
+
+    Raises:
+        EngineError: vLLM runs on CPUs, and the head is tied.
+    """
+    if torch.cuda.is_available():
+        return
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    if config.get("text_config", config).get("tie_word_embeddings", True):
+        raise EngineError("on CPUs vLLM does not renew a head that is tied to the embedding")
 
 
 def kernel_rank(rank: int) -> int:

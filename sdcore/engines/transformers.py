@@ -200,16 +200,18 @@ class TransformersEngine:
         logprobs_NT = torch.zeros(uniforms_NT.shape, device=self._device)
         sample_B = torch.arange(len(batch), device=self._device)
         running_B, running = torch.ones_like(sample_B, dtype=torch.bool), len(batch)
-        drawn = torch.zeros((), dtype=torch.long, device=self._device)
+        drawn = torch.zeros((), dtype=torch.long, device=self._device)  # tokens of running rows
+        finite = torch.ones_like(drawn)
         for step in range(sampling.max_new_tokens):
             token_B, logprob_B = draw(logits_BV, uniforms_NT[sample_B, step], sampling)
             tokens_NT[sample_B, step], logprobs_NT[sample_B, step] = token_B, logprob_B
             drawn += running_B.sum()
+            finite &= logprob_B.isfinite().all()
             running_B &= ~torch.isin(token_B, self._end_ids)
             last = step + 1 == sampling.max_new_tokens
             if last or (step + 1) % pace.tokens == 0:
-                _require_finite(logprobs_NT)
-                left, tokens = torch.stack([running_B.sum(), drawn]).tolist()
+                left, tokens, sound = torch.stack([running_B.sum(), drawn, finite]).tolist()
+                _require_finite(sound)
                 on_progress(running - left, tokens)
                 running = left
                 drawn.zero_()
@@ -259,8 +261,12 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfig) -> tup
 def _inverted(probs_BV: Tensor, uniform_B1: Tensor) -> Tensor:
     """The first token [B, 1] up to which the probabilities add up to more than the uniform number.
 
-    They are added up in float64, but only between blocks of tokens and in the block of the token.
+    They are added up in float64: of a large vocabulary only between blocks of tokens, and within
+    the block of the token.
     """
+    if probs_BV.shape[1] <= BLOCK:
+        sum_BV = probs_BV.double().cumsum(-1)
+        return _first_above(sum_BV, _below(uniform_B1 * sum_BV[:, -1:], sum_BV[:, -1:]))
     blocks_BKX = pad(probs_BV, (0, -probs_BV.shape[1] % BLOCK)).view(len(probs_BV), -1, BLOCK)
     edge_BK = blocks_BKX.sum(-1, dtype=torch.float64).cumsum(-1)
     goal_B1 = _below(uniform_B1 * edge_BK[:, -1:], edge_BK[:, -1:])
@@ -282,8 +288,8 @@ def _below(goal_B1: Tensor, total_B1: Tensor) -> Tensor:
     return torch.minimum(goal_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
 
 
-def _require_finite(logprobs_NT: Tensor) -> None:
-    if not bool(logprobs_NT.isfinite().all()):
+def _require_finite(finite: int) -> None:
+    if not finite:
         raise EngineError(
             "the model's logits are not finite", fix="check its weights: training may have diverged"
         )

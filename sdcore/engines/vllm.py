@@ -73,8 +73,8 @@ class VllmEngine:
     def load(self, policy: Served) -> None:
         """Sample from this policy from now on; each server loads it before its next request.
 
-        An adapter is hot-loaded under the policy's id. For all weights a server of our own is
-        restarted; a running one refuses them.
+        An adapter is hot-loaded under the policy's id. A server of our own reads all weights from
+        the folder, where it has to after a restart; servers that run already refuse them.
 
         Raises:
             ModelError: a file of the policy's folder differs from its digest.

@@ -32,6 +32,7 @@ PROCESS = 0.9 * GIB  # Python, torch and the tracking libraries: resident memory
 CONTEXT = 0.6 * GIB  # CUDA context and libraries of a process; assumed
 ENGINE_LIMIT = 4 * GIB  # of a batch's keys, values and logits in this process, without a GPU
 CHUNK = {False: 1 << 22, True: 1 << 26}  # elements of a buffer of logits, without and with a GPU
+HELD = 1 << 29  # elements of the gradients by the logits that a GPU holds for a trained head
 TILE = 128  # rows that a chunk of logits has at least, and on a GPU a multiple of which
 BUFFERS = 6  # of float32 logits that PyTorch's way has alive at a time
 SPARE = 0.9  # share of the free memory that `auto` fills: the allocator leaves holes
@@ -131,9 +132,17 @@ def token_bytes(training: TrainingConfig, dtype: str, shape: Shape) -> float:
     return kept + ends
 
 
-def chunk_bytes(shape: Shape, per_logit: float, *, gpu: bool) -> float:
-    """Return the bytes of a chunk of logits, `per_logit` of each."""
-    return per_logit * logit_rows(shape.vocabulary, gpu=gpu) * shape.vocabulary
+def chunk_bytes(
+    training: TrainingConfig, dtype: str, shape: Shape, per_logit: float, *, gpu: bool
+) -> float:
+    """Return the bytes of a chunk of logits, `per_logit` of each.
+
+    Where a GPU trains the head, with those of the gradients that it holds for one product.
+    """
+    chunk = per_logit * logit_rows(shape.vocabulary, gpu=gpu) * shape.vocabulary
+    if training.lora is not None or not gpu:
+        return chunk
+    return chunk + BYTES[dtype] * min(HELD, MOST_TOKENS * shape.vocabulary)
 
 
 def auto_tokens(
@@ -153,7 +162,7 @@ def auto_tokens(
         The largest power of two whose positions fit, so that a little more or less free memory
         changes nothing; from `LEAST_TOKENS` to `MOST_TOKENS`.
     """
-    room = SPARE * free - chunk_bytes(shape, per_logit, gpu=gpu)
+    room = SPARE * free - chunk_bytes(training, dtype, shape, per_logit, gpu=gpu)
     fitting = max(LEAST_TOKENS, room / token_bytes(training, dtype, shape))
     return min(MOST_TOKENS, 1 << int(log2(fitting)))
 
@@ -213,7 +222,7 @@ def activation_bytes(
 ) -> float:
     """Return the bytes of the largest micro-batch, of at most so many positions; its loss too."""
     tokens = microbatch_tokens(experiment, lengths, most)
-    chunk = chunk_bytes(shape, most_logit_bytes(experiment, gpu=gpu), gpu=gpu)
+    chunk = _chunk_bytes(experiment, shape, gpu=gpu)
     return tokens * token_bytes(experiment.training, experiment.model.dtype, shape) + chunk
 
 
@@ -255,6 +264,11 @@ def allowed_tokens(experiment: Experiment, shape: Shape, machine: Machine, memor
     per_logit = most_logit_bytes(experiment, gpu=gpu)
     free = machine.memory - memory.stays
     return auto_tokens(training, experiment.model.dtype, shape, per_logit, free, gpu=gpu)
+
+
+def _chunk_bytes(experiment: Experiment, shape: Shape, *, gpu: bool) -> float:
+    training, dtype = experiment.training, experiment.model.dtype
+    return chunk_bytes(training, dtype, shape, most_logit_bytes(experiment, gpu=gpu), gpu=gpu)
 
 
 def most_logit_bytes(experiment: Experiment, *, gpu: bool) -> float:
@@ -358,7 +372,7 @@ def _remedy(
         return "lower sampling.batch_size"
     room = machine.memory - (memory.total - memory.activations)
     longest = lengths.prompt + lengths.longest
-    fixed = chunk_bytes(shape, most_logit_bytes(experiment, gpu=gpu), gpu=gpu)
+    fixed = _chunk_bytes(experiment, shape, gpu=gpu)
     token = token_bytes(training, experiment.model.dtype, shape)
     affordable = int((room - fixed) / token) // 1024 * 1024
     if affordable >= longest:

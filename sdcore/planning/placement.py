@@ -76,11 +76,11 @@ def placements(
             else "take --tensor-parallel-size out of engine.arguments",
         )
     own = [gpus[each * i : each * (i + 1)] or [gpus[i % len(gpus)]] for i in range(workers)]
-    return [_placed(tuple(slot), ranks, split, critic) for slot in own]
+    return [placed(tuple(slot), ranks, split, critic=critic) for slot in own]
 
 
-def _placed(gpus: tuple[str, ...], ranks: int, split: int, critic: bool) -> Placement:
-    """Place one worker on its GPUs."""
+def placed(gpus: tuple[str, ...], ranks: int, split: int, *, critic: bool) -> Placement:
+    """Place one worker on its GPUs: a trainer on each of `ranks`, its server on `split` of them."""
     trainer, rest = gpus[:ranks], gpus[ranks:]
     server = (rest if len(rest) >= split else gpus)[:split]
     left = [gpu for gpu in rest if gpu not in server]

@@ -20,13 +20,15 @@ def answers(
     process: "subprocess.Popen[bytes]",
     timeout: float,
     login: tuple[str, str] | None = None,
+    transport: httpx.BaseTransport | None = None,
 ) -> bool:
     """Wait until a GET of the address succeeds; False if the process ends or `timeout` s pass.
 
-    `login` is the user and the password that the server asks for.
+    `login` is the user and the password that the server asks for, `transport` takes the request to
+    a server that listens on no port.
     """
     deadline = time.monotonic() + timeout
-    with httpx.Client(timeout=1, trust_env=False, auth=login) as client:
+    with httpx.Client(timeout=1, trust_env=False, auth=login, transport=transport) as client:
         while process.poll() is None and time.monotonic() < deadline:
             with suppress(httpx.TransportError):
                 if client.get(url).is_success:

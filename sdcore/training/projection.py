@@ -229,7 +229,7 @@ class _ChunkedLoss(torch.autograd.Function):
         spans = _spans(tokens_T, len(weight_VD), chunk_rows)
         pool = _Pool(student, spans)
 
-        def scored(rows: slice, space_NV: Tensor | None) -> tuple[Tensor, TokenScores]:
+        def scored(rows: slice, space_NV: Tensor | None = None) -> tuple[Tensor, TokenScores]:
             """A chunk's loss and diagnostics; a function, so that its buffers die with it."""
             if whole is not None:
                 loss_N, gradient_NV, scores = _by_kernel(
@@ -244,17 +244,19 @@ class _ChunkedLoss(torch.autograd.Function):
             _accumulate(now, gradient_NV, student, weights_T[rows, None], rows)
             return loss_N, scores
 
-        results: list[tuple[Tensor, TokenScores]] = []
-        for block in _blocks(spans, len(weight_VD)) if hold else [spans]:
-            if not hold:
-                results += [scored(rows, None) for rows in block]
-                continue
+        def held(block: Sequence[slice]) -> list[tuple[Tensor, TokenScores]]:
+            """The same of several chunks, and the gradient by the head of all of them at once."""
             rows = slice(block[0].start, min(block[-1].stop, len(tokens_T)))
             held_MV = hidden_TD.new_empty(_length(rows), len(weight_VD))
             spaces = torch.split(held_MV, _length(block[0]))
-            results += [scored(*each) for each in zip(block, spaces, strict=True)]
-            later = (None, weight, None)
-            _accumulate(later, held_MV, student, weights_T[rows, None], rows)
+            made = [scored(*each) for each in zip(block, spaces, strict=True)]
+            _accumulate((None, weight, None), held_MV, student, weights_T[rows, None], rows)
+            return made
+
+        if hold:
+            results = [each for block in _blocks(spans, len(weight_VD)) for each in held(block)]
+        else:
+            results = [scored(rows) for rows in spans]
         losses, parts = zip(*results, strict=True)
         loss_T = torch.cat(losses)
         outputs = (loss_T, *(each for each in TokenScores.cat(parts) if each is not None))

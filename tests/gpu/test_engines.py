@@ -1,5 +1,6 @@
 """Log-probs of samples drawn on a GPU against a plain forward pass on it."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -76,17 +77,25 @@ def test_a_step_is_recorded_and_replayed(kind):
     assert drawn == engine.generate(asked, SamplingConfig(max_new_tokens=30))
 
 
-@pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: run `make vllm`")
-def test_vllm_loads_an_adapter_without_a_restart(tmp_path):
+@contextmanager
+def own_vllm(folder):
     """In bfloat16: vLLM's LoRA kernels for GPUs take no float32."""
-    base, dtype, changed = hub.resolve(NAME), "bfloat16", adapted("bfloat16")
-    save(changed, tmp_path / "adapter")
     settings = EngineConfig(kind="vllm", python=PYTHON, cache_gib=1)
-    log = tmp_path / "vllm.log"
-    server = VllmServer(settings, dtype=dtype, lora_rank=LORA.rank, log_path=log, share=0.1)
-    ends = policies.end_ids(base)
+    log = folder / "vllm.log"
+    server = VllmServer(settings, dtype="bfloat16", lora_rank=LORA.rank, log_path=log, share=0.1)
+    ends = policies.end_ids(hub.resolve(NAME))
     engine = VllmEngine([Endpoint(server.url, server.key, server)], end_ids=ends, concurrency=8)
     try:
+        yield server, engine
+    finally:
+        engine.close()
+
+
+@pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: run `make vllm`")
+def test_vllm_loads_an_adapter_without_a_restart(tmp_path):
+    base, dtype, changed = hub.resolve(NAME), "bfloat16", adapted("bfloat16")
+    save(changed, tmp_path / "adapter")
+    with own_vllm(tmp_path) as (server, engine):
         engine.load(Served("base", base, base))
         drawn = engine.generate(requests(), SAMPLING)
         assert largest_difference(policy(dtype), requests(), drawn) < ROUNDING
@@ -96,5 +105,22 @@ def test_vllm_loads_an_adapter_without_a_restart(tmp_path):
         assert largest_difference(changed, requests(), drawn) < ROUNDING
         assert largest_difference(policy(dtype), requests(), drawn) > ROUNDING
         assert server._process is process
-    finally:
-        engine.close()
+
+
+@pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: run `make vllm`")
+def test_vllm_reads_new_weights_without_a_restart(tmp_path):
+    """The head is tied; on GPUs vLLM computes with the embedding's own weights."""
+    base, dtype, changed = hub.resolve(NAME), "bfloat16", policy("bfloat16")
+    with torch.no_grad():
+        for weight in policies.weights(changed).values():
+            weight.add_(0.05 * torch.randn_like(weight))
+    save(changed, tmp_path / "full")
+    with own_vllm(tmp_path) as (server, engine):
+        engine.load(Served("base", base, base))
+        engine.generate(requests(), SAMPLING)
+        process = server._process
+        engine.load(Served("full", tmp_path / "full", base))
+        drawn = engine.generate(requests(), SAMPLING)
+        assert largest_difference(changed, requests(), drawn) < ROUNDING
+        assert largest_difference(policy(dtype), requests(), drawn) > ROUNDING
+        assert server._process is process

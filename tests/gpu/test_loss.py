@@ -76,7 +76,9 @@ def test_logits_are_not_rounded_before_the_softmax():
         )
         for dtype in (torch.float64, torch.bfloat16)
     )
-    assert relative(ours.kl_T, exact.kl_T) < 1e-3
+    # The log of a sum, about 12, is known to 5e-7 in float32, and the KL is about 2e-4. Logits that
+    # were rounded to bfloat16 would be 8e-3 off.
+    assert relative(ours.kl_T, exact.kl_T) < 5e-3
 
 
 def test_memory_stays_within_chunks():

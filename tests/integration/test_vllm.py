@@ -8,6 +8,7 @@ import textwrap
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import polars as pl
 import psutil
 import pytest
@@ -49,8 +50,21 @@ def changed(policy, scale):
     return policy
 
 
-def adapted():
-    return changed(policies.attach_lora(model(), LoraConfig(rank=4, alpha=8), seed=0), 0.05)
+def adapted(base=None):
+    lora = LoraConfig(rank=4, alpha=8)
+    return changed(policies.attach_lora(base or model(), lora, seed=0), 0.05)
+
+
+def untied(scale):
+    """The model with a head of its own, and all weights changed."""
+    policy = model()
+    policy.config.tie_word_embeddings = False
+    policy.lm_head.weight = torch.nn.Parameter(1.1 * policy.lm_head.weight.detach())
+    return changed(policy, scale)
+
+
+def starts_in(log):
+    return log.read_text().count("Started server process")
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +105,10 @@ def api_server():
     return next(each for each in family() if "vllm.entrypoints" in " ".join(each.cmdline()[:4]))
 
 
-def largest_difference(policy, completions):
+def largest_difference(policy, completions, requests=REQUESTS):
     """Of the engine's log-probs and those of a plain forward pass, in nats."""
     worst = 0.0
-    for request, completion in zip(REQUESTS, completions, strict=True):
+    for request, completion in zip(requests, completions, strict=True):
         ids = torch.tensor([[*request.prompt_ids, *completion.token_ids]])
         with torch.no_grad():
             logprobs = policy(ids, use_cache=False).logits[0].log_softmax(-1)
@@ -136,7 +150,7 @@ def test_greedy_tokens_are_those_of_the_transformers_engine(running):
 @pytest.mark.slow
 def test_an_adapter_is_hot_loaded_under_its_policys_name_and_changes_the_output(running, folders):
     _, engine, log = running
-    starts = log.read_text().count("Started server process")
+    starts = starts_in(log)
     engine.load(Served("base", BASE, BASE))
     before = engine.generate(REQUESTS, GREEDY)
     engine.load(Served("policy-1", folders / "adapter", BASE))
@@ -146,7 +160,7 @@ def test_an_adapter_is_hot_loaded_under_its_policys_name_and_changes_the_output(
     engine.load(Served("base", BASE, BASE))
     assert tokens(engine.generate(REQUESTS, GREEDY)) == tokens(before)
     assert "'policy-1'" in log.read_text() and "Removed LoRA adapter" in log.read_text()
-    assert log.read_text().count("Started server process") == starts
+    assert starts_in(log) == starts
 
 
 @needs_vllm
@@ -164,7 +178,7 @@ def test_a_server_killed_in_the_middle_costs_the_unfinished_requests_only(runnin
     _, engine, log = running
     engine.load(Served("policy-1", folders / "adapter", BASE))
     expected = engine.generate(REQUESTS, GREEDY)
-    starts = log.read_text().count("Started server process")
+    starts = starts_in(log)
     old, killed = family(), []
 
     def kill_once(*_):
@@ -173,22 +187,65 @@ def test_a_server_killed_in_the_middle_costs_the_unfinished_requests_only(runnin
             killed[0].kill()
 
     assert tokens(engine.generate(REQUESTS, GREEDY, kill_once)) == tokens(expected)
-    assert log.read_text().count("Started server process") == starts + 1
+    assert starts_in(log) == starts + 1
     _, alive = psutil.wait_procs(old, timeout=60)
     assert not alive
 
 
 @needs_vllm
 @pytest.mark.slow
-def test_all_weights_anew_start_the_server_anew(running, folders):
-    _, engine, _ = running
+@pytest.mark.night
+def test_a_tied_head_needs_a_restart_on_cpus(running, folders):
+    _, engine, log = running
+    engine.load(Served("base", BASE, BASE))
+    engine.generate(REQUESTS, GREEDY)
+    starts = starts_in(log)
     engine.load(Served("policy-2", folders / "full", BASE))
     after = engine.generate(REQUESTS, GREEDY)
     assert largest_difference(changed(model(), 0.02), after) < 1e-3
+    assert starts_in(log) == starts + 1
+    assert "a head that is tied to the embedding" in log.read_text()
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_new_weights_are_read_without_a_restart(tmp_path):
+    """The prompts share a prefix that is cached: vLLM does so in blocks, on CPUs of 128 tokens."""
+    requests = [Request((1, *range(5, 95), *range(5, 95), 30 + i, 6), i) for i in range(16)]
+    scales = {"one": 0.0, "other": 0.02}
+    for name, scale in scales.items():
+        untied(scale).save_pretrained(tmp_path / name)
+    save(adapted(untied(0.0)), tmp_path / "adapter")
+    with own_server(tmp_path) as (_, engine):
+
+        def worst(name, folder, policy):
+            engine.load(Served(name, folder, tmp_path / "one"))
+            return largest_difference(policy, engine.generate(requests, GREEDY), requests)
+
+        for name in ("one", "other", "one"):
+            assert worst(name, tmp_path / name, untied(scales[name])) < 1e-3
+            if name == "one":
+                assert worst("p1", tmp_path / "adapter", adapted(untied(0.0))) < 1e-3
+        assert worst("one", tmp_path / "one", untied(0.02)) > 0.1
+    log = tmp_path / "vllm.log"
+    assert starts_in(log) == 1 and log.read_text().count("Loaded new LoRA adapter") == 2
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_it_listens_on_its_socket_alone_and_ends_with_its_engine(running, folders):
+    server, engine, _ = running
+    engine.load(Served("policy-1", folders / "adapter", BASE))
+    engine.generate(REQUESTS[:1], GREEDY)
+    assert server.socket.parent.stat().st_mode & 0o777 == 0o700
+    api = api_server()
+    assert not [each for each in api.net_connections("inet") if each.status == "LISTEN"]
+    with httpx.Client(base_url=server.url, transport=server.transport()) as stranger:
+        assert stranger.get("/v1/models").status_code == 401
     old = family()
     engine.close()
     _, alive = psutil.wait_procs(old, timeout=60)
-    assert not alive
+    assert not alive and not server.socket.parent.exists()
 
 
 @needs_vllm
@@ -252,10 +309,10 @@ def test_an_experiment_runs_through_the_same_dag(tmp_path):
     assert (updates["logprob_drift"] <= updates["logprob_drift_max"]).all()
     sampled = store.rows("rollouts").filter(pl.col("purpose") == "train")
     assert sampled["policy_id"].n_unique() == 4  # the base, and each condition after one round
-    log = (tmp_path / "vllm-server.log").read_text()
-    assert log.count("Started server process") == 1
+    log = tmp_path / "vllm-server.log"
+    assert starts_in(log) == 1
     # Each condition's policy after one round trains, that after two is scored on both splits.
-    assert log.count("Loaded new LoRA adapter") == 6
+    assert log.read_text().count("Loaded new LoRA adapter") == 6
 
 
 def test_a_missing_environment_says_how_it_is_made(tmp_path):
@@ -263,6 +320,7 @@ def test_a_missing_environment_says_how_it_is_made(tmp_path):
     server = VllmServer(settings, dtype="float32", lora_rank=None, log_path=tmp_path / "log")
     with pytest.raises(EngineError, match="make vllm"):
         server.ensure(BASE)
+    server.close()
 
 
 def test_the_cause_is_the_first_error_of_the_log():

@@ -68,3 +68,21 @@ def test_limits_of_the_shell(monkeypatch, letter, soft, hard, fix):
 def test_requirements_are_compared_with_what_is_installed(requirement, expected):
     unmet = machine.unmet(machine.Requirement(requirement))
     assert unmet is None if expected is None else expected in unmet
+
+
+@pytest.mark.parametrize(
+    ("packages", "gpus", "found"),
+    [
+        (True, ["0", "1", "2"], "auto samples with vllm for models in bfloat16: trainer on 0, "
+         "vLLM on 1; idle: 2"),
+        (True, ["5"], "bfloat16: trainer on 5, vLLM on 5"),
+        (True, [], "auto samples with transformers, since there is no GPU"),
+        (False, ["0"], "none; engine.kind = auto samples with transformers"),
+    ],
+)  # fmt: skip
+def test_it_says_what_samples_and_on_which_gpu(tmp_path, packages, gpus, found):
+    if packages:
+        (tmp_path / "lib/python3.11/site-packages/vllm-0.32.0.dist-info").mkdir(parents=True)
+    (finding,) = machine.vllm(tmp_path, lambda: gpus)
+    assert finding.state == "ok" and finding.found.endswith(found)
+    assert bool(finding.fix) is not packages

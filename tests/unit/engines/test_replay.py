@@ -1,5 +1,8 @@
 """Decoding with a cache of fixed size; here without the recording, for which see tests/gpu."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -27,6 +30,19 @@ def test_logits_are_those_of_a_plain_forward_pass(kind):
         for text, token in zip(texts, token_B.tolist(), strict=True):
             text.append(token)
         logits = rows.advance(token_B)
+
+
+def test_a_batch_is_freed_with_its_last_reference():
+    """A recording is freed with it; in the middle of another one that would spoil the other."""
+    rows, logits = StaticRows.prefill(llama(), PROMPTS, new_tokens=2)
+    rows.advance(logits.argmax(-1))
+    left = weakref.ref(rows)
+    gc.disable()
+    try:
+        del rows
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("window", "replays"), [(None, True), (4, False)])

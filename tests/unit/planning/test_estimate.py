@@ -268,12 +268,12 @@ def test_machines_by_name():
 
 
 def test_a_gpu_is_slower_in_float32():
-    """67 instead of 989 TFLOP/s of an H100, of which half instead of 13 % are reached."""
+    """67 instead of 989 TFLOP/s of an H100, of which half instead of 16.5 % are reached."""
     single = planned(model=SOLVER | {"dtype": "float32"}, engine={"kind": "transformers"})
     half = planned(engine={"kind": "transformers"})
     assert single.machine.flops == 67e12 and "float32" in single.machine.source
     times = [made.stages["distill"].busy for made in (single, half)]
-    assert times[0] / times[1] == pytest.approx(989 * 0.13 / (67 * 0.5), rel=0.1)
+    assert times[0] / times[1] == pytest.approx(989 * 0.165 / (67 * 0.5), rel=0.1)
 
 
 def test_a_machine_is_measured():

@@ -1,5 +1,7 @@
 """Bytes counted by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -50,9 +52,20 @@ def test_a_chunk_of_logits():
     assert logit_rows(151_936, gpu=True) == 384
     assert logit_rows(151_936, gpu=False) == 128
     assert logit_rows(133, gpu=False) == 31_536
-    size = chunk_bytes(QWEN, 10, gpu=True)
+    size = chunk_bytes(LORA, "bfloat16", QWEN, 10, gpu=True)
     assert size == 384 * 151_936 * 10 == 583_434_240
     assert size / (4 * 2048 * 151_936) == pytest.approx(0.469, abs=1e-3)
+
+
+def test_a_trained_head_holds_gradients():
+    """On a GPU: of 2^29 logits, 3,533 tokens, or of 16,384 tokens where there are fewer logits."""
+    full, tiny = TrainingConfig(lora=None), replace(QWEN, vocabulary=100)
+    chunk = chunk_bytes(LORA, "bfloat16", QWEN, 10, gpu=True)
+    assert chunk_bytes(full, "bfloat16", QWEN, 10, gpu=True) == chunk + 2 * 2**29
+    small = chunk_bytes(LORA, "float32", tiny, 12, gpu=True)
+    assert chunk_bytes(full, "float32", tiny, 12, gpu=True) == small + 4 * 16_384 * 100
+    on_cpu = (chunk_bytes(each, "float32", QWEN, 24, gpu=False) for each in (full, LORA))
+    assert len(set(on_cpu)) == 1
 
 
 def test_auto_fills_the_free_memory_with_a_power_of_two():
@@ -81,7 +94,7 @@ def test_a_trainer_that_starts_takes_what_fits(monkeypatch):
     shape = Shape.of(model.config.to_dict(), "tiny")
     needed = 12 * shape.lora_parameters(ADAPTER)
     fitting = 3000 * token_bytes(training, "float32", shape)
-    logits = chunk_bytes(shape, 24, gpu=False)
+    logits = chunk_bytes(training, "float32", shape, 24, gpu=False)
     free = needed + (fitting + logits) / 0.9
     monkeypatch.setattr(live, "free_bytes", lambda device: free)
     assert live.fitting_tokens(model, training, "float32", 24) == 2048
