@@ -13,6 +13,7 @@ from sdcore.critics.corruption import Solution, corrupted_gsm8k, gsm8k_solution
 from sdcore.errors import DataError
 from sdcore.grading.answers import grade
 from sdcore.grading.equations import NUMBER, false_equation
+from sdcore.problems.screening import storable
 from sdcore.problems.sources import Record, origin, read_jsonl, read_records
 from sdcore.registry import import_path
 from sdcore.traces import parse_trace, render_trace
@@ -149,6 +150,7 @@ def _processbench_trial(source: str, record: Mapping[str, Any]) -> Trial:
         and isinstance(steps, list)
         and steps
         and all(isinstance(step, str) for step in steps)
+        and all(storable(text) == text for text in (question, *steps))
         and type(label) is int
         and -1 <= label < len(steps)
         and isinstance(correct, bool)
@@ -156,7 +158,8 @@ def _processbench_trial(source: str, record: Mapping[str, Any]) -> Trial:
         raise DataError(
             "row is not in ProcessBench's format",
             got=json.dumps(record),
-            expected="problem, steps, label (-1 or an index of steps) and final_answer_correct",
+            expected="problem, steps, label (-1 or an index of steps) and final_answer_correct, "
+            "in UTF-8",
             where=source,
         )
     final = _final_answer(steps)

@@ -70,7 +70,7 @@ class Rejection:
     @property
     def columns(self) -> dict[str, object]:
         """Columns of the table `rejected_problems`, without experiment and source."""
-        reason, excerpt = _storable(self.reason), _storable(self.content[:EXCERPT])
+        reason, excerpt = storable(self.reason), storable(self.content[:EXCERPT])
         return {"row": self.number, "kind": self.kind, "reason": reason, "excerpt": excerpt}
 
 
@@ -147,7 +147,7 @@ def _text(record: Any, name: str, key: str) -> str:
         raise DataError(f"the {name} under {key!r} is no text but {type(value).__name__}")
     if not value.strip():
         raise DataError(f"the {name} under {key!r} is empty")
-    if "\ufffd" in value or _storable(value) != value:
+    if "\ufffd" in value or storable(value) != value:
         raise DataError(f"the {name} under {key!r} has bytes that are no UTF-8")
     return value.strip()
 
@@ -163,7 +163,7 @@ def _spelt(number: float | Decimal, where: str) -> str:
     return f"{Decimal(str(number)):f}"
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Replace lone surrogates, which JSON can express and UTF-8 cannot, by question marks."""
     return text.encode("utf-8", errors="replace").decode()
 

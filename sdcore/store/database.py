@@ -429,6 +429,9 @@ def query_error(error: duckdb.Error, path: Path) -> StoreError:
     )
 
 
+_FAILS = "query on a DuckDB file fails"
+
+
 def query_file(path: Path, sql: str) -> pl.DataFrame:
     """Rows of a query on a DuckDB file of any origin, opened for reading, with no way out of it.
 
@@ -438,9 +441,12 @@ def query_file(path: Path, sql: str) -> pl.DataFrame:
     try:
         closed: dict[str, str | bool | int | float | list[str]] = {"enable_external_access": False}
         with duckdb.connect(path, read_only=True, config=closed) as connection:
-            return pl.DataFrame(connection.sql(sql).pl())
+            rows = connection.sql(sql)
+            if rows is None:
+                raise DataError(_FAILS, got=repr(sql), expected="a SELECT", where=str(path))
+            return pl.DataFrame(rows.pl())
     except duckdb.Error as error:
-        raise DataError("query on a DuckDB file fails", got=error, where=str(path)) from error
+        raise DataError(_FAILS, got=error, where=str(path)) from error
 
 
 @contextmanager

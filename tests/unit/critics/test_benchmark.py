@@ -75,7 +75,8 @@ def test_processbench_rows_become_traces(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [{"label": 2}, {"label": "1"}, {"steps": []}, {"steps": "x"}, {"problem": None},
-     {"final_answer_correct": 1}, {"steps": ["<step_1>", "x"]}],
+     {"final_answer_correct": 1}, {"steps": ["<step_1>", "x"]}, {"problem": "\ud800"},
+     {"steps": ["1+1=2", "\ud800"]}],
 )  # fmt: skip
 def test_a_row_of_another_format_is_named(tmp_path, change):
     with pytest.raises(DataError, match=r"p\.jsonl, row 2"):

@@ -520,7 +520,7 @@ def test_a_duckdb_file_of_any_origin_is_read_and_nothing_else(tmp_path):
     with duckdb.connect(path) as made:
         made.execute("CREATE TABLE t AS SELECT 7 AS n")
     assert query_file(path, "FROM t").rows() == [(7,)]
-    for sql in ("FROM nonesuch", f"FROM '{secret}'", "CREATE TABLE u AS FROM t"):
+    for sql in ("FROM nonesuch", f"FROM '{secret}'", "CREATE TABLE u AS FROM t", "", "-- t"):
         with pytest.raises(DataError, match="query on a DuckDB file fails") as caught:
             query_file(path, sql)
         assert caught.value.where == str(path) and caught.value.got
