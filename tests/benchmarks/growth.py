@@ -1,9 +1,10 @@
 """How time and memory grow with a workspace: 10^4 to 10^6 rollouts, 10^3 to 10^5 problems.
 
 Problems are a hundred templates with other names and numbers, read from a file, screened and split.
-Rollouts are those of `_rows.py`, ten thousand to a batch. Each size has a process of its own, which
-appends and reads a batch, reads the policies that a run resumes from, lists problems as the viewer
-does, and exports the run.
+Rollouts are those of `_rows.py`, ten thousand to a batch, beside a finished smoke run of the
+quickstart. Each size has a process of its own: append and read a batch, read the policies that a
+run resumes from, list problems as the viewer does, export their run, and make summary and report of
+the smoke run.
 Usage: growth.py [largest power of ten of rollouts, 4 to 6] [of problems, 3 to 5]
 """
 
@@ -18,8 +19,10 @@ from pathlib import Path
 import _rows
 from _measure import exponent, report, seconds
 
+from sdcore.analysis import comparison
 from sdcore.config import ProblemsConfig
 from sdcore.problems.splits import sort_out
+from sdcore.reports.experiment import render_report
 from sdcore.reports.viewer import browsing
 from sdcore.store.database import Store
 from sdcore.store.export import export
@@ -56,7 +59,11 @@ def problems(count: int, folder: Path) -> dict[str, float]:
 def rollouts(count: int, folder: Path) -> dict[str, float]:
     """Seconds of each access to a workspace of so many rollouts."""
     last = count // _rows.ROLLOUTS - 1
+    small = ["run", "quickstart", "--scale", "smoke", "--workspace", str(folder)]
+    sdcore = Path(sys.executable).with_name("sdcore")
+    subprocess.run([sdcore, *small], check=True, capture_output=True)
     with Store(folder / "sdcore.duckdb") as store:
+        finished = store.rows("experiments")["experiment_id"].item()
         store.append_missing(problems=_rows.problems())
         for batch in range(last):
             append(store, batch)
@@ -65,6 +72,8 @@ def rollouts(count: int, folder: Path) -> dict[str, float]:
             "append": seconds(lambda: append(store, last)),
             "read a round": seconds(lambda: store.rows("rollouts", policy_id=f"policy{last}")),
             "resume": seconds(lambda: store.rows("policies", **lineage)),
+            "summary": seconds(lambda: comparison.summary(store, finished)),
+            "report": seconds(lambda: render_report(store, finished)),
             "view": seconds(lambda: browsing.problems(store, RUN)),
             "export": seconds(lambda: export(store, RUN, str(folder / "exported"))),
         }
