@@ -1,6 +1,5 @@
 """Which engine `engine.kind = "auto"` stands for on a machine."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -8,6 +7,7 @@ from typing import Literal, NoReturn
 from sdcore.config import EngineConfig, ModelConfig
 from sdcore.engines import Resources
 from sdcore.errors import ConfigError
+from sdcore.models.folders import read_config
 
 Kind = Literal["transformers", "vllm"]
 KINDS: tuple[Kind, ...] = ("transformers", "vllm")
@@ -68,8 +68,8 @@ def _unknown(folder: Path, python: Path) -> list[str]:
 
     The registry is read as text: to import vLLM takes ten seconds.
     """
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    names = [str(name) for name in config.get("architectures") or ()]
+    given = read_config(folder).get("architectures")
+    names = [str(name) for name in given] if isinstance(given, list) else []
     files = sorted(python.absolute().parents[1].glob(REGISTRY))
     if not files or not names:
         return []

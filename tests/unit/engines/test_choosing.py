@@ -8,7 +8,7 @@ from sdcore.config import EngineConfig, ModelConfig
 from sdcore.engines import Resources
 from sdcore.engines.choosing import choice
 from sdcore.engines.opening import open_engine
-from sdcore.errors import ConfigError
+from sdcore.errors import ConfigError, ModelError
 
 REGISTRY = '_TEXT_GENERATION_MODELS = {\n    "LlamaForCausalLM": ("llama", "LlamaForCausalLM"),\n'
 
@@ -54,6 +54,13 @@ def test_else_it_is_this_process_and_the_reason_is_said(
 ):
     made = choice(model(**changes), of(tmp_path, architecture), python, gpus=gpus)
     assert made.kind == "transformers" and why in str(made)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"architectures": '])
+def test_a_config_that_cannot_be_read_is_said(tmp_path, python, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        choice(model(), tmp_path, python, gpus=1)
 
 
 def test_without_its_environment_vllm_is_not_taken(tmp_path):
