@@ -50,7 +50,7 @@ def test_the_form_has_descriptions_choices_and_bounds():
     assert all(each["description"] for each in schema.properties.values())
     training = schema.definitions["Training"]["properties"]
     assert training["rounds"].items() >= {"minimum": 1, "type": "integer"}.items()
-    assert training["rounds"]["description"] == "at least 1"
+    assert training["rounds"]["description"] == "at most 100000; at least 1"
     assert training["schedule"]["enum"] == ["constant", "linear", "cosine"]
     assert training["warmup_steps"]["minimum"] == 0
     band = schema.definitions["Band"]["properties"]
