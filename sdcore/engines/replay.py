@@ -19,13 +19,13 @@ from transformers.cache_utils import StaticLayer
 
 from sdcore.engines.decoding import Prompts
 
-# Models whose step asks the GPU for nothing on the way (`tests/gpu` has each of them).
+# Models whose decoding step never waits for the GPU; `tests/gpu` runs each of them.
 MODELS = {
     "arcee", "ernie4_5", "gemma", "glm4", "granite", "helium", "llama", "mistral", "olmo2", "phi3",
     "qwen2", "qwen3", "seed_oss", "smollm3", "starcoder2",
 }  # fmt: skip
-ROPES = {"default", "linear", "llama3", "yarn"}  # the others look at the longest position
-ALIGNED = 64  # tokens by multiples of which a cache grows: attention masks are read in such steps
+ROPES = {"default", "linear", "llama3", "yarn"}  # others read the longest position on the CPU
+ALIGNED = 64  # a cache holds a multiple of it: attention copies masks whose rows are not aligned
 
 
 def can_replay(model: PreTrainedModel) -> bool:
@@ -97,9 +97,9 @@ class StaticRows:
 class Replayed:
     """Replays the kernels of a function that is called again and again, on the same memory.
 
-    On other devices than GPUs the function is called each time. It is not kept: a method of the
-    object that keeps this one would close a circle, Python would free the two at any time, and a
-    graph that is freed while another one is recorded spoils that.
+    Without a GPU the function is called each time. It is passed to each call rather than stored:
+    a stored method of the owner would make a reference cycle, the garbage collector would free the
+    graph at some later time, and if another graph is being recorded then, that recording fails.
     """
 
     def __init__(self) -> None:

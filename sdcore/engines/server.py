@@ -3,7 +3,6 @@
 Nothing here imports vLLM; its environment is made by `make vllm`.
 """
 
-import json
 import os
 import re
 import secrets
@@ -17,8 +16,9 @@ import httpx
 import torch
 
 from sdcore.config import EngineConfig
-from sdcore.errors import EngineError
+from sdcore.errors import EngineError, SdcoreError
 from sdcore.keys import Key, redacted
+from sdcore.models.folders import read_config
 from sdcore.system import supervise
 from sdcore.system.ports import answers
 
@@ -121,7 +121,7 @@ class VllmServer:
                 base_url=self.url, transport=self.transport(), headers=bearer, timeout=START_TIMEOUT
             ) as client:
                 reload_weights(client, folder)
-        except (EngineError, httpx.HTTPError, OSError, ValueError, KeyError) as error:
+        except (SdcoreError, httpx.HTTPError, OSError, ValueError, KeyError) as error:
             why = redacted(" ".join(f"{type(error).__name__}: {error}".split()), self.key)
             with self.log_path.open("a", encoding="utf-8") as log:
                 log.write(f"sdcore restarts vLLM for the weights of {folder}: {why}\n")
@@ -227,10 +227,11 @@ def require_reloadable(folder: Path) -> None:
 
     Raises:
         EngineError: vLLM runs on CPUs, and the head is tied.
+        ModelError: config.json cannot be read.
     """
     if torch.cuda.is_available():
         return
-    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config = read_config(folder)
     if config.get("text_config", config).get("tie_word_embeddings", True):
         raise EngineError("on CPUs vLLM does not renew a head that is tied to the embedding")
 

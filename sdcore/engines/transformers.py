@@ -273,7 +273,7 @@ def _inverted(probs_BV: Tensor, uniform_B1: Tensor) -> Tensor:
     block_B1 = _first_above(edge_BK, goal_B1)
     before_B1 = pad(edge_BK, (1, 0)).gather(1, block_B1)
     inside_BX = blocks_BKX.take_along_dim(block_B1[..., None], 1)[:, 0].double().cumsum(-1)
-    # Of probability 0 is no token where a sum passes the goal, and one does, whatever is rounded.
+    # The goal is below the last sum, so a token passes it, and its probability is above 0.
     place_B1 = _first_above(inside_BX, _below(goal_B1 - before_B1, inside_BX[:, -1:]))
     return (block_B1 * BLOCK + place_B1).clamp(max=probs_BV.shape[1] - 1)
 

@@ -197,6 +197,12 @@ def has_kernels(student: HeadInput) -> bool:
     return on_gpu and _wide(hidden_TD) == torch.float32
 
 
+def _whole(chunk_loss: ChunkLoss, student: HeadInput, teacher: Sequence[HeadInput]) -> Whole | None:
+    """The divergence that a kernel computes in place of the loss; None where PyTorch has to."""
+    whole: Whole | None = getattr(chunk_loss, "whole", None)
+    return whole if teacher and has_kernels(student) else None
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Makes the gradients in the forward pass, where the logits are; backward scales them."""
 
@@ -219,9 +225,7 @@ class _ChunkedLoss(torch.autograd.Function):
             for tensor, needed in zip((hidden_TD, weight_VD, bias_V), ctx.needs_input_grad)
         ]
         student = HeadInput(hidden_TD, head)
-        whole: Whole | None = getattr(chunk_loss, "whole", None)
-        if not teacher or not has_kernels(student):
-            whole = None
+        whole = _whole(chunk_loss, student, teacher)
         hidden, weight, bias = ctx.gradients
         # A product of few rows with a [V, D] sum takes a GPU as long to read and write that sum as
         # to compute: the gradients of many chunks are held for one product.
@@ -419,6 +423,7 @@ def _accumulate(
     if weight is not None:
         weighted_ND = (student.hidden_TD[rows] * weight_N1).to(gradient_NV.dtype)
         if gpu and weight.dtype != gradient_NV.dtype:
+            # The first rows overwrite the sum, which saves a GPU from reading its zeros.
             torch.addmm(
                 weight, gradient_NV.T, weighted_ND, out_dtype=weight.dtype,
                 beta=int(rows.start > 0), out=weight,

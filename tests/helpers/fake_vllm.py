@@ -19,9 +19,32 @@ def token(folder):
     return int(Path(folder, "token").read_text())
 
 
-class Handler(BaseHTTPRequestHandler):
+def adapter_of(base, name):
+    """Folder of an adapter, as far as a server's client looks at it."""
+    folder = base.parent / name
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").touch()
+    return folder
+
+
+class JsonHandler(BaseHTTPRequestHandler):
+    """Answers in JSON, and logs nothing."""
+
     protocol_version = "HTTP/1.1"
 
+    def answer(self, status, body):
+        payload = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, *_):
+        pass
+
+
+class Handler(JsonHandler):
     def do_GET(self):
         names = ["the-model", *self.server.adapters]
         parents = [None] + ["the-model"] * len(self.server.adapters)
@@ -39,17 +62,6 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(1)
         status = fault if isinstance(fault, int) else 200
         self.answer(status, fault if isinstance(fault, dict) else result)
-
-    def answer(self, status, body):
-        payload = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, *_):
-        pass
 
 
 class Server(ThreadingUnixStreamServer):

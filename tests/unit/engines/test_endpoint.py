@@ -4,7 +4,7 @@ import json
 import threading
 from collections import Counter
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
 
@@ -14,6 +14,7 @@ from sdcore.engines.endpoint import Endpoint, Unavailable
 from sdcore.engines.vllm import VllmEngine, completion
 from sdcore.errors import EngineError, ModelError
 from sdcore.keys import Key
+from tests.helpers.fake_vllm import JsonHandler, adapter_of
 from tests.helpers.tiny import adapted, flip, save
 
 BASE = "served-base"
@@ -58,9 +59,7 @@ class Speaker(ThreadingHTTPServer):
         }
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class Handler(JsonHandler):
     def do_GET(self):
         self.server.keys.add(self.headers["Authorization"])
         names = [BASE, *self.server.adapters]
@@ -87,17 +86,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def echoed(self):
         return "".join(f"%{ord(c):02x}" for c in self.headers["Authorization"])
-
-    def answer(self, status, body):
-        payload = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, *_):
-        pass
 
 
 @contextmanager
@@ -134,13 +122,6 @@ def base(tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "model.safetensors").touch()
     return tmp_path / "base"
-
-
-def adapter(base, name):
-    folder = base.parent / name
-    folder.mkdir()
-    (folder / "adapter_model.safetensors").touch()
-    return folder
 
 
 def test_a_request_says_all_and_leaves_nothing_to_defaults(base):
@@ -210,7 +191,7 @@ def test_an_error_leaves_no_request_behind(base):
 def test_adapters_are_loaded_by_policy_and_only_ours_unloaded(base):
     with speaking(others=["somebody-elses"]) as server, engine_on(server) as engine:
         for name in ("p1", "p2"):
-            engine.load(Served(name, adapter(base, name), base))
+            engine.load(Served(name, adapter_of(base, name), base))
             engine.generate(requests(5), SAMPLING)
             engine.generate(requests(5), SAMPLING)
         assert server.adapters == ["somebody-elses", "p2"]
@@ -224,7 +205,7 @@ def test_adapters_are_loaded_by_policy_and_only_ours_unloaded(base):
 
 def test_a_server_that_was_restarted_gets_its_adapter_again(base):
     with speaking() as server, engine_on(server) as engine:
-        engine.load(Served("p1", adapter(base, "p1"), base))
+        engine.load(Served("p1", adapter_of(base, "p1"), base))
         engine.generate(requests(1), SAMPLING)
         server.adapters.clear()
         server.failures.append("reset")
@@ -234,7 +215,7 @@ def test_a_server_that_was_restarted_gets_its_adapter_again(base):
 
 def test_an_adapter_that_is_refused_says_what_the_server_needs(base):
     with speaking(failures=[404]) as server, engine_on(server) as engine:
-        engine.load(Served("p1", adapter(base, "p1"), base))
+        engine.load(Served("p1", adapter_of(base, "p1"), base))
         with pytest.raises(EngineError, match="does not load the adapter") as caught:
             engine.generate(requests(1), SAMPLING)
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in caught.value.fix

@@ -103,17 +103,10 @@ def own(tmp_path, monkeypatch):
     engine.close()
 
 
-def adapter_of(base, name):
-    folder = base.parent / name
-    folder.mkdir()
-    (folder / "adapter_model.safetensors").touch()
-    return folder
-
-
 def test_new_weights_are_read_without_a_restart_and_nothing_of_the_old_is_left(own):
     one, other = own.model("one", 11), own.model("other", 22)
     assert own.sample(one) == own.sample(one) == [11, 11]
-    own.sample(adapter_of(one, "p1"), base=one)
+    own.sample(fake_vllm.adapter_of(one, "p1"), base=one)
     assert own.sample(other) == [22, 22]  # the prompts are in the prefix cache, with 11
     asked = [line for line in own.said("asked") if "/v1/completions" not in line]
     rpc = {"method": "reload_weights", "kwargs": {"weights_path": str(other)}}
@@ -128,7 +121,7 @@ def test_new_weights_are_read_without_a_restart_and_nothing_of_the_old_is_left(o
 
 def test_an_adapter_is_loaded_again_after_its_base_was_exchanged(own):
     one, other = own.model("one", 11), own.model("other", 22)
-    adapter = adapter_of(one, "p1")
+    adapter = fake_vllm.adapter_of(one, "p1")
     own.sample(adapter, base=one)
     assert own.sample(adapter, base=other) == [22, 22]
     assert len(own.said("asked /v1/load_lora_adapter")) == 2 and len(own.said("Started")) == 1
@@ -146,7 +139,7 @@ def test_an_adapter_is_loaded_again_after_its_base_was_exchanged(own):
 )
 def test_a_reload_that_fails_ends_in_a_restart_and_the_log_says_why(own, fault, why):
     one, other = own.model("one", 11), own.model("other", 22)
-    own.sample(adapter_of(one, "p1"), base=one)
+    own.sample(fake_vllm.adapter_of(one, "p1"), base=one)
     own.fail(**fault)
     assert own.sample(other) == [22, 22]
     (note,) = own.said("sdcore")

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from sdcore.config import DistillConfig, GrpoConfig, TrainingConfig, WarmupConfig
+from sdcore.planning import memory
 from sdcore.planning.machines import GIB
 from sdcore.planning.memory import auto_tokens, chunk_bytes, logit_bytes, logit_rows, token_bytes
 from sdcore.planning.shapes import KNOWN, Shape
 from sdcore.system.memory import free_bytes
+from sdcore.training import projection
 from sdcore.training.trainer import Trainer
 from tasks.run import live
 from tests.helpers.tiny import LORA as ADAPTER
@@ -55,6 +57,12 @@ def test_a_chunk_of_logits():
     size = chunk_bytes(LORA, "bfloat16", QWEN, 10, gpu=True)
     assert size == 384 * 151_936 * 10 == 583_434_240
     assert size / (4 * 2048 * 151_936) == pytest.approx(0.469, abs=1e-3)
+
+
+def test_buffers_are_those_of_the_loss():
+    """Planning loads no torch, and has these sizes of its own."""
+    assert {True: projection.ELEMENTS["cuda"], False: projection.ELEMENTS["cpu"]} == memory.CHUNK
+    assert (memory.TILE, memory.HELD) == (projection.MIN_ROWS, projection.HELD)
 
 
 def test_a_trained_head_holds_gradients():
