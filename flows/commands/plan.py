@@ -99,7 +99,8 @@ def planned_on(
     folder = at_hand(settings.model.name)
     shape = shape_of(settings.model.name, folder)
     if machine is None:
-        chosen = machines.present(shape.width, shape.inner, settings.model.device)
+        model = settings.model
+        chosen = machines.present(shape.width, shape.inner, model.device, model.dtype)
     else:
         chosen = machines.named(machine)
     return plan_of(settings, shape, chosen, lengths_of(settings, folder, response))

@@ -277,10 +277,22 @@ def test_a_gpu_is_slower_in_float32():
 
 
 def test_a_machine_is_measured():
-    made = machines.measured(CPU, width=128, inner=384)
+    made = machines.measured(CPU, width=128, inner=384, dtype="float32")
     assert 1e8 < made.flops < 1e14 and 0 < made.decode_share <= 1
     assert made.handling / CPU.handling == pytest.approx(CPU.flops / made.flops)
-    assert "measured now" in made.source
+    assert "measured now" in made.source and "would be faster" not in made.source
+
+
+@pytest.mark.parametrize(("half", "advised"), [(0.2, True), (4.0, False)])
+def test_a_machine_is_measured_in_the_dtype_of_the_model(monkeypatch, half, advised):
+    """Products in bfloat16 take 1 / half of float32's time; nothing else is slower for that."""
+    times = iter([1.0, 1.0 / half, 64 * 128 * 384 / 1024**3 / half])
+    monkeypatch.setattr(machines, "_fastest", lambda work: (work(), next(times))[1])
+    made = machines.measured(CPU, width=128, inner=384, dtype="bfloat16")
+    assert made.flops == pytest.approx(2 * 1024**3 * half) and made.decode_share == 1
+    assert made.computing_in("bfloat16").flops == made.flops
+    assert made.handling / CPU.handling == pytest.approx(CPU.flops / (2 * 1024**3))
+    assert ("model.dtype = 'float32' would be faster" in made.source) == advised
 
 
 def test_lengths_are_counted_given_or_bounded():
