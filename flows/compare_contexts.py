@@ -1,11 +1,13 @@
 """The main flow: prepare, perhaps warm up, then per condition and seed a chain of rounds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from prefect import flow
+from prefect.futures import wait
 
 from flows.cluster import train_on_cluster
 from sdcore.config import Experiment
@@ -185,7 +187,7 @@ def score_on_test(run: ConditionRun) -> None:
         for round_ in sorted(scores["round"]):
             if good is None or round_ <= good:
                 if not run.checkpoint(round_).is_dir():
-                    restore(run, round_)  # it was pruned while another trial was chosen
+                    restore(run, [round_])  # it was pruned while another trial was chosen
                 _score(run, round_, ["test"])
 
 
@@ -196,14 +198,45 @@ def _score(run: ConditionRun, round_: int, splits: Sequence[str]) -> None:
 
 
 def train_round(round_: Round) -> Round:
-    """One round: the three stages, each a task run of its own. Returns the next round."""
-    stop_if_asked = round_.run.session.interrupts.stop_if_asked
+    """One round: the three stages, each a task run of its own. Returns the next round.
+
+    With `training.lag` the next round has been through the first two of them by then.
+    """
+    run = round_.run
+    stop_if_asked = run.session.interrupts.stop_if_asked
+    is_last = round_.number + 1 == run.experiment.training.rounds
     with round_.kept():
-        sample(round_)
-        stop_if_asked()
-        if has_work(round_):
-            align(round_)
-        stop_if_asked()
-        distill(round_)
+        if not round_.rollouts:
+            sample(round_)
+            stop_if_asked()
+            if has_work(round_):
+                align(round_)
+            stop_if_asked()
+        if run.experiment.training.lag and not is_last:
+            with made_beside(round_.ahead()):
+                distill(round_)
+        else:
+            distill(round_)
     stop_if_asked()
     return round_.next()
+
+
+@contextmanager
+def made_beside(following: Round) -> Iterator[None]:
+    """Sample and align a round, beside what the block does if the engine is a server, else before.
+
+    The block trains the round before, which changes the weights of an engine in this process.
+    """
+    models, sampler = following.run.session.models, following.sampler
+    engine = models.engine(following.run, sampler.round, sampler.policy_id)
+    made = [sample.submit(following)]
+    if has_work(following):
+        made += [align.submit(following, wait_for=[*made], return_state=False)]
+    if not engine.reads_folders:
+        wait(made)
+    try:
+        yield
+    finally:
+        wait(made)
+    for stage in made:
+        stage.result()

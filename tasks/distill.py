@@ -39,15 +39,15 @@ def distill(round_: Round) -> int:
             policy's.
     """
     run = round_.run
-    sampler = run.session.models.engine(run, round_.number, round_.policy.policy_id)
-    held = sampler.update_share
+    on_policy = round_.sampler == round_.policy
+    held = _sampled_share(round_) if on_policy else None
     with run.session.models.training(run, round_.number) as trainer:
         with run.session.clock.measure("compute"):
             drift = trainer.drift(_probes(run)) if len(run.probes) else None
             rows, steps = train(round_, trainer)
             digest = trainer.digest()
         updates = [step for step in steps if step is not None]
-        for first in updates[:1]:
+        for first in updates[: int(on_policy)]:
             require_agreement(first, getattr(torch, run.experiment.model.dtype))
         if not updates:
             note(f"{round_.label}: nothing to train on, the policy stays as it is")
@@ -88,6 +88,11 @@ def train(round_: Round, trainer: Trainer) -> tuple[pl.DataFrame, list[Update | 
         run.session.interrupts.stop_if_asked()
         taken.append(trainer.step(examples[start::steps]))
     return rows, taken
+
+
+def _sampled_share(round_: Round) -> float | None:
+    sampler = round_.run.session.models.engine(round_.run, round_.number, round_.policy.policy_id)
+    return sampler.update_share
 
 
 def _probes(run: ConditionRun) -> list[Example]:
@@ -224,10 +229,11 @@ def _token_signals(
 def _prune(run: ConditionRun, last: int) -> None:
     """Drop the checkpoints before the last one, except those that are scored or may yet be.
 
-    The last one that training can go on from is kept too.
+    The last one that training can go on from is kept too, and the one that a lagging sampler takes.
     """
     whole = [number for number in range(last + 1) if has_state(run.checkpoint(number))]
-    kept = {last, *whole[-1:], *checkpoint_rounds(run.experiment, run.settings)}
+    kept = {last, last - run.experiment.training.lag, *whole[-1:]}
+    kept |= {*checkpoint_rounds(run.experiment, run.settings)}
     if run.experiment.health.stop_when:
         kept.add(last_good(health_of(run), run.experiment.health))
     for folder in run.folder.glob("round-*"):

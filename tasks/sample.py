@@ -41,7 +41,7 @@ class Answered:
 
 @task(cache_policy=NO_CACHE, task_run_name="sample {round_.label}", **RETRIES)
 def sample(round_: Round) -> int:
-    """Sample `group_size` rollouts of each of the round's questions from its policy.
+    """Sample `group_size` rollouts of each of the round's questions from its sampler.
 
     Returns:
         How many rollouts the round has.
@@ -52,9 +52,12 @@ def sample(round_: Round) -> int:
         problems["problem_id"].to_list(), training.questions_per_round, round_.number, run.seed
     )
     chosen = pl.DataFrame({"problem_id": asked}).join(problems, on="problem_id", how="left")
-    stored = stored_rollouts(run, round_.policy, "train") if round_.resumed else []
+    number, sampler = round_.number, round_.sampler
+    stored = stored_rollouts(run, sampler, "train", round=number) if round_.resumed else []
     size = run.settings.group_size
-    rollouts = sample_missing(run, round_.policy, "train", chosen, size, stored, store=False)
+    rollouts = sample_missing(
+        run, sampler, "train", chosen, size, stored, number=number, store=False
+    )
     round_.rollouts = in_order(rollouts)
     round_.frames["rollouts"] = Rollout.to_frame(round_.rollouts)
     return len(rollouts)
@@ -68,6 +71,7 @@ def sample_missing(
     samples: int,
     stored: Sequence[Rollout],
     *,
+    number: int | None = None,
     store: bool = True,
 ) -> list[Rollout]:
     """Sample and grade what is missing of `samples` rollouts per problem.
@@ -76,11 +80,22 @@ def sample_missing(
     as it comes, if `store` asks for it, and sampled again as a whole if any of it is not among
     the `stored` ones, so that a resumed run repeats the same arithmetic and gets the same tokens.
 
+    Args:
+        run: whose rollouts.
+        policy: that draws them.
+        purpose: of the samples: `train`, `test` and so on.
+        problems: rows of the table `problems`.
+        samples: per problem.
+        stored: rollouts that there are already.
+        number: their column `round`, by default the rounds behind the policy.
+        store: each batch as it comes.
+
     Returns:
         The rollouts, in the order of the problems and samples.
     """
+    number = policy.round if number is None else number
     with run.session.clock.measure("compute"):
-        planned = _plan(run, policy, purpose, problems, samples)
+        planned = _plan(run, policy, purpose, number, problems, samples)
     rollouts = {rollout.rollout_id: rollout for rollout in stored}
     size = run.experiment.sampling.batch_size
     with run.session.panel.bar(f"{purpose} samples of {run.label}", len(planned)) as advance:
@@ -89,7 +104,7 @@ def sample_missing(
             if all(each.rollout_id in rollouts for each in batch):
                 advance(len(batch), cached=len(batch))
                 continue
-            fresh = _sample_batch(run, policy, purpose, batch, advance)
+            fresh = _sample_batch(run, policy, purpose, number, batch, advance)
             rollouts |= {rollout.rollout_id: rollout for rollout in fresh}
             if store:
                 run.store.append_missing(rollouts=Rollout.to_frame(fresh))
@@ -113,7 +128,12 @@ def stored_rollouts(
 
 
 def _plan(
-    run: ConditionRun, policy: StoredPolicy, purpose: str, problems: pl.DataFrame, samples: int
+    run: ConditionRun,
+    policy: StoredPolicy,
+    purpose: str,
+    number: int,
+    problems: pl.DataFrame,
+    samples: int,
 ) -> list[Planned]:
     tokenizer = run.tokenizer
     sampling = run.experiment.sampling.model_dump(mode="json", exclude={"batch_size"})
@@ -121,10 +141,8 @@ def _plan(
     for problem in Problem.from_frame(problems):
         prompt = student_prompt(tokenizer, run.experiment.prompts, problem.question)
         for index in range(samples):
-            seed = sampling_seed(run.seed, purpose, policy.round, problem.problem_id, index)
-            key = run.key(
-                "rollout", policy.policy_id, purpose, policy.round, prompt, sampling, seed
-            )
+            seed = sampling_seed(run.seed, purpose, number, problem.problem_id, index)
+            key = run.key("rollout", policy.policy_id, purpose, number, prompt, sampling, seed)
             planned.append(Planned(key, problem, index, seed, prompt))
     return planned
 
@@ -133,6 +151,7 @@ def _sample_batch(
     run: ConditionRun,
     policy: StoredPolicy,
     purpose: str,
+    number: int,
     batch: Sequence[Planned],
     advance: Advance,
 ) -> list[Rollout]:
@@ -155,7 +174,7 @@ def _sample_batch(
             policy_id=policy.policy_id,
             problem_id=each.problem.problem_id,
             purpose=purpose,
-            round=policy.round,
+            round=number,
             sample_index=each.sample_index,
             sampling_seed=each.sampling_seed,
             prompt_ids=each.prompt_ids,

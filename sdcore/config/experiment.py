@@ -182,6 +182,12 @@ class Experiment(Settings):
                     f"training.steps_per_round exceeds the {rollouts} rollouts per round of "
                     f"conditions.{name}"
                 )
+            refused = condition.refuses_lag(self.sampling.temperature)
+            if self.training.lag and refused:
+                raise ValueError(
+                    f"training.lag = 1: conditions.{name} learns from rollouts of the very weights "
+                    f"that it trains, because of {refused}"
+                )
             if self.sampling.temperature == 0 and condition.compares_rollouts:
                 raise ValueError(
                     f"sampling.temperature = 0 makes all rollouts of a group of conditions.{name} "

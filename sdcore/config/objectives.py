@@ -64,6 +64,14 @@ class ConditionSettings(Settings):
         """Name of the context in the teacher's prompt; None if the teacher needs no prompt."""
         return getattr(self, "context", None)
 
+    def refuses_lag(self, temperature: float) -> str:
+        """Return why rollouts of older weights would give a wrong gradient; empty if they do not.
+
+        Args:
+            temperature: of sampling.
+        """
+        return ""
+
     @property
     def title(self) -> str:
         """Name of the objective in reports."""
@@ -119,6 +127,10 @@ class DistillConfig(ConditionSettings):
         """Name of the objective in reports."""
         return "self-distillation"
 
+    def refuses_lag(self, temperature: float) -> str:
+        """The policy gradient is that of the divergence on rollouts of the same weights only."""
+        return "divergence = policy_gradient" if self.divergence == "policy_gradient" else ""
+
     @property
     def summary(self) -> str:
         """Summary of the loss for reports."""
@@ -147,6 +159,10 @@ class GrpoConfig(ConditionSettings):
     normalise: Literal["token", "sequence"] = Field(
         "token", description="average over tokens, or over sequences of their means over tokens"
     )
+
+    def refuses_lag(self, temperature: float) -> str:
+        """The ratio is at the sampling temperature, the sampler's log-probs are at 1."""
+        return f"sampling.temperature = {temperature:g}" if temperature != 1 else ""
 
     @property
     def title(self) -> str:

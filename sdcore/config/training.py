@@ -27,6 +27,12 @@ class TrainingConfig(Settings):
     steps_per_round: int = Field(
         1, ge=1, description="optimizer steps a round; 1 is strictly on-policy"
     )
+    lag: Literal[0, 1] = Field(
+        0,
+        description="rounds by which the weights that sample are behind those that train; 1: the "
+        "next round is sampled and criticised before this one has been trained, and while it is "
+        "trained where the engine is a server",
+    )
     lora: LoraConfig | None = Field(None, description="absent: all weights are trained")
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"

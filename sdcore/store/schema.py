@@ -376,11 +376,13 @@ _TABLES = (
         Column("zero_variance_groups", INT, "GRPO groups without a signal; 0 for distillation"),
         Column("first_token_kl", REAL, "mean KL of the first token of each response, nats; empty "
                "without a teacher", True),
-        Column("logprob_drift", REAL, "mean |engine - trainer| log-prob of the sampled tokens; "
+        Column("logprob_drift", REAL, "mean |engine - trainer| log-prob of the sampled tokens, "
+               "with training.lag also what the last update moved them by; "
                "empty in a warm-up, where none are sampled", True),
         Column("logprob_drift_max", REAL, "largest |engine - trainer| log-prob; empty in a warm-up", True),
         Column("sampled_update_share", REAL, "share of the LoRA update so far that the sampler of "
-               "this round's rollouts held, 1 for all; empty without one, for vLLM, or in a warm-up",
+               "this round's rollouts held, 1 for all; empty without one, for vLLM, with training.lag, "
+               "or in a warm-up",
                True),
         Column("base_drift", REAL, "mean log-prob that the base's own validation rollouts lose under "
                "the weights before the round's steps, nats per token: an estimate of the KL from the "

@@ -19,7 +19,7 @@ class _Differs(TrainingError):
     """Retraining gave other weights than those of the lost checkpoint."""
 
 
-def restore(run: ConditionRun, also: int | None = None) -> None:
+def restore(run: ConditionRun, also: Collection[int] = ()) -> None:
     """Retrain the checkpoints of a run that it needs and that are missing or damaged.
 
     Training goes on from the last whole checkpoint before, on the stored rollouts and contexts:
@@ -32,7 +32,7 @@ def restore(run: ConditionRun, also: int | None = None) -> None:
 
     Args:
         run: the condition and seed.
-        also: rounds of a further policy whose weights are needed, which `prune` may have deleted.
+        also: rounds of further policies whose weights are needed, which `prune` may have deleted.
 
     Raises:
         StoreError: a node of a cluster gets other weights; it cannot supersede the run's rows.
@@ -81,7 +81,7 @@ def require_replaceable(run: ConditionRun, stage: Stage, round_: int) -> None:
     require_same_model(run.base)
     if run.experiment.warmup:
         warm_up.fn(run.base)
-    restore(run, round_ if stage is Stage.evaluate else None)
+    restore(run, [round_] if stage is Stage.evaluate else ())
     run.session.models.sampler(run)
     if stage is not Stage.evaluate:
         with open_critic(run):

@@ -1,6 +1,6 @@
 """Which checkpoints of a run are whole, and which of those that it needs are not."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +19,14 @@ class Damaged(NamedTuple):
     reason: ModelError
 
 
-def damaged_checkpoints(run: ConditionRun, also: int | None = None) -> list[Damaged]:
+def damaged_checkpoints(run: ConditionRun, also: Collection[int] = ()) -> list[Damaged]:
     """Return the checkpoints that a run needs and that are missing or damaged, in order of rounds.
 
     Every file of them is read.
 
     Args:
         run: the condition and seed.
-        also: rounds of a further policy that is needed, whose checkpoint may have been pruned.
+        also: rounds of further policies that are needed, whose checkpoints may have been pruned.
     """
     found = (
         (policy, damage(run.root, policy, resumable=resumable))
@@ -35,13 +35,21 @@ def damaged_checkpoints(run: ConditionRun, also: int | None = None) -> list[Dama
     return [Damaged(policy, reason) for policy, reason in found if reason is not None]
 
 
-def needed_policies(run: ConditionRun, also: int | None = None) -> dict[StoredPolicy, bool]:
-    """Return the policies of a run whose checkpoints it needs, as `needed` does."""
-    return needed(_stored(run), run.store.rows("stops", **run.columns), also)
+def needed_policies(run: ConditionRun, also: Collection[int] = ()) -> dict[StoredPolicy, bool]:
+    """Return the policies of a run whose checkpoints it needs, as `needed` does.
+
+    With `training.lag` the next round is sampled from the last but one.
+    """
+    stored, stops = _stored(run), run.store.rows("stops", **run.columns)
+    training = run.experiment.training
+    last = stored[-1].round if stored else 0
+    if training.lag and last < training.rounds and not len(stops):
+        also = {*also, last - training.lag}
+    return needed(stored, stops, also)
 
 
 def needed(
-    stored: Sequence[StoredPolicy], stops: pl.DataFrame, also: int | None = None
+    stored: Sequence[StoredPolicy], stops: pl.DataFrame, also: Collection[int] = ()
 ) -> dict[StoredPolicy, bool]:
     """Return the policies of a run whose checkpoints it needs, in order of rounds.
 
@@ -52,7 +60,7 @@ def needed(
     Args:
         stored: all policies of the run, in order of rounds.
         stops: its rows of the table `stops`.
-        also: rounds of a further policy, as if it were scored.
+        also: rounds of further policies, as if they were scored.
     """
     trained = [policy for policy in stored if policy.kind != "base"]
     if len(stops):
@@ -61,7 +69,7 @@ def needed(
     return {
         policy: policy in last and not len(stops)
         for policy in trained
-        if policy in last or policy.path is not None or policy.round == also
+        if policy in last or policy.path is not None or policy.round in also
     }
 
 

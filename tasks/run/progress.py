@@ -16,6 +16,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -60,7 +61,7 @@ class Panel:
         self._progress = Progress(
             *_COLUMNS, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal
         )
-        self._at_work: list[str] = []  # of each open bar, the innermost last
+        self._at_work: dict[TaskID, str] = {}  # of each open bar, the innermost last
         self._said = time.monotonic()
 
     def at_work(self) -> str:
@@ -68,7 +69,7 @@ class Panel:
 
         It waits for no lock, so that a signal handler may call it.
         """
-        return self._at_work[-1] if self._at_work else ""
+        return next(reversed(self._at_work.values()), "")
 
     @contextmanager
     def bar(self, description: str, total: int, *, part: bool = False) -> Iterator[Advance]:
@@ -84,14 +85,14 @@ class Panel:
         before = around.completed if around else 0.0
         row = self._progress.add_task(description, total=total, counts="")
         counts, artifact = Counter[str](), _Artifact(description)
-        self._at_work.append(f"{description}: 0 of {total}")
+        self._at_work[row] = f"{description}: 0 of {total}"
         start = time.monotonic()
 
         def advance(count: int, **more: float) -> None:
             counts.update(done=count, **more)  # type: ignore[call-overload]
             text = summary(counts, time.monotonic() - start)
             share = counts["done"] / max(total, 1)
-            self._at_work[-1] = f"{description}: {counts['done']} of {total}"
+            self._at_work[row] = f"{description}: {counts['done']} of {total}"
             self._progress.update(row, completed=counts["done"], counts=text)
             if around:
                 self._progress.update(around.id, completed=before + share)
@@ -102,17 +103,16 @@ class Panel:
             yield advance
             artifact.finish()
         finally:
-            self._at_work.pop()
+            del self._at_work[row]
             self._progress.remove_task(row)
             if outermost:
                 self._progress.stop()
-
 
     def _say(self, text: str) -> None:
         """Print all bars as one line of a log, the outermost first, if the last is a while ago."""
         if self._progress.disable and time.monotonic() - self._said > LINE:
             self._said = time.monotonic()
-            line = " · ".join(filter(None, [" › ".join(self._at_work), text]))
+            line = " · ".join(filter(None, [" › ".join([*self._at_work.values()]), text]))
             CONSOLE.print(line, highlight=False, markup=False)
 
 

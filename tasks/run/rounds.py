@@ -20,17 +20,20 @@ class Round:
 
     Attributes:
         run: the condition and seed.
-        number: from 0; so many rounds are behind the policy that samples.
-        policy: the weights that sample and are trained.
+        number: from 0; so many rounds are behind the policy that is trained.
+        sampler: the weights that sample: the policy, or with `training.lag` the one a round before.
+        policy: the weights that are trained.
+        following: the round after it, if that is sampled before this one is committed.
         resumed: it is the first of this process, and may find some of its rows stored.
-        rollouts: sampled from it; the samples of a problem are neighbours.
+        rollouts: of the sampler; the samples of a problem are neighbours.
         critiques: of the rollouts, by rollout id; some may have none.
         frames: rows to be stored at the round's end, by table.
     """
 
     def __init__(self, run: ConditionRun, policy: StoredPolicy, *, resumed: bool) -> None:
         self.run, self.policy, self.resumed = run, policy, resumed
-        self.number = policy.round
+        self.number, self.sampler = policy.round, policy
+        self.following: Round | None = None
         self.rollouts: list[Rollout] = []
         self.critiques: dict[str, Critique] = {}
         self.frames: dict[str, pl.DataFrame] = {}
@@ -51,21 +54,31 @@ class Round:
         self.frames = {}
         self.policy = policy
 
+    def ahead(self) -> "Round":
+        """The round after this one, to be sampled from the policy that this one trains."""
+        self.following = Round(self.run, self.policy, resumed=self.resumed)
+        self.following.number += 1
+        return self.following
+
     def next(self) -> "Round":
         """The round after this one, which is committed."""
-        return Round(self.run, self.policy, resumed=False)
+        following = self.following or Round(self.run, self.policy, resumed=False)
+        following.policy = self.policy
+        return following
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """If the block fails or is stopped, store what its finished stages have made.
+        """If the block fails or is stopped, store what the finished stages have made.
 
-        A later start finds it and goes on from there. A kill loses it.
+        Those of the following round count. A later start finds it and goes on from there. A kill
+        loses it.
         """
         try:
             yield
         except BaseException:
-            if self.frames:
-                self.run.store.append_missing(**self.frames)
+            for round_ in filter(None, (self, self.following)):
+                if round_.frames:
+                    self.run.store.append_missing(**round_.frames)
             raise
 
 
@@ -81,19 +94,27 @@ def first_round(run: ConditionRun) -> Round:
             shutil.rmtree(folder)
     for remains in run.folder.glob(".round-*"):  # of a write that was killed
         shutil.rmtree(remains)
-    return Round(run, run.policy(last), resumed=True)
+    return _resumed(run, last)
 
 
 def stored_round(run: ConditionRun, number: int) -> Round:
     """A committed round as its stages left it, from what is stored."""
-    round_ = Round(run, run.policy(number), resumed=True)
-    same = {"policy_id": round_.policy.policy_id, "purpose": "train"} | run.columns
+    round_ = _resumed(run, number)
+    same = {"policy_id": round_.sampler.policy_id, "purpose": "train", "round": number}
+    same |= run.columns
     rollouts = Rollout.from_frame(run.store.rows("rollouts", **same))
     round_.rollouts = in_order(rollouts)
     ids = [each.rollout_id for each in rollouts]
     round_.critiques = stored_critiques(run, ids)
     round_.frames["rollouts"] = Rollout.to_frame(round_.rollouts)
     round_.frames["contexts"] = run.store.rows("contexts", rollout_id=ids, **run.columns)
+    return round_
+
+
+def _resumed(run: ConditionRun, number: int) -> Round:
+    round_ = Round(run, run.policy(number), resumed=True)
+    if number and run.experiment.training.lag:
+        round_.sampler = run.policy(number - 1)
     return round_
 
 

@@ -78,7 +78,7 @@ def _register(base: ConditionRun, chosen: Chosen, aliases: list[str]) -> str:
     warmed_up = base.session.models.base_folder(base) if base.experiment.warmup else None
     if policy.path is None:  # it was pruned before scores changed which one is chosen
         with run_lock(run, wait=True):
-            restore(run, policy.round)
+            restore(run, [policy.round])
     folder = base.root / policy.checkpoint
     with base.session.tracking() as tracking:
         return tracking.register(

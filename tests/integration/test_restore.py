@@ -172,7 +172,7 @@ def test_a_scored_checkpoint_that_was_not_chosen_is_freed_on_request_and_comes_b
     assert (freed.folder, freed.part) == (run.checkpoint(1), "checkpoint")
     assert [policy.path is None for policy in map(run.policy, (1, 2))] == [True, False]
     assert damaged(run) == [] and not freed.folder.exists()
-    restore(run, 1)
+    restore(run, [1])
     assert damage(run.root, run.policy(1), resumable=True) is None
 
 

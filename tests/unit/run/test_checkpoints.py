@@ -42,7 +42,7 @@ def keep(store, **rows):
     store.append_missing(**{name: TABLES[name].frame(each) for name, each in rows.items()})
 
 
-def rounds(stored, stops=(), also=None):
+def rounds(stored, stops=(), also=()):
     """Rounds of the needed checkpoints, and whether training goes on from each."""
     frame = TABLES["stops"].frame(list(stops))
     wanted = needed([StoredPolicy(**row) for row in stored], frame, also)
@@ -54,7 +54,7 @@ def test_the_scored_policies_and_the_last_one_are_needed():
     stored = [base, *(policy("grpo", 0, n) | {"path": "p" if n % 2 == 0 else None}
                       for n in range(1, 6))]  # fmt: skip
     assert rounds(stored) == [(2, False), (4, False), (5, True)]
-    assert rounds(stored, also=3) == [(2, False), (3, False), (4, False), (5, True)]
+    assert rounds(stored, also=[3]) == [(2, False), (3, False), (4, False), (5, True)]
     assert rounds(stored[:3]) == [(2, True)] and rounds(stored[:2]) == [(1, True)]
     assert rounds([base]) == [] == rounds([])
 
@@ -62,7 +62,7 @@ def test_the_scored_policies_and_the_last_one_are_needed():
 def test_of_a_stopped_run_nothing_after_its_last_good_policy_is_needed():
     stored = [policy("grpo", 0, n) | {"path": "p" if n % 2 == 0 else None} for n in range(1, 6)]
     assert rounds(stored, [STOP | {"good_round": 3}]) == [(2, False), (3, False)]
-    assert rounds(stored, [STOP | {"good_round": 2}], also=4) == [(2, False)]
+    assert rounds(stored, [STOP | {"good_round": 2}], also=[4]) == [(2, False)]
     assert rounds(stored, [STOP | {"good_round": 0}]) == []
 
 
