@@ -182,6 +182,13 @@ class Experiment(Settings):
                     f"training.steps_per_round exceeds the {rollouts} rollouts per round of "
                     f"conditions.{name}"
                 )
+            context = condition.teacher_context
+            needs = self.known_contexts[context].needs if context else frozenset[str]()
+            if condition.group_size == 1 and "sibling" in needs:
+                raise ValueError(
+                    f"conditions.{name}.group_size: {context} shows another rollout of the same "
+                    "question, and there is none: set it to 2 or more"
+                )
             if self.sampling.temperature == 0 and condition.compares_rollouts:
                 raise ValueError(
                     f"sampling.temperature = 0 makes all rollouts of a group of conditions.{name} "

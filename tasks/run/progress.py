@@ -107,7 +107,6 @@ class Panel:
             if outermost:
                 self._progress.stop()
 
-
     def _say(self, text: str) -> None:
         """Print all bars as one line of a log, the outermost first, if the last is a while ago."""
         if self._progress.disable and time.monotonic() - self._said > LINE:
