@@ -15,8 +15,8 @@ class ModelConfig(Settings):
     """The policy that is trained, and whose initial weights are the self-teacher."""
 
     name: str = Field(
-        description="builtin:tiny-solver, builtin:smollm2, a hub id or a local folder; smoke:NAME is "
-        "a tiny random model of the same architecture",
+        description="builtin:tiny-solver, builtin:smollm2, a hub id or a local folder; smoke:NAME "
+        "is a tiny random model of the same architecture",
         json_schema_extra=FILE_ONLY,
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
