@@ -192,7 +192,7 @@ def step_aligned(inputs: ContextInputs) -> str | None:
 
 @context()
 def answer_only(inputs: ContextInputs) -> str | None:
-    """The final answer and no way to it: what knowing the goal alone is worth.
+    """The final answer without any steps: the value of knowing the answer alone.
 
     Not in the paper. Expected: an objection to the answer's tokens, little to the steps.
     """
