@@ -1,4 +1,4 @@
-"""`sdcore design` at its smallest: it stops before design.max_critic_tokens, and goes on with more."""
+"""`sdcore design` stops before design.max_critic_tokens is exceeded, and goes on with more."""
 
 from contextlib import contextmanager
 from unittest.mock import MagicMock
@@ -25,7 +25,11 @@ sampling = { max_new_tokens = 96, batch_size = 64 }
 training = { rounds = 1, questions_per_round = 3 }
 evaluation = { every = 1, samples = 1, validation_samples = 1, resamples = 100 }
 diagnose = { problems = 3, rollouts = 1, teacher_samples = 0 }
-design = { contexts = ["step_aligned"], tokens = ["all", "until_error"], rungs = 1, confirm_seeds = 2 }
+[design]
+contexts = ["step_aligned"]
+tokens = ["all", "until_error"]
+rungs = 1
+confirm_seeds = 2
 [prompts]
 student = "{{ question }}"
 teacher = "Hint: {{ context }}\\n{{ question }}"
@@ -91,7 +95,7 @@ def test_a_search_keeps_to_the_critics_tokens_and_goes_on_with_more_of_them(tmp_
         file.write_text(FILE.replace("URL", url), "utf-8")
         before = set()
         for critiques, place in stops.items():
-            with pytest.raises(BudgetError, match="raise critic.max_total_tokens, or design.max_c"):
+            with pytest.raises(BudgetError, match=r"critic\.max_total_tokens, or design\.max_c"):
                 search(critiques)
             places, tokens = reached()
             assert tokens == EACH * critiques == EACH * len(asked)
