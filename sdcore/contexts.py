@@ -3,7 +3,7 @@
 All contexts of an experiment are built from the same record of one rollout, so that they can be
 compared on identical traces (arXiv 2606.11173). Texts go into the teacher prompt as they are.
 
-To add one, write a function and decorate it with `@context(...)`; see sdcore/config/README.md.
+To add one, write a function and decorate it with `@context(...)`; see sdcore/README.md.
 """
 
 from collections.abc import Callable
