@@ -156,7 +156,17 @@ def template_context(name: str, template: str) -> Context:
     _require_fields(named, f"contexts.{name}")
 
     def write(inputs: ContextInputs) -> str | None:
-        return render(template, **vars(inputs)) or None
+        try:
+            return render(template, **vars(inputs)) or None
+        except ConfigError as error:
+            raise ConfigError(
+                f"context {name!r} does not render for a rollout",
+                got=error.got,
+                where=f"contexts.{name}, a {'correct' if inputs.correct else 'wrong'} rollout of: "
+                f"{inputs.question}",
+                fix="write it for every rollout; {% if %} leaves out what some have not, such as "
+                "critique.first_wrong_step where no step is wrong",
+            ) from error
 
     return Context(name, frozenset(named & SOURCES), write, about=template)
 
