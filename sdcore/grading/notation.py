@@ -47,7 +47,7 @@ _SIMPLER: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\times(?![a-zA-Z])|\\cdot(?![a-zA-Z])|\\ast(?![a-zA-Z])", "*"),
         (r"\\div(?![a-zA-Z])", "/"),
-        (r"(?<=[\d)])\*\*(?=[\d(-])", "^"),  # 2**3
+        (r"(?:(?<=[\d)\]])|(?<=\b[a-zA-Z]))\*\*(?=[\d(-])", "^"),  # 2**3  y**2
         (r"\*\*+|__+", " "),  # **bold**
         (r"(?<=\d)\s*[xX]\s*(?=\d)", "*"),  # 7x8, 7 x 8
         (r"\b(?:is|are|which) equal(?:s| to)\b|\bequals\b", f" {VERBAL} "),
