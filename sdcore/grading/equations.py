@@ -225,7 +225,7 @@ def _right(read: Sequence[Phrase]) -> Side:
     more = [word for word in after[:3] if word not in ("and", "a")] if "and" in after[:1] else after
     if before - _LEADING - _ROUGHLY or {*more[:1], *map(singular, more[:1])} & _CHANGES_RIGHT:
         return Side()
-    if any(phrase.written for phrase in read[1:]) and (_measures(after) or {"than", "as"} & set(after)):
+    if any(each.written for each in read[1:]) and (_measures(after) or {"than", "as"} & {*after}):
         return Side()  # = 5 ft 6 in, = 8 more than 2
     return replace(_side(read[0], prefix=True), roughly=bool(before & _ROUGHLY))
 
@@ -270,9 +270,8 @@ def _side(phrase: Phrase, *, prefix: bool = False, suffix: bool = False) -> Side
 def _is_calculated(pieces: Sequence[str]) -> bool:
     """Return whether pieces are more than a number with a sign or in brackets."""
     inner = [piece for piece in pieces if piece not in ("(", ")")]
-    inner = inner[1:] if inner[:1] == ["-"] else inner
-    return len(inner) > 1 or any(
-        "+" in piece or piece.startswith(("sqrt", "factorial")) for piece in inner  # 2 1/4
+    return len(inner) > 1 + (inner[:1] == ["-"]) or any(
+        "+" in piece or piece.startswith(("sqrt", "factorial")) for piece in inner
     )
 
 

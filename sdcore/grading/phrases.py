@@ -208,7 +208,8 @@ class _Reader:
             self._emit(sign, token, complete=False)
         else:
             self.phrase.odd |= bool(self.run) or sign != "-"  # a minus may be a sign
-            self.phrase.listed = not self.at and following is not None and following.start > token.end
+            if following and not self.at:
+                self.phrase.listed = token.end < following.start
             self.run = []
             self._emit(sign, token, complete=False)
 
