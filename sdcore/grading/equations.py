@@ -385,8 +385,6 @@ def _agree(mine: Fraction, theirs: Fraction, left: Side, right: Side, roughly: b
     place = Fraction(1, 10 ** (decimal_places(right.written[0]) + 2 * right.percent))
     if roughly and error < max(place, ROUGHLY * abs(theirs) if place == 1 else 0):
         return True
-    if (mine / place).denominator == 1:
-        return False  # nothing was to be rounded
     cut_off = abs(theirs) < abs(mine) and (left.divided or place < 1)
     return 2 * error <= place or (cut_off and error < place)
 
