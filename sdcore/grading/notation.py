@@ -104,7 +104,7 @@ def simplified(text: str) -> str:
     """A text with LaTeX and typographic signs in plain notation: ``3 \\times 4`` is ``3 * 4``."""
     plain = _FRACTION.sub(lambda sign: f" {unicodedata.normalize('NFKC', sign[0])}", text)
     plain = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda digits: "^" + digits[0].translate(_SUPERSCRIPTS), plain)
-    plain = "".join(_SIGNS.get(char) or _compatible(char) for char in plain)
+    plain = "".join(map(_compatible, plain))
     for pattern, replacement in _SIMPLER:
         plain = pattern.sub(replacement, plain)
     return plain
@@ -117,5 +117,5 @@ def _compatible(char: str) -> str:
 
 
 def _token(match: re.Match[str]) -> Token:
-    kind = match.lastgroup or "odd"
-    return Token("odd" if kind == "other" else kind, match[0], *match.span())  # type: ignore[arg-type]
+    kind = "odd" if match.lastgroup == "other" else match.lastgroup
+    return Token(kind, match[0], *match.span())  # type: ignore[arg-type]
