@@ -3,7 +3,7 @@
 All contexts of an experiment are built from the same record of one rollout, so that they can be
 compared on identical traces (arXiv 2606.11173). Texts go into the teacher prompt as they are.
 
-To add one, write a function and decorate it with `@context(...)`; see sdcore/config/README.md.
+To add one, write a function and decorate it with `@context(...)`; see sdcore/README.md.
 """
 
 from collections.abc import Callable
@@ -156,7 +156,17 @@ def template_context(name: str, template: str) -> Context:
     _require_fields(named, f"contexts.{name}")
 
     def write(inputs: ContextInputs) -> str | None:
-        return render(template, **vars(inputs)) or None
+        try:
+            return render(template, **vars(inputs)) or None
+        except ConfigError as error:
+            raise ConfigError(
+                f"context {name!r} does not render for a rollout",
+                got=error.got,
+                where=f"contexts.{name}, a {'correct' if inputs.correct else 'wrong'} rollout of: "
+                f"{inputs.question}",
+                fix="write it for every rollout; {% if %} leaves out what some have not, such as "
+                "critique.first_wrong_step where no step is wrong",
+            ) from error
 
     return Context(name, frozenset(named & SOURCES), write, about=template)
 
@@ -192,7 +202,7 @@ def step_aligned(inputs: ContextInputs) -> str | None:
 
 @context()
 def answer_only(inputs: ContextInputs) -> str | None:
-    """The final answer and no way to it: what knowing the goal alone is worth.
+    """The final answer without any steps: the value of knowing the answer alone.
 
     Not in the paper. Expected: an objection to the answer's tokens, little to the steps.
     """

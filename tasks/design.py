@@ -406,12 +406,15 @@ def _reused(base: ConditionRun, confirmation: str) -> tuple[tuple[str, int], ...
 
 
 def _without_score(base: ConditionRun, rung: Rung) -> dict[str, str]:
-    """Why candidates have no score at a rung: they trained nothing, or were stopped."""
+    """Why candidates have no score at a rung: they trained nothing, or were stopped until then.
+
+    A search that is resumed asks again about rungs after which candidates have been stopped.
+    """
     parameters = {"id": base.experiment.experiment_id, "round": rung.rounds}
     idle = base.store.query(_IDLE, parameters).iter_rows()
     found = {str(name): f"trained nothing with {seeds} seeds" for name, seeds in idle}
     stops = base.store.rows("stops", experiment_id=base.experiment.experiment_id)
-    for row in stops.filter(pl.col("round") <= rung.rounds).iter_rows(named=True):
+    for row in stops.filter(pl.col("round") < rung.rounds).iter_rows(named=True):
         found[row["condition"]] = (
             f"seed {row['seed']} stopped after round {row['round']}: {row['reason']}"
         )

@@ -248,9 +248,10 @@ def signal_summary(store: Store, experiment_id: str) -> pl.DataFrame:
 
 
 def warnings(store: Store, experiment_id: str) -> pl.DataFrame:
-    """Return what the reader has to know first: columns condition and warning.
+    """Return warnings that a reader should see first: columns condition and warning.
 
-    Winners of a sweep at an edge, unequal budgets, what trained nothing, and signs of a collapse.
+    Winners of a sweep at an edge, unequal budgets, conditions that trained nothing, and signs of
+    a collapse.
     """
     loaded = results(store, experiment_id)
     trained = loaded.trained

@@ -67,9 +67,12 @@ def alarms(rounds: pl.DataFrame, settings: HealthConfig) -> list[Alarm]:
     rows = rounds.to_dicts()
     if not rows:
         return []
-    bounds = _bounds(rows[0], settings)
+    start = _start(rows)
+    bounds = _bounds(start, settings)
     found = [
-        alarm for sign in COLUMNS for alarm in _alarms(rows, sign, *bounds[sign], settings.patience)
+        alarm
+        for sign in COLUMNS
+        for alarm in _alarms(rows, sign, start[COLUMNS[sign]], *bounds[sign], settings.patience)
     ]
     return sorted(found, key=lambda alarm: alarm.counts)
 
@@ -83,7 +86,7 @@ def stopping(rounds: pl.DataFrame, settings: HealthConfig) -> Alarm | None:
 def last_good(rounds: pl.DataFrame, settings: HealthConfig) -> int:
     """Return the rounds behind the last policy without a sign of `stop_when`; 0 for the base."""
     rows = rounds.to_dicts()
-    bounds = _bounds(rows[0], settings) if rows else {}
+    bounds = _bounds(_start(rows), settings)
     good = (
         int(row["round"])
         for row in reversed(rows)
@@ -102,12 +105,20 @@ def run_alarms(store: Store, experiment: Experiment) -> dict[tuple[str, int], li
     }
 
 
-def _bounds(start: Mapping[str, Any], settings: HealthConfig) -> dict[str, tuple[float, float]]:
+def _start(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The first known value of each column, NaN where there is none.
+
+    A round without a step has no entropy, and leaves the policy to the next one as it was.
+    """
+    return {
+        name: next((row[name] for row in rows if row[name] is not None), math.nan)
+        for name in COLUMNS.values()
+    }
+
+
+def _bounds(start: Mapping[str, float], settings: HealthConfig) -> dict[str, tuple[float, float]]:
     """The least and the largest value of each sign that is no alarm; NaN where unknown."""
-    entropy, length, well_formed = (
-        math.nan if start[name] is None else start[name]
-        for name in ("entropy", "mean_length", "format_rate")
-    )
+    entropy, length, well_formed = start["entropy"], start["mean_length"], start["format_rate"]
     ratio = settings.max_length_ratio
     return {
         "entropy": (settings.min_entropy * entropy, settings.max_entropy * entropy),
@@ -125,7 +136,7 @@ def _beyond(row: Mapping[str, Any], sign: str, low: float, high: float) -> bool:
 
 
 def _alarms(
-    rows: list[dict[str, Any]], sign: str, low: float, high: float, patience: int
+    rows: list[dict[str, Any]], sign: str, start: float, low: float, high: float, patience: int
 ) -> Iterator[Alarm]:
     streak: list[dict[str, Any]] = []
     for row in [*rows, None]:
@@ -133,7 +144,7 @@ def _alarms(
             streak.append(row)
             continue
         if len(streak) >= patience:
-            start, last = rows[0][COLUMNS[sign]], streak[-1][COLUMNS[sign]]
+            last = streak[-1][COLUMNS[sign]]
             yield Alarm(
                 sign,
                 streak[0]["round"],

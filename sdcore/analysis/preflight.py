@@ -58,7 +58,7 @@ class Diagnosis:
     well_formed: float
     null_kl: float  # the largest of any token under the null context
     variance: Variance | None  # of correctness; None with one rollout a problem
-    detectable: Detectable | None  # in the experiment's test, as planned
+    detectable: Detectable | None  # in the test as planned; None also for a test of one problem
 
 
 def contexts_of(experiment: Experiment) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ def _variance(rollouts: pl.DataFrame) -> Variance | None:
 
 
 def _detectable(experiment: Experiment, spread: Variance | None) -> Detectable | None:
-    if spread is None:
+    if spread is None or experiment.problems.test < 2:  # one problem has no interval
         return None
     settings = experiment.evaluation
     return power.detectable(

@@ -84,7 +84,7 @@ class LlmCriticConfig(AskedSettings):
 
     kind: Literal["llm"] = Field(json_schema_extra=NAMES_CODE)
     model: str = Field(
-        description="the endpoint's name for it; without one, as in model.name",
+        description="the endpoint's name for the model; without an endpoint, as in model.name",
         json_schema_extra=FILE_ONLY,
     )
     base_url: Address | Annotated[tuple[Address, ...], Field(min_length=1)] | None = Field(
@@ -107,20 +107,24 @@ class LlmCriticConfig(AskedSettings):
     )
     structured: bool = Field(
         True,
-        description="ask the endpoint to hold the answer to the JSON schema; with a model that "
-        "thinks first, its server has to split off the thinking",
+        description="ask the endpoint to enforce the JSON schema of the answer; the server of a "
+        "model that thinks first has to split off the thinking",
     )
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy, as in the paper")
-    max_tokens: int = Field(4096, ge=1, le=131072, description="an answer, thinking included")
-    attempts: int = Field(3, ge=1, le=10, description="times to ask until a critique is valid")
-    concurrency: int = Field(8, ge=1, le=256, description="requests under way at a server")
+    max_tokens: int = Field(
+        4096, ge=1, le=131072, description="tokens of an answer, thinking included"
+    )
+    attempts: int = Field(
+        3, ge=1, le=10, description="times to ask until a critique is valid, at most"
+    )
+    concurrency: int = Field(8, ge=1, le=256, description="requests in flight per server")
     tries: int = Field(
-        6, ge=1, le=20, description="of one request that gets no answer, backing off"
+        6, ge=1, le=20, description="tries of a request that gets no answer, with growing waits"
     )
     timeout: float = Field(300.0, gt=0, description="seconds for one whole answer")
     prompts: dict[Name, str] = Field(
         {},
-        description="prompts of your own by name: Jinja templates over mark, question, solution, "
+        description="your own prompts by name: Jinja templates over mark, question, solution, "
         "answer, trace and correct; `sdcore design` tries each of them",
     )
     prompt: str | None = Field(
@@ -129,8 +133,8 @@ class LlmCriticConfig(AskedSettings):
     prompt_of: dict[str, str] = Field(
         {}, description="conditions that are judged with another prompt; set by `sdcore design`"
     )
-    price_in: float = Field(0.0, ge=0, description="of a million tokens read")
-    price_out: float = Field(0.0, ge=0, description="of a million tokens written")
+    price_in: float = Field(0.0, ge=0, description="price per million tokens read")
+    price_out: float = Field(0.0, ge=0, description="price per million tokens written")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -181,14 +185,13 @@ class LlmCriticConfig(AskedSettings):
 class CascadeConfig(AskedSettings):
     """Two language models: a small one judges each trace, a large one where validation refuses.
 
-    Budget and fallback are of both together.
+    Budget and fallback apply to both together.
     """
 
     kind: Literal["cascade"] = Field(json_schema_extra=NAMES_CODE)
     small: LlmCriticConfig = Field(description="asked about each trace")
     large: LlmCriticConfig = Field(
-        description="asked where the small one's critique is not valid; tries the problems of a "
-        "band"
+        description="asked if the small one's critique is not valid; tries the problems of a band"
     )
 
     @model_validator(mode="after")
@@ -293,7 +296,7 @@ CriticConfig = Annotated[
 
 
 class DiagnoseConfig(Settings):
-    """The preflight `sdcore diagnose`: what contexts say of the untrained solver's rollouts."""
+    """The preflight `sdcore diagnose`: the signal of contexts on the untrained model's rollouts."""
 
     contexts: tuple[str, ...] = Field(
         (),
@@ -302,21 +305,21 @@ class DiagnoseConfig(Settings):
         json_schema_extra=NAMES_CODE,
     )
     split: Literal["train", "validation"] = "train"
-    problems: int = Field(32, ge=2, description="at most; the first ones of the split")
+    problems: int = Field(32, ge=2, description="number of problems, the first ones of the split")
     rollouts: int = Field(
-        2, ge=1, description="per problem; with two or more its own variance is known"
+        2, ge=1, description="per problem; the variance within a problem needs two or more"
     )
     teacher_samples: int = Field(
         4,
         ge=0,
         description="responses per problem that the model samples with each context in its prompt, "
-        "and as many that continue a wrong rollout before and after its first wrong step, and that "
-        "the student continues from there; 0 leaves them out",
+        "and as many continuations of a wrong rollout from before and from after its first wrong "
+        "step, which the student then completes; 0: none",
     )
     branches: int = Field(
         0,
         ge=0,
-        description="per context and wrong rollout: tokens at which the model with the context "
-        "disagrees, where its preferred token is forced and the model goes on without the context; "
-        "shows where that leads to right answers. 0 leaves it out",
+        description="per context and wrong rollout: tokens with which the teacher disagrees, "
+        "where its preferred token is forced and the student continues, to see whether the answer "
+        "becomes right; 0: none",
     )

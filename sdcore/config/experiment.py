@@ -143,8 +143,9 @@ class Experiment(Settings):
             raise ValueError(f"conditions: reserved names: {', '.join(sorted(taken))}")
         if taken := self.contexts.keys() & {*CONTEXTS}:
             raise ValueError(f"contexts: names of built-in contexts: {', '.join(sorted(taken))}")
-        if not self.plugins:  # else they are stored ones
+        if not self.plugins:  # else they are stored ones, which cannot be imported here
             object.__setattr__(self, "plugins", self._digests())
+            self._check_groups()
         if self.training.questions_per_round > self.problems.train:
             raise ValueError("training.questions_per_round exceeds problems.train")
         if self.training.sharded and self.warmup:
@@ -173,6 +174,16 @@ class Experiment(Settings):
             raise ValueError(
                 f"design.condition: {name} is not a condition that shows the teacher a context"
             )
+
+    def _check_groups(self) -> None:
+        for name, condition in self.conditions.items():
+            context = condition.teacher_context
+            needs = self.known_contexts[context].needs if context else frozenset[str]()
+            if condition.group_size == 1 and "sibling" in needs:
+                raise ValueError(
+                    f"conditions.{name}.group_size: {context} shows another rollout of the same "
+                    "question, and there is none: set it to 2 or more"
+                )
 
     def _check_rollouts(self) -> None:
         for name, condition in self.conditions.items():

@@ -25,10 +25,10 @@ class TeacherConfig(Settings):
         "trust_region: a mixture of the initial and the live logits",
     )
     decay: float = Field(
-        0.99, ge=0, lt=1, description="of ema: average = decay * average + (1 - decay) * student"
+        0.99, ge=0, lt=1, description="for ema: average = decay * average + (1 - decay) * student"
     )
     mix: float = Field(
-        0.5, gt=0, le=1, description="of trust_region: logits = (1 - mix) * initial + mix * live"
+        0.5, gt=0, le=1, description="for trust_region: logits = (1 - mix) * initial + mix * live"
     )
 
 
@@ -93,18 +93,19 @@ class DistillConfig(ConditionSettings):
     teacher: TeacherConfig = TeacherConfig()
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "policy_gradient"] = "forward_kl"
     beta: float = Field(
-        0.5, gt=0, lt=1, description="of divergence = jsd, the weight of the teacher in the mixture"
+        0.5, gt=0, lt=1, description="for divergence = jsd: weight of the teacher in the mixture"
     )
     support: Literal["vocabulary", "teacher", "student"] = Field(
         "vocabulary",
-        description="the whole vocabulary, or the top_k tokens of one side and the rest as one",
+        description="the whole vocabulary, or the top_k tokens of one side and the rest as one "
+        "bucket",
     )
     top_k: int = Field(100, ge=1, description="tokens of a teacher or student support")
     temperature: float = Field(
         1.0, gt=0, description="of student and teacher in the loss; not the sampling temperature"
     )
     clip: Literal["none", "token"] = Field(
-        "none", description="token: the loss and the gradient of a token are scaled to clip_value"
+        "none", description="token: a loss above clip_value is scaled to it, with its gradient"
     )
     clip_value: float = Field(10.0, gt=0, description="largest loss of a token, nats")
 

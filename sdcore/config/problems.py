@@ -20,8 +20,10 @@ class ArithmeticConfig(Settings):
     """Difficulty of the problems of source = arithmetic."""
 
     operands: int = Field(4, ge=3, le=4)
-    smallest: int = Field(10, ge=1, description="operand")
-    largest: int = Field(99, le=999, description="operand, and magnitude of any result")
+    smallest: int = Field(10, ge=1, description="smallest operand")
+    largest: int = Field(
+        99, le=999, description="largest operand, and largest magnitude of any result"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -31,15 +33,15 @@ class ArithmeticConfig(Settings):
 
 
 class WordProblemsConfig(Settings):
-    """How hard the problems of source = word_problems are."""
+    """Difficulty of the problems of source = word_problems."""
 
-    fewest_steps: int = Field(2, ge=2, le=6, description="of a solution")
-    most_steps: int = Field(6, ge=2, le=6, description="of a solution")
+    fewest_steps: int = Field(2, ge=2, le=6, description="least number of steps of a solution")
+    most_steps: int = Field(6, ge=2, le=6, description="largest number of steps of a solution")
     distractors: int = Field(
         1, ge=0, le=3, description="sentences per question whose number is not needed"
     )
     largest: int = Field(
-        50, ge=20, le=999, description="number of a question; results may be larger"
+        50, ge=20, le=999, description="largest number in a question; results may be larger"
     )
     decimals: bool = Field(False, description="amounts of money may have cents")
 
@@ -51,28 +53,36 @@ class WordProblemsConfig(Settings):
 
 
 class ChecksConfig(Settings):
-    """Which rows of a source are left out, and when there are too many of them."""
+    """Which rows of a source are rejected, and how many may be."""
 
-    bad_share: Share = Field(0.05, description="of rows without a usable question or answer")
+    bad_share: Share = Field(
+        0.05, description="largest share of rows without a usable question or answer"
+    )
     near_duplicate: float = Field(
-        0.8, gt=0, description="similarity of questions with equal numbers and answer; 2 is never"
+        0.8,
+        gt=0,
+        description="similarity from which questions with equal numbers and answer are duplicates; "
+        "2: never",
     )
     overlap: float = Field(
-        0.7, gt=0, description="share of its words with a scored question, in train; 2 is never"
+        0.7,
+        gt=0,
+        description="a train question is rejected if it shares this part of its runs of eight "
+        "words with a scored question; 2: never",
     )
     text_answers: bool = Field(
-        False, description="answers that are no mathematics are kept, and compared as text"
+        False, description="keep answers that are not mathematics, and compare them as text"
     )
 
 
 class BandConfig(Settings):
-    """Learnable but hard: which problems are used, by what the untrained policy makes of them."""
+    """Keep only problems that are hard for the untrained policy, but learnable."""
 
-    samples: int = Field(16, ge=1, description="a problem")
-    accuracy_below: float = Field(5 / 16, gt=0, le=1, description="bound of avg@samples")
-    format_rate: Share = Field(0.8, description="least share of well-formed traces")
+    samples: int = Field(16, ge=1, description="samples per problem")
+    accuracy_below: float = Field(5 / 16, gt=0, le=1, description="avg@samples is below this")
+    format_rate: Share = Field(0.8, description="smallest share of well-formed traces")
     candidates: float = Field(
-        4.0, ge=1, description="most candidates that are measured per problem wanted"
+        4.0, ge=1, description="candidates that are measured per problem wanted, at most"
     )
 
 
@@ -94,7 +104,7 @@ class ProblemsConfig(Settings):
     options: Options = Field(
         {},
         validate_default=True,
-        description="of the reasoning_gym generator, or of a source of your own",
+        description="options of the reasoning_gym generator, or of a source of your own",
         json_schema_extra=FILE_ONLY,
     )
     limit: Count | None = Field(None, description="rows that are read, at most")
@@ -102,31 +112,32 @@ class ProblemsConfig(Settings):
     solution: str = Field("solution", description="column of the reference solution")
     answer: str = Field("answer", description="column of the final answer")
     template: str = Field(
-        "template", description="column of the name of the template, where a source has one"
+        "template", description="column of the template's name, if the source has one"
     )
     answer_pattern: str | None = Field(
         None,
-        description="regular expression whose one group is the final answer in the answer text; "
-        "a second per row at most",
+        description="regular expression whose one group matches the final answer in the answer "
+        "text, within a second per row",
     )
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     word_problems: WordProblemsConfig = WordProblemsConfig()
     train: Count = 256
     validation: Count = 64
     test: Count = 200
-    test_share: Share = Field(0.2, description="of a source's questions, by hash")
-    validation_share: Share = Field(0.1, description="of a source's questions, by hash")
+    test_share: Share = Field(0.2, description="share of the source's questions, by hash")
+    validation_share: Share = Field(0.1, description="share of the source's questions, by hash")
     split_by: Literal["question", "template"] = Field(
         "question",
-        description="template: all questions of a template are in one split, so that none that is "
-        "tested was trained on with other numbers",
+        description="template: all questions of a template are in one split, so that no test "
+        "question is a training question with other numbers",
     )
     order: Literal["file", "hash"] = Field(
         "file",
-        description="of choice within a split: file takes the first usable rows, which stay chosen "
-        "when rows are appended; hash samples from all rows, for a file that is sorted by topic",
+        description="order of choice within a split. file: the first usable rows, which stay "
+        "chosen when rows are appended; hash: a sample of all rows, for a file that is sorted by "
+        "topic",
     )
-    seed: Seed = Field(0, description="of the generator, or of the hash that splits")
+    seed: Seed = Field(0, description="seed of the generator, or of the hash that splits")
     checks: ChecksConfig = ChecksConfig()
     band: BandConfig | None = Field(None, description="absent: every usable problem may be chosen")
 

@@ -15,8 +15,8 @@ class ModelConfig(Settings):
     """The policy that is trained, and whose initial weights are the self-teacher."""
 
     name: str = Field(
-        description="builtin:tiny-solver, builtin:smollm2, a hub id or a local folder; smoke: "
-        "before one of these is a tiny random model of the same architecture",
+        description="builtin:tiny-solver, builtin:smollm2, a hub id or a local folder; smoke:NAME "
+        "is a tiny random model of the same architecture",
         json_schema_extra=FILE_ONLY,
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -24,7 +24,7 @@ class ModelConfig(Settings):
     attention: Literal["auto", "sdpa", "eager"] = Field(
         "auto",
         description="implementation of attention in this process; auto: PyTorch's fused one "
-        "(sdpa), or the architecture's own where it does not support that, as Gemma-2",
+        "(sdpa), or the architecture's own if it does not support that, as in Gemma-2",
     )
 
 
@@ -44,27 +44,26 @@ class PromptsConfig(Settings):
     teacher_thinking: bool | None = Field(
         None,
         description="the same for the teacher, with or without a context; unset: the student's. "
-        "The prompt ends as the student's does in any case, so that both expect the same response "
-        "(for a Qwen3 that does not think, with an empty thought)",
+        "Either way the prompt ends as the student's does, so that both expect the same response "
+        "(for Qwen3 without thinking, with an empty thought)",
     )
     examples: int = Field(
         0,
         ge=0,
         le=4,
-        description="worked examples put before the question as earlier turns, in the format of "
-        "traces; they show a model the format that was not trained on it, and are the same for "
-        "every source",
+        description="worked examples before the question, as earlier turns; they show the step "
+        "format to a model that was not trained on it, and are the same for every source",
     )
     student: str = Field(
         "Solve the problem step by step. Write each step as <step_1>...</step_1>, "
         "<step_2>...</step_2> and so on, then only the final answer as <answer>...</answer>.\n\n"
         "{{ question }}",
-        description="sees: question",
+        description="template over question",
     )
     teacher: str = Field(
         "{{ student }}\n\nHere is feedback that shows how the problem is solved correctly:\n"
         "{{ context }}\n\nNow solve the problem yourself, in your own steps.",
-        description="sees: student (the rendered student message), question, context",
+        description="template over student (the rendered student message), question and context",
     )
 
 
@@ -93,26 +92,26 @@ class EngineConfig(Settings):
 
     kind: str = Field(
         "transformers",
-        description="transformers, vllm, auto (vllm where there is a GPU, `make vllm` was done and "
-        "model.dtype is bfloat16, else transformers; a run keeps what it was started with), or "
-        "module:attribute",
+        description="transformers, vllm, auto (vllm if there is a GPU, the environment of `make "
+        "vllm`, and model.dtype is bfloat16, else transformers; a run keeps the engine that it "
+        "was started with), or module:attribute",
         json_schema_extra=NAMES_CODE,
     )
     options: dict[str, Any] = Field(
         {},
         validate_default=True,
-        description="of an engine of your own",
+        description="options of an engine of your own",
         json_schema_extra=FILE_ONLY,
     )
     urls: tuple[Address, ...] = Field(
         (),
-        description="vLLM servers that are running, e.g. http://127.0.0.1:8000, which share the "
+        description="running vLLM servers, such as http://127.0.0.1:8000, which share the "
         "requests; their API key, if any, is read from $VLLM_API_KEY",
         json_schema_extra=FILE_ONLY,
     )
     python: Path = Field(
         Path(".venv-vllm/bin/python"),
-        description="interpreter that `make vllm` installs",
+        description="interpreter of the environment that `make vllm` creates",
         json_schema_extra=FILE_ONLY,
     )
     context_length: int | None = Field(
@@ -124,8 +123,8 @@ class EngineConfig(Settings):
     cache_gib: float | None = Field(
         None,
         gt=0,
-        description="memory for keys and values on each device, in GiB; unset: as much as "
-        "`concurrency` sequences need, of what the trainer leaves on the GPU; without a GPU 4",
+        description="memory for keys and values on each device, in GiB; unset: on a GPU what "
+        "`concurrency` sequences need, within what the trainer leaves, and 4 without a GPU",
     )
     concurrency: int = Field(128, ge=1, description="requests in flight per server")
     arguments: tuple[str, ...] = Field(

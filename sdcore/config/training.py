@@ -25,7 +25,7 @@ class TrainingConfig(Settings):
         32, ge=1, description="each question gives group_size rollouts"
     )
     steps_per_round: int = Field(
-        1, ge=1, description="optimizer steps a round; 1 is strictly on-policy"
+        1, ge=1, description="optimizer steps per round; 1 is strictly on-policy"
     )
     lora: LoraConfig | None = Field(None, description="absent: all weights are trained")
     warmup_steps: int = Field(0, ge=0)
@@ -33,9 +33,9 @@ class TrainingConfig(Settings):
     save_every: int = Field(
         1,
         ge=1,
-        description="rounds between checkpoints; a run that is killed trains those since the last "
-        "again, on their stored rollouts. Scored rounds have one. Where the sampler reads from "
-        "disk (vLLM, sharded), the other rounds write the weights alone, without the moments",
+        description="rounds between checkpoints; a killed run retrains the rounds since the last "
+        "one, on their stored rollouts. Scored rounds always have one. If the sampler reads from "
+        "disk (vLLM, sharded), the other rounds write the weights without the moments",
     )
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -43,13 +43,14 @@ class TrainingConfig(Settings):
         2.0,
         gt=0,
         description="nats; the first step is refused if the mean KL of the first response token is "
-        "above this and ten times the median of the others: the teacher expects another beginning",
+        "above this and above ten times the median of the later tokens: the teacher then expects a "
+        "response that begins differently",
     )
     tokens_per_microbatch: Count | Literal["auto"] = Field(
         16384,
-        description="prompt + response tokens, with padding where there is some; auto: the largest "
-        "power of two up to 16384 that fits into the device's free memory when a condition starts. "
-        "It changes results through floating-point rounding only",
+        description="prompt + response tokens, padding included; auto: the largest power of two "
+        "up to 16384 that fits into the device's free memory when a condition starts. Changes "
+        "results through floating-point rounding only",
     )
     activation_checkpointing: bool = Field(
         False, description="recompute each layer in the backward pass: less memory, a third slower"
@@ -73,10 +74,10 @@ CADENCE = {"save_every"}
 
 
 class WarmupConfig(Settings):
-    """A short supervised stage before all conditions, for a solver that keeps no step format.
+    """A short supervised stage before all conditions, for a model that lacks the step format.
 
-    Its traces are right ones on problems of no split that is scored. It trains what
-    `training` trains, with the same schedule; it should be as short as the format allows.
+    It trains on correct traces, never on problems that are scored, the same weights as `training`
+    with the same schedule. It should be no longer than learning the format takes.
     """
 
     traces: int = Field(64, ge=1, description="well-formed traces to learn from")
@@ -87,9 +88,9 @@ class WarmupConfig(Settings):
         0.0,
         ge=0,
         le=1,
-        description="share of the traces that stand after a context, the right trace or the "
-        "reference solution, so that the model learns to use one. In half of them one result is "
-        "wrong and carried on; it is in no loss itself",
+        description="share of the traces that follow a context (the correct trace, or the "
+        "reference solution), so that the model learns to use one. In half of them one result is "
+        "wrong and the error is carried on; the wrong result itself is not in the loss",
     )
 
     @model_validator(mode="after")
@@ -105,7 +106,7 @@ class EvaluationConfig(Settings):
     every: int = Field(20, ge=1, description="rounds between checkpoints that are scored")
     samples: int = Field(12, ge=1, description="n of avg@n, maj@n, pass@n on the test split")
     validation_samples: int = Field(
-        4, ge=1, description="samples a problem on the validation split"
+        4, ge=1, description="samples per problem on the validation split"
     )
     confidence: float = Field(0.95, gt=0.5, lt=1)
     resamples: int = Field(10_000, ge=100, description="bootstrap resamples over problems")

@@ -28,10 +28,14 @@ class RegionWeights(WeightingSettings):
     """A weight for each region of a wrong rollout; correct rollouts keep all tokens."""
 
     kind: Literal["regions"] = Field("regions", json_schema_extra=NAMES_CODE)
-    before: float = Field(1.0, ge=0, description="of tokens before the first wrong step")
-    at: float = Field(1.0, ge=0, description="of tokens of the first wrong step, tags included")
-    after: float = Field(1.0, ge=0, description="of tokens of later steps")
-    answer: float = Field(1.0, ge=0, description="of tokens of the answer and what follows it")
+    before: float = Field(1.0, ge=0, description="weight of tokens before the first wrong step")
+    at: float = Field(
+        1.0, ge=0, description="weight of tokens of the first wrong step, tags included"
+    )
+    after: float = Field(1.0, ge=0, description="weight of tokens of later steps")
+    answer: float = Field(
+        1.0, ge=0, description="weight of tokens of the answer and what follows it"
+    )
 
 
 class PositionWeights(WeightingSettings):
@@ -40,24 +44,24 @@ class PositionWeights(WeightingSettings):
     kind: Literal["positions"] = Field(json_schema_extra=NAMES_CODE)
     floor: float = Field(0.25, ge=0, le=1, description="weight long before the centre")
     centre: float = Field(
-        0.30, ge=0, le=1, description="share of the response at which half of the rise is done"
+        0.30, ge=0, le=1, description="part of the response after which half of the rise is done"
     )
-    width: float = Field(0.10, gt=0, description="of the rise, as a share of the response")
+    width: float = Field(0.10, gt=0, description="width of the rise, as a share of the response")
 
 
 class AdvantageWeights(WeightingSettings):
-    """Weights in proportion to |advantage|, up to a bound: where the teacher takes sides."""
+    """Weights in proportion to |advantage|, up to a bound."""
 
     kind: Literal["advantages"] = Field(json_schema_extra=NAMES_CODE)
     bound: float = Field(1.0, gt=0, description="nats; a larger |advantage| counts as this")
 
 
 class RelevanceWeights(WeightingSettings):
-    """Only tokens whose distribution the context really changes."""
+    """Only tokens whose distribution the context changes noticeably."""
 
     kind: Literal["relevance"] = Field(json_schema_extra=NAMES_CODE)
     threshold: float = Field(
-        0.1, ge=0, description="nats; least KL, teacher to student, of a token to learn from"
+        0.1, ge=0, description="nats; a token needs at least this KL, teacher to student"
     )
 
 

@@ -103,7 +103,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError("the file is no JSON array", got=error, where=str(path)) from error
+        raise DataError("the file is not a JSON array", got=error, where=str(path)) from error
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise DataError(

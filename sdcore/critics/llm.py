@@ -87,7 +87,7 @@ class Critic(Protocol):
         return None
 
     def reread(self, raw: str, submission: Submission) -> Critique:
-        """Return the critique in a stored answer, `Critique.raw`, by the rules of today."""
+        """Return the critique in a stored answer, `Critique.raw`, by the present rules."""
         raise NotImplementedError
 
     def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:

@@ -34,7 +34,7 @@ class Pace:
     kept: float  # share of unfinished rows below which the finished ones are dropped
 
 
-PACES = {"cpu": Pace(1, 0.8), "cuda": Pace(8, 0.5)}  # a GPU records its step anew each time
+PACES = {"cpu": Pace(1, 0.8), "cuda": Pace(8, 0.5)}  # a GPU records its step again each time
 
 
 def open_engine(settings: EngineConfig, resources: Resources) -> "TransformersEngine":

@@ -138,7 +138,7 @@ def end_ids(folder: Path) -> tuple[int, ...]:
     all_ends = tuple(ends) if isinstance(ends, list) else (ends,)
     if not all(isinstance(end, int) and end >= 0 for end in all_ends):
         raise ModelError(
-            "the model's end tokens are no token ids",
+            "the model's end tokens are not token ids",
             got=f"eos_token_id = {ends!r}",
             expected="a whole number from 0, or a list of them",
             where=str(folder / "generation_config.json"),

@@ -247,7 +247,7 @@ class _Work:
                 yield "prepare", self.sampled(measured, band.samples)
                 yield "prepare", self.tried(ceil(HARD * measured))
         if warmup := self.experiment.warmup:
-            step = warmup_step(self.experiment, self.shape, self.lengths, warmup.batch_size)
+            step = warmup_step(self.experiment, self.shape, self.lengths, warmup)
             yield "warm-up", self.trained(step) * warmup.steps
         yield from self.scored(tested=True)
 

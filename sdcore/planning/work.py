@@ -10,6 +10,7 @@ from sdcore.config import (
     LoraConfig,
     TeacherConfig,
     TrainingConfig,
+    WarmupConfig,
 )
 from sdcore.planning.lengths import Lengths
 from sdcore.planning.shapes import Shape
@@ -99,10 +100,14 @@ def step_of(
     )
 
 
-def warmup_step(experiment: Experiment, shape: Shape, lengths: Lengths, traces: int) -> Step:
-    """Return the work of one step of the warm-up."""
-    own = lengths.prompt + lengths.response
-    forward = shape.forward_flops(lengths.prompt, lengths.response)
+def warmup_step(
+    experiment: Experiment, shape: Shape, lengths: Lengths, warmup: WarmupConfig
+) -> Step:
+    """Return the work of one step of the warm-up: some of its traces stand after a context."""
+    traces = warmup.batch_size
+    prompt = (1 - warmup.hinted) * lengths.prompt + warmup.hinted * lengths.shown
+    own = prompt + lengths.response
+    forward = shape.forward_flops(prompt, lengths.response)
     factor = 3 if experiment.training.lora is None else 2
     tokens = traces * own
     groups = ceil(tokens * PADDING / most_tokens(experiment.training))

@@ -276,7 +276,7 @@ def draw_problems(
         of: names of the stories; None for all.
     """
     rng = random.Random(seed)  # noqa: S311
-    names, seen, idle = sorted(of or stories()), set[str](), 0
+    names, seen, idle = sorted(stories() if of is None else of), set[str](), 0
     while idle < TRIES:
         idle += 1
         steps = rng.randint(family.fewest_steps, family.most_steps)
@@ -292,8 +292,8 @@ def split_stories(seed: int, test: float, validation: float) -> dict[str, tuple[
     """Deal the stories to the splits: shares of them, at least one each, by a shuffle."""
     names = sorted(stories())
     random.Random(f"stories {seed}").shuffle(names)  # noqa: S311
-    first = max(1, round(test * len(names)))
-    second = first + max(1, round(validation * len(names)))
+    first = min(max(1, round(test * len(names))), len(names) - 2)
+    second = min(first + max(1, round(validation * len(names))), len(names) - 1)
     parts = {"test": names[:first], "validation": names[first:second], "train": names[second:]}
     return {split: tuple(part) for split, part in parts.items()}
 

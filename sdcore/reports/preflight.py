@@ -121,7 +121,8 @@ def facts(experiment: Experiment, found: Diagnosis) -> dict[str, str]:
     plan = f"{experiment.problems.test} test problems × {experiment.evaluation.samples} samples"
     plan = f"{plan}, seeds: {len(experiment.seeds)}"
     if found.variance is None or found.detectable is None:
-        return told | {"Minimum detectable effect": "needs diagnose.rollouts of 2 or more"}
+        needs = "needs diagnose.rollouts and problems.test of 2 or more"
+        return told | {"Minimum detectable effect": needs}
     return told | {
         "Variance of correctness": f"{found.variance.between:.3f} between problems, "
         f"{found.variance.within:.3f} within one",

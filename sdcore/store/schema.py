@@ -163,7 +163,7 @@ _TABLES = (
         Column("reason", TEXT, "why it was left out"),
         Column("excerpt", TEXT, "how it begins"),
     )),
-    Table("difficulties", "how hard a problem is for the untrained policy, where a band asks",
+    Table("difficulties", "the difficulty of a problem for the untrained policy, if problems.band is set",
           ("experiment_id", "problem_id"), (
         Column("experiment_id", TEXT, "the experiment run"),
         Column("problem_id", TEXT, "the problem"),
@@ -172,7 +172,7 @@ _TABLES = (
         Column("avg_at_k", REAL, "share of them that are correct"),
         Column("format_rate", REAL, "share of them that are well-formed"),
         Column("critic_solves", FLAG, "the critic's own answer is right; empty where it was not "
-               "asked (the solver's measures rule the problem out, or there is no critic) or silent", True),
+               "asked (the solver's measures rule the problem out, or there is no critic) or gave no answer", True),
         Column("critic_cost", REAL, "price of asking it"),
         Column("in_band", FLAG, "hard enough, but learnable: it may be used"),
     )),
@@ -186,7 +186,7 @@ _TABLES = (
         Column("path", TEXT, "checkpoint folder below the workspace, or the model's name for the "
                "base; empty where only the digest was kept", True),
         Column("sha256", TEXT, "digest of the safetensors"),
-        Column("hinted", REAL, "share of the warm-up's traces that stood after a context; empty "
+        Column("hinted", REAL, "share of the warm-up's traces that followed a context; empty "
                "where no warm-up made these weights", True),
     )),
     Table("rollouts", "one sampled trace", ("rollout_id",), (
@@ -216,13 +216,13 @@ _TABLES = (
         Column("rollout_id", TEXT, "the rollout that was criticised"),
         Column("critic", TEXT, "oracle, or the critic model's name; of a cascade both names"),
         Column("writer", TEXT, "the critic whose answer this is: the critic itself, or a model of a cascade, the small one where its answer was accepted"),
-        Column("content_id", TEXT, "hash of all that a language model saw, and of which it is; empty for the oracle", True),
-        Column("verdict", TEXT, "case A correct, B step missing, C unfinished, D incorrect; empty where none was made out", True),
+        Column("content_id", TEXT, "hash of the language model and of all that it saw; empty for the oracle", True),
+        Column("verdict", TEXT, "case A correct, B step missing, C unfinished, D incorrect; empty where the answer could not be read", True),
         Column("first_wrong_step", INT, "number of the earliest wrong step, as the critic says; empty where none", True),
         Column("corrected", TEXT, "the corrected trace; empty where invalid", True),
         Column("valid", FLAG, "it is step-aligned and ends in the reference answer"),
         Column("invalid_reason", TEXT, "why it is not valid; empty where it is", True),
-        Column("repaired", TEXT, "what was put right without asking again; empty where nothing", True),
+        Column("repaired", TEXT, "what was repaired without asking again; empty where nothing was", True),
         Column("prefix_tokens", INT, "leading response tokens that the corrected trace repeats verbatim; empty where invalid", True),
         Column("raw", TEXT, "the language model's last answer as it came; empty for the oracle and where none came", True),
         Column("attempts", INT, "times that the critic was asked; 0 where an earlier answer was used again"),
@@ -230,13 +230,13 @@ _TABLES = (
         Column("tokens", INT, "tokens that the critic wrote for this row"),
         Column("cost", REAL, "what they cost, in the currency of the critic's prices"),
     )),
-    Table("critic_answers", "an answer of one model of a cascade, valid or not, which was paid for; the critique counts it too",
+    Table("critic_answers", "a paid answer of one model of a cascade, valid or not; its cost is in the critique's too",
           ("answer_id",), (
         *_RUN,
         Column("answer_id", TEXT, "hash of rollout, model and content_id"),
         Column("rollout_id", TEXT, "the rollout that was criticised"),
         Column("critic", TEXT, "the model's name"),
-        Column("content_id", TEXT, "hash of all that it saw, and of which it is"),
+        Column("content_id", TEXT, "hash of the model and of all that it saw"),
         Column("valid", FLAG, "validation accepted it when it came"),
         Column("invalid_reason", TEXT, "why it was not accepted; empty where it was", True),
         Column("raw", TEXT, "the last answer as it came"),
@@ -254,7 +254,7 @@ _TABLES = (
         Column("text", TEXT, "the solution as a step-tagged trace"),
         Column("reference", TEXT, "the reference's final answer; empty where unknown", True),
         Column("correct", FLAG, "the solution's final answer is right"),
-        Column("first_wrong_step", INT, "the truth; empty where no step is wrong", True),
+        Column("first_wrong_step", INT, "the true one; empty where no step is wrong", True),
     )),
     Table("contexts", "what the self-teacher saw for one rollout", ("context_id",), (
         *_RUN,
@@ -274,7 +274,7 @@ _TABLES = (
         Column("round", INT, "training round"),
         Column("position", INT, "index of the response token"),
         Column("token_id", INT, "the token"),
-        Column("token", TEXT, "the token as text; tokens that share a character have it all"),
+        Column("token", TEXT, "the token as text; tokens that share a character all have it"),
         Column("start", INT, "character of the rollout's text at which the token begins"),
         Column("student_logprob", REAL, "log p_student of the token"),
         Column("teacher_logprob", REAL, "log p_teacher of the token; empty without a teacher", True),
@@ -283,9 +283,9 @@ _TABLES = (
         Column("entropy", REAL, "entropy of the student"),
         Column("weight", REAL, "weight of the token in the loss, before it is divided by the sum of all; 0: nothing is learned from it; empty in the preflight", True),
         Column("step", INT, "number of the step that holds the token; empty outside", True),
-        Column("region", TEXT, "before, at or after the first wrong step; unjudged where no critic has looked; tag; answer; other"),
+        Column("region", TEXT, "before, at or after the first wrong step; unjudged without a critique; tag; answer; other"),
     )),
-    Table("teacher_samples", "one response of the preflight, sampled with a context in the prompt or after one that was",
+    Table("teacher_samples", "one response of the preflight, sampled with a context in the prompt, or continuing such a sample",
           ("teacher_sample_id",), (
         *_RUN,
         Column("teacher_sample_id", TEXT, "hash of rollout, context, start, prompt ids, sampling settings and seed"),
@@ -302,13 +302,13 @@ _TABLES = (
         Column("prefix_tokens", INT, "tokens of the trace that it continues; 0 from the question"),
         Column("response_ids", IDS, "token ids that were sampled, end token included; none where the "
                "sample to continue does not end its step, and stands as it is"),
-        Column("text", TEXT, "the whole trace, what it continues included"),
+        Column("text", TEXT, "the whole trace, including what it continues"),
         Column("finish_reason", TEXT, "stop or length"),
         Column("answer", TEXT, "the parsed final answer; empty where there is none", True),
         Column("reward", REAL, "what the experiment's grader gives, 0 to 1"),
         Column("correct", FLAG, "the reward is 1"),
         Column("well_formed", FLAG, "steps tagged 1 .. N and one answer"),
-        Column("reaction", TEXT, "repeats: it goes on with the wrong value of the first wrong step; "
+        Column("reaction", TEXT, "repeats: it continues with the wrong value of the first wrong step; "
                "repairs: with the corrected one; ignores: with neither; empty from the question, and "
                "where no number of its own sets the wrong step apart from the corrected one", True),
     )),
@@ -322,8 +322,8 @@ _TABLES = (
         Column("context", TEXT, "the context of the teacher"),
         Column("position", INT, "index of the response token"),
         Column("sampling_seed", INT, "seed of the random numbers of both continuations"),
-        Column("forced_id", INT, "the token that the teacher likes best after the tokens before"),
-        Column("agrees", FLAG, "it is the rollout's own: nothing was sampled"),
+        Column("forced_id", INT, "the teacher's most likely token after the tokens before"),
+        Column("agrees", FLAG, "it equals the rollout's token: nothing was sampled"),
         Column("response_ids", IDS, "what the student sampled after the forced token"),
         Column("correct", FLAG, "the answer is right; empty where it agrees", True),
         Column("resampled_ids", IDS, "what the student sampled after the prefix alone"),
@@ -332,7 +332,7 @@ _TABLES = (
     Table("candidates", "a candidate of `sdcore design` at one rung, with its result",
           ("design_id", "candidate", "rung"), (
         Column("experiment_id", TEXT, "the run of the experiment file"),
-        Column("design_id", TEXT, "the search: name, and hash of the file's settings and the search's own"),
+        Column("design_id", TEXT, "the search: name, and hash of the settings of file and search"),
         Column("candidate", TEXT, "name of the condition"),
         Column("rung", INT, "0: preflight; from 1: short runs; one more than the last of them: confirmation"),
         Column("run_id", TEXT, "the run that holds what was sampled for it"),
@@ -349,7 +349,7 @@ _TABLES = (
         Column("auc", REAL, "preflight: AUC of the error; else empty", True),
         Column("aim", REAL, "preflight: share of the loss up to the end of the first wrong step; else empty", True),
         Column("rank", INT, "place at the rung, from 1; empty where it was skipped", True),
-        Column("sampled_tokens", INT, "response tokens sampled at the rung; what all share is divided equally"),
+        Column("sampled_tokens", INT, "response tokens sampled at the rung; shared ones are divided equally"),
         Column("critic_tokens", INT, "tokens that a language model as critic read and wrote at the rung"),
         Column("cost", REAL, "what these cost, in the currency of the critic's prices"),
         Column("fate", TEXT, "kept, dropped, or skipped (it cannot be trained); of a confirmation: "
@@ -367,9 +367,9 @@ _TABLES = (
         Column("grad_norm", REAL, "norm before clipping"),
         Column("learning_rate", REAL, "of this step"),
         Column("rollouts", INT, "rollouts in the batch"),
-        Column("weightless", INT, "those of them whose tokens all have weight 0, so that they teach nothing"),
+        Column("weightless", INT, "rollouts whose tokens all have weight 0, so that nothing is learned from them"),
         Column("tokens", INT, "response tokens in the batch"),
-        Column("mean_length", REAL, "response tokens a rollout"),
+        Column("mean_length", REAL, "response tokens per rollout"),
         Column("entropy", REAL, "mean entropy of the student, nats per token"),
         Column("accuracy", REAL, "share of the batch's rollouts that are correct"),
         Column("mean_reward", REAL, "mean reward of the batch's rollouts"),
@@ -388,12 +388,12 @@ _TABLES = (
         Column("padding_share", REAL, "share of padded positions in the micro-batches"),
         Column("seconds", REAL, "wall time of the step"),
     )),
-    Table("stops", "a condition and seed that ended early, because a sign of health said so",
+    Table("stops", "a condition and seed that ended early because of a sign of collapse",
           ("experiment_id", "condition", "seed"), (
         *_RUN,
         Column("round", INT, "last training round; those after it are absent"),
-        Column("good_round", INT, "rounds behind the last good policy, which is the last that is "
-               "scored and compared; 0: none that was trained"),
+        Column("good_round", INT, "rounds behind the last good policy, the last one that is scored "
+               "and compared; 0: no trained policy is good"),
         Column("sign", TEXT, "what collapsed: a name of the setting health.stop_when"),
         Column("reason", TEXT, "what was seen"),
     )),

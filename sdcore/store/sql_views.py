@@ -275,7 +275,7 @@ _VIEWS = (
         "what each language model was asked as critic, by condition, over seeds",
         _RUN | {
             "model": "the model; a cascade has two",
-            "traces": "traces that it was asked about; an answer that was there already is none",
+            "traces": "traces that it was asked about, without reused answers",
             "valid": "of them those with a critique that validation accepted",
             "tokens": "tokens that it read and wrote",
             "cost": "what they cost, in the currency of its prices",

@@ -1,4 +1,4 @@
-"""Text that a terminal shows and does not obey: models and data sets may hold escape sequences."""
+"""Make text safe for a terminal: models and data sets may contain escape sequences."""
 
 import unicodedata
 

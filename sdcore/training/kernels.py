@@ -106,7 +106,7 @@ def _distributions(student, teacher, id_B, V, top_q, sum_q, top_t, sum_t):  # ty
 def _terms(q_B, t_B, log_ratio_B, log_beta, log_rest, beta, NAME: tl.constexpr):  # type: ignore[no-untyped-def]
     """Terms of the divergence, and their slopes by log q, as in `divergences`.
 
-    A multiple of q in the slopes is left out: it is none of the gradient k − q Σ k.
+    A multiple of q in the slopes is left out: it does not change the gradient k − q Σ k.
     """
     if NAME == "forward_kl":
         terms_B = t_B * log_ratio_B

@@ -153,7 +153,7 @@ def objective_of(
     implementation = loaded(OBJECTIVES[settings.objective].implementation)
     if not (isinstance(implementation, type) and issubclass(implementation, Objective)):
         raise TrainingError(
-            "this is no objective",
+            "not an objective",
             got=implementation,
             expected="a subclass of sdcore.training.objectives.Objective",
             where=settings.objective,

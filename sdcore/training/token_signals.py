@@ -21,7 +21,8 @@ def signal_frame(
     """Rows of `token_signals` for rollouts and their signals, in the same order.
 
     A rollout needs: rollout_id, context, policy_id, round, response_ids, text, correct, judged and
-    first_wrong_step. Steps of a wrong rollout that no critic has judged get the region 'unjudged'.
+    first_wrong_step, which counts where it is judged: a critique that was refused keeps its claims.
+    Steps of a wrong rollout that no critic has judged get the region 'unjudged'.
     """
     frames = [
         _tokens(tokenizer, rollout, each) for rollout, each in zip(rollouts, signals, strict=True)
@@ -33,7 +34,8 @@ def signal_frame(
 def _tokens(tokenizer: Any, rollout: Mapping[str, Any], signals: TokenSignals) -> pl.DataFrame:
     ids = rollout["response_ids"]
     offsets = token_offsets(tokenizer, ids)
-    labels = token_regions(parse_trace(rollout["text"]), offsets, rollout["first_wrong_step"])
+    wrong_step = rollout["first_wrong_step"] if rollout["judged"] else None
+    labels = token_regions(parse_trace(rollout["text"]), offsets, wrong_step)
     unjudged = not rollout["correct"] and not rollout["judged"]
     return pl.DataFrame(
         {

@@ -322,7 +322,7 @@ def _critiques(rows: pl.DataFrame) -> dict[str, Critique]:
 def _known(run: ConditionRun, critic: Critic, handed: Mapping[str, Handed]) -> dict[str, Critique]:
     """Critiques of rollouts, keyed by content, from answers that the workspace has.
 
-    An answer is judged again, by the rules of today; a refused one counts as final if the critic
+    An answer is judged again, by the present rules; a refused one counts as final if the critic
     had been asked as often as now.
     """
     if _free_of_cost(critic, handed.values()):

@@ -131,7 +131,7 @@ class LiveModels:
         return self._critic(model, placements_here(run.experiment, self._workers)[0].critic)
 
     def _server(self, experiment: Experiment) -> Server:
-        """How the server of an experiment is started, found out once: both it and a trainer ask."""
+        """Return how the experiment's server is started, cached for the engine and the trainer."""
         key = _sampler_key(experiment)
         if key not in self._servers:
             placement = placements_here(experiment, self._workers)[0]

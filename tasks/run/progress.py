@@ -25,6 +25,7 @@ from sdcore.system.consoles import PlainConsole
 
 CONSOLE = PlainConsole(stderr=True)
 EVERY = 20.0  # seconds between two updates of Prefect's progress artifact; short work has none
+LINE = 60.0  # seconds between two lines where no bar can be drawn, such as in a log file
 _COLUMNS = (
     TextColumn("{task.description}"),
     BarColumn(),
@@ -60,6 +61,7 @@ class Panel:
             *_COLUMNS, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal
         )
         self._at_work: list[str] = []  # of each open bar, the innermost last
+        self._said = time.monotonic()
 
     def at_work(self) -> str:
         """The innermost bar in words, such as "train samples of grpo/seed-0: 8 of 32".
@@ -93,6 +95,7 @@ class Panel:
             self._progress.update(row, completed=counts["done"], counts=text)
             if around:
                 self._progress.update(around.id, completed=before + share)
+            self._say(text)
             artifact.show(share, text)
 
         try:
@@ -103,6 +106,13 @@ class Panel:
             self._progress.remove_task(row)
             if outermost:
                 self._progress.stop()
+
+    def _say(self, text: str) -> None:
+        """Print all bars as one line of a log, the outermost first, if the last is a while ago."""
+        if self._progress.disable and time.monotonic() - self._said > LINE:
+            self._said = time.monotonic()
+            line = " · ".join(filter(None, [" › ".join(self._at_work), text]))
+            CONSOLE.print(line, highlight=False, markup=False)
 
 
 def summary(counts: Counter[str], seconds: float) -> str:

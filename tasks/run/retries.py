@@ -1,4 +1,4 @@
-"""When a stage is tried again: where the cause may pass by itself, twice, and never unseen."""
+"""Retry policy of stages: two retries for errors that may be transient, each logged."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def _may_pass(task: object, run: TaskRun, state: State[Any]) -> bool:
     return again
 
 
-# For @task(**RETRIES): stages that sample or ask a critic; what they have stored is not done again.
+# For @task(**RETRIES): stages that sample or ask a critic; rows that they have stored are kept.
 RETRIES: dict[str, Any] = {
     "retries": 2,
     "retry_delay_seconds": [2, 15],

@@ -54,7 +54,7 @@ def test_the_form_has_descriptions_choices_and_bounds():
     assert training["schedule"]["enum"] == ["constant", "linear", "cosine"]
     assert training["warmup_steps"]["minimum"] == 0
     band = schema.definitions["Band"]["properties"]
-    assert band["accuracy_below"]["description"].startswith("bound of avg@samples; ")
+    assert band["accuracy_below"]["description"].startswith("avg@samples is below this; ")
 
 
 def test_the_form_is_empty_and_readable_at_any_depth():

@@ -16,7 +16,20 @@ def test_the_summary_names_what_there_is_and_nothing_else():
     assert progress.summary(Counter(done=3), 1.0) == ""
 
 
-def test_a_bar_outside_a_terminal_and_a_run_says_nothing(capfd):
+def test_long_work_outside_a_terminal_says_where_it_is_in_a_line(capfd, monkeypatch):
+    monkeypatch.setattr(progress, "LINE", -1.0)  # a minute is over each time
+    panel = progress.Panel()
+    with panel.bar("rounds of grpo/seed-0", total=3) as advance:
+        advance(1)
+        with panel.bar("samples [of] a round", total=8) as sampled:
+            sampled(6, cached=2)
+    assert capfd.readouterr().err.splitlines() == [
+        "rounds of grpo/seed-0: 1 of 3",
+        "rounds of grpo/seed-0: 1 of 3 › samples [of] a round: 6 of 8 · 2 cached",
+    ]
+
+
+def test_a_short_bar_outside_a_terminal_and_a_run_says_nothing(capfd):
     panel = progress.Panel()
     with panel.bar("work", total=2) as advance:
         advance(1, tokens=5)

@@ -74,6 +74,7 @@ def test_overrides_are_dotted_toml_or_bare_words():
         ("seeds=[1, 1]", r"seeds repeat"),
         ("training.questions_per_round=513", r"exceeds problems.train"),
         ("training.steps_per_round=65", r"exceeds the 64 rollouts per round of conditions.ref"),
+        ("conditions.reference.context=sibling", r"reference.group_size: sibling shows another"),
         ("sampling.temperature=0", r"grpo learns from their differences"),
         ("name=a b", r"name: .*pattern"),
         ("engine.urls=['http://127.0.0.1:1']", r"engine.urls is for engine.kind = 'vllm'"),

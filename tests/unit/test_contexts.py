@@ -126,6 +126,14 @@ def test_a_template_that_cannot_work_is_refused_at_once(template, message):
         template_context("own", template)
 
 
+def test_a_template_that_fails_on_some_rollouts_names_the_first_of_them():
+    own = template_context("own", "After step {{ critique.first_wrong_step + 0 }}.")
+    assert own.build(INPUTS) == "After step 2."
+    with pytest.raises(ConfigError, match="NoneType") as caught:
+        own.build(RIGHT)
+    assert caught.value.where == f"contexts.own, a correct rollout of: {RIGHT.question}"
+
+
 def test_a_template_stays_in_its_sandbox():
     with pytest.raises(ConfigError, match="does not render"):
         template_context("own", "{{ critique.__class__.__mro__ }}").build(INPUTS)

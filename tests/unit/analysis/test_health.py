@@ -85,3 +85,13 @@ def test_what_is_unknown_is_no_sign():
     )
     assert alarms(started, HealthConfig()) == []
     assert alarms(rounds().head(0), HealthConfig()) == []
+
+
+def test_a_first_round_without_a_step_is_no_beginning_to_compare_with():
+    dull = {"entropy": 0.14}  # below 0.3 of the 0.5 in the second round
+    unknown = pl.when(pl.col("round") > 0).then(pl.col("entropy"))
+    shown = rounds({}, dull, dull).with_columns(entropy=unknown)
+    settings = HealthConfig(stop_when=("entropy",))
+    (alarm,) = alarms(shown, settings)
+    assert seen([alarm]) == [("entropy", 2, 3, 3)] and alarm.text.endswith("0.5 in the first round")
+    assert stopping(shown, settings) == alarm and last_good(shown, settings) == 1

@@ -276,6 +276,14 @@ def test_a_gpu_is_slower_in_float32():
     assert times[0] / times[1] == pytest.approx(989 * 0.165 / (67 * 0.5), rel=0.1)
 
 
+@pytest.mark.parametrize(("hinted", "tokens"), [(0, 1100), (0.5, 1600)])
+def test_hinted_traces_of_a_warm_up_are_as_long_as_the_teachers_prompt(hinted, tokens):
+    """Prompts of 100 tokens, of 1,100 with a context; responses of 1,000; 10 steps of 16."""
+    warmup = {"steps": 10, "batch_size": 16, "learning_rate": 1e-4, "hinted": hinted}
+    made = planned(warmup=warmup)
+    assert made.stages["warm-up"].tokens == 160 * tokens
+
+
 def test_a_machine_is_measured():
     made = machines.measured(CPU, width=128, inner=384, dtype="float32")
     assert 1e8 < made.flops < 1e14 and 0 < made.decode_share <= 1

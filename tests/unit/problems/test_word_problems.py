@@ -197,6 +197,18 @@ def test_no_story_is_in_two_splits_where_templates_are_split(seed):
     assert all(source.endswith(tuple(stories())) for source in problems["source"])
 
 
+@pytest.mark.parametrize(
+    ("test", "validation", "dealt"),
+    [(0, 0, (1, 1, 10)), (0.9, 0.09, (10, 1, 1)), (0.04, 0.95, (1, 10, 1))],
+)
+def test_every_split_has_a_story_whatever_the_shares(test, validation, dealt):
+    apart = split_stories(0, test, validation)
+    assert tuple(len(apart[split]) for split in ("test", "validation", "train")) == dealt
+    shares = {"test_share": test, "validation_share": validation}
+    found = load_problems(config(split_by="template", **shares)).problems
+    assert {p.story for p in told(found, "train")} <= set(apart["train"])
+
+
 def test_a_generator_that_mixes_templates_is_refused(monkeypatch):
     rows = [Row(n, f"q{n}", None, "1", "s", "same") for n in range(1, 5)]
     monkeypatch.setattr(splits, "_trusted", lambda records, config: (rows, []))

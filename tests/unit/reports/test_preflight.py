@@ -90,6 +90,13 @@ def test_fewer_planned_rollouts_are_looked_at(store):
     assert "2 or more" in facts(SEEN, found)["Minimum detectable effect"]
 
 
+def test_a_planned_test_of_one_problem_detects_nothing(store):
+    one = SEEN.model_copy(update={"problems": SEEN.problems.model_copy(update={"test": 1})})
+    found = diagnose(store, one, PROBLEMS)
+    assert found.variance is not None and found.detectable is None
+    assert "problems.test of 2 or more" in facts(one, found)["Minimum detectable effect"]
+
+
 def test_nothing_scored_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no rollout has been scored"):
         diagnose(Store(tmp_path / "sdcore.duckdb"), SEEN, PROBLEMS)

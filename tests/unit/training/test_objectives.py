@@ -87,7 +87,7 @@ def test_what_is_no_objective_is_refused():
     with pytest.raises(ConfigError, match="needs a settings model"):
         objective(dict)
     settings = OwnSettings(objective=f"{__name__}:wrong", learning_rate=1e-2)
-    with pytest.raises(TrainingError, match="this is no objective"):
+    with pytest.raises(TrainingError, match="not an objective"):
         objective_of(settings)
 
 
