@@ -46,7 +46,8 @@ test-kills: $(READY)  ## a run of the quickstart's size, killed at twenty random
 
 test-faults: $(READY)  ## all faults and thousands of inputs, of which `make test` has a sample
 	$(PYTEST) -m night --hypothesis-profile=night
-	$(PYTEST) tests/faults/test_properties.py --hypothesis-profile=night
+	$(PYTEST) tests/faults/test_properties.py tests/unit/grading/test_drawn_equations.py \
+		--hypothesis-profile=night
 
 test-soak: $(READY)  ## twenty small runs in one process: memory, handles and disk stay flat
 	$(BIN)/python -m pytest -m soak

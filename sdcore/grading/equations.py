@@ -14,7 +14,7 @@ from itertools import product
 
 from sdcore.grading.exact import decimal_places, evaluate
 from sdcore.grading.notation import NUMBER, VERBAL, Token, numbers, tokens
-from sdcore.grading.phrases import ARTICLES, CLAUSE, Phrase, phrases
+from sdcore.grading.phrases import ARTICLES, CLAUSE, OPERATORS, Phrase, phrases
 from sdcore.grading.units import UNITS, converts, mixed, ratios, singular
 
 __all__ = ["NUMBER", "Equation", "equations", "false_equation", "numbers", "value"]
@@ -57,6 +57,7 @@ _NESTED = (  # quotients of fractions
     (re.compile(r"/ ([\d.]+) / ([\d.]+)(?! \*\*)"), r"/ (\1 / \2)"),  # 60 / 3/4
     (re.compile(r"([\d.]+ / [\d.]+) / ([\d.]+) / ([\d.]+)"), r"\1 / (\2 / \3)"),  # 7/12 / 1/12
 )
+_MIXED = re.compile(r"(\d+) ⊕ (frac \( \d+ \) \( \d+ \))")  # 3\frac{1}{2}
 _FRACTION = re.compile(r"(?P<top>\d+)/(?P<bottom>\d+)|frac\(\d+\)\(\d+\)|\([\d.]+/100\)")
 
 
@@ -142,7 +143,7 @@ def _compared(
     meant, runs_on = right, False
     holds = _holds(left, right, relation)
     if not holds and _runs_on(left, right, following):
-        meant = Side((right.written[0],), right.written[:1])
+        meant = _first_number(right)
         holds = runs_on = True
     exact = holds and _equal(left, meant)
     return Equation(text, left.readings, right.readings, holds, exact, runs_on)
@@ -203,6 +204,8 @@ def _left(read: Sequence[Phrase]) -> Side:
         return Side()
     if earlier and (_measures(before) or (before == ("and",) and side.divided)):
         return Side()  # 5 ft 10 in - 4 in, 12 x 1 and 1/4
+    if any(tuple(words[-len(spoken) :]) == spoken != tuple(words) for spoken in OPERATORS):
+        return Side()  # her age plus 3 * 4 = 20
     if words[-1:] in (["average"], ["mean"]):
         readings += tuple(f"({one})/{len(last.written)}" for one in readings)
     if earlier and len(before) <= 6 and _JOINING & set(before) and not CLAUSE & set(before):
@@ -222,10 +225,9 @@ def _right(read: Sequence[Phrase]) -> Side:
     more = [word for word in after[:3] if word not in ("and", "a")] if "and" in after[:1] else after
     if before - _LEADING - _ROUGHLY or {*more[:1], *map(singular, more[:1])} & _CHANGES_RIGHT:
         return Side()
-    if len(read) > 1 and (_measures(after) or {"than", "as"} & set(after)):
+    if any(each.written for each in read[1:]) and (_measures(after) or {"than", "as"} & {*after}):
         return Side()  # = 5 ft 6 in, = 8 more than 2
-    roughly, alone = bool(before & _ROUGHLY), len(read) == 1 and not before
-    return replace(_side(read[0], prefix=True), roughly=roughly, alone=alone)
+    return replace(_side(read[0], prefix=True), roughly=bool(before & _ROUGHLY))
 
 
 def _measures(words: Sequence[str]) -> bool:
@@ -246,16 +248,14 @@ def _side(phrase: Phrase, *, prefix: bool = False, suffix: bool = False) -> Side
     pieces, readings = phrase.pieces, _readings(phrase)
     if readings and "of" in pieces:  # 3/3 - 2/3 = 1/3 of her money
         place = pieces.index("of")
-        part = (pieces[:place] if prefix else []) or (pieces[place + 1 :] if suffix else [])
-        readings += _readings(replace(phrase, pieces=part))
-    if readings and suffix and pieces[0] == "-":  # of a list: - 3 * 4 = 12
+        whole = pieces[place + 1 :] if suffix and len(pieces) > place + 2 else []
+        readings += _readings(replace(phrase, pieces=pieces[:place] if prefix else whole))
+    if readings and suffix and phrase.listed:  # - 3 * 4 = 12
         readings += _readings(replace(phrase, pieces=pieces[1:]))
     return Side(
         readings=readings,
         written=tuple(phrase.written),
-        calculated=len(pieces) > 1 + (pieces[0] == "-") + 2 * (pieces[0] == "(")
-        or pieces[0].startswith(("sqrt", "factorial"))
-        or "+" in pieces[0][1:],  # 2 1/4
+        calculated=_is_calculated(pieces),
         fraction=not phrase.spoken and bool(_FRACTION.fullmatch("".join(pieces))),
         divided=bool({"/", "frac", "of"} & set(pieces)),
         summed=bool({"+", "-"} & set(pieces)),
@@ -264,6 +264,14 @@ def _side(phrase: Phrase, *, prefix: bool = False, suffix: bool = False) -> Side
         letters=frozenset(phrase.letters),
         start=phrase.start,
         end=phrase.end,
+    )
+
+
+def _is_calculated(pieces: Sequence[str]) -> bool:
+    """Return whether pieces are more than a number with a sign or in brackets."""
+    inner = [piece for piece in pieces if piece not in ("(", ")")]
+    return len(inner) > 1 + (inner[:1] == ["-"]) or any(
+        "+" in piece or piece.startswith(("sqrt", "factorial")) for piece in inner
     )
 
 
@@ -287,9 +295,8 @@ def _readings(phrase: Phrase) -> tuple[str, ...]:
         pattern.sub(bracketed, text)
         for text in texts for pattern, bracketed in _NESTED if pattern.search(text)
     ]  # fmt: skip
-    return tuple(
-        text.replace("⊕", sign) for text in texts for sign in ("+*" if "⊕" in text else "+")
-    )
+    sums = [_MIXED.sub(r"(\1 + \2)", text) for text in texts]
+    return tuple(dict.fromkeys(text.replace("⊕", "*") for text in (*sums, *texts)))
 
 
 def _factor(before: Sequence[str]) -> str:
@@ -328,8 +335,12 @@ def _runs_on(left: Side, right: Side, following: tuple[Side, Side] | None) -> bo
     """Return whether a chain goes on with a result: 2 + 3 = 5 * 4 = 20 means 5 and then 20."""
     if following is None or not right.calculated or not right.written:
         return False
-    first = Side((right.written[0],), right.written[:1])
-    return _holds(left, first, "=")
+    return _holds(left, _first_number(right), "=")
+
+
+def _first_number(side: Side) -> Side:
+    sign = "-" if side.readings[0].lstrip("( ").startswith("-") else ""
+    return Side((sign + side.written[0],), side.written[:1])
 
 
 def _equal(left: Side, right: Side) -> bool:
@@ -374,8 +385,6 @@ def _agree(mine: Fraction, theirs: Fraction, left: Side, right: Side, roughly: b
     place = Fraction(1, 10 ** (decimal_places(right.written[0]) + 2 * right.percent))
     if roughly and error < max(place, ROUGHLY * abs(theirs) if place == 1 else 0):
         return True
-    if (mine / place).denominator == 1:
-        return False  # nothing was to be rounded
     cut_off = abs(theirs) < abs(mine) and (left.divided or place < 1)
     return 2 * error <= place or (cut_off and error < place)
 

@@ -7,6 +7,7 @@ a number that would need more than `MAX_BITS` bits is refused before it is compu
 import ast
 import math
 import operator
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -15,6 +16,7 @@ MAX_LENGTH = 400  # characters of an expression
 MAX_BITS = 2048  # of a numerator or denominator; 9**9**9 would have a billion
 DIGITS = 40  # of roots and pi, which are no rationals
 PI = Fraction("3.1415926535897932384626433832795028841972")
+_DECIMAL = re.compile(r"(?<![\w.])(\d+)\.(\d+)(?![\w.])")
 
 _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -30,9 +32,14 @@ def evaluate(expression: str) -> Fraction | None:
     if len(expression) > MAX_LENGTH:
         return None
     try:
-        return _value(ast.parse(expression.strip(), mode="eval").body)
+        exact = _DECIMAL.sub(_quotient, expression.strip())  # a float has only 17 digits
+        return _value(ast.parse(exact, mode="eval").body)
     except (SyntaxError, ValueError, ArithmeticError, KeyError, RecursionError, MemoryError):
         return None
+
+
+def _quotient(decimal: re.Match[str]) -> str:
+    return f"({int(decimal[1] + decimal[2])}/{10 ** len(decimal[2])})"
 
 
 def _value(node: ast.expr) -> Fraction:

@@ -47,7 +47,7 @@ _SIMPLER: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\times(?![a-zA-Z])|\\cdot(?![a-zA-Z])|\\ast(?![a-zA-Z])", "*"),
         (r"\\div(?![a-zA-Z])", "/"),
-        (r"(?<=[\d)])\*\*(?=[\d(-])", "^"),  # 2**3
+        (r"(?:(?<=[\d)\]])|(?<=\b[a-zA-Z]))\*\*(?=[\d(-])", "^"),  # 2**3  y**2
         (r"\*\*+|__+", " "),  # **bold**
         (r"(?<=\d)\s*[xX]\s*(?=\d)", "*"),  # 7x8, 7 x 8
         (r"\b(?:is|are|which) equal(?:s| to)\b|\bequals\b", f" {VERBAL} "),
@@ -67,7 +67,7 @@ _TOKEN = re.compile(
     | (?P<break>=>|->|<=|>=|!=|[→⇒≠≤≥<>—?;:"“”] | [.,](?=\s|$|[^\d]) | \s*\n\s*
         | \\(?:neq?|leq?|geq?|lt|gt|implies|[rR]ightarrow|to|equiv|iff|sim)\b)
     | (?P<number>\d{1,3}(?:(?:,|\{,\}|\\,)\d{3})+(?!\d)(?:\.\d+)?                # 1,200  1{,}200
-        | \d{1,3}(?:[ ]\d{3})+(?![\d.,-])                                        # 18 000
+        | \d{1,3}(?:[ ]\d{3})+(?!\d|[.,]\d|-)                                    # 18 000
         | (?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?!\w))?)                        # 0.5  .5  2e3
     | (?P<function>\\(?:frac|sqrt|binom|pi)(?![a-zA-Z]))
     | (?P<word>(?:(?<=\d)-(?=[a-z]{2}))?[^\W\d_]+(?:['-][^\W\d_]+)*(?:_\{[^{}]*\}|_\w)?)  # a_1
@@ -104,7 +104,7 @@ def simplified(text: str) -> str:
     """A text with LaTeX and typographic signs in plain notation: ``3 \\times 4`` is ``3 * 4``."""
     plain = _FRACTION.sub(lambda sign: f" {unicodedata.normalize('NFKC', sign[0])}", text)
     plain = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda digits: "^" + digits[0].translate(_SUPERSCRIPTS), plain)
-    plain = "".join(_SIGNS.get(char) or _compatible(char) for char in plain)
+    plain = "".join(map(_compatible, plain))
     for pattern, replacement in _SIMPLER:
         plain = pattern.sub(replacement, plain)
     return plain
@@ -117,5 +117,5 @@ def _compatible(char: str) -> str:
 
 
 def _token(match: re.Match[str]) -> Token:
-    kind = match.lastgroup or "odd"
-    return Token("odd" if kind == "other" else kind, match[0], *match.span())  # type: ignore[arg-type]
+    kind = "odd" if match.lastgroup == "other" else match.lastgroup
+    return Token(kind, match[0], *match.span())  # type: ignore[arg-type]

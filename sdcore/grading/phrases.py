@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from sdcore.grading.notation import Token
 from sdcore.grading.units import SHORT, singular
 
-_OPERATORS = {
+OPERATORS = {
     ("plus",): "+", ("minus",): "-", ("times",): "of", ("x",): "*",
     ("multiplied", "by"): "*", ("divided", "by"): "/",
 }  # fmt: skip
@@ -41,6 +41,7 @@ class Phrase:
     letters: list[str] = field(default_factory=list)  # units of one letter: 5 m
     odd: bool = False  # it cannot be evaluated
     spoken: bool = False  # an operator is a word: 12 divided by 4
+    listed: bool = False  # its first minus may mark an item of a list: - 3 * 4
     note: int | None = None  # the piece that may begin a remark: 20 (5 * 4)
     unclosed: int | None = None  # the last bracket without an end
     start: int = -1
@@ -136,7 +137,7 @@ class _Reader:
                 phrase.before += words
             self.run = []
             return
-        for tail, operator in _OPERATORS.items():
+        for tail, operator in OPERATORS.items():
             if words[-len(tail) :] == tail and len(words) < len(tail) + 4 and not CLAUSE & {*words}:
                 self.run = self.run[: -len(tail)]
                 self._take_units()
@@ -199,11 +200,16 @@ class _Reader:
         elif self.complete:
             self._take_units()
             self._emit(sign, token, complete=False)
+        elif self.run and not self.phrase.pieces and self._is_sign(token):
+            self._join(token)
+            self._emit(sign, token, complete=False)
         elif self.run and not self.phrase.pieces:
             self._take_variable(token)  # y - 3
             self._emit(sign, token, complete=False)
         else:
             self.phrase.odd |= bool(self.run) or sign != "-"  # a minus may be a sign
+            if following and not self.at:
+                self.phrase.listed = token.end < following.start
             self.run = []
             self._emit(sign, token, complete=False)
 
@@ -211,6 +217,17 @@ class _Reader:
         """After such words a minus is a sign: 24 from -23, 5 times -3, 9 because -18/-2 = 9."""
         words = tuple(word.text.lower() for word in self.run)
         return bool(CLAUSE & {*words} or _BEFORE_A_SIGN & {*words[-1:]})
+
+    def _is_sign(self, token: Token) -> bool:
+        """A minus between a word that is no variable and the number that it belongs to: so -3."""
+        word, following = self.run[-1], self._next()
+        return (
+            token.text == "-"
+            and word.text.lower() in CLAUSE | _BEFORE_A_SIGN
+            and word.end < token.start
+            and following is not None
+            and following.start == token.end
+        )
 
     def _take_variable(self, token: Token) -> None:
         self.phrase.before, self.run = tuple(word.text.lower() for word in self.run), []

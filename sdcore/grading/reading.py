@@ -303,7 +303,7 @@ def _without_percent(text: str) -> tuple[str, bool]:
 
 
 def _without_currency(text: str) -> tuple[str, str | None]:
-    text = _CENTS.sub(lambda match: f"{match[1]}.{int(match[2]):02}", text)
+    text = _CENTS.sub(lambda match: f"${match[1]}.{int(match[2]):02}", text)
     for pattern, kept in ((_PREFIX, r"\1"), (_SUFFIX, "")):
         match = pattern.search(text)
         if match:

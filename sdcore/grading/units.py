@@ -7,14 +7,14 @@ from itertools import product
 _FAMILIES = tuple(
     {name: Fraction(size) for names, size in row.items() for name in names.split(" ")}
     for row in (
-        {"second sec s": 1, "minute min": 60, "hour hr h": 3600, "day": 86400, "week": 604800},
+        {"second sec s": 1, "minute min": 60, "hour hr hrs h": 3600, "day": 86400, "week": 604800},
         {"day": 1, "week": 7, "month": 30, "year": 365},
         {"week": 1, "month": 4, "year": 52},
         {"month": 1, "year": 12, "decade": 120, "century": 1200},
-        {"inch inche in": 1, "foot feet ft": 12, "yard yd": 36, "mile mi": 63360},
+        {"inch inche in": 1, "foot feet ft": 12, "yard yd yds": 36, "mile mi": 63360},
         {"mm": 1, "cm centimeter": 10, "dm": 100, "m meter metre": 1000, "km kilometer": 10**6},
         {"mg": 1, "g gram": 1000, "kg kilogram kilo": 10**6, "ton tonne": 10**9},
-        {"ounce oz": 1, "pound lb": 16, "ton": 32000},
+        {"ounce oz": 1, "pound lb lbs": 16, "ton": 32000},
         {"ml milliliter": 1, "cl": 10, "l liter litre": 1000},
         {"ounce oz": 1, "cup": 8, "pint": 16, "quart": 32, "gallon": 128},
         {"teaspoon tsp": 1, "tablespoon tbsp": 3, "cup": 48},
@@ -46,7 +46,7 @@ SHORT = UNITS | {
 
 
 def singular(word: str) -> str:
-    """A word without the ending of its plural: hours, hrs."""
+    """A word without the ending of its plural: hours."""
     word = word.lower().lstrip("-")
     return word[:-1] if len(word) > 3 and word.endswith("s") else word
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from sdcore.grading.equations import false_equation, value
+from sdcore.grading.equations import Equation, equations, false_equation, value
 from tests.helpers.paths import DATA
 
 CASES = [json.loads(row) for row in (DATA / "equations.jsonl").read_text("utf-8").splitlines()]
@@ -18,7 +18,9 @@ LATEX = (DATA / "latex_steps.txt").read_text("utf-8").splitlines()
         ("48/2", 24), ("0.2*50", 10), (".5*4", 2), ("100-(30+15)", 55), ("1/3", Fraction(1, 3)),
         ("$1,200 × 2", 2400), ("6 ÷ 4", Fraction(3, 2)), ("-3+5", 2), ("05+1", 6), ("7x8", 56),
         ("1/0", None), ("2**9999999", None), ("__import__('os')", None), ("a+1", None), ("", None),
-        ("1+" * 150 + "1", None), ("((((", None), ("True+1", None),
+        ("1+" * 150 + "1", None), ("((((", None), ("True+1", None), ("4!", 24), ("-(2+3)", -5),
+        ("3 = 3", None), ("3; 4", None), ("1 2", None), ("(3", None), ("3 apples", None), ("0.333...", None),
+        (r"2\frac{1}{2}*4", 10), ("2 1/2 * 4", 10), ("1312680775676920.9*10", 13126807756769209),
     ],
 )  # fmt: skip
 def test_only_plain_arithmetic_has_a_value(expression, expected):
@@ -52,6 +54,72 @@ def test_a_true_sum_or_another_formula_is_left_alone(text):
 @pytest.mark.parametrize("case", CASES, ids=[case["text"] for case in CASES])
 def test_cases(case):
     assert (false_equation(case["text"]) is None) == case["holds"]
+
+
+@pytest.mark.parametrize(
+    ("text", "verdicts"),  # True and exact, true if rounded, runs on, False; nothing: no claim
+    [
+        # a result may be rounded or cut off, to the places that it has
+        ("7 / 2 = 4", "t"), ("9 / 4 = 2.3", "t"), ("9 / 4 = 2.4", "F"), ("23 / 3 = 7", "t"), ("23 / 3 = 6", "F"),
+        ("2.6 * 3 = 7", "F"), ("2.6 * 3 = 8", "t"), ("-11/4 = -2 1/2", "F"), ("1.234 * -1.1 = (-1.36)", "t"),
+        ("1 / 700 = 1.4e-3", "t"), ("1 / 700 = 1.6e-3", "F"), ("7 / 5 = √2", "F"), ("49 / 2 = 4! = 24", "FT"),
+        ("1/2 * 10 = 0.4 * 10", "t"), ("1/2 * 10 = 0.3 * 10", "F"), ("5 * 10 = 4.9 * 10", "F"),
+        ("199 * 3 = about 600", "t"), ("199 * 3 = 600", "F"), ("about 199 * 3 = 600", "F"),
+        ("19 * 5 ≈ 100", "F"), ("24 * 4 ≈ 100", "t"), ("1.234 * 3 ≈ 3.71", "t"), ("1.234 * 3 = 3.71", "F"),
+        ("10.04 * 10 ≈ 100.5", "F"), ("a third of 23 = 7", "t"), ("thrice 2.6 = 7", "F"),
+        # more readings than one
+        ("20% of 30 + 20 = 50", "T"), ("20% of 30 + 20 = 26", "T"), ("20% of 30 + 20 = 10", "T"),
+        ("20% of 50 = 50", "F"), ("5 times 4 = 4", "F"), ("2 (3 + 4 = 14", "T"), ("2 (3 + 4 = 7", "T"),
+        ("2 (3 + 4 = 9", "F"), ("2 (0.33 = 1/2)", "F"), ("the average 3 + 4 + 5 = 4", "T"),
+        ("their mean 3 + 4 + 5 = 4", "T"), ("the average 3 + 4 + 5 = 5", "F"), ("3 boxes of 8 + 5 = 13", "T"),
+        ("3 of 8 + 5 = 29", "T"), ("3 of 8 + 5 = 39", "F"), ("60 / 3/4 = 5", "T"), ("60 / 3/4 = 45", "F"),
+        ("- 3 * 4 = 12", "T"), ("- 3 * -4 = -12", "T"), ("-3 * 4 = 12", "F"), ("2 + 1 - 3 * 4 = 12", "F"),
+        # chains and what runs on
+        ("2 + 3 = 5 * 4 = 20", "rT"), ("2 + 3 = 6 * 4 = 24", "FT"), ("2 - 7 = -5 * 4 = -20", "rT"),
+        ("2 - 7 = (-5) * 4 = -20", "rT"), ("2 + 3 = -5 + 11 = 6", "FT"), ("2 + 3 = 5 * 4", "F"),
+        ("2 * 3 = 3! = 7", "TF"), ("3 * 4 = 12 = 13", "TF"), ("5 - 8 = -3 = 3", "TF"),
+        # LaTeX writes 2 1/2 as a sum or a product without a sign
+        (r"2\frac{1}{2} \cdot 4 = 10", "T"), (r"6 \div 2\frac{1}{2} = 2.4", "T"), (r"2\frac{1}{2} + 1 = 2", "T"),
+        (r"10 - 2\frac{1}{2} = 7.5", "T"), (r"2\frac{1}{2} \cdot 4 = 9", "F"), (r"3\frac{2 + 4}{3} = 6", "T"),
+        # signs, powers, remarks, roots, units
+        ("So -3 + 5 = 3", "F"), ("y -3 + 5 = 3", ""), ("So - 3 + 5 = 3", ""), ("y**2 + 3 = 5", ""),
+        ("3 + y - 2 = 2", ""), ("f(3) + 2 = 6", ""), ("12 (apples) + 3 = 16", "F"), ("(3 km + 4 km = 8 km)", "F"),
+        ("√9 + 1 = 5", "F"), ("３ × ４ ＝ １３", "F"), ("3\u200b4 + 1 = 35", "T"), (r"\sqrt[3]{64} + 1 = 6", "F"), ("10 cm^2 * 2 = 21", "F"), ("10 cm^{2} * 2 = 21", "F"),
+        ("60 km/h * 2 h = 121 km", "F"), ("1) 3 * 4 = 13", "F"), ("3! = 7", "F"), ("(3)! = 7", ""),
+        ("9 000 + 9 000 = 18 001.", "F"), ("9 000 + 9 000 = 18 000.", "T"), ("5 lbs = 81 ounces", "F"),
+        ("3 m * 4 = 13", ""), ("3 TV + 2 TV = 6", "F"), ("3ab + 2 = 14", ""), ("3 xy + 2 = 14", ""),
+        ("3 a_1 + 2 = 6", ""), ("1st + 2 = 4", ""), ("2nd + 3 = 6", ""), ("3rd + 2 = 6", ""), ("4th + 1 = 6", ""),
+        ("3 * 4 a day = 13", "F"), ("12 big red apples plus 3 = 16", "F"), ("12 big red ripe apples plus 3 = 16", ""),
+        # words around the numbers
+        ("her age plus 3 * 4 = 20", ""), ("y multiplied by 3 + 4 = 20", ""), ("plus 3 * 4 = 13", "F"),
+        ("He bakes 12 * 3 cookies and gives 5 away", ""), ("12 + 7 apples gives 21", "F"),
+        ("12 + 7 gives us a total of 21", "F"), ("12 + 7 gives to us a total of 21", ""),
+        ("70 in - 4 in = 5 ft and 6 in", ""), ("3 + 4 = 8 more than 2", ""), ("3 + 4 = 8 apples and 5 pears", "F"),
+        ("10 * 2 = 5 and a third", ""), ("3 + 4 = 8 tenths", ""), ("700 + 200 = 9 hundred", "T"), ("3 + 4 = her age plus 2", ""),
+        ("Increase 5 by the sum 4 * 3 = 17", ""), ("Add 5 to the same bag 4 * 3 = 17", ""),
+        ("She adds 5 to the bag that holds 4 * 3 = 13", "F"), ("Day 3 = 4 * 6", ""), ("5 and 3 = 4 * 6", ""),
+        # a side of more than 80 pieces is not read
+        ("1" + "+1" * 39 + " = 41", "F"), ("-1" + "+1" * 39 + " = 41", "F"), ("1" + "+1" * 40 + " = 42", ""),
+    ],
+)  # fmt: skip
+def test_each_claim_has_its_verdict(text, verdicts):
+    def letter(found):
+        return "r" if found.runs_on else "T" if found.exact else "t" if found.holds else "F"
+
+    assert "".join(map(letter, equations(text))) == verdicts
+
+
+def test_an_equation_is_a_part_of_the_text_and_its_readings():
+    first, second = equations("So 20 (5 * 4) apples  is equal to 21 = $3 \\times 7$ here.")
+    assert first == Equation(
+        "20 (5 * 4) apples = 21",
+        ("20 * ( 5 * 4 )", "20"),
+        ("21",),
+        holds=False,
+        exact=False,
+        runs_on=False,
+    )
+    assert (second.text, second.left, second.right) == ("21 = 3 * 7", ("21",), ("3 * 7",))
 
 
 @pytest.mark.parametrize("step", LATEX)
