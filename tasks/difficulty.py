@@ -54,6 +54,7 @@ def _measured(base: ConditionRun, problems: pl.DataFrame, band: BandConfig) -> i
     rows = measure(Rollout.to_frame(rollouts), band).with_columns(
         experiment_id=pl.lit(base.experiment.experiment_id),
         critic_solves=pl.lit(True if solver else None, pl.Boolean),
+        critic_tokens=0,
         critic_cost=0.0,
     )
     if base.experiment.judge and base.experiment.judge.models:
@@ -84,11 +85,16 @@ def _ask_critic(
     with critic_budget(base) as budget, bar as advance:
         client = open_client(base, budget, critic.model_copy(update={"structured": False}))
         asked = [texts[row["problem_id"]] for row in open_]
-        for index, solves, cost in try_to_solve(client, asked):
-            answer = {"critic_solves": solves, "critic_cost": cost, "in_band": bool(solves)}
+        for index, solves, paid in try_to_solve(client, asked):
+            answer = {
+                "critic_solves": solves,
+                "critic_tokens": paid.tokens,
+                "critic_cost": paid.cost,
+                "in_band": bool(solves),
+            }
             frame = TABLES["difficulties"].frame([open_[index] | answer])
             base.store.append_missing(difficulties=frame)
-            advance(1, cost=cost)
+            advance(1, critic_tokens=paid.tokens, cost=paid.cost)
 
 
 def _in_band(base: ConditionRun, problems: pl.DataFrame) -> pl.DataFrame:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import polars as pl
 
 from sdcore.config import BandConfig, PromptsConfig
+from sdcore.critics.budget import Paid
 from sdcore.critics.llm import Client
 from sdcore.critics.parsing import without_thinking
 from sdcore.grading.answers import grade
@@ -39,7 +40,7 @@ def measure(rollouts: pl.DataFrame, band: BandConfig) -> pl.DataFrame:
 
 def try_to_solve(
     client: Client, problems: Sequence[tuple[str, str]]
-) -> Iterator[tuple[int, bool | None, float]]:
+) -> Iterator[tuple[int, bool | None, Paid]]:
     """Ask a language model for its own solutions, in the solver's default form.
 
     Args:
@@ -47,7 +48,7 @@ def try_to_solve(
         problems: pairs of question and reference answer.
 
     Yields:
-        Index of a problem, whether the answer is right (None without an answer), and its cost.
+        Index of a problem, whether the answer is right (None without an answer), and its price.
 
     Raises:
         EngineError: the model cannot be asked at all.
@@ -55,8 +56,9 @@ def try_to_solve(
     """
     asked = [student_messages(PromptsConfig(), question) for question, _ in problems]
     for index, reply in client.ask(asked):
+        paid = Paid(reply.cost, reply.prompt_tokens + reply.tokens)
         if reply.text is None:
-            yield index, None, reply.cost
+            yield index, None, paid
         else:
             answer = parse_trace(without_thinking(reply.text)).answer
-            yield index, grade(answer, problems[index][1]).correct, reply.cost
+            yield index, grade(answer, problems[index][1]).correct, paid

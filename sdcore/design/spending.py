@@ -20,7 +20,8 @@ _SPENT = """
         SELECT c.condition, r.purpose, r.round, 0, c.prompt_tokens + c.tokens, c.cost
         FROM critiques c JOIN rollouts r USING (rollout_id) WHERE c.experiment_id = $id
         UNION ALL
-        SELECT 'base', 'filter', 0, 0, 0, critic_cost FROM difficulties WHERE experiment_id = $id
+        SELECT 'base', 'filter', 0, 0, critic_tokens, critic_cost
+        FROM difficulties WHERE experiment_id = $id
     )
     SELECT condition, purpose, round, sum(sampled)::BIGINT AS sampled,
            sum(critic)::BIGINT AS critic, sum(cost)::DOUBLE AS cost

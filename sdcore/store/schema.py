@@ -173,6 +173,7 @@ _TABLES = (
         Column("format_rate", REAL, "share of them that are well-formed"),
         Column("critic_solves", FLAG, "the critic's own answer is right; empty where it was not "
                "asked (the solver's measures rule the problem out, or there is no critic) or gave no answer", True),
+        Column("critic_tokens", INT, "tokens that it read and wrote"),
         Column("critic_cost", REAL, "price of asking it"),
         Column("in_band", FLAG, "hard enough, but learnable: it may be used"),
     )),

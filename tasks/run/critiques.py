@@ -295,7 +295,7 @@ def _spent(run: ConditionRun) -> Paid:
             UNION ALL
             SELECT cost, prompt_tokens + tokens FROM critic_answers WHERE experiment_id = $id
             UNION ALL
-            SELECT critic_cost, 0 FROM difficulties WHERE experiment_id = $id
+            SELECT critic_cost, critic_tokens FROM difficulties WHERE experiment_id = $id
         )
         SELECT coalesce(sum(cost), 0)::DOUBLE AS cost, coalesce(sum(tokens), 0)::BIGINT AS tokens
         """,  # noqa: S608

@@ -2,13 +2,15 @@ import polars as pl
 import pytest
 
 from sdcore.config import BandConfig, Experiment
+from sdcore.critics.budget import Paid
 from sdcore.critics.difficulty import measure
-from sdcore.errors import ConfigError, DataError
+from sdcore.errors import BudgetError, ConfigError, DataError
 from sdcore.problems.arithmetic import parse_question
 from sdcore.store.schema import TABLES
 from tasks.difficulty import measure_difficulty
 from tasks.prepare import prepare
 from tasks.run.condition_run import base_run
+from tasks.run.critiques import critic_budget
 from tasks.run.session import Session
 from tests.helpers.critic_server import say, serve
 from tests.helpers.example import EXPERIMENT, rollout
@@ -86,7 +88,8 @@ def test_a_language_model_tries_what_the_solver_finds_hard(tmp_path):
 
     asked: list[str] = []
     with serve(answer) as (url, _):
-        critic = {"kind": "llm", "model": "m", "base_url": url, "price_out": 1e6}
+        critic = {"kind": "llm", "model": "m", "base_url": url, "price_out": 1e6,
+                  "max_total_tokens": 10**6}  # fmt: skip
         settings = {"critic": critic, "accuracy_below": 0.6, "format_rate": 0.5, "candidates": 3}
         base = base_run(Session(tmp_path), experiment(**settings))
         prepare.fn(base)
@@ -104,6 +107,11 @@ def test_a_language_model_tries_what_the_solver_finds_hard(tmp_path):
         assert row["critic_solves"] == (even if hard else None)
         assert row["in_band"] == (hard and even)
         assert row["critic_cost"] == (50.0 if hard else 0.0)  # 50 tokens, at 1 each
+        assert row["critic_tokens"] == (150 if hard else 0)  # 100 read, 50 written
+    with critic_budget(base) as budget:  # as a resumed run has it
+        budget.take(Paid(tokens=10**6 - 150 * len(tried)))
+        with pytest.raises(BudgetError):
+            budget.take(Paid(tokens=1))
 
 
 def test_too_few_in_the_band_are_counted_and_their_measures_kept(tmp_path):
