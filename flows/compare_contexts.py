@@ -170,7 +170,7 @@ def _train_rounds(run: ConditionRun, advance: Advance) -> int | None:
     advance(round_.number)
     for checkpoint in checkpoint_rounds(run.experiment, run.settings):
         while round_.number < checkpoint:
-            round_ = train_round(round_)
+            round_ = train_round(round_, run.experiment.training.rounds)
             advance(1)
             good = stopped(run)
             if good is not None:
@@ -197,43 +197,52 @@ def _score(run: ConditionRun, round_: int, splits: Sequence[str]) -> None:
     track(run)
 
 
-def train_round(round_: Round) -> Round:
+def train_round(round_: Round, until: int) -> Round:
     """One round: the three stages, each a task run of its own. Returns the next round.
 
-    With `training.lag` the next round has been through the first two of them by then.
+    Args:
+        round_: with its rollouts and contexts, if it was made beside the one before.
+        until: rounds that are trained in all. With `training.lag` the next round is made here too,
+            if it is one of them.
     """
     run = round_.run
-    stop_if_asked = run.session.interrupts.stop_if_asked
-    is_last = round_.number + 1 == run.experiment.training.rounds
     with round_.kept():
         if not round_.rollouts:
-            sample(round_)
-            stop_if_asked()
-            if has_work(round_):
-                align(round_)
-            stop_if_asked()
-        if run.experiment.training.lag and not is_last:
+            make(round_)
+        if run.experiment.training.lag and round_.number + 1 < until:
             with made_beside(round_.ahead()):
                 distill(round_)
         else:
             distill(round_)
-    stop_if_asked()
+    run.session.interrupts.stop_if_asked()
     return round_.next()
+
+
+def make(round_: Round) -> None:
+    """Sample a round, and build its contexts."""
+    stop_if_asked = round_.run.session.interrupts.stop_if_asked
+    sample(round_)
+    stop_if_asked()
+    if has_work(round_):
+        align(round_)
+    stop_if_asked()
 
 
 @contextmanager
 def made_beside(following: Round) -> Iterator[None]:
-    """Sample and align a round, beside what the block does if the engine is a server, else before.
+    """Make a round while the block trains the one before it, if the engine is a server.
 
-    The block trains the round before, which changes the weights of an engine in this process.
+    An engine in this process has the weights that training changes: there the round is made first.
     """
     models, sampler = following.run.session.models, following.sampler
     engine = models.engine(following.run, sampler.round, sampler.policy_id)
+    if not engine.reads_folders:
+        make(following)
+        yield
+        return
     made = [sample.submit(following)]
     if has_work(following):
         made += [align.submit(following, wait_for=[*made], return_state=False)]
-    if not engine.reads_folders:
-        wait(made)
     try:
         yield
     finally:

@@ -103,7 +103,7 @@ def _train_to(run: ConditionRun, rounds: int) -> None:
         round_ = first_round(run)
         advance(min(round_.number, rounds))
         while round_.number < rounds:
-            round_ = train_round(round_)
+            round_ = train_round(round_, rounds)
             advance(1)
             if stopped(run) is not None:
                 return

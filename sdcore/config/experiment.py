@@ -196,8 +196,8 @@ class Experiment(Settings):
             refused = condition.refuses_lag(self.sampling.temperature)
             if self.training.lag and refused:
                 raise ValueError(
-                    f"training.lag = 1: conditions.{name} learns from rollouts of the very weights "
-                    f"that it trains, because of {refused}"
+                    f"training.lag = 1 gives conditions.{name} a wrong gradient, because of "
+                    f"{refused}: change one of the two"
                 )
             if self.sampling.temperature == 0 and condition.compares_rollouts:
                 raise ValueError(

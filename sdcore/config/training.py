@@ -29,9 +29,9 @@ class TrainingConfig(Settings):
     )
     lag: Literal[0, 1] = Field(
         0,
-        description="rounds by which the weights that sample are behind those that train; 1: the "
-        "next round is sampled and criticised before this one has been trained, and while it is "
-        "trained where the engine is a server",
+        description="rounds by which the weights that sample are behind those that are trained; 1: "
+        "the next round is sampled and criticised before this round's update, and at the same time "
+        "as it if the engine is a server",
     )
     lora: LoraConfig | None = Field(None, description="absent: all weights are trained")
     warmup_steps: int = Field(0, ge=0)

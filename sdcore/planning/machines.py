@@ -193,8 +193,7 @@ def measured(machine: Machine, width: int, inner: int, dtype: str) -> Machine:
         machine: what is not measured.
         width: of the model's hidden states.
         inner: of its MLP.
-        dtype: of the model. Processors without instructions for bfloat16 imitate it, at a fifth
-            of their speed in float32.
+        dtype: of the model. Processors without instructions for bfloat16 emulate it slowly.
     """
     import torch  # noqa: PLC0415 - seconds
 

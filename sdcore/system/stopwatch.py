@@ -17,8 +17,8 @@ KINDS = ("compute", "analysis", "storage", "tracking")
 class Stopwatch:
     """Adds up seconds by kind of work; nested measurements count for the innermost only.
 
-    It watches the thread that made it: what another one does meanwhile takes no wall time of its
-    own.
+    It counts what the thread that created it does. Other threads work at the same time, so that
+    their seconds would be counted twice.
     """
 
     def __init__(self) -> None:

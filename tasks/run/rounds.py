@@ -68,10 +68,10 @@ class Round:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """If the block fails or is stopped, store what the finished stages have made.
+        """If the block fails or is stopped, store what finished stages have made.
 
-        Those of the following round count. A later start finds it and goes on from there. A kill
-        loses it.
+        That includes those of the following round. A later start finds it and goes on from there. A
+        kill loses it.
         """
         try:
             yield
