@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from prefect import flow
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
 from prefect.futures import wait
 
 from flows.cluster import train_on_cluster
 from sdcore.config import Experiment
 from sdcore.schedule import checkpoint_rounds
-from tasks.align import align, has_work
+from tasks.align import align, has_work, streams
 from tasks.compare import compare
 from tasks.difficulty import measure_difficulty
 from tasks.distill import distill
@@ -221,11 +222,28 @@ def train_round(round_: Round, until: int) -> Round:
 def make(round_: Round) -> None:
     """Sample a round, and build its contexts."""
     stop_if_asked = round_.run.session.interrupts.stop_if_asked
-    sample(round_)
+    with aligned(round_):
+        sample(round_)
+        stop_if_asked()
     stop_if_asked()
-    if has_work(round_):
+
+
+@contextmanager
+def aligned(round_: Round) -> Iterator[None]:
+    """Align what the block samples: after it, or meanwhile if the critic is on servers."""
+    if not has_work(round_):
+        yield
+    elif not streams(round_):
+        yield
         align(round_)
-    stop_if_asked()
+    else:
+        alignment = align.submit(round_, return_state=False)
+        try:
+            yield
+        finally:
+            round_.arrived.end()
+            wait([alignment])
+        alignment.result()
 
 
 @contextmanager
@@ -240,12 +258,15 @@ def made_beside(following: Round) -> Iterator[None]:
         make(following)
         yield
         return
-    made = [sample.submit(following)]
-    if has_work(following):
-        made += [align.submit(following, wait_for=[*made], return_state=False)]
+    made = make_ahead.submit(following, return_state=False)
     try:
         yield
     finally:
-        wait(made)
-    for stage in made:
-        stage.result()
+        wait([made])
+    made.result()
+
+
+@task(cache_policy=NO_CACHE, task_run_name="make {round_.label}")
+def make_ahead(round_: Round) -> None:
+    """Make a round beside the training of the one before it."""
+    make(round_)

@@ -103,7 +103,7 @@ class Neighbours:
 
 
 def judged(
-    rollouts: Iterable[Rollout], problems: pl.DataFrame, critiques: Mapping[str, Critique]
+    rollouts: Sequence[Rollout], problems: pl.DataFrame, critiques: Mapping[str, Critique]
 ) -> list[JudgedRollout]:
     """Rollouts with their problems and critiques, in the same order.
 
@@ -112,7 +112,9 @@ def judged(
         problems: rows of the table `problems`.
         critiques: by rollout id; some rollouts may have none.
     """
-    known = {problem.problem_id: problem for problem in Problem.from_frame(problems)}
+    ids = {rollout.problem_id for rollout in rollouts}
+    of_these = problems.filter(pl.col("problem_id").is_in(list(ids)))
+    known = {problem.problem_id: problem for problem in Problem.from_frame(of_these)}
     return [
         JudgedRollout(rollout, known[rollout.problem_id], critiques.get(rollout.rollout_id))
         for rollout in rollouts

@@ -10,7 +10,7 @@ from typing import Any
 
 from sdcore.config import SamplingConfig
 from sdcore.critics.validation import Submission
-from sdcore.engines import Completion, OnProgress, Request, Served, silent
+from sdcore.engines import Completion, OnFinished, OnProgress, Request, Served, silent, unheard
 from sdcore.errors import EngineError
 
 Script = Mapping[Request, Completion] | Callable[[Request], Completion]
@@ -47,6 +47,7 @@ class ScriptedEngine:
         requests: Sequence[Request],
         sampling: SamplingConfig,
         on_progress: OnProgress = silent,
+        on_finished: OnFinished = unheard,
     ) -> list[Completion]:
         """Return the scripted completions, in the order of the requests.
 
@@ -63,6 +64,7 @@ class ScriptedEngine:
                     expected=f"at most {sampling.max_new_tokens}",
                 )
             on_progress(1, len(completion.token_ids))
+        on_finished(dict(enumerate(completions)))
         return completions
 
     def _answer(self, request: Request) -> Completion:

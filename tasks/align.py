@@ -1,6 +1,6 @@
 """Stage 3: the critic aligns its feedback with each trace; the teacher prompts are built."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 from prefect import task
@@ -13,6 +13,7 @@ from sdcore.rollouts import (
     JudgedRollout,
     Neighbours,
     Problem,
+    Rollout,
     context_inputs,
     neighbours,
     other_solutions,
@@ -20,7 +21,14 @@ from sdcore.rollouts import (
 from sdcore.schedule import signal_rounds
 from sdcore.store.schema import TABLES
 from tasks.run.condition_run import ConditionRun
-from tasks.run.critiques import Handed, criticise, critique_id, critique_rows, open_critic
+from tasks.run.critiques import (
+    Batch,
+    Handed,
+    criticise_arriving,
+    critique_id,
+    critique_rows,
+    open_critic,
+)
 from tasks.run.progress import note
 from tasks.run.retries import RETRIES
 from tasks.run.rounds import Round
@@ -29,6 +37,8 @@ from tasks.run.rounds import Round
 @task(cache_policy=NO_CACHE, task_run_name="align {round_.label}", **RETRIES)
 def align(round_: Round) -> int:
     """Criticise the round's rollouts where needed, and build what the self-teacher will see.
+
+    It may begin before they are all sampled: whole questions go to the critic as they come.
 
     Critiques are also made where the weighting of the tokens asks for the first wrong step, and in
     the rounds whose token signals are stored. A rollout whose context cannot be built (invalid
@@ -45,9 +55,11 @@ def align(round_: Round) -> int:
     run = round_.run
     with run.session.clock.measure("compute"), open_critic(run) as critic:
         if _wants_critiques(run, round_.number):
+            count = run.experiment.training.questions_per_round * run.settings.group_size
+            round_.critiques = criticise_arriving(run, critic, _arriving(round_), count)
+            if not round_.rollouts:  # the stage that samples has failed, or was stopped
+                return 0
             handed = [Handed.of(each) for each in round_.judged()]
-            beside = {"rollouts": round_.frames["rollouts"]}
-            round_.critiques = criticise(run, critic, handed, beside)
             round_.frames["critiques"] = critique_rows(run, critic, handed, round_.critiques)
         if run.settings.teacher_context is None:
             _note_refusals(round_, {rollout.rollout_id for rollout in round_.rollouts})
@@ -57,6 +69,13 @@ def align(round_: Round) -> int:
     round_.frames["contexts"] = contexts
     _note_refusals(round_, set(contexts["rollout_id"]))
     return len(contexts)
+
+
+def streams(round_: Round) -> bool:
+    """Return whether the critic is asked about rollouts while others are still sampled."""
+    run = round_.run
+    judge = run.experiment.judge
+    return judge is not None and judge.streams and _wants_critiques(run, round_.number)
 
 
 def has_work(round_: Round) -> bool:
@@ -120,6 +139,12 @@ def _other_solutions(run: ConditionRun, judged: Sequence[JudgedRollout]) -> dict
     """Solutions of other training problems, by the id of the problem that they are shown for."""
     known = Problem.from_frame(run.train_problems)
     return other_solutions([each.problem for each in judged], known)
+
+
+def _arriving(round_: Round) -> Iterator[Batch]:
+    for rollouts in round_.arrived:
+        handed = [Handed.of(each) for each in round_.judged(rollouts)]
+        yield Batch(handed, {"rollouts": Rollout.to_frame(rollouts)})
 
 
 def _wants_critiques(run: ConditionRun, round_: int) -> bool:

@@ -1,13 +1,13 @@
 """Stage 2: the policy answers a round's questions. Evaluation samples through here too."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.engines import Request
+from sdcore.engines import Completion, Request
 from sdcore.grading.graders import Response, grade_responses
 from sdcore.models.prompts import student_prompt
 from sdcore.rollouts import Problem, Rollout
@@ -17,6 +17,9 @@ from tasks.run.condition_run import ConditionRun, StoredPolicy
 from tasks.run.progress import Advance
 from tasks.run.retries import RETRIES
 from tasks.run.rounds import Round, in_order
+
+OnRollouts = Callable[[Sequence[Rollout]], None]
+"""Called with rollouts as soon as they are sampled and graded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class Answered:
 def sample(round_: Round) -> int:
     """Sample `group_size` rollouts of each of the round's questions from its sampler.
 
+    They go on to `Round.arrived` as they come.
+
     Returns:
         How many rollouts the round has.
     """
@@ -53,13 +58,16 @@ def sample(round_: Round) -> int:
     )
     chosen = pl.DataFrame({"problem_id": asked}).join(problems, on="problem_id", how="left")
     number, sampler = round_.number, round_.sampler
-    stored = stored_rollouts(run, sampler, "train", round=number) if round_.resumed else []
-    size = run.settings.group_size
+    if round_.resumed:
+        round_.arrived.add(stored_rollouts(run, sampler, "train", round=number))
+    known = round_.arrived.rollouts  # of the last process, or of a try that failed
     rollouts = sample_missing(
-        run, sampler, "train", chosen, size, stored, number=number, store=False
-    )
+        run, sampler, "train", chosen, run.settings.group_size, known,
+        number=number, on_rollouts=round_.arrived.add,
+    )  # fmt: skip
     round_.rollouts = in_order(rollouts)
     round_.frames["rollouts"] = Rollout.to_frame(round_.rollouts)
+    round_.arrived.end()
     return len(rollouts)
 
 
@@ -72,13 +80,14 @@ def sample_missing(
     stored: Sequence[Rollout],
     *,
     number: int | None = None,
-    store: bool = True,
+    on_rollouts: OnRollouts | None = None,
 ) -> list[Rollout]:
     """Sample and grade what is missing of `samples` rollouts per problem.
 
-    Requests go to the engine in batches that depend on the request list only. A batch is stored
-    as it comes, if `store` asks for it, and sampled again as a whole if any of it is not among
-    the `stored` ones, so that a resumed run repeats the same arithmetic and gets the same tokens.
+    Requests go to the engine in batches that depend on the request list only. A batch is sampled
+    again as a whole if any of it is not among the `stored` ones, so that a resumed run repeats the
+    same arithmetic and gets the same tokens. Where a server's rounding gives others, the stored
+    ones count.
 
     Args:
         run: whose rollouts.
@@ -88,7 +97,7 @@ def sample_missing(
         samples: per problem.
         stored: rollouts that there are already.
         number: their column `round`, by default the rounds behind the policy.
-        store: each batch as it comes.
+        on_rollouts: called with rollouts as they come; by default each batch is stored.
 
     Returns:
         The rollouts, in the order of the problems and samples.
@@ -104,9 +113,9 @@ def sample_missing(
             if all(each.rollout_id in rollouts for each in batch):
                 advance(len(batch), cached=len(batch))
                 continue
-            fresh = _sample_batch(run, policy, purpose, number, batch, advance)
-            rollouts |= {rollout.rollout_id: rollout for rollout in fresh}
-            if store:
+            fresh = _sample_batch(run, policy, purpose, number, batch, advance, on_rollouts)
+            rollouts = {rollout.rollout_id: rollout for rollout in fresh} | rollouts
+            if on_rollouts is None:
                 run.store.append_missing(rollouts=Rollout.to_frame(fresh))
             run.session.interrupts.stop_if_asked()
     return [rollouts[each.rollout_id] for each in planned]
@@ -154,19 +163,42 @@ def _sample_batch(
     number: int,
     batch: Sequence[Planned],
     advance: Advance,
+    on_rollouts: OnRollouts | None,
 ) -> list[Rollout]:
+    made: dict[int, Rollout] = {}
+
+    def finished(completions: Mapping[int, Completion]) -> None:
+        planned = [batch[index] for index in completions]
+        rollouts = _rollouts(run, policy, purpose, number, planned, [*completions.values()])
+        made.update(zip(completions, rollouts, strict=True))
+        if on_rollouts is not None:
+            on_rollouts(rollouts)
+
     with run.session.clock.measure("compute"):
         engine = run.session.models.engine(run, policy.round, policy.policy_id)
         completions = engine.generate(
             [Request(each.prompt_ids, each.sampling_seed) for each in batch],
             run.experiment.sampling,
             lambda finished, tokens: advance(finished, tokens=tokens),
+            finished,
         )
-        answered = [
-            Answered(each.rollout_id, each.problem, completion.token_ids)
-            for each, completion in zip(batch, completions, strict=True)
-        ]
-        results = graded(run, answered)
+        finished({index: each for index, each in enumerate(completions) if index not in made})
+    return [*made.values()]
+
+
+def _rollouts(
+    run: ConditionRun,
+    policy: StoredPolicy,
+    purpose: str,
+    number: int,
+    planned: Sequence[Planned],
+    completions: Sequence[Completion],
+) -> list[Rollout]:
+    answered = [
+        Answered(each.rollout_id, each.problem, completion.token_ids)
+        for each, completion in zip(planned, completions, strict=True)
+    ]
+    results = graded(run, answered)
     return [
         Rollout(
             **run.columns,  # type: ignore[arg-type]
@@ -183,7 +215,7 @@ def _sample_batch(
             finish_reason=completion.finish_reason,
             **result,  # type: ignore[arg-type]
         )
-        for each, completion, result in zip(batch, completions, results, strict=True)
+        for each, completion, result in zip(planned, completions, results, strict=True)
     ]
 
 

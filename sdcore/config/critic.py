@@ -48,6 +48,15 @@ class CriticSettings(Settings):
         """The language models that it asks, in the order in which it asks them."""
         return ()
 
+    @property
+    def streams(self) -> bool:
+        """Whether it judges rollouts while others are still sampled: all its models have servers.
+
+        Under a limit one process at a time asks it. It would hold the others up while it samples.
+        """
+        on_servers = [bool(model.addresses) for model in self.models]
+        return any(on_servers) and all(on_servers) and self.limits == Limits()
+
     def asking(self, condition: str) -> Self:
         """Return the settings with the prompts that a condition is judged with."""
         return self

@@ -1,6 +1,6 @@
 """A cascade of two critics: a small one judges each trace, a large one where validation refuses."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from sdcore.config import CascadeConfig
@@ -38,27 +38,28 @@ class Cascade(Critic):
         """Return the critique in a stored answer by the rules of the large critic."""
         return self._large.reread(raw, submission)
 
-    def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
+    def criticise(self, submissions: Iterable[Submission]) -> Iterator[tuple[int, Critique]]:
         """Yield critiques as they are settled: those by the small critic first.
 
         Raises:
             EngineError: a critic cannot be asked, or answers nothing.
             BudgetError: the next request could cost more than may be spent.
         """
-        yield from self.settle(range(len(submissions)), asked_directly(submissions))
+        there = [*submissions]
+        yield from self.settle([range(len(there))], asked_directly(there))
 
-    def settle(self, indices: Sequence[int], ask: Ask) -> Iterator[tuple[int, Critique]]:
+    def settle(self, batches: Iterable[Sequence[int]], ask: Ask) -> Iterator[tuple[int, Critique]]:
         """Yield the small critic's valid critiques, then the large critic's of all the others.
 
         A critique by the large one counts what the small one's refused answers took, too.
         """
         refused: dict[int, Critique] = {}
-        for index, critique in ask(self._small, indices):
+        for index, critique in ask(self._small, batches):
             if critique.valid:
                 yield index, critique
             else:
                 refused[index] = critique
-        for index, critique in ask(self._large, [*refused]):
+        for index, critique in ask(self._large, [[*refused]]):
             yield index, _with_cost_of(refused[index], critique)
 
 

@@ -7,9 +7,10 @@ import asyncio
 import json
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import cached_property
+from queue import SimpleQueue
 from typing import Any
 
 import httpx
@@ -71,9 +72,11 @@ class ChatEndpoint:
         self._cancelled = threading.Event()
 
     def ask(
-        self, conversations: Sequence[list[Message]], go_on: GoOn = at_an_end
+        self, conversations: Iterable[list[Message]], go_on: GoOn = at_an_end
     ) -> Iterator[tuple[int, Reply]]:
         """Yield last replies in the order of arrival, at most `concurrency` in flight per server.
+
+        Conversations that are still to come keep none waiting that are there: a thread takes them.
 
         Raises:
             EngineError: the endpoint refuses every request (no key, no such model).
@@ -81,26 +84,36 @@ class ChatEndpoint:
                 flight come first.
         """
         self._cancelled.clear()
-        with ThreadPoolExecutor(self._servers.total) as pool:
-            index_of = {
-                pool.submit(self._reply, messages): index
-                for index, messages in enumerate(conversations)
-            }
-            error: BaseException | None = None
+        source, events = enumerate(conversations), SimpleQueue[Future[Any]]()
+        index_of: dict[Future[Any], int] = {}
+        error: BaseException | None = None
+        with ThreadPoolExecutor(1) as taker, ThreadPoolExecutor(self._servers.total) as askers:
+
+            def start(pool: Executor, function: Callable[..., Any], *given: object) -> Future[Any]:
+                future = pool.submit(function, *given)
+                future.add_done_callback(events.put)
+                return future
+
+            coming: Future[Any] | None = start(taker, next, source, None)
             try:
-                while index_of:
-                    done, _ = wait(index_of, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        index = index_of.pop(future)
-                        if failed := future.exception():
-                            error = failed if isinstance(error, _Cancelled | None) else error
-                            self._cancelled.set()
-                            continue
+                while coming or index_of:
+                    future = events.get()
+                    index = index_of.pop(future, None)
+                    if failed := future.exception():
+                        error = failed if isinstance(error, _Cancelled | None) else error
+                        self._cancelled.set()
+                    if index is None:
+                        coming = None
+                        if error is None and (conversation := future.result()):
+                            index, messages = conversation
+                            index_of[start(askers, self._reply, messages)] = index
+                            coming = start(taker, next, source, None)
+                    elif failed is None:
                         messages = go_on(index, future.result())
                         if messages is None:
                             yield index, future.result()
                         elif error is None:
-                            index_of[pool.submit(self._reply, messages)] = index
+                            index_of[start(askers, self._reply, messages)] = index
             finally:  # a caller that stops iterating does not wait for queued requests
                 self._cancelled.set()
             if error:
@@ -253,7 +266,7 @@ class EngineClient:
         )
 
     def ask(
-        self, conversations: Sequence[list[Message]], go_on: GoOn = at_an_end
+        self, conversations: Iterable[list[Message]], go_on: GoOn = at_an_end
     ) -> Iterator[tuple[int, Reply]]:
         """Yield last replies; those that go on are the next batch, in the same order.
 

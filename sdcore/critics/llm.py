@@ -5,7 +5,7 @@ asked for again with the reason, a bounded number of times. Which step is the fi
 the model's claim; only the oracle knows it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Protocol
@@ -55,11 +55,12 @@ class Client(Protocol):
     """A connection that carries conversations to a language model."""
 
     def ask(
-        self, conversations: Sequence[list[Message]], go_on: GoOn = at_an_end
+        self, conversations: Iterable[list[Message]], go_on: GoOn = at_an_end
     ) -> Iterator[tuple[int, Reply]]:
         """Yield the index of a conversation and its last reply, in the order of arrival.
 
-        A conversation goes on as soon as its reply is there, whatever the others wait for.
+        A conversation goes on as soon as its reply is there, whatever the others wait for. They
+        may be still to come: then another thread may be the one that takes them.
 
         Raises:
             EngineError: the model cannot be asked at all.
@@ -90,27 +91,35 @@ class Critic(Protocol):
         """Return the critique in a stored answer, `Critique.raw`, by the present rules."""
         raise NotImplementedError
 
-    def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
-        """Yield the index of a submission and its critique, in the order of arrival."""
+    def criticise(self, submissions: Iterable[Submission]) -> Iterator[tuple[int, Critique]]:
+        """Yield the index of a submission and its critique, in the order of arrival.
+
+        A critic from outside gets a list. One of sdcore may be given submissions that are still to
+        come, and judges those that are there meanwhile.
+        """
         ...
 
-    def settle(self, indices: Sequence[int], ask: "Ask") -> Iterator[tuple[int, Critique]]:
+    def settle(
+        self, batches: Iterable[Sequence[int]], ask: "Ask"
+    ) -> Iterator[tuple[int, Critique]]:
         """Yield index and critique, as `criticise`, of submissions that `ask` knows by index.
 
         A critic that is made of others passes them on to `ask`, which may have an answer of theirs
         already and stores each new one.
         """
-        return ask(self, indices)
+        return ask(self, batches)
 
 
-Ask = Callable[[Critic, Sequence[int]], Iterator[tuple[int, Critique]]]
-"""From a critic and indices of submissions to these indices and its critiques."""
+Ask = Callable[[Critic, Iterable[Sequence[int]]], Iterator[tuple[int, Critique]]]
+"""From a critic and indices of submissions, batch by batch as they come, to these indices and its
+critiques."""
 
 
 def asked_directly(submissions: Sequence[Submission]) -> Ask:
     """Return an `Ask` that asks the critic about each submission, and stores nothing."""
 
-    def ask(critic: Critic, indices: Sequence[int]) -> Iterator[tuple[int, Critique]]:
+    def ask(critic: Critic, batches: Iterable[Sequence[int]]) -> Iterator[tuple[int, Critique]]:
+        indices = [index for batch in batches for index in batch]
         for place, critique in critic.criticise([submissions[index] for index in indices]):
             yield indices[place], replace(critique, writer=critic.name)
 
@@ -152,8 +161,8 @@ class _Versioned(Critic):
     def reread(self, raw: str, submission: Submission) -> Critique:
         return self._critic.reread(raw, submission)
 
-    def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
-        return self._critic.criticise(submissions)
+    def criticise(self, submissions: Iterable[Submission]) -> Iterator[tuple[int, Critique]]:
+        return self._critic.criticise([*submissions])
 
 
 class OracleCritic(Critic):
@@ -164,7 +173,7 @@ class OracleCritic(Critic):
     def __init__(self, settings: object = None, open_client: object = None) -> None:
         pass
 
-    def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
+    def criticise(self, submissions: Iterable[Submission]) -> Iterator[tuple[int, Critique]]:
         """Yield critiques in the order of the submissions.
 
         Raises:
@@ -198,7 +207,7 @@ class LlmCritic(Critic):
         """Judge a stored answer."""
         return judge(raw, submission)
 
-    def criticise(self, submissions: Sequence[Submission]) -> Iterator[tuple[int, Critique]]:
+    def criticise(self, submissions: Iterable[Submission]) -> Iterator[tuple[int, Critique]]:
         """Yield critiques as they are settled: valid, refused for the last time, or unanswered.
 
         Raises:
@@ -206,7 +215,12 @@ class LlmCritic(Critic):
                 the liveness prompt.
             BudgetError: the next request could cost more than may be spent.
         """
-        dialogues = [_Dialogue(each, self._template) for each in submissions]
+        dialogues: list[_Dialogue] = []
+
+        def opened() -> Iterator[list[Message]]:
+            for submission in submissions:
+                dialogues.append(_Dialogue(submission, self._template))
+                yield dialogues[-1].messages
 
         def go_on(index: int, reply: Reply) -> list[Message] | None:
             dialogue = dialogues[index]
@@ -214,10 +228,10 @@ class LlmCritic(Critic):
             return None if dialogue.settled(self.attempts) else dialogue.messages
 
         failures: list[str | None] = []  # of the server
-        for index, reply in self._client.ask([each.messages for each in dialogues], go_on):
+        for index, reply in self._client.ask(opened(), go_on):
             failures += [reply.failure] if reply.passing else []
             yield index, dialogues[index].critique
-        if submissions and len(failures) == len(submissions):
+        if dialogues and len(failures) == len(dialogues):
             self._require_answer(failures[0])
 
     def _require_answer(self, failure: str | None) -> None:

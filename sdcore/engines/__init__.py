@@ -1,6 +1,6 @@
 """Sampling engines: token ids in, token ids and log-probs out; text never passes through here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -17,6 +17,16 @@ OnProgress = Callable[[int, int], None]
 
 def silent(finished: int, tokens: int) -> None:
     """Ignore progress."""
+
+
+OnFinished = Callable[[Mapping[int, "Completion"]], None]
+"""Called with completions by the indices of their requests, as soon as they are there.
+
+An engine may leave that out: it returns all of them in the end."""
+
+
+def unheard(completions: Mapping[int, "Completion"]) -> None:
+    """Leave completions until all are there."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,7 @@ class Engine(Protocol):
         requests: Sequence[Request],
         sampling: SamplingConfig,
         on_progress: OnProgress = silent,
+        on_finished: OnFinished = unheard,
     ) -> list[Completion]:
         """Draw one sample per request, in the order of the requests.
 

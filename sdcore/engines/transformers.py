@@ -14,7 +14,16 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from sdcore.config import EngineConfig, SamplingConfig
-from sdcore.engines import Completion, OnProgress, Request, Resources, Served, silent
+from sdcore.engines import (
+    Completion,
+    OnFinished,
+    OnProgress,
+    Request,
+    Resources,
+    Served,
+    silent,
+    unheard,
+)
 from sdcore.engines.decoding import PLAIN, SHARED, Rows
 from sdcore.engines.replay import StaticRows, can_replay
 from sdcore.errors import EngineError, ModelError
@@ -130,6 +139,7 @@ class TransformersEngine:
         requests: Sequence[Request],
         sampling: SamplingConfig,
         on_progress: OnProgress = silent,
+        on_finished: OnFinished = unheard,
     ) -> list[Completion]:
         """Draw one sample per request, in the order of the requests.
 
@@ -137,6 +147,7 @@ class TransformersEngine:
             requests: prompts and seeds.
             sampling: temperature, top-p, length and batch size.
             on_progress: called after each token of a batch.
+            on_finished: called with each batch.
 
         Raises:
             EngineError: a prompt is empty, or prompt and response exceed the model's positions.
@@ -150,7 +161,9 @@ class TransformersEngine:
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             batch = [requests[i] for i in chosen]
-            completions.update(zip(chosen, self._sample(batch, sampling, on_progress), strict=True))
+            fresh = dict(zip(chosen, self._sample(batch, sampling, on_progress), strict=True))
+            completions |= fresh
+            on_finished(fresh)
         return [completions[i] for i in range(len(requests))]
 
     def _check(self, requests: Sequence[Request], sampling: SamplingConfig) -> None:

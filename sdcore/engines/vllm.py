@@ -7,16 +7,26 @@ log-probs before temperature and top-p. A running server must not be started wit
 import math
 import os
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from queue import SimpleQueue
 from threading import Lock
 from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from sdcore.config import EngineConfig, SamplingConfig
-from sdcore.engines import Completion, OnProgress, Request, Resources, Served, silent
+from sdcore.engines import (
+    Completion,
+    OnFinished,
+    OnProgress,
+    Request,
+    Resources,
+    Served,
+    silent,
+    unheard,
+)
 from sdcore.engines.endpoint import Endpoint, Unavailable
 from sdcore.engines.server import VllmServer
 from sdcore.errors import EngineError
@@ -93,13 +103,15 @@ class VllmEngine:
         requests: Sequence[Request],
         sampling: SamplingConfig,
         on_progress: OnProgress = silent,
+        on_finished: OnFinished = unheard,
     ) -> list[Completion]:
         """Draw one sample per request, in the order of the requests.
 
         Args:
             requests: prompts and seeds.
             sampling: temperature, top-p and length; the servers choose the batch size.
-            on_progress: called for each finished sample, in order.
+            on_progress: called for finished samples, while others are still drawn.
+            on_finished: called with them.
 
         Raises:
             EngineError: no policy is loaded, a request is refused, or no server answers.
@@ -110,16 +122,25 @@ class VllmEngine:
             raise EngineError("a prompt is empty", expected="at least one token id")
         for endpoint in self._endpoints:
             endpoint.recheck()
-        completions = []
+        completions: dict[int, Completion] = {}
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="vllm")
         try:
-            drawn = [pool.submit(self._draw, self._served, each, sampling) for each in requests]
-            for each in drawn:
-                completions.append(each.result())
-                on_progress(1, len(completions[-1].token_ids))
+            index_of = {
+                pool.submit(self._draw, self._served, request, sampling): index
+                for index, request in enumerate(requests)
+            }
+            done: SimpleQueue[Future[Completion]] = SimpleQueue()
+            for each in index_of:
+                each.add_done_callback(done.put)
+            while len(completions) < len(requests):
+                arrived = [done.get() for _ in range(max(1, done.qsize()))]
+                fresh = {index_of[each]: each.result() for each in arrived}
+                completions |= fresh
+                on_progress(len(fresh), sum(len(each.token_ids) for each in fresh.values()))
+                on_finished(fresh)
         finally:
             pool.shutdown(cancel_futures=True)
-        return completions
+        return [completions[index] for index in range(len(requests))]
 
     def _draw(self, served: Served, request: Request, sampling: SamplingConfig) -> Completion:
         body = self._body(request, sampling)

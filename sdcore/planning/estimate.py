@@ -1,7 +1,7 @@
 """From work to hours: what each stage takes on a machine, what bounds it, what it costs."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from math import ceil
 from operator import add
@@ -53,7 +53,7 @@ class Cost:
     """Time and material of a stage; costs add up.
 
     Attributes:
-        seconds: wall time.
+        seconds: wall time that it adds.
         busy: device-seconds in which a device computes.
         tokens: that the model reads or writes.
         flops: of the model.
@@ -258,7 +258,9 @@ class _Work:
         step = step_of(self.experiment, self.shape, lengths, condition)
         once = self.sampled(training.questions_per_round, condition.group_size)
         yield "sample", once * training.rounds
-        yield "align", self.aligned(condition, rollouts) * training.rounds
+        aligned = self.aligned(condition, rollouts)
+        waiting = max(0.0, aligned.seconds - self.streamed(rollouts) * once.seconds)
+        yield "align", replace(aligned, seconds=waiting) * training.rounds
         handling = self.machine.round + rollouts * self.machine.handling
         yield "distill", (self.trained(step) + Cost(seconds=handling)) * training.rounds
         signals = len(signal_rounds(self.experiment)) * rollouts * lengths.response * SIGNAL_BYTES
@@ -323,6 +325,18 @@ class _Work:
         if "critique" in needs or "regions" in condition.weighting.needs:
             cost += self.asked(rollouts, attempts=1)
         return cost
+
+    def streamed(self, rollouts: int) -> float:
+        """Share of a round's sampling in which a critic on servers has rollouts to judge.
+
+        vLLM's servers finish them one by one, the engine of this process batch by batch.
+        """
+        critic = self.experiment.critic
+        if critic is None or not critic.streams:
+            return 0.0
+        if self.experiment.engine.kind == "vllm":
+            return 1.0
+        return 1 - 1 / ceil(rollouts / self.rows)
 
     def asked(self, requests: int, *, attempts: int) -> Cost:
         """Critiques; the second model of a cascade makes those that are refused by the first."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from threading import RLock
 
 import polars as pl
 
@@ -19,6 +20,7 @@ class Outbox:
 
     Rows go as soon as they are stored, so that no paid critique is lost; those of a finished round
     once its checkpoint is below the root. So whoever goes on finds every stored round's weights.
+    Stages that run side by side send one after the other.
 
     Args:
         workspace: folder of the node's own workspace.
@@ -29,15 +31,16 @@ class Outbox:
     def __init__(self, workspace: Path, root: Folder, attempt: Folder) -> None:
         self._workspace, self._root, self._attempt = workspace, root, attempt
         self._held: list[Part] = []
-        self._sent = 0
+        self._sent, self._lock = 0, RLock()
 
     def add(self, frames: Mapping[str, pl.DataFrame], replaces: bool) -> None:
         """Take the rows of a transaction; send them unless they wait for a checkpoint."""
-        self.flush()
-        if any(len(frame) for frame in frames.values()):
-            self._held.append(Part(frames, replaces))
-        if "policies" not in frames:
+        with self._lock:
             self.flush()
+            if any(len(frame) for frame in frames.values()):
+                self._held.append(Part(frames, replaces))
+            if "policies" not in frames:
+                self.flush()
 
     def flush(self) -> None:
         """Send what waits, if its checkpoints are written.
@@ -45,18 +48,9 @@ class Outbox:
         Raises:
             StoreError: the root cannot be written.
         """
-        policies = [policy for part in self._held for policy in _policies(part)]
-        if any(not (self._workspace / policy.checkpoint).exists() for policy in policies):
-            return
         try:
-            for policy in policies:
-                push(self._workspace, policy, self._root)
-            while self._held:
-                parts.write(self._attempt, self._held[0], self._sent + 1)
-                self._sent += 1
-                self._held.pop(0)
-            for policy in policies:
-                prune(self._workspace, policy, self._root)
+            with self._lock:
+                self._send()
         except OSError as error:
             raise StoreError(
                 "rows and checkpoints cannot be sent",
@@ -64,6 +58,19 @@ class Outbox:
                 where=self._attempt.path,
                 fix="see that the node may write below cluster.root; the same command goes on",
             ) from error
+
+    def _send(self) -> None:
+        policies = [policy for part in self._held for policy in _policies(part)]
+        if any(not (self._workspace / policy.checkpoint).exists() for policy in policies):
+            return
+        for policy in policies:
+            push(self._workspace, policy, self._root)
+        while self._held:
+            parts.write(self._attempt, self._held[0], self._sent + 1)
+            self._sent += 1
+            self._held.pop(0)
+        for policy in policies:
+            prune(self._workspace, policy, self._root)
 
 
 def receive(attempt: Folder, database: Path) -> None:

@@ -4,7 +4,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
 
@@ -53,6 +53,38 @@ class Handed:
             problem.question, rollout.text, rollout.correct, problem.reference, problem.solution
         )
         return cls(rollout.rollout_id, submission, rollout.response_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Traces that come together, and rows to store with the first critique that is paid for.
+
+    These are the rollouts that the critiques speak of.
+    """
+
+    handed: Sequence[Handed]
+    beside: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+
+
+class _Traces:
+    """Traces by index, in the order of arrival."""
+
+    def __init__(self) -> None:
+        self.handed: list[Handed] = []
+        self._beside: list[dict[str, pl.DataFrame]] = []  # by index; a batch shares one
+
+    def add(self, batch: Batch) -> range:
+        """Take in the traces of a batch, and return their indices."""
+        before = len(self.handed)
+        self._beside += [dict(batch.beside)] * len(batch.handed)
+        self.handed += batch.handed
+        return range(before, len(self.handed))
+
+    def beside(self, index: int) -> dict[str, pl.DataFrame]:
+        """The rows that are to be stored with a critique, for the first one of its batch."""
+        rows = dict(self._beside[index])
+        self._beside[index].clear()
+        return rows
 
 
 @contextmanager
@@ -133,11 +165,13 @@ def secret_block(block: str) -> str | None:
         return None
 
 
-def criticise(
-    run: ConditionRun,
-    critic: Critic,
-    handed: Sequence[Handed],
-    beside: Mapping[str, pl.DataFrame] | None = None,
+def criticise(run: ConditionRun, critic: Critic, handed: Sequence[Handed]) -> dict[str, Critique]:
+    """The critique of each trace, by its id; see `criticise_arriving`."""
+    return criticise_arriving(run, critic, [Batch(handed)], len(handed))
+
+
+def criticise_arriving(
+    run: ConditionRun, critic: Critic, arriving: Iterable[Batch], total: int
 ) -> dict[str, Critique]:
     """The critique of each trace, by its id; what a language model says is stored as it comes.
 
@@ -147,28 +181,37 @@ def criticise(
     Args:
         run: the condition and seed that it is for.
         critic: to be asked.
-        handed: the traces.
-        beside: rows to store with the first paid critique: the rollouts that it speaks of.
+        arriving: the traces. Where they are still to come, the critic is asked meanwhile about
+            those that are there, if it can be.
+        total: how many there are in the end.
 
     Raises:
         EngineError: the critic cannot be asked, or answers nothing.
         BudgetError: the critic's limits allow no further request; what was answered is stored.
     """
-    settled = _settled(run, critic, handed)
-    unsettled = [each for each in handed if each.rollout_id not in settled]
+    settled: dict[str, Critique] = {}
+    unsettled = _Traces()
     made: dict[str, Critique] = {}
-    kept_beside = dict(beside or {})
-    ask = _remembering(run, critic, unsettled, kept_beside)
-    with run.session.panel.bar(f"critiques of {run.label}", total=len(unsettled)) as advance:
-        for index, critique in critic.settle(range(len(unsettled)), ask):
-            made[unsettled[index].rollout_id] = critique
+
+    def batches() -> Iterator[Sequence[int]]:
+        for batch in arriving:
+            known = _settled(run, critic, batch.handed)
+            settled.update(known)
+            new = [each for each in batch.handed if each.rollout_id not in known]
+            yield unsettled.add(replace(batch, handed=new))
+
+    ask = _remembering(run, critic, unsettled)
+    with run.session.panel.bar(f"critiques of {run.label}", total=total) as advance:
+        for index, critique in critic.settle(batches(), ask):
+            handed = unsettled.handed[index]
+            made[handed.rollout_id] = critique
             if critique.raw is not None and critique.attempts:
-                row = critique_rows(run, critic, [unsettled[index]], made)
-                run.store.append_missing(critiques=row, **kept_beside)
-                kept_beside.clear()
+                row = critique_rows(run, critic, [handed], made)
+                run.store.append_missing(critiques=row, **unsettled.beside(index))
             failed, cached = int(not critique.valid), int(not critique.attempts)
             tokens, cost = critique.tokens, critique.cost
             advance(1, failed=failed, cached=cached, critic_tokens=tokens, cost=cost)
+        advance(len(settled), cached=len(settled))
     return settled | made
 
 
@@ -207,36 +250,47 @@ def critique_id(run: ConditionRun, critic: Critic, rollout_id: str) -> str:
     return run.key("critique", rollout_id, critic.name)
 
 
-def _remembering(
-    run: ConditionRun, critic: Critic, handed: Sequence[Handed], beside: dict[str, pl.DataFrame]
-) -> Ask:
+def _remembering(run: ConditionRun, critic: Critic, traces: _Traces) -> Ask:
     """Ask about traces by their index, each content once, unless the workspace has an answer.
 
     What a model of a cascade was paid for is stored as it comes, before another one is asked.
     """
 
-    def ask(member: Critic, indices: Sequence[int]) -> Iterator[tuple[int, Critique]]:
-        alike: dict[str, list[int]] = {}
-        for index in indices:
-            alike.setdefault(_content(member, handed[index]), []).append(index)
-        known = _known(run, member, {key: handed[same[0]] for key, same in alike.items()})
-        paid = {} if member is critic else _paid(run, member, [handed[i] for i in indices])
-        for content, critique in known.items():
-            for index in alike[content]:
-                counts = paid.get(handed[index].rollout_id, {})
-                yield index, replace(_free(critique), writer=member.name, **counts)
-        new = [same for content, same in alike.items() if content not in known]
-        asked = [handed[same[0]] for same in new]
-        for place, critique in member.criticise([each.submission for each in asked]):
+    def ask(member: Critic, batches: Iterable[Sequence[int]]) -> Iterator[tuple[int, Critique]]:
+        asked: list[int] = []
+        alike: list[tuple[int, str]] = []  # traces whose critique costs nothing, with its content
+        known: dict[str, Critique] = {}
+        paid: dict[str, dict[str, Any]] = {}  # to a model of a cascade, in an earlier process
+
+        def submissions() -> Iterator[Submission]:
+            met: set[str] = set()
+            for batch in batches:
+                handed = {index: traces.handed[index] for index in batch}
+                contents = {index: _content(member, each) for index, each in handed.items()}
+                first = {content: handed[index] for index, content in reversed(contents.items())}
+                new = {content: first[content] for content in first.keys() - met}
+                known.update(_known(run, member, new))
+                if member is not critic:
+                    paid.update(_paid(run, member, [*handed.values()]))
+                for index, content in contents.items():
+                    if content in met or content in known:
+                        alike.append((index, content))
+                    else:
+                        asked.append(index)
+                        yield handed[index].submission
+                    met.add(content)
+
+        for place, critique in member.criticise(submissions()):
+            index = asked[place]
             if member is not critic and critique.raw is not None:
-                answer = _answer_row(run, member, asked[place], critique)
-                run.store.append_missing(critic_answers=answer, **beside)
-                beside.clear()
-            first, *others = new[place]
+                answer = _answer_row(run, member, traces.handed[index], critique)
+                run.store.append_missing(critic_answers=answer, **traces.beside(index))
             written = replace(critique, writer=member.name)
-            yield first, written
-            for index in others:
-                yield index, _free(written)
+            known[_content(member, traces.handed[index])] = written
+            yield index, written
+        for index, content in alike:
+            counts = paid.get(traces.handed[index].rollout_id, {})
+            yield index, replace(_free(known[content]), writer=member.name, **counts)
 
     return ask
 

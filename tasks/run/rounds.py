@@ -1,13 +1,14 @@
 """A round of a condition's training: what its stages make, committed in one transaction."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import polars as pl
 
 from sdcore.contexts import Critique
 from sdcore.rollouts import JudgedRollout, Rollout, judged
+from tasks.run.arrivals import Arrivals
 from tasks.run.condition_run import ConditionRun, StoredPolicy
 from tasks.run.critiques import stored_critiques
 
@@ -24,8 +25,9 @@ class Round:
         sampler: the weights that sample: the policy, or with `training.lag` the one a round before.
         policy: the weights that are trained.
         following: the round after it, if that is sampled before this one is committed.
+        arrived: rollouts, as they are sampled.
         resumed: it is the first of this process, and may find some of its rows stored.
-        rollouts: of the sampler; the samples of a problem are neighbours.
+        rollouts: of the sampler, once all are there; the samples of a problem are neighbours.
         critiques: of the rollouts, by rollout id; some may have none.
         frames: rows to be stored at the round's end, by table.
     """
@@ -34,6 +36,7 @@ class Round:
         self.run, self.policy, self.resumed = run, policy, resumed
         self.number, self.sampler = policy.round, policy
         self.following: Round | None = None
+        self.arrived = Arrivals(run.settings.group_size)
         self.rollouts: list[Rollout] = []
         self.critiques: dict[str, Critique] = {}
         self.frames: dict[str, pl.DataFrame] = {}
@@ -43,9 +46,10 @@ class Round:
         """Short name for task runs and progress lines."""
         return f"{self.run.label} round {self.number}"
 
-    def judged(self) -> list[JudgedRollout]:
-        """The rollouts with their problems and critiques."""
-        return judged(self.rollouts, self.run.train_problems, self.critiques)
+    def judged(self, rollouts: Sequence[Rollout] | None = None) -> list[JudgedRollout]:
+        """Rollouts, by default all, with their problems and critiques."""
+        chosen = self.rollouts if rollouts is None else rollouts
+        return judged(chosen, self.run.train_problems, self.critiques)
 
     def commit(self, policy: StoredPolicy, frames: Mapping[str, pl.DataFrame]) -> None:
         """Store all that the round has made, in one transaction; `policy` is the one after it."""

@@ -16,6 +16,7 @@ from sdcore.rollouts import Rollout
 from sdcore.store.schema import TABLES
 from sdcore.traces import parse_trace
 from tasks.align import align
+from tasks.run.arrivals import Arrivals
 from tasks.run.condition_run import ConditionRun, StoredPolicy
 from tasks.run.critiques import critic_budget
 from tasks.run.rounds import Round
@@ -114,6 +115,9 @@ def aligned(run: ConditionRun) -> int:
     round_ = Round(run, policy, resumed=True)
     round_.frames["rollouts"] = run.store.rows("rollouts", **run.columns)
     round_.rollouts = Rollout.from_frame(round_.frames["rollouts"])
+    round_.arrived = Arrivals(len(round_.rollouts))
+    round_.arrived.add(round_.rollouts)
+    round_.arrived.end()
     count = align.fn(round_)
     run.store.append_missing(**round_.frames)
     return count

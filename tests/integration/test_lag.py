@@ -54,12 +54,12 @@ class Apart:
         if policy.folder != policy.base:  # it begins with the base
             self._inner.load(policy)
 
-    def generate(self, requests, sampling, on_progress):
+    def generate(self, requests, sampling, on_progress, on_finished):
         if len(requests) == ROUND:
             if self._rounds:
                 MET.wait(60)
             self._rounds += 1
-        return self._inner.generate(requests, sampling, on_progress)
+        return self._inner.generate(requests, sampling, on_progress, on_finished)
 
 
 class Settings(DistillConfig):

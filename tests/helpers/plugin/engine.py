@@ -1,5 +1,5 @@
 from sdcore.config import Settings, engine
-from sdcore.engines import Engine
+from sdcore.engines import Engine, silent, unheard
 from sdcore.engines.transformers import open_engine
 
 
@@ -20,10 +20,10 @@ class Careful(Engine):
     def load(self, policy):
         self._inner.load(policy)
 
-    def generate(self, requests, sampling, on_progress=lambda finished, tokens: None):
+    def generate(self, requests, sampling, on_progress=silent, on_finished=unheard):
         length = min(self._limit, sampling.max_new_tokens)
         short = sampling.model_copy(update={"max_new_tokens": length})
-        return self._inner.generate(requests, short, on_progress)
+        return self._inner.generate(requests, short, on_progress, on_finished)
 
     def close(self):
         self._inner.close()

@@ -169,13 +169,34 @@ def test_bytes_of_the_paper():
 
 def test_each_round_waits_for_the_critics_slowest_answer():
     critiqued = {"one": DISTILL | {"context": "step_aligned"}}
-    made = planned(conditions=critiqued, critic=CRITIC)
+    made = planned(conditions=critiqued, critic=CRITIC | {"max_total_tokens": 10**12})
     waves = (4000 + 8000) / CRITIC_RATE  # 32 requests, 16 at a time: one of half length, one whole
     assert made.stages["align"].seconds == pytest.approx(4 * waves, rel=0.01)
     assert made.stages["align"].critic_out == 4 * 32 * 4000
     read, written = made.whole.critic_in, made.whole.critic_out
     assert made.whole.price == pytest.approx((read + 10 * written) / 1e6)
     assert made.bound.startswith("align")
+
+
+@pytest.mark.parametrize("batches", [1, 4, None])
+def test_a_critic_on_servers_judges_while_others_are_sampled(batches):
+    """4 batches: it has work for the last three. vLLM's server finishes samples one by one."""
+    engine = {} if batches is None else {"engine": {"kind": "transformers"}}
+    rows = {"sampling": {"batch_size": 32 // batches}} if batches else {}
+    settings = {"conditions": {"one": DISTILL | {"context": "step_aligned"}}, **engine, **rows}
+    after = planned(**settings, critic=CRITIC | {"max_total_tokens": 10**12}).stages
+    beside = planned(**settings, critic=CRITIC).stages
+    share = 1 if batches is None else 1 - 1 / batches
+    saved = after["align"].seconds - beside["align"].seconds
+    assert saved == pytest.approx(share * after["sample"].seconds)
+    assert beside["sample"] == after["sample"]
+    assert beside["align"].price == after["align"].price
+
+
+def test_who_samples_for_longer_than_the_critic_judges_does_not_wait_for_it():
+    critiqued = {"one": DISTILL | {"context": "step_aligned"}}
+    quick = planned(conditions=critiqued, critic=CRITIC | {"max_tokens": 10, "attempts": 1})
+    assert quick.stages["align"].seconds == 0 < quick.stages["sample"].seconds
 
 
 def test_a_second_worker_takes_half_of_the_conditions_and_seeds():
