@@ -1,7 +1,8 @@
-"""A round's critiques from an endpoint: a refused one asked again at once, against in waves.
+"""A round's critiques from an endpoint, in the ways that save time, against the plain ones.
 
-The endpoint is simulated: an answer takes a drawn time, and one in five is refused. All critiques
-of a round are under way at once, as in paper.toml.
+A refused one is asked for again at once, against in waves; the critic is asked while others are
+sampled, against after the last sample. The endpoint is simulated: an answer takes a drawn time, and
+one in five is refused. All critiques of a round are under way at once, as in paper.toml.
 """
 
 import json
@@ -20,6 +21,7 @@ from sdcore.testing import chat_endpoint, say, submitted
 ROLLOUTS = 32
 MEDIAN, SPREAD = 0.4, 0.5  # seconds and deviation of its logarithm; QwQ's answers take 250
 REFUSED = 0.2
+DRAWN = 0.05  # seconds until the sampler has drawn another rollout
 PAIRS = 5
 CORRECTED = "<step_1>3 + 4 = 7</step_1><answer>7</answer>"
 GOOD = json.dumps({"case": "C", "first_wrong_step": None, "corrected": CORRECTED})
@@ -51,6 +53,13 @@ def answer(body):
     return say("no verdict" if rng.random() < REFUSED else GOOD)
 
 
+def drawn(rollouts):
+    """The rollouts, as a sampler draws them."""
+    for each in rollouts:
+        time.sleep(DRAWN)
+        yield each
+
+
 def main():
     rollouts = [Submission("3 + 4?", f"number {n}", False, "7") for n in range(ROLLOUTS)]
     with chat_endpoint(answer) as (url, _):
@@ -60,14 +69,20 @@ def main():
         endpoint = ChatEndpoint(config)
         attempts = []
 
-        def criticise(client):
-            found = dict(LlmCritic(config, client).criticise(rollouts))
+        def criticise(client, submissions=rollouts):
+            found = dict(LlmCritic(config, client).criticise(submissions))
             attempts.append(Counter(found[n].attempts for n in range(ROLLOUTS)))
 
-        pairs = alternating(lambda: criticise(Waves(endpoint)), lambda: criticise(endpoint), PAIRS)
-    assert len({str(sorted(each.items())) for each in attempts}) == 1, "both ask the same"
-    headline = ratio(pairs)
-    report("critic", headline, "<= 1", headline <= 1, attempts=attempts[0], pairs=pairs)
+        waves = alternating(lambda: criticise(Waves(endpoint)), lambda: criticise(endpoint), PAIRS)
+        beside = alternating(
+            lambda: criticise(endpoint, [*drawn(rollouts)]),
+            lambda: criticise(endpoint, drawn(rollouts)),
+            PAIRS,
+        )
+    assert len({str(sorted(each.items())) for each in attempts}) == 1, "all ask the same"
+    for name, pairs in {"critic again": waves, "critic beside the sampler": beside}.items():
+        headline = ratio(pairs)
+        report(name, headline, "<= 1", headline <= 1, attempts=attempts[0], pairs=pairs)
 
 
 if __name__ == "__main__":
