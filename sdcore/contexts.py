@@ -177,7 +177,8 @@ def none(inputs: ContextInputs) -> str | None:
 
     Not in the paper. By construction: KL 0 and advantage 0 before the first step. With a system
     message or a thinking mode of the teacher's own (`prompts.teacher_system`,
-    `prompts.teacher_thinking`) it is a control: what this prompt does without any feedback.
+    `prompts.teacher_thinking`) it is a control: what this prompt does without any feedback. The
+    preflight calls that `none with own prompt`.
     """
     return None
 

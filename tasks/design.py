@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from sdcore.analysis.comparison import summary
 from sdcore.analysis.intervals import Array, grid_mean
 from sdcore.analysis.metrics import SHARE
-from sdcore.analysis.preflight import PURPOSE, contexts_of, purpose_with
+from sdcore.analysis.preflight import PURPOSE, purpose_with, taught_with
 from sdcore.config import Experiment, Limits, LlmCriticConfig
 from sdcore.critics.llm import AGAIN, PROMPT
 from sdcore.design.candidates import Candidate, Field, Skipped, enumerate_field
@@ -71,7 +71,7 @@ class Search:
         self.asked: dict[str, CriticBound] = {}  # of the critic at most, by stage and prompt
         runs = [self.experiment, *map(self.with_prompt, self.field.prompts)]
         self.plan: Plan = plan(
-            self.experiment, self.largest, sum(len(contexts_of(run)) for run in runs)
+            self.experiment, self.largest, sum(len(taught_with(run)) for run in runs)
         )
 
     def with_prompt(self, prompt: str) -> Experiment:

@@ -56,7 +56,7 @@ class Diagnosis:
     rollouts: int
     accuracy: float
     well_formed: float
-    null_kl: float  # the largest of any token under the null context
+    null_kl: float  # the largest of any token without a context
     variance: Variance | None  # of correctness; None with one rollout a problem
     detectable: Detectable | None  # in the test as planned; None also for a test of one problem
 
@@ -73,6 +73,12 @@ def contexts_of(experiment: Experiment) -> tuple[str, ...]:
     if named or experiment.judge:
         return tuple(names)
     return tuple(name for name in names if "critique" not in known[name].needs)
+
+
+def taught_with(experiment: Experiment) -> tuple[str, ...]:
+    """What the teacher is measured with: the contexts, and its own prompt without one."""
+    own = (teacher_ability.OWN_PROMPT,) if experiment.prompts.teacher_differs else ()
+    return contexts_of(experiment) + own
 
 
 def purpose_with(prompt: str | None) -> str:
@@ -97,10 +103,14 @@ def diagnose(
     Raises:
         DataError: none are stored.
     """
-    names, settings = contexts_of(experiment), experiment.evaluation
+    names, settings = taught_with(experiment), experiment.evaluation
+    without = names[-1] if experiment.prompts.teacher_differs else NULL
     parameters = _frozen(experiment, problem_ids, purpose)
     tokens, rollouts, lengths = (
         store.query(_PLANNED + sql, parameters) for sql in (_TOKENS, _ROLLOUTS, _LENGTHS)
+    )
+    tokens, lengths = (
+        frame.with_columns(pl.col("context").replace(NULL, without)) for frame in (tokens, lengths)
     )
     tokens = tokens.filter(pl.col("context").is_in(names))
     if not len(tokens):
@@ -129,7 +139,7 @@ def diagnose(
         rollouts=len(rollouts),
         accuracy=rollouts.select(pl.col("correct").mean()).item(),
         well_formed=rollouts.select(pl.col("well_formed").mean()).item(),
-        null_kl=tokens.filter(context=NULL).select(pl.col("kl").abs().max()).item(),
+        null_kl=tokens.filter(context=without).select(pl.col("kl").abs().max()).item(),
         variance=spread,
         detectable=_detectable(experiment, spread),
     )
@@ -140,7 +150,12 @@ def teacher_samples(
 ) -> pl.DataFrame:
     """Return the samples to have of the teacher on these problems: see `teacher_ability.asked`."""
     frozen = _frozen(experiment, problem_ids, purpose) | {"contexts": list(contexts_of(experiment))}
-    return teacher_ability.asked(store, frozen, experiment.diagnose.teacher_samples)
+    return teacher_ability.asked(
+        store,
+        frozen,
+        experiment.diagnose.teacher_samples,
+        own_prompt=experiment.prompts.teacher_differs,
+    )
 
 
 def branch_points(

@@ -38,6 +38,9 @@ BACK = {"after_question": QUESTION, "after_step": STEP}
 """Starts of the student, and of the sample that it continues: after as many steps as the rollout
 has up to its first wrong one."""
 
+OWN_PROMPT = "none with own prompt"
+"""What the preflight calls a teacher without a context, if its prompt is not the student's."""
+
 GAIN = "gain"
 
 
@@ -98,7 +101,9 @@ _SAMPLES = """
 """
 
 
-def asked(store: Store, parameters: Mapping[str, object], samples: int) -> pl.DataFrame:
+def asked(
+    store: Store, parameters: Mapping[str, object], samples: int, *, own_prompt: bool = False
+) -> pl.DataFrame:
     """Return the samples to have: `samples` per problem, context and start, in a fixed order.
 
     The contexts of a problem's rollouts take turns. All starts but the question need a wrong
@@ -108,12 +113,17 @@ def asked(store: Store, parameters: Mapping[str, object], samples: int) -> pl.Da
         store: the workspace's tables.
         parameters: id and purpose of the rollouts, problems, rollouts (per problem), contexts.
         samples: per problem, context and start.
+        own_prompt: the teacher's prompt is not the student's without a context either. Then it is
+            asked with that one too, as `OWN_PROMPT`.
 
     Returns:
         Columns start, turn (the sample's index), context, teacher_prompt_ids, first_wrong_step,
         corrected, and those of the rollout.
     """
     rows = store.query(_ASKED, dict(parameters))
+    if own_prompt:
+        own = rows.filter(context=NULL).with_columns(context=pl.lit(OWN_PROMPT))
+        rows = pl.concat([rows, own])
     known = pl.col("first_wrong_step").is_not_null()
     wrong = rows.filter(known)
     starts = {

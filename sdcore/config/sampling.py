@@ -66,6 +66,17 @@ class PromptsConfig(Settings):
         description="template over student (the rendered student message), question and context",
     )
 
+    @property
+    def teacher_differs(self) -> bool:
+        """Whether the teacher's prompt is another one than the student's even without a context."""
+        return self.own_system or self.teacher_thinking not in (None, self.student_thinking)
+
+    @property
+    def own_system(self) -> bool:
+        """Whether the teacher has another system message than the student, or alone has none."""
+        own = self.teacher_system
+        return own is not None and (own or None) != (self.system or None)
+
 
 class SamplingConfig(Settings):
     """Sampling of rollouts, in training and in evaluation."""

@@ -11,6 +11,7 @@ from sdcore.analysis import teacher_ability, viability
 from sdcore.analysis.localisation import MEASURES
 from sdcore.analysis.power import AGREEMENT, POWER, Detectable
 from sdcore.analysis.preflight import Diagnosis
+from sdcore.analysis.teacher_ability import OWN_PROMPT
 from sdcore.analysis.verdicts import RULES
 from sdcore.config import Experiment, PromptsConfig
 from sdcore.contexts import NULL
@@ -201,7 +202,7 @@ def render_diagnosis(store: Store, experiment: Experiment, found: Diagnosis) -> 
         experiment_id=experiment.experiment_id,
         confidence=f"{experiment.evaluation.confidence:.0%}",
         colours=plots.colours(names),
-        contexts=[experiment.known_contexts[name] for name in names],
+        contexts=[experiment.known_contexts[name] for name in names if name != OWN_PROMPT],
         prospects=prospects(experiment, found),
         verdicts=verdicts(found),
         rules=RULES,
@@ -219,7 +220,7 @@ def render_diagnosis(store: Store, experiment: Experiment, found: Diagnosis) -> 
 
 def examples(store: Store, experiment: Experiment, found: Diagnosis) -> list[heatmaps.Example]:
     """Two wrong traces and a correct one, under every context but the null one."""
-    names = [name for name in found.contexts if name != NULL]
+    names = [name for name in found.contexts if name not in (NULL, OWN_PROMPT)]
     return [
         example
         for correct, count in ((False, 2), (True, 1))
@@ -246,11 +247,9 @@ def _grid(title: str, frame: pl.DataFrame, shown: Shown, found: Diagnosis) -> Gr
 
 def _without_context(prompts: PromptsConfig, kl: float) -> dict[str, str]:
     """The null check, unless the teacher's prompt differs from the student's without a context."""
-    same_thinking = prompts.teacher_thinking in (None, prompts.student_thinking)
-    same_system = prompts.teacher_system in (None, prompts.system)
-    if same_thinking and same_system:
+    if not prompts.teacher_differs:
         return {"Null check": f"largest KL {kl:.1e} nats on the student's own prompt"}
-    what = "Thinking mode alone" if same_system else "The teacher's own prompt alone"
+    what = "The teacher's own prompt alone" if prompts.own_system else "Thinking mode alone"
     return {what: f"largest KL {kl:.1e} nats without a context"}
 
 

@@ -293,7 +293,8 @@ _TABLES = (
         Column("policy_id", TEXT, "the weights that sampled it"),
         Column("rollout_id", TEXT, "the rollout whose context the prompt shows"),
         Column("problem_id", TEXT, "the question"),
-        Column("context", TEXT, "name of the context; none is the student's own prompt"),
+        Column("context", TEXT, "name of the context; none is the student's own prompt, `none with own prompt` the "
+               "teacher's, if it has another one"),
         Column("start", TEXT, "question; step, error: it continues the rollout before or after its first "
                "wrong step; after_question, after_step: the student, without the context, continues such "
                "a sample after as many steps as the rollout has up to its first wrong one"),

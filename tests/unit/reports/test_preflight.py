@@ -5,10 +5,13 @@ import polars as pl
 import pytest
 
 from sdcore.analysis.power import detectable
-from sdcore.analysis.preflight import contexts_of, diagnose
-from sdcore.config import load_experiment
+from sdcore.analysis.preflight import contexts_of, diagnose, teacher_samples
+from sdcore.analysis.teacher_ability import OWN_PROMPT
+from sdcore.config import PromptsConfig, load_experiment
+from sdcore.contexts import NULL
 from sdcore.errors import DataError
 from sdcore.reports.preflight import as_dict, examples, facts, grids, printable, render_diagnosis
+from sdcore.reports.prospects import prospects
 from sdcore.store.database import Store
 from tests.helpers.elements import standing_alone
 from tests.helpers.example import EXPERIMENT, fill, fill_diagnosis
@@ -95,6 +98,54 @@ def test_a_planned_test_of_one_problem_detects_nothing(store):
     found = diagnose(store, one, PROBLEMS)
     assert found.variance is not None and found.detectable is None
     assert "problems.test of 2 or more" in facts(one, found)["Minimum detectable effect"]
+
+
+@pytest.fixture(scope="module")
+def prompted(store, tmp_path_factory):
+    """The same with a system message of the teacher's own, and 3 of 4 right with it alone."""
+    heed = SEEN.prompts.model_copy(update={"teacher_system": "Heed the hint."})
+    experiment = SEEN.model_copy(update={"prompts": heed})
+    copy = Store(tmp_path_factory.mktemp("prompted") / "sdcore.duckdb")
+    for name in ("problems", "rollouts", "critiques", "contexts", "token_signals"):
+        rows = store.rows(name, experiment_id=SEEN.experiment_id)
+        copy.append_missing(**{name: _owned(rows, experiment)})
+    samples = _owned(store.rows("teacher_samples", condition="diagnose"), experiment)
+    own = samples.filter(context="reference").with_columns(
+        context=pl.lit(OWN_PROMPT), teacher_sample_id="own " + pl.col("teacher_sample_id")
+    )
+    copy.append_missing(teacher_samples=pl.concat([samples, own]))
+    return copy, experiment
+
+
+def _owned(rows, experiment):
+    return rows.with_columns(experiment_id=pl.lit(experiment.experiment_id))
+
+
+def test_a_teacher_with_a_prompt_of_its_own_is_measured_without_a_context_too(prompted):
+    copy, experiment = prompted
+    planned = teacher_samples(copy, experiment, PROBLEMS)
+    own = planned.filter(context=OWN_PROMPT).drop("context")
+    assert len(own) and own.equals(planned.filter(context=NULL).drop("context"))
+    found = diagnose(copy, experiment, PROBLEMS)
+    rows = {(r["context"], r["measure"]): r["value"] for r in found.measures.to_dicts()}
+    assert (rows[NULL, "teacher"], rows[OWN_PROMPT, "teacher"]) == (0.25, 0.75)
+    assert rows[OWN_PROMPT, "gain"] == 0.5 and (NULL, "at") not in rows
+    assert found.verdicts[-1].context == OWN_PROMPT
+    page = render_diagnosis(copy, experiment, found)
+    assert standing_alone(page) and OWN_PROMPT in page
+    assert "The teacher&#39;s own prompt alone" in page
+    said = {each.about: each.text for each in prospects(experiment, found)}
+    assert OWN_PROMPT in said
+
+
+def test_a_teacher_with_the_students_prompt_is_measured_once(store):
+    assert OWN_PROMPT not in set(teacher_samples(store, SEEN, PROBLEMS)["context"])
+    same = PromptsConfig(system="Be brief.", teacher_system="Be brief.")
+    none = PromptsConfig(teacher_system="")
+    own = PromptsConfig(system="Be brief.", teacher_system="")
+    thinking = PromptsConfig(student_thinking=False, teacher_thinking=True)
+    differ = [each.teacher_differs for each in (PromptsConfig(), same, none, own, thinking)]
+    assert differ == [False, False, False, True, True]
 
 
 def test_nothing_scored_is_an_error(tmp_path):
