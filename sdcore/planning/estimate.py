@@ -84,6 +84,10 @@ def total(costs: Sequence[Cost]) -> Cost:
     return sum(costs, start=Cost())
 
 
+def _less(cost: Cost, seconds: float) -> Cost:
+    return replace(cost, seconds=cost.seconds - seconds)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What an experiment takes on a machine.
@@ -256,13 +260,16 @@ class _Work:
         training, lengths = self.experiment.training, self.lengths
         rollouts = training.questions_per_round * condition.group_size
         step = step_of(self.experiment, self.shape, lengths, condition)
-        once = self.sampled(training.questions_per_round, condition.group_size)
-        yield "sample", once * training.rounds
+        sampled = self.sampled(training.questions_per_round, condition.group_size)
         aligned = self.aligned(condition, rollouts)
-        waiting = max(0.0, aligned.seconds - self.streamed(rollouts) * once.seconds)
-        yield "align", replace(aligned, seconds=waiting) * training.rounds
+        beside = self.streamed(rollouts) * sampled.seconds
+        aligned = replace(aligned, seconds=max(0.0, aligned.seconds - beside))
         handling = self.machine.round + rollouts * self.machine.handling
-        yield "distill", (self.trained(step) + Cost(seconds=handling)) * training.rounds
+        trained = self.trained(step) + Cost(seconds=handling)
+        waits, samples = self.hidden(sampled.seconds, aligned.seconds, trained.seconds)
+        yield "sample", _less(sampled * training.rounds, samples)
+        yield "align", _less(aligned * training.rounds, waits)
+        yield "distill", trained * training.rounds
         signals = len(signal_rounds(self.experiment)) * rollouts * lengths.response * SIGNAL_BYTES
         stored = written_bytes(self.experiment, self.shape, condition)
         yield "distill", Cost(seconds=stored / self.machine.disk, written=stored + signals)
@@ -337,6 +344,25 @@ class _Work:
         if self.experiment.engine.kind == "vllm":
             return 1.0
         return 1 - 1 / ceil(rollouts / self.rows)
+
+    def hidden(self, sampled: float, aligned: float, trained: float) -> tuple[float, float]:
+        """Seconds of aligning and of sampling in all that pass while the round before is trained.
+
+        With `training.lag`, and a server. One that the run starts shares its devices with the
+        trainer, so that both together take as long as one after the other; those of `engine.urls`
+        have their own.
+
+        Args:
+            sampled: seconds of a round's sampling.
+            aligned: that aligning adds to it.
+            trained: of a round's training.
+        """
+        training, engine = self.experiment.training, self.experiment.engine
+        if not training.lag or engine.kind != "vllm":
+            return 0.0, 0.0
+        waits = min(aligned, trained)
+        samples = min(sampled, trained - waits) if engine.urls else 0.0
+        return (training.rounds - 1) * waits, (training.rounds - 1) * samples
 
     def asked(self, requests: int, *, attempts: int) -> Cost:
         """Critiques; the second model of a cascade makes those that are refused by the first."""

@@ -14,7 +14,13 @@ from sdcore.planning.estimate import Plan, plan
 from sdcore.planning.lengths import Lengths, lengths_of
 from sdcore.planning.machines import CPU, GIB, Machine, named
 from sdcore.planning.shapes import KNOWN, shape_of
-from sdcore.planning.work import CRITIC_RATE, checkpoint_bytes, rollout_bytes, step_of
+from sdcore.planning.work import (
+    CRITIC_RATE,
+    checkpoint_bytes,
+    rollout_bytes,
+    step_of,
+    written_bytes,
+)
 from tests.helpers.paths import DATA, EXPERIMENTS
 
 QWEN = KNOWN["Qwen/Qwen3-1.7B"]
@@ -22,6 +28,7 @@ LENGTHS = Lengths(prompt=100, shown=1100, response=1000, longest=2048, basis="gi
 SOLVER = {"name": "Qwen/Qwen3-1.7B", "dtype": "bfloat16"}
 SOURCE = {"source": "dataset", "name": "x", "train": 32, "validation": 8, "test": 8}
 DISTILL = {"objective": "distill", "context": "reference", "learning_rate": 1e-5}
+ROUND = ("sample", "align", "distill")
 CRITIC = {
     "kind": "llm", "model": "m", "base_url": "http://localhost/v1", "max_tokens": 8000,
     "concurrency": 16, "price_in": 1, "price_out": 10,
@@ -197,6 +204,35 @@ def test_who_samples_for_longer_than_the_critic_judges_does_not_wait_for_it():
     critiqued = {"one": DISTILL | {"context": "step_aligned"}}
     quick = planned(conditions=critiqued, critic=CRITIC | {"max_tokens": 10, "attempts": 1})
     assert quick.stages["align"].seconds == 0 < quick.stages["sample"].seconds
+
+
+@pytest.mark.parametrize(
+    ("tokens", "urls", "trainer_waits"),
+    [(8000, (), True), (80, (), False), (80, ("http://localhost",), True)],
+)
+def test_a_lag_hides_the_critic_and_servers_elsewhere_behind_the_training(
+    tokens, urls, trainer_waits
+):
+    """Of four rounds three are made beside the training of the one before."""
+    settings = {
+        "conditions": {"one": DISTILL | {"context": "step_aligned"}},
+        "critic": CRITIC | {"max_tokens": tokens, "max_total_tokens": 10**12},
+        "engine": {"kind": "vllm", "context_length": 4096, "urls": urls},
+    }
+    rounds = {"rounds": 4, "questions_per_round": 32, "lora": {"rank": 64}}
+    plain = planned(**settings, training=rounds)
+    lagging = planned(**settings, training=rounds | {"lag": 1})
+    sampled, aligned, distilled = (plain.stages[name].seconds for name in ROUND)
+    condition = plain.experiment.conditions["one"]
+    writing = written_bytes(plain.experiment, QWEN, condition) / plain.machine.disk
+    sampled, aligned, trained = sampled / 4, aligned / 4, (distilled - writing) / 4
+    beside = aligned + (sampled if urls else 0)
+    saved = plain.whole.seconds - lagging.whole.seconds
+    assert saved == pytest.approx(3 * min(beside, trained))
+    assert (beside > trained) == trainer_waits
+    in_process = settings | {"engine": {"kind": "transformers"}}
+    same = [planned(**in_process, training=rounds | {"lag": lag}).stages for lag in (0, 1)]
+    assert same[0] == same[1]
 
 
 def test_a_second_worker_takes_half_of_the_conditions_and_seeds():
