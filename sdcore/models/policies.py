@@ -42,6 +42,7 @@ from sdcore.distributed import collectives
 from sdcore.errors import ModelError
 from sdcore.models.adapters import require_adaptable
 from sdcore.models.chat_templates import require_bounded
+from sdcore.models.folders import CONFIG, read_config
 from sdcore.models.prompts import freeze_clock
 from sdcore.system.private import private_files
 
@@ -51,6 +52,7 @@ Tokenizer: TypeAlias = PreTrainedTokenizerBase
 FULL_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"
 LAYERS = "num_hidden_layers"
 MOST_LAYERS = 1000  # that are made without a look at the tensors; the deepest models have 200
+MOST_LABELS = 100_000  # transformers makes a name for each
 CHECKSUMS = "checksums.sha256"
 """Digests of a folder's other files, in the format of `sha256sum -c`."""
 SHOWN = 8  # tensor names in an error
@@ -475,6 +477,7 @@ def _device(name: str) -> torch.device:
 def _loaded(load: Callable[..., Any], folder: Path, fix: str = "", **options: Any) -> Any:
     if not folder.is_dir():
         raise ModelError("no such model folder", got=folder)
+    _require_few_labels(folder)
     with _explained(folder, "a Hugging Face model folder with safetensors", fix):
         return load(folder, local_files_only=True, trust_remote_code=False, **options)
 
@@ -499,6 +502,23 @@ def _explained(folder: Path, expected: str, fix: str = "") -> Iterator[None]:
             where=str(folder),
             fix=fix,
         ) from error
+
+
+def _require_few_labels(folder: Path) -> None:
+    """Refuse a config.json that asks for so many names of labels that making them takes hours."""
+    if not (folder / CONFIG).is_file():
+        return
+    config = read_config(folder)
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for labels in (part.get("num_labels") for part in parts):
+        if isinstance(labels, int) and labels > MOST_LABELS:
+            raise ModelError(
+                "config.json asks for too many labels",
+                got=f"num_labels = {labels}",
+                expected=f"at most {MOST_LABELS}; a language model has none",
+                where=str(folder / CONFIG),
+                fix="take num_labels out",
+            )
 
 
 def _require_few_layers(folder: Path) -> None:
