@@ -104,7 +104,7 @@ def diagnose(
         DataError: none are stored.
     """
     names, settings = taught_with(experiment), experiment.evaluation
-    without = names[-1] if experiment.prompts.teacher_differs else NULL
+    without = teacher_ability.OWN_PROMPT if experiment.prompts.teacher_differs else NULL
     parameters = _frozen(experiment, problem_ids, purpose)
     tokens, rollouts, lengths = (
         store.query(_PLANNED + sql, parameters) for sql in (_TOKENS, _ROLLOUTS, _LENGTHS)

@@ -505,7 +505,7 @@ def _explained(folder: Path, expected: str, fix: str = "") -> Iterator[None]:
 
 
 def _require_few_labels(folder: Path) -> None:
-    """Refuse a config.json that asks for so many names of labels that making them takes hours."""
+    """Refuse a config.json that asks for more names of labels than can be made in bounded time."""
     if not (folder / CONFIG).is_file():
         return
     config = read_config(folder)

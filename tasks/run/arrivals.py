@@ -34,8 +34,8 @@ class Arrivals:
                 if rollout.rollout_id in group:
                     continue
                 group[rollout.rollout_id] = rollout
-                if len(group) == self._size:
-                    self._whole += group.values()
+                if len(group) == self._size:  # in one order, whichever was finished first
+                    self._whole += sorted(group.values(), key=lambda each: each.sample_index)
             self._changed.notify_all()
 
     def end(self) -> None:

@@ -1,7 +1,10 @@
 """A critic on a server judges rollouts while others are still sampled."""
 
+import hashlib
+
 import pytest
 
+from sdcore.testing import say
 from tests.helpers import critic_server
 from tests.helpers.runs import sdcore, tables
 
@@ -120,6 +123,37 @@ def test_a_round_that_fails_after_half_of_it_pays_for_no_critique_twice(place, s
     assert len(prompts) == len(set(prompts)) > 8
     found = tables(folder / "failed")
     assert [name for name in STAGES if not found[name].equals(streamed[name])] == []
+
+
+@pytest.mark.night
+def test_a_cascade_judges_beside_the_sampler_too(place):
+    """Its small model is asked beside it, and refused for about every second trace."""
+    folder, _ = place
+
+    def answer(body):
+        (folder / "asked").touch()
+        odd = hashlib.sha256(str(body["messages"]).encode()).digest()[0] % 2
+        return say("no verdict") if body["model"] == "small" and odd else critic_server.exact(body)
+
+    with critic_server.serve(answer) as (url, asked):
+        models = {
+            name: f'{{ kind = "llm", model = "{name}", base_url = "{url}", attempts = 1 }}'
+            for name in ("small", "large")
+        }
+        parts = ", ".join(f"{name} = {text}" for name, text in models.items())
+        single = 'critic = { kind = "llm", model = "scribe", base_url = "URL" }'
+        file = folder / "cascade.toml"
+        file.write_text(FILE.replace(single, f'critic = {{ kind = "cascade", {parts} }}'), "utf-8")
+        sdcore("run", file, "--workspace", folder / "beside")
+        beside = [body["model"] for body in asked]
+        (folder / "free").touch()
+        limited = "critic.max_total_tokens=100000000"
+        sdcore("run", file, limited, "--workspace", folder / "waits")
+        (folder / "free").unlink()
+    found, expected = tables(folder / "beside"), tables(folder / "waits")
+    names = (*STAGES, "critic_answers")
+    assert [name for name in names if not found[name].equals(expected[name])] == []
+    assert 0 < beside.count("large") < beside.count("small")
 
 
 def test_it_does_so_while_the_round_before_is_trained(place):
