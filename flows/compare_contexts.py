@@ -1,14 +1,15 @@
 """The main flow: prepare, perhaps warm up, then per condition and seed a chain of rounds."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import wait
+from prefect.futures import PrefectFuture, wait
 
 from flows.cluster import train_on_cluster
 from sdcore.config import Experiment
@@ -167,16 +168,20 @@ def train_condition(run: ConditionRun) -> None:
 
 def _train_rounds(run: ConditionRun, advance: Advance) -> int | None:
     """Train to the end, or until the run is stopped: the rounds behind its last good policy."""
+    rounds, due = run.experiment.training.rounds, checkpoint_rounds(run.experiment, run.settings)
     round_ = first_round(run)
     advance(round_.number)
-    for checkpoint in checkpoint_rounds(run.experiment, run.settings):
-        while round_.number < checkpoint:
-            round_ = train_round(round_, run.experiment.training.rounds)
-            advance(1)
-            good = stopped(run)
-            if good is not None:
-                return good
-        _score(run, checkpoint, splits_of(run))
+    for checkpoint in due:
+        if checkpoint < round_.number:  # perhaps not scored before the run was cut short
+            _score(run, checkpoint, splits_of(run))
+    while round_.number < rounds:
+        with scored_beside(round_) if round_.number in due else nullcontext():
+            round_ = train_round(round_, rounds)
+        advance(1)
+        good = stopped(run)
+        if good is not None:
+            return good
+    _score(run, rounds, splits_of(run))
     return None
 
 
@@ -237,13 +242,11 @@ def aligned(round_: Round) -> Iterator[None]:
         yield
         align(round_)
     else:
-        alignment = align.submit(round_, return_state=False)
-        try:
-            yield
-        finally:
-            round_.arrived.end()
-            wait([alignment])
-        alignment.result()
+        with awaited(align.submit(round_, return_state=False)):
+            try:
+                yield
+            finally:
+                round_.arrived.end()
 
 
 @contextmanager
@@ -258,12 +261,39 @@ def made_beside(following: Round) -> Iterator[None]:
         make(following)
         yield
         return
-    made = make_ahead.submit(following, return_state=False)
+    with awaited(make_ahead.submit(following, return_state=False)):
+        yield
+
+
+@contextmanager
+def scored_beside(round_: Round) -> Iterator[None]:
+    """Score a round's policy while the block trains it, if the engine is a server.
+
+    The policy is scored first if the engine is in this process, or if it needs older weights for
+    the round: with `training.lag`, where the run was cut short before that was sampled.
+    """
+    run, policy, models = round_.run, round_.policy, round_.run.session.models
+    sampled_from_it = round_.rollouts or round_.sampler == policy
+    if not (models.sampler(run).reads_folders and sampled_from_it):
+        _score(run, policy.round, splits_of(run))
+        yield
+        return
+    models.engine(run, policy.round, policy.policy_id)  # loads it before any of the tasks asks
+    scores = [evaluate.submit(run, policy, split, return_state=False) for split in splits_of(run)]
+    with awaited(*scores):
+        yield
+    track(run)
+
+
+@contextmanager
+def awaited(*futures: PrefectFuture[Any]) -> Iterator[None]:
+    """Wait for tasks at the block's end, also if it fails; raise what they raised."""
     try:
         yield
     finally:
-        wait([made])
-    made.result()
+        wait(list(futures))
+    for future in futures:
+        future.result()
 
 
 @task(cache_policy=NO_CACHE, task_run_name="make {round_.label}")

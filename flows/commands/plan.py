@@ -179,7 +179,7 @@ def _row(planned: Plan, name: str, cost: Cost) -> dict[str, object]:
         "FLOPs": amount(cost.flops),
         "time": duration(cost.seconds),
         "device-hours": f"{count * cost.seconds / 3600:.3g}",
-        "use": f"{cost.busy / (count * cost.seconds):.0%}" if cost.seconds else "",
+        "use": f"{min(1, cost.busy / (count * cost.seconds)):.0%}" if cost.seconds else "",
         "written": f"{amount(cost.written)}B",
     }
     critic = planned.experiment.critic

@@ -97,6 +97,8 @@ class Engine(Protocol):
 
     Attributes:
         reads_folders: the engine reads each policy from its folder, so every round must save one.
+            It samples beside the training, and for scores and a round at once: several threads may
+            call `generate`, all of them for the policy that is loaded.
         update_share: share of the loaded policy's LoRA update that the sampling weights hold, 1 for
             all of it; None without an update or if the engine cannot see its weights.
     """

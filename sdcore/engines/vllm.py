@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from queue import SimpleQueue
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
@@ -66,7 +66,7 @@ class VllmEngine:
         endpoints: the servers. Each request goes to the one with the fewest in flight, and to one
             that failed only when the others did too.
         end_ids: token ids that end a response.
-        concurrency: requests in flight at one server.
+        concurrency: requests in flight at one server, of all calls together.
     """
 
     reads_folders = True
@@ -77,7 +77,7 @@ class VllmEngine:
     ) -> None:
         self._endpoints, self._end_ids = list(endpoints), sorted(end_ids)
         self._threads = concurrency * len(endpoints)
-        self._lock = Lock()
+        self._slots, self._lock = BoundedSemaphore(self._threads), Lock()
         self._served: Served | None = None
 
     def load(self, policy: Served) -> None:
@@ -177,14 +177,15 @@ class VllmEngine:
 
     @contextmanager
     def _least_busy(self) -> Iterator[Endpoint]:
-        with self._lock:
-            endpoint = min(self._endpoints, key=lambda each: (each.failures, each.active))
-            endpoint.active += 1
-        try:
-            yield endpoint
-        finally:
+        with self._slots:
             with self._lock:
-                endpoint.active -= 1
+                endpoint = min(self._endpoints, key=lambda each: (each.failures, each.active))
+                endpoint.active += 1
+            try:
+                yield endpoint
+            finally:
+                with self._lock:
+                    endpoint.active -= 1
 
 
 def completion(request: Request, answer: dict[str, Any]) -> Completion:

@@ -273,8 +273,11 @@ class _Work:
         signals = len(signal_rounds(self.experiment)) * rollouts * lengths.response * SIGNAL_BYTES
         stored = written_bytes(self.experiment, self.shape, condition)
         yield "distill", Cost(seconds=stored / self.machine.disk, written=stored + signals)
-        for _ in checkpoint_rounds(self.experiment, condition):
-            yield from self.scored(tested=tested)
+        scores = total([cost for _, cost in self.scored(tested=tested)])
+        idle = self.idle(aligned.seconds - waits, trained.seconds - samples)
+        beside = min(scores.seconds, idle)
+        for checkpoint in checkpoint_rounds(self.experiment, condition):
+            yield "evaluate", scores if checkpoint == training.rounds else _less(scores, beside)
 
     def scored(self, *, tested: bool) -> Iterator[tuple[str, Cost]]:
         """One policy on validation and, if asked, on test."""
@@ -363,6 +366,20 @@ class _Work:
         waits = min(aligned, trained)
         samples = min(sampled, trained - waits) if engine.urls else 0.0
         return (training.rounds - 1) * waits, (training.rounds - 1) * samples
+
+    def idle(self, waits: float, trains: float) -> float:
+        """Seconds of a round in which servers have none of it to sample, and score its policy.
+
+        Those of the run itself share its devices with the trainer, as in `hidden`.
+
+        Args:
+            waits: seconds in which the round waits for the critic.
+            trains: seconds in which it is trained, and no other round sampled.
+        """
+        engine = self.experiment.engine
+        if engine.kind != "vllm":
+            return 0.0
+        return waits + trains if engine.urls else waits
 
     def asked(self, requests: int, *, attempts: int) -> Cost:
         """Critiques; the second model of a cascade makes those that are refused by the first."""

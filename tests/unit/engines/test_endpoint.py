@@ -2,7 +2,9 @@
 
 import json
 import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 
@@ -148,6 +150,20 @@ def test_completions_come_in_the_order_of_the_requests_and_load_is_spread_and_bo
     shares = [len(one.bodies), len(other.bodies)]
     assert sum(shares) == 40 and min(shares) >= 5
     assert max(one.most_active, other.most_active) <= 3
+
+
+def test_calls_at_once_share_the_requests_that_may_be_in_flight(base):
+    with speaking() as server, engine_on(server, concurrency=3) as engine:
+        engine.load(Served("base", base, base))
+        server.gate.clear()
+        with ThreadPoolExecutor() as pool:
+            calls = [pool.submit(engine.generate, requests(20), SAMPLING) for _ in range(2)]
+            while server.active < 3:
+                time.sleep(0.01)
+            time.sleep(0.2)
+            server.gate.set()
+        assert [call.result() for call in calls] == [expected(20)] * 2
+    assert server.most_active == 3
 
 
 @pytest.mark.parametrize("failure", ["reset", 500, 503, 429])

@@ -235,6 +235,27 @@ def test_a_lag_hides_the_critic_and_servers_elsewhere_behind_the_training(
     assert same[0] == same[1]
 
 
+@pytest.mark.parametrize("urls", [(), ("http://localhost",), None])
+def test_servers_score_a_policy_while_they_have_no_round_to_sample(urls):
+    """Scored after each of four rounds, the first three times beside the round that follows."""
+    server = {"kind": "vllm", "context_length": 4096, "urls": urls}
+    settings = {
+        "conditions": {"one": DISTILL | {"context": "step_aligned"}},
+        "critic": CRITIC | {"max_tokens": 800, "max_total_tokens": 10**12},
+        "engine": {"kind": "transformers"} if urls is None else server,
+    }
+    once = planned(**settings, evaluation={"every": 4, "samples": 256})
+    often = planned(**settings, evaluation={"every": 1, "samples": 256})
+    _, aligned, distilled = (once.stages[name].seconds for name in ROUND)
+    writing = written_bytes(once.experiment, QWEN, once.experiment.conditions["one"])
+    trained = distilled - writing / once.machine.disk
+    score = once.stages["evaluate"].seconds / 2  # that of the base, and of the last policy
+    idle = 0 if urls is None else (aligned + (trained if urls else 0)) / 4
+    assert idle < score
+    assert often.stages["evaluate"].seconds == pytest.approx(5 * score - 3 * idle)
+    assert often.stages["evaluate"].busy == pytest.approx(2.5 * once.stages["evaluate"].busy)
+
+
 def test_a_second_worker_takes_half_of_the_conditions_and_seeds():
     alone = planned()
     assert "nothing" in alone.second_worker
