@@ -9,6 +9,7 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import ExternalSignal
 from prefect.futures import PrefectFuture, wait
 
 from flows.cluster import train_on_cluster
@@ -242,7 +243,7 @@ def aligned(round_: Round) -> Iterator[None]:
         yield
         align(round_)
     else:
-        with awaited(align.submit(round_, return_state=False)):
+        with awaited(round_.run, align.submit(round_, return_state=False)):
             try:
                 yield
             finally:
@@ -261,7 +262,7 @@ def made_beside(following: Round) -> Iterator[None]:
         make(following)
         yield
         return
-    with awaited(make_ahead.submit(following, return_state=False)):
+    with awaited(following.run, make_ahead.submit(following, return_state=False)):
         yield
 
 
@@ -280,18 +281,29 @@ def scored_beside(round_: Round) -> Iterator[None]:
         return
     models.engine(run, policy.round, policy.policy_id)  # loads it before any of the tasks asks
     scores = [evaluate.submit(run, policy, split, return_state=False) for split in splits_of(run)]
-    with awaited(*scores):
+    with awaited(run, *scores):
         yield
     track(run)
 
 
 @contextmanager
-def awaited(*futures: PrefectFuture[Any]) -> Iterator[None]:
-    """Wait for tasks at the block's end, also if it fails; raise what they raised."""
+def awaited(run: ConditionRun, *futures: PrefectFuture[Any]) -> Iterator[None]:
+    """Wait for a run's tasks at the block's end, also if it fails; raise what they raised.
+
+    When a signal is to end the process, which Prefect raises here, they stop as after Ctrl-C.
+    """
     try:
         yield
+    except ExternalSignal:
+        run.session.interrupts.request()
+        raise
     finally:
-        wait(list(futures))
+        try:
+            wait(list(futures))
+        except ExternalSignal:
+            run.session.interrupts.request()
+            wait(list(futures))
+            raise
     for future in futures:
         future.result()
 

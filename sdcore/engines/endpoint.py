@@ -50,8 +50,10 @@ class Endpoint:
 
         Raises:
             Unavailable: it does not answer; it is made ready again at the next call.
-            EngineError: it refuses the request, or cannot serve the policy.
+            EngineError: it refuses the request, cannot serve the policy, or was closed.
         """
+        if self._client.is_closed:  # while a thread was sampling; a server is not started again
+            raise EngineError("the engine is closed", where=self._where)
         try:
             model = self._model(served)
             answer: dict[str, Any] = self._post("/v1/completions", body | {"model": model})

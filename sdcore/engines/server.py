@@ -105,7 +105,7 @@ class VllmServer:
         return httpx.HTTPTransport(uds=str(self.socket), limits=NO_LIMITS)
 
     def close(self) -> None:
-        """End the server for good, with all its processes."""
+        """End the server for good, with all its processes; requests in flight fail."""
         self._stop()
         self._home.cleanup()
 
@@ -130,10 +130,10 @@ class VllmServer:
         return True
 
     def _stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(timeout=2 * supervise.GRACE)
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            process.wait(timeout=2 * supervise.GRACE)
 
     def _started(self, folder: Path) -> "subprocess.Popen[bytes]":
         python = self._settings.python.absolute()
@@ -154,6 +154,7 @@ class VllmServer:
                 stdout=log,
                 stderr=log,
                 env=ENVIRONMENT | os.environ | self._own_environment(),
+                start_new_session=True,  # Ctrl-C is for this process, which ends its batch with it
             )
 
     def _own_environment(self) -> dict[str, str]:

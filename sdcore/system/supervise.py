@@ -31,6 +31,7 @@ def main(parent: int, command: list[str]) -> int:
                 return child.wait(EVERY)
         return 1
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would leave the group alive
         end(child)
 
 

@@ -55,11 +55,15 @@ class Interrupts:
             signal.signal(signal.SIGINT, self._before)
             self._before = None
 
+    def request(self) -> None:
+        """Ask all threads to stop where nothing is half done, as the first Ctrl-C does."""
+        self._asked = True
+
     def stop_if_asked(self) -> None:
         """Stop here, where nothing is half done.
 
         Raises:
-            Stopped: Ctrl-C was pressed since the session began.
+            Stopped: Ctrl-C was pressed since the session began, or `request` called.
         """
         if self._asked:
             raise Stopped("stopped on request; what was done is stored", fix=_GOES_ON)
@@ -68,7 +72,7 @@ class Interrupts:
         if self._asked:
             self._leave("stopped at once")
             return
-        self._asked = True
+        self.request()
         # Not to Prefect's log: its locks may be held by the very code that was interrupted.
         work = self._at_work()
         CONSOLE.print(

@@ -1,10 +1,15 @@
 """A server samples the answers that are scored while the policy is trained further."""
 
+import os
+import signal
+
 import pytest
 
+from tasks.run.interrupts import DRAIN
 from tests.helpers.runs import assert_same, count, kill, sdcore, start, tables, wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect")
+NIGHT = pytest.mark.night
 FILE = """
 name = "scoring"
 model = { name = "builtin:tiny-solver" }
@@ -145,18 +150,34 @@ def test_a_policy_is_trained_while_a_server_scores_it(folder, whole, marked, tmp
     assert_same(tmp_path, whole)
 
 
-def test_a_kill_between_a_round_and_its_score_loses_neither(folder, whole, marked, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=NIGHT)])
+def test_a_signal_between_a_round_and_its_score_loses_neither(
+    folder, whole, marked, tmp_path, number
+):
+    """A scheduler that takes the machine back sends SIGTERM to all of the run's processes."""
     marked("held")
     process = started(folder, tmp_path)
     wait_for(process, lambda: count(tmp_path, "updates") == 2)
-    kill(process)
-    assert (1, "test") not in scored(tmp_path)
+    os.killpg(process.pid, number)
     (folder / "held").unlink()
+    process.communicate(timeout=DRAIN + 30)
+    assert process.returncode
+    assert (1, "test") not in scored(tmp_path)
     sdcore("run", folder / "scoring.toml", "--workspace", tmp_path)
     assert_same(tmp_path, whole)
 
 
-@pytest.mark.night
+@NIGHT
+def test_a_score_that_does_not_end_is_ended_after_a_signal(folder, marked, tmp_path):
+    marked("held")
+    process = started(folder, tmp_path)
+    wait_for(process, lambda: count(tmp_path, "updates") == 2)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=DRAIN + 30)
+    assert process.returncode == 130 and "did not end within 30 s: stopped" in said
+
+
+@NIGHT
 def test_it_is_scored_while_the_round_after_is_sampled_and_after_a_kill(folder, marked, tmp_path):
     """The killed run has a policy to score, and an older one to sample the next round from."""
     lagging = [folder / "scoring.toml", "training.lag=1"]
@@ -176,7 +197,7 @@ def test_it_is_scored_while_the_round_after_is_sampled_and_after_a_kill(folder, 
         ("train-fails", "the teacher fails", 1, [(1, "test"), (1, "validation")]),
         pytest.param(
             "scores-fail", "the engine fails at a score", 2, [(1, "validation")],
-            marks=pytest.mark.night,
+            marks=NIGHT,
         ),
     ],
 )  # fmt: skip

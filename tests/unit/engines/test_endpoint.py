@@ -196,6 +196,20 @@ def test_a_refusal_is_an_error_with_the_servers_words_and_no_retry(base):
     assert len(server.posts) == 1
 
 
+def test_an_engine_that_is_closed_samples_no_more(base):
+    with speaking() as server, engine_on(server) as engine, ThreadPoolExecutor() as pool:
+        engine.load(Served("base", base, base))
+        server.gate.clear()
+        call = pool.submit(engine.generate, requests(50), SAMPLING)
+        while server.active < 4:
+            time.sleep(0.01)
+        engine.close()
+        server.gate.set()
+        with pytest.raises(EngineError, match="the engine is closed"):
+            call.result(60)
+        assert len(server.bodies) == 4
+
+
 def test_an_error_leaves_no_request_behind(base):
     with speaking(failures=[400]) as server, engine_on(server, concurrency=1) as engine:
         engine.load(Served("base", base, base))

@@ -16,6 +16,7 @@ from sdcore.engines.endpoint import Endpoint
 from sdcore.engines.server import VllmServer
 from sdcore.engines.vllm import VllmEngine
 from sdcore.errors import EngineError
+from sdcore.system import supervise
 from tests.helpers import fake_vllm
 
 ECHO = """#!{python}
@@ -212,3 +213,19 @@ def test_a_server_that_died_is_started_on_the_same_socket(own):
     own.fail(**{"v1/completions": "exit"})
     assert own.sample(one) == [11, 11]
     assert len(own.said("Started")) == 2
+
+
+def test_a_closed_server_is_not_started_again_for_requests_that_are_left(own):
+    one = own.model("one", 11)
+    own.sample(one)
+    own.engine.close()
+    with pytest.raises(EngineError, match="the engine is closed"):
+        own.sample(one)
+    assert len(own.said("Started")) == 1
+
+
+def test_ctrl_c_is_not_for_the_server(own):
+    own.sample(own.model("one", 11))
+    children = psutil.Process().children(recursive=True)
+    (guard,) = (each for each in children if supervise.__file__ in each.cmdline())
+    assert os.getsid(guard.pid) == guard.pid

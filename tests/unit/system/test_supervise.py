@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import psutil
 import pytest
@@ -65,3 +66,18 @@ def test_a_command_that_ignores_the_request_to_stop_is_killed(monkeypatch):
     supervise.end(child)
     assert child.wait(10) == -signal.SIGKILL
     child.stdout.close()
+
+
+@pytest.mark.slow
+def test_a_guard_that_is_told_twice_still_ends_the_group():
+    deaf = "import signal, time, os; signal.signal(15, 1); print(os.getpid(), flush=True)"
+    command = [sys.executable, "-c", f"{deaf}; time.sleep(600)"]
+    watch = [sys.executable, "-I", supervise.__file__, str(os.getpid()), *command]
+    with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True) as guard:
+        leader = psutil.Process(int(guard.stdout.readline()))
+        guard.terminate()
+        time.sleep(1)
+        guard.terminate()
+        assert leader.is_running()  # it has ten seconds
+        guard.wait(60)
+    assert not psutil.pid_exists(leader.pid) or leader.status() == psutil.STATUS_ZOMBIE
