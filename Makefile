@@ -53,7 +53,7 @@ test-soak: $(READY)  ## twenty small runs in one process: memory, handles and di
 	$(BIN)/python -m pytest -m soak
 
 test-mutants: $(READY) $(TOOLS)/.ready  ## faults planted in the code; SAMPLE=40 of each group, another DRAW
-	PYTHONPATH=$(wildcard $(VENV)/lib/python3*/site-packages) OMP_NUM_THREADS=1 \
+	PYTHONPATH=$(abspath $(wildcard $(VENV)/lib/python3*/site-packages)) OMP_NUM_THREADS=1 \
 		$(TOOLS)/bin/python -m tests.mutants $(SAMPLE) $(DRAW)
 
 lint: $(READY)
