@@ -122,13 +122,14 @@ def factor(unit: "pint.Unit", other: "pint.Unit") -> Fraction | None:
 
 
 def _unit(tail: str, spaced: bool) -> tuple[bool, "pint.Unit | None"]:
-    """Return whether a tail is a unit, and which: ``km/h``, ``square inches``, ``m^2``, ``°C``."""
+    """Return whether a tail is a unit, and which: ``km/h``, ``square inches``, ``N m``, ``°C``."""
     plain = _DEGREE.sub("°", _WRAPPED.sub(r" \1 ", tail))
     plain = re.sub(r"\s+", " ", plain.replace(r"\cdot", "*").replace("~", " ")).strip(" .")
     if re.fullmatch(_COUNTED, plain, re.IGNORECASE):
         return True, None
-    for spelling in (plain.replace(" ", "_"), plain.replace(" ", "")):  # light years, fl oz
-        if " " in plain and (name := _known(spelling, spaced)):
+    for joint in ("_", ""):  # light years, fl oz
+        spelling = re.sub("[ -]", joint, plain)
+        if spelling != plain and (name := _known(spelling, spaced)):
             return True, registry().Unit(name)
     product = registry().Unit("")
     sign = 1
@@ -138,15 +139,25 @@ def _unit(tail: str, spaced: bool) -> tuple[bool, "pint.Unit | None"]:
             continue
         if not part and position == 0:
             continue  # $18 per hour
-        match = _NAME.fullmatch(part)
-        name = _known(match["name"], spaced) if match else None
-        if match is None or name is None:
-            return False, None
-        power = int(match["exponent"] or 1)
-        if match["power"] or match["spelt"]:
-            power = 2 if (match["power"] or match["spelt"]).startswith("sq") else 3
-        product *= registry().Unit(name) ** (power * sign)
+        words = [part] if _factor_of(part, spaced) else part.split()  # newton meters
+        factors = [_factor_of(word, spaced) for word in words]
+        for each in factors:
+            if each is None:
+                return False, None
+            product *= each**sign
     return True, product
+
+
+def _factor_of(part: str, spaced: bool) -> "pint.Unit | None":
+    """Return a unit or its power, ``cubic meters`` or ``m^2``; None if it is neither."""
+    match = _NAME.fullmatch(part)
+    name = _known(match["name"], spaced) if match else None
+    if match is None or name is None:
+        return None
+    power = int(match["exponent"] or 1)
+    if match["power"] or match["spelt"]:
+        power = 2 if (match["power"] or match["spelt"]).startswith("sq") else 3
+    return registry().Unit(name) ** power
 
 
 @cache

@@ -200,6 +200,8 @@ def test_one_value_in_many_notations():
         ("16 cubic inches", "16"), ("5 lb.", "5"), ("5 min.", "5"), ("1 hour", "1"), ("5 N", "5"),
         ("5 C", "5"), ("5 K", "5"), ("5 kWh", "5"), ("5 psi", "5"), ("5 rpm", "5"), ("5 mol", "5"),
         ("5 cal", "5"), ("5 light years", "5"), ("5 nautical miles", "5"),
+        ("5 light years", "5 light-years"), ("5 newton meters", "5 J"), (r"5 N\cdot m", "5 J"),
+        ("5 cubic meters per second", "5 m^3/s"), ("5 m per s s", "5 m/s^2"),
     ]  # fmt: skip
     grades = grade_many(*zip(*pairs, strict=True))
     assert [pair for pair, got in zip(pairs, grades, strict=True) if not got.correct] == []
