@@ -139,17 +139,18 @@ def _unit(tail: str, spaced: bool) -> tuple[bool, "pint.Unit | None"]:
             continue
         if not part and position == 0:
             continue  # $18 per hour
-        words = [part] if _factor_of(part, spaced) else part.split()  # newton meters
-        factors = [_factor_of(word, spaced) for word in words]
-        for each in factors:
+        whole = _factor(part, spaced)
+        words = [_factor(word, spaced) for word in part.split()]  # newton meters
+        for each in [whole] if whole else words:
             if each is None:
                 return False, None
-            product *= each**sign
+            name, power = each
+            product *= registry().Unit(name) ** (power * sign)
     return True, product
 
 
-def _factor_of(part: str, spaced: bool) -> "pint.Unit | None":
-    """Return a unit or its power, ``cubic meters`` or ``m^2``; None if it is neither."""
+def _factor(part: str, spaced: bool) -> tuple[str, int] | None:
+    """Return a unit and its power, as in ``cubic meters`` and ``m^2``; None if it is no unit."""
     match = _NAME.fullmatch(part)
     name = _known(match["name"], spaced) if match else None
     if match is None or name is None:
@@ -157,7 +158,7 @@ def _factor_of(part: str, spaced: bool) -> "pint.Unit | None":
     power = int(match["exponent"] or 1)
     if match["power"] or match["spelt"]:
         power = 2 if (match["power"] or match["spelt"]).startswith("sq") else 3
-    return registry().Unit(name) ** power
+    return name, power
 
 
 @cache
