@@ -11,8 +11,10 @@ import sys
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
+from threading import Lock
 
 FAULTS = Path(__file__).with_name("faults.json")
+FAULTS_LOCK = Lock()
 
 
 def token(folder):
@@ -54,12 +56,13 @@ class Handler(JsonHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or "{}")
         print("asked", self.path, json.dumps(body), flush=True)
-        faults = json.loads(FAULTS.read_text()) if FAULTS.exists() else {}
-        fault = faults.pop(self.path, None)
-        FAULTS.write_text(json.dumps(faults))
+        with FAULTS_LOCK:  # kept at an exit: no other thread is cut short in its writing
+            faults = json.loads(FAULTS.read_text()) if FAULTS.exists() else {}
+            fault = faults.pop(self.path, None)
+            FAULTS.write_text(json.dumps(faults))
+            if fault == "exit":
+                os._exit(1)
         result = self.server.act(self.path, body)
-        if fault == "exit":
-            os._exit(1)
         status = fault if isinstance(fault, int) else 200
         self.answer(status, fault if isinstance(fault, dict) else result)
 
