@@ -74,7 +74,7 @@ def _headline(able: Mapping[str, Measured], chosen: str) -> str:
         said = f"A gain of {_gain(rows, f'from {chosen}')} can be expected at most"
     else:
         said = (
-            "No gain can be expected: no context is shown to make the model right more often. The "
+            "No gain is shown: with no context is the model found to be right more often. The "
             f"largest difference is {_gain(rows, f'with {chosen}')}"
         )
     return f"{said}: {_shares(rows)}."
@@ -86,7 +86,7 @@ def _headline_of_masks(able: Mapping[str, Measured], pairs: Sequence[tuple[str, 
     if helps(able[context], mask):
         return f"At most {learnt}: {_shares(able[context])}."
     return (
-        "No gain can be expected: with no context is the model shown to be right more often, "
+        "No gain is shown: with no context is the model found to be right more often, "
         f"whichever tokens it writes. The largest difference is {learnt}."
     )
 

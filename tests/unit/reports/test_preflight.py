@@ -257,7 +257,7 @@ def test_without_a_better_teacher_no_gain_is_promised(found):
         printable(SEEN, with_measure(worse, "gain_all", 0.06, -0.02, 0.14))[0][1].iter_rows()
     )
     assert told["all contexts"] == (
-        "No gain can be expected: with no context is the model shown to be right more often, "
+        "No gain is shown: with no context is the model found to be right more often, "
         "whichever tokens it writes. The largest difference is +6 points (−2 to +14) with "
         "reference, learning from all tokens."
     )
@@ -280,7 +280,7 @@ def test_where_no_wrong_step_is_known_the_whole_teacher_is_judged(found):
     )
     none = dict(printable(SEEN, with_measure(seen, "gain", 0.06, -0.02, 0.14))[0][1].iter_rows())
     assert none["all contexts"].startswith(
-        "No gain can be expected: no context is shown to make the model right more often. The "
+        "No gain is shown: with no context is the model found to be right more often. The "
         "largest difference is +6 points with reference (−2 to +14): "
     )
 
