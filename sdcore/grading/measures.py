@@ -71,6 +71,7 @@ _NAME = re.compile(
     r"(?:(?P<power>square|sq\.?|cubic|cu\.?) )?(?P<name>[^\W\d_]+|°[A-Za-z]?)\.?"
     r"(?: ?\^? ?\{?(?P<exponent>-?[1-4])\}?)?(?: (?P<spelt>squared|cubed))?"
 )
+_SPELT_OUT = re.compile(r"[A-Za-z]{3,}(?: [A-Za-z]{3,})+")  # newton meters; not 5 in, 5 m - s
 _WRAPPED = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname|rm)\s*\{([^{}]*)\}")
 _DEGREE = re.compile(r"\^?\s*\{?\s*\\(?:circ|degree)\s*\}?\s*")  # 90^{\circ}
 _START = re.compile(
@@ -122,13 +123,12 @@ def factor(unit: "pint.Unit", other: "pint.Unit") -> Fraction | None:
 
 
 def _unit(tail: str, spaced: bool) -> tuple[bool, "pint.Unit | None"]:
-    """Return whether a tail is a unit, and which: ``km/h``, ``square inches``, ``N m``, ``°C``."""
+    """Return whether a tail is a unit, and which: ``km/h``, ``newton meters``, ``m^2``, ``°C``."""
     plain = _DEGREE.sub("°", _WRAPPED.sub(r" \1 ", tail))
     plain = re.sub(r"\s+", " ", plain.replace(r"\cdot", "*").replace("~", " ")).strip(" .")
     if re.fullmatch(_COUNTED, plain, re.IGNORECASE):
         return True, None
-    for joint in ("_", ""):  # light years, fl oz
-        spelling = re.sub("[ -]", joint, plain)
+    for spelling in (re.sub("[ -]", "_", plain), plain.replace(" ", "")):  # light-years, fl oz
         if spelling != plain and (name := _known(spelling, spaced)):
             return True, registry().Unit(name)
     product = registry().Unit("")
@@ -139,13 +139,13 @@ def _unit(tail: str, spaced: bool) -> tuple[bool, "pint.Unit | None"]:
             continue
         if not part and position == 0:
             continue  # $18 per hour
-        whole = _factor(part, spaced)
-        words = [_factor(word, spaced) for word in part.split()]  # newton meters
-        for each in [whole] if whole else words:
-            if each is None:
-                return False, None
-            name, power = each
-            product *= registry().Unit(name) ** (power * sign)
+        separate = _SPELT_OUT.fullmatch(part) and not _factor(part, spaced)
+        factors = [_factor(word, spaced) for word in (part.split() if separate else [part])]
+        units = [registry().Unit(name) ** power for name, power in filter(None, factors)]
+        if len({unit.dimensionality for unit in units}) < len(factors):  # feet inches
+            return False, None
+        for unit in units:
+            product *= unit**sign
     return True, product
 
 

@@ -201,7 +201,7 @@ def test_one_value_in_many_notations():
         ("5 C", "5"), ("5 K", "5"), ("5 kWh", "5"), ("5 psi", "5"), ("5 rpm", "5"), ("5 mol", "5"),
         ("5 cal", "5"), ("5 light years", "5"), ("5 nautical miles", "5"),
         ("5 light years", "5 light-years"), ("5 newton meters", "5 J"), (r"5 N\cdot m", "5 J"),
-        ("5 cubic meters per second", "5 m^3/s"), ("5 m per s s", "5 m/s^2"),
+        ("5 cubic meters per second", "5 m^3/s"),
     ]  # fmt: skip
     grades = grade_many(*zip(*pairs, strict=True))
     assert [pair for pair, got in zip(pairs, grades, strict=True) if not got.correct] == []
@@ -278,6 +278,7 @@ def test_other_values_that_look_alike():
         ("-5", "–6"), ("5%", "50"), ("0.05", "50%"), ("$5", "5 km/h and 3"), ("5 kg", "5 lb"),
         ("5 min", "5 sec"), ("5 m", "5 cm"), ("£5", "$5"), ("5 €", "$5"), ("seven", "8"),
         ("x", "y"), ("A", "B"), ("(A)", "B"), ("yes", "not yes"), ("not 5", "5"), ("never 5", "5"),
+        ("5 feet inches", "5"), ("5 km/", "5"), ("5 in hours", "5"),
         ("more than 5", "5"), ("5 or so many", "5"), ("5?6", "5"), ("1/0", "0"), ("5,", "6"),
         ("(5", "6"), ("5 in total wrong", "5"),
     ]  # fmt: skip
