@@ -173,6 +173,7 @@ def _table(planned: Plan) -> pl.DataFrame:
 
 def _row(planned: Plan, name: str, cost: Cost) -> dict[str, object]:
     count = planned.machine.count
+    # What a stage does beside another one keeps devices busy, and adds no time: more than 100 %.
     row: dict[str, object] = {
         "stage": name,
         "tokens": amount(cost.tokens),

@@ -29,8 +29,8 @@ learning_rate = 0.002
 BESIDE = '''
 """An engine and a teacher that leave marks, and hold up what they are told to.
 
-Files beside this one: `server` makes the engine read policies from disk. `train` fails or `scores`
-fails stand for a fault; `held` keeps scoring until it is gone.
+Files beside this one: `server` makes the engine read policies from disk, `held` keeps it from
+scoring, and `train-fails` and `scores-fail` are faults.
 """
 import time
 from pathlib import Path
@@ -158,11 +158,11 @@ def test_a_signal_between_a_round_and_its_score_loses_neither(
     marked("held")
     process = started(folder, tmp_path)
     wait_for(process, lambda: count(tmp_path, "updates") == 2)
+    assert (1, "test") not in scored(tmp_path)
     os.killpg(process.pid, number)
     (folder / "held").unlink()
     process.communicate(timeout=DRAIN + 30)
     assert process.returncode
-    assert (1, "test") not in scored(tmp_path)
     sdcore("run", folder / "scoring.toml", "--workspace", tmp_path)
     assert_same(tmp_path, whole)
 
