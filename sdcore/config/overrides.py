@@ -229,8 +229,11 @@ def _complaint(item: ErrorDetails, tree: dict[str, Any]) -> str:
         said, hint = "no such setting", suggestion(Experiment.model_json_schema(), names)
     elif names[:-1] == ["conditions"] and "objective" not in _mapping(item["input"]):
         hint = did_you_mean(names[-1], _node(tree, names[:-1]).keys() - {names[-1]})
-    said = ", ".join(filter(None, [said, hint]))
-    return f"{'.'.join(names) or 'experiment'}: {said} (got {item['input']!r:.80})"
+    got = f" (got {item['input']!r:.80})"
+    if item["type"] == "value_error" and isinstance(item["input"], Mapping):
+        got = ""  # of a whole section: the message names the settings that contradict each other
+    said = ", ".join(filter(None, [said.removeprefix("Value error, "), hint]))
+    return f"{'.'.join(names) or 'experiment'}: {said}{got}"
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

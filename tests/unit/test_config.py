@@ -127,6 +127,15 @@ def test_a_wrong_setting_is_named_with_what_was_got(override, message):
         load_experiment(QUICKSTART, [override])
 
 
+def test_settings_that_contradict_each_other_are_named_without_the_whole_file():
+    with pytest.raises(ConfigError) as error:
+        load_experiment(QUICKSTART, ["training.lag=1", "sampling.temperature=1.1"])
+    assert error.value.got == (
+        "experiment: training.lag = 1 gives conditions.grpo a wrong gradient, because of "
+        "sampling.temperature = 1.1: change one of the two"
+    )
+
+
 def test_a_missing_or_broken_file_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError, match="not found"):
         load_experiment(tmp_path / "none.toml")
