@@ -52,7 +52,7 @@ def distill(round_: Round) -> int:
         if not updates:
             note(f"{round_.label}: nothing to train on, the policy stays as it is")
         policy = _policy_after(round_, digest)
-        frames = {"updates": _updates(run, policy, rows, updates, held, drift)}
+        frames = {"updates": _updates(round_, policy, rows, updates, held, drift)}
         if updates and round_.number in signal_rounds(run.experiment):
             frames["token_signals"] = _token_signals(round_, rows, steps)
         round_.commit(policy, frames)
@@ -116,7 +116,7 @@ def _with_contexts(round_: Round) -> pl.DataFrame:
 
 
 def _examples(round_: Round, rows: pl.DataFrame) -> list[Example]:
-    advantages, _ = _group_signals(round_.run, rows)
+    advantages, _ = _group_signals(round_)
     regions = _regions(round_)
     return [
         Example(
@@ -124,12 +124,12 @@ def _examples(round_: Round, rows: pl.DataFrame) -> list[Example]:
             prompt_ids=row["prompt_ids"],
             response_ids=row["response_ids"],
             teacher_prompt_ids=row["teacher_prompt_ids"],
-            advantage=advantage,
+            advantage=advantages[row["rollout_id"]],
             sampled_logprobs=row["logprobs"],
             correct=row["correct"],
             regions=regions.get(row["rollout_id"]),
         )
-        for row, advantage in zip(rows.iter_rows(named=True), advantages, strict=True)
+        for row in rows.iter_rows(named=True)
     ]
 
 
@@ -141,9 +141,12 @@ def _regions(round_: Round) -> dict[str, Sequence[Region] | None]:
     return {each.rollout.rollout_id: regions_of(run.tokenizer, each) for each in round_.judged()}
 
 
-def _group_signals(run: ConditionRun, rows: pl.DataFrame) -> tuple[list[float | None], int]:
-    """Advantages in row order, and groups without a signal; a group's rows are neighbours."""
-    return group_signals(objective_of(run.settings), rows["reward"].to_list())
+def _group_signals(round_: Round) -> tuple[dict[str, float | None], int]:
+    """Advantages by rollout id, and groups without a signal; rollouts left out count in theirs."""
+    rewards = [rollout.reward for rollout in round_.rollouts]
+    advantages, silent = group_signals(objective_of(round_.run.settings), rewards)
+    ids = [rollout.rollout_id for rollout in round_.rollouts]
+    return dict(zip(ids, advantages, strict=True)), silent
 
 
 def _saves(run: ConditionRun, round_: int) -> bool:
@@ -178,14 +181,14 @@ def _policy_after(round_: Round, digest: str) -> StoredPolicy:
 
 
 def _updates(
-    run: ConditionRun,
+    round_: Round,
     policy: StoredPolicy,
     rows: pl.DataFrame,
     updates: Sequence[Update],
     held: float | None,
     drift: float | None,
 ) -> pl.DataFrame:
-    _, silent = _group_signals(run, rows)
+    run, (_, silent) = round_.run, _group_signals(round_)
     first = policy.step - run.experiment.training.steps_per_round + 1
     made = [
         run.columns

@@ -3,8 +3,11 @@
 import polars as pl
 import pytest
 
-from sdcore.config import load_experiment
+from sdcore.config import DistillConfig, load_experiment, objective
+from sdcore.rollouts import Rollout
 from sdcore.store.schema import TABLES
+from sdcore.training.objectives import Distillation
+from tasks.distill import train
 from tasks.run.condition_run import ConditionRun, StoredPolicy, base_run
 from tasks.run.rounds import Round, first_round, stored_round
 from tasks.run.session import Session
@@ -143,3 +146,55 @@ def test_what_finished_stages_made_is_kept_when_a_later_one_fails(run, error):
     assert stored(run, "rollouts") == [1]  # what succeeds is committed, not kept
     with pytest.raises(error), Round(run, policy(run, 2), resumed=False).kept():
         raise error  # there is nothing to keep
+
+
+class Settings(DistillConfig):
+    objective: str
+
+
+@objective(Settings)
+class Rewarded(Distillation):
+    """Self-distillation that also looks at the rewards of a group."""
+
+    def advantages(self, rewards_PG):
+        return rewards_PG - rewards_PG.mean(1, keepdim=True)
+
+
+class Recorder:
+    """A trainer that only notes what it is to learn from."""
+
+    def __init__(self) -> None:
+        self.advantages: dict[str, float | None] = {}
+
+    def step(self, examples) -> None:
+        self.advantages |= {each.rollout_id: each.advantage for each in examples}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("distill", [None, None, None]), (f"{__name__}:Rewarded", [-0.5, 0.0, 0.0])],
+)
+def test_rollouts_that_are_left_out_count_in_their_group_alone(run, kind, expected):
+    # Of two groups of two the first rollout, a right one, has no right sibling to be shown.
+    settings = {"objective": kind, "context": "sibling", "group_size": 2, "learning_rate": 1e-3}
+    own = run.experiment.model_dump(exclude={"plugins", "trials"}) | {
+        "conditions": {"own": settings}
+    }
+    mine = ConditionRun(run.session, type(run.experiment).model_validate(own), "own", 0)
+    rows = [
+        rollout("own", 0, "train", 0, name, index, correct=(name, index) != ("a", 1))
+        | mine.columns | {"rollout_id": f"{name}{index}"}
+        for name in ("a", "b") for index in (0, 1)
+    ]  # fmt: skip
+    round_ = Round(mine, policy(mine, 0), resumed=False)
+    round_.frames["rollouts"] = TABLES["rollouts"].frame(rows)
+    round_.rollouts = Rollout.from_frame(round_.frames["rollouts"])
+    shown = [
+        mine.columns | {"context_id": name, "rollout_id": name, "context": "sibling", "text": "t",
+                        "critique_id": None, "teacher_prompt_ids": [1]}
+        for name in ("a1", "b0", "b1")
+    ]  # fmt: skip
+    round_.frames["contexts"] = TABLES["contexts"].frame(shown)
+    trainer = Recorder()
+    train(round_, trainer)
+    assert trainer.advantages == dict(zip(("a1", "b0", "b1"), expected, strict=True))
