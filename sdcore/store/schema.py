@@ -373,9 +373,10 @@ _TABLES = (
         Column("tokens", INT, "response tokens in the batch"),
         Column("mean_length", REAL, "response tokens per rollout"),
         Column("entropy", REAL, "mean entropy of the student, nats per token"),
-        Column("accuracy", REAL, "share of the batch's rollouts that are correct"),
-        Column("mean_reward", REAL, "mean reward of the batch's rollouts"),
-        Column("zero_variance_groups", INT, "GRPO groups without a signal; 0 for distillation"),
+        Column("accuracy", REAL, "share of the rollouts that the round trains on that are correct"),
+        Column("mean_reward", REAL, "mean reward of the rollouts that the round trains on"),
+        Column("zero_variance_groups", INT, "GRPO groups of the round without a signal; 0 for "
+               "distillation"),
         Column("first_token_kl", REAL, "mean KL of the first token of each response, nats; empty "
                "without a teacher", True),
         Column("logprob_drift", REAL, "mean |engine - trainer| log-prob of the sampled tokens, "

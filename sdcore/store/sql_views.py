@@ -328,12 +328,15 @@ _VIEWS = (
             SELECT experiment_id, condition, count(*) FILTER (NOT valid) AS refused
             FROM critiques SEMI JOIN finished USING (rollout_id) GROUP BY ALL
         ), steps AS (
-            SELECT *, max(step) OVER (PARTITION BY experiment_id, condition, seed) AS last
+            SELECT *, min(step) OVER run AS first, max(step) OVER run AS last,
+                   min(step) OVER (PARTITION BY experiment_id, condition, seed, round) AS opens
             FROM updates WHERE round >= 0
+            WINDOW run AS (PARTITION BY experiment_id, condition, seed)
         ), stepped AS (
-            SELECT experiment_id, condition, sum(zero_variance_groups)::BIGINT AS flat_groups,
+            SELECT experiment_id, condition,
+                   sum(zero_variance_groups) FILTER (step = opens)::BIGINT AS flat_groups,
                    sum(rollouts - weightless)::BIGINT AS learned,
-                   avg(entropy) FILTER (step = 1) AS entropy_first,
+                   avg(entropy) FILTER (step = first) AS entropy_first,
                    avg(entropy) FILTER (step = last) AS entropy_last,
                    max(logprob_drift_max) AS logprob_drift_max
             FROM steps GROUP BY ALL

@@ -84,6 +84,20 @@ def test_rollouts_without_an_update_or_a_weight_are_left_out(tmp_path):
     assert rows(store, "training_health", "rollouts, left_out", condition="grpo") == [(8, 7)]
 
 
+def test_a_flat_group_counts_once_however_many_steps_its_round_has(tmp_path):
+    # Seed 0 has two steps in round 2 and one in round 3, seed 1 none: 1 + 3 groups. Its entropy
+    # is 0.4 at the first of its steps, which is the fifth of the schedule, and 0.6 at the last.
+    store = fill(Store(tmp_path / "sdcore.duckdb"), idle=[("grpo", 0), ("grpo", 1)])
+    steps = [
+        update("grpo", 0, 2, step=5, entropy=0.4),
+        update("grpo", 0, 2, step=6, entropy=0.5) | {"update_id": "second"},
+        update("grpo", 0, 3, step=7, entropy=0.6, zero_variance_groups=3),
+    ]
+    store.append_missing(updates=TABLES["updates"].frame(steps))
+    columns = "flat_groups, entropy_first, entropy_last"
+    assert rows(store, "training_health", columns, condition="grpo") == [(4, 0.4, 0.6)]
+
+
 @pytest.fixture(scope="module")
 def partly(tmp_path_factory):
     """No seed of `reference` has an update, and GRPO's first one only from round 2 on."""
