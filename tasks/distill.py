@@ -235,10 +235,10 @@ def _prune(run: ConditionRun, last: int) -> None:
     The last one that training can go on from is kept too, and the one that a lagging sampler takes.
     """
     whole = [number for number in range(last + 1) if has_state(run.checkpoint(number))]
-    kept = {last, last - run.experiment.training.lag, *whole[-1:]}
-    kept |= {*checkpoint_rounds(run.experiment, run.settings)}
+    lag = run.experiment.training.lag
+    kept = {last, last - lag, *whole[-1:], *checkpoint_rounds(run.experiment, run.settings)}
     if run.experiment.health.stop_when:
-        kept.add(last_good(health_of(run), run.experiment.health))
+        kept.add(last_good(health_of(run), run.experiment.health, lag))
     for folder in run.folder.glob("round-*"):
         number = int(folder.name.removeprefix("round-"))
         if number < last and number not in kept:

@@ -31,7 +31,7 @@ def stopped(run: ConditionRun) -> int | None:
     alarm = stopping(rounds, settings)
     if alarm is None:
         return None
-    good = last_good(rounds, settings)
+    good = last_good(rounds, settings, run.experiment.training.lag)
     row = run.columns | {
         "round": alarm.counts,
         "good_round": good,

@@ -23,6 +23,9 @@ COLUMNS = {
 }
 """The column of `round_health` that shows each sign."""
 
+_SAMPLED = ("length", "format")
+"""Signs that the rollouts of a round show, and so the policy that sampled them."""
+
 _WORDS = {
     "entropy": "entropy of {value:.3g} nats per token, {start:.3g} in the first round",
     "length": "{value:.4g} tokens per rollout, {start:.4g} in the first round",
@@ -38,7 +41,7 @@ class Alarm:
 
     Attributes:
         sign: key of `COLUMNS`.
-        first: round of the first value beyond; the policy that sampled it has as many rounds.
+        first: round of the first value beyond.
         last: round of the last value beyond.
         counts: round at which the settings' patience was over.
         text: the value at `last`, in words.
@@ -83,14 +86,23 @@ def stopping(rounds: pl.DataFrame, settings: HealthConfig) -> Alarm | None:
     return next(found, None)
 
 
-def last_good(rounds: pl.DataFrame, settings: HealthConfig) -> int:
-    """Return the rounds behind the last policy without a sign of `stop_when`; 0 for the base."""
+def last_good(rounds: pl.DataFrame, settings: HealthConfig, lag: int = 0) -> int:
+    """Return the rounds behind the last policy without a sign of `stop_when`; 0 for the base.
+
+    Args:
+        rounds: rows of `round_health` of a condition and seed, in order.
+        settings: the thresholds.
+        lag: rounds by which the weights that sample are behind (`training.lag`): so many rounds
+            later are a policy's rollouts, without which it is not known to be good.
+    """
     rows = rounds.to_dicts()
     bounds = _bounds(_start(rows), settings)
+    behind = {sign: lag if sign in _SAMPLED else 0 for sign in settings.stop_when}
+    last = len(rows) - max(behind.values(), default=0)
     good = (
-        int(row["round"])
-        for row in reversed(rows)
-        if not any(_beyond(row, sign, *bounds[sign]) for sign in settings.stop_when)
+        int(rows[place]["round"])
+        for place in reversed(range(last))
+        if not any(_beyond(rows[place + behind[sign]], sign, *bounds[sign]) for sign in behind)
     )
     return next(good, 0)
 

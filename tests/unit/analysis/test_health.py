@@ -70,6 +70,20 @@ def test_the_last_good_policy_shows_none_of_the_signs_that_stop():
     assert last_good(shown.head(0), HealthConfig(stop_when=("format",))) == 0
 
 
+def test_with_a_lag_the_rollouts_of_a_policy_are_those_of_the_round_after_it():
+    # Policies 0, 0, 1, 2, 3 sampled the five rounds: that after two rounds is the first bad one.
+    bad, dull = {"format_rate": 0.0}, {"entropy": 0.0}
+    shown, format_ = rounds({}, {}, bad, bad), HealthConfig(stop_when=("format",))
+    assert (last_good(shown, format_), last_good(shown, format_, lag=1)) == (2, 1)
+    # The entropy is that of the weights that are trained.
+    both = HealthConfig(stop_when=("format", "entropy"))
+    assert last_good(rounds({}, dull, {}, bad), both, lag=1) == 1
+    assert last_good(rounds({}, {}, dull), HealthConfig(stop_when=("entropy",)), lag=1) == 2
+    # Nobody has sampled from the last policy yet.
+    assert last_good(rounds({}, {}), format_, lag=1) == 1
+    assert last_good(rounds(), format_, lag=1) == 0
+
+
 def test_rounds_that_come_later_do_not_change_the_decision():
     bad, settings = {"format_rate": 0.0}, HealthConfig(stop_when=("format",))
     early, late = rounds({}, bad, bad), rounds({}, bad, bad, bad, {}, bad)
