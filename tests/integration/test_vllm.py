@@ -17,13 +17,14 @@ import torch
 from sdcore.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig
 from sdcore.engines import Request, Served
 from sdcore.engines.endpoint import Endpoint
-from sdcore.engines.server import VllmServer, cause, kernel_rank
+from sdcore.engines.server import CPU_FLAGS, ENVIRONMENT, VllmServer, cause, kernel_rank
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.engines.vllm import VllmEngine
 from sdcore.errors import EngineError
 from sdcore.models import hub, policies
 from sdcore.store.database import Store
 from sdcore.system import supervise
+from sdcore.system.ports import answers, free_port
 from tests.helpers.paths import QUICKSTART, ROOT
 from tests.helpers.tiny import save
 
@@ -287,32 +288,76 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
     assert caught.value.where == str(tmp_path / "vllm.log")
 
 
-@needs_vllm
-@pytest.mark.slow
-def test_an_experiment_runs_through_the_same_dag(tmp_path):
-    small = [
-        "seeds=[3]", "problems.train=8", "problems.validation=4", "problems.test=4",
-        "training.rounds=2", "training.questions_per_round=4", "evaluation.every=2",
-        "training.lora.rank=4", "evaluation.samples=2", "evaluation.validation_samples=2",
-        "evaluation.resamples=200", "conditions.grpo.group_size=2", "engine.kind=vllm",
-        f"engine.python={PYTHON}", "engine.cache_gib=0.25",
-    ]  # fmt: skip
-    command = [Path(sys.executable).with_name("sdcore"), "run", QUICKSTART, *small]
+SMALL = [
+    "seeds=[3]", "problems.train=8", "problems.validation=4", "problems.test=4",
+    "training.rounds=2", "training.questions_per_round=4", "evaluation.every=2",
+    "training.lora.rank=4", "evaluation.samples=2", "evaluation.validation_samples=2",
+    "evaluation.resamples=200", "conditions.grpo.group_size=2", "engine.kind=vllm",
+]  # fmt: skip
+
+
+def ran(workspace, *more, environment=None):
+    """Run three small conditions of two rounds; return the tables."""
+    command = [Path(sys.executable).with_name("sdcore"), "run", QUICKSTART, *SMALL, *more]
     done = subprocess.run(
-        [*map(str, command), "--workspace", str(tmp_path)], capture_output=True, text=True
-    )
+        [*map(str, command), "--workspace", str(workspace)],
+        capture_output=True, text=True, env=os.environ | (environment or {}),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    store = Store(tmp_path / "sdcore.duckdb")
+    store = Store(workspace / "sdcore.duckdb")
     updates = store.rows("updates")
-    assert len(updates) == 6  # three conditions, two rounds
+    assert len(updates) == 6
     assert updates["logprob_drift_max"].max() < 1e-3
     assert (updates["logprob_drift"] <= updates["logprob_drift_max"]).all()
     sampled = store.rows("rollouts").filter(pl.col("purpose") == "train")
     assert sampled["policy_id"].n_unique() == 4  # the base, and each condition after one round
+    return store
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_an_experiment_runs_through_the_same_dag(tmp_path):
+    ran(tmp_path, f"engine.python={PYTHON}", "engine.cache_gib=0.25")
     log = tmp_path / "vllm-server.log"
     assert starts_in(log) == 1
     # Each condition's policy after one round trains, that after two is scored on both splits.
     assert log.read_text().count("Loaded new LoRA adapter") == 6
+
+
+@contextmanager
+def standing_server(log):
+    """A vLLM server on a port, as sdcore/engines/README.md starts one; its address and key."""
+    url, key = f"http://127.0.0.1:{free_port()}", "a-key-of-our-own"
+    own = {"VLLM_API_KEY": key, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    port = ["--host", "127.0.0.1", "--port", url.rpartition(":")[2]]
+    lora = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "2", "--max-cpu-loras", "8"]
+    model = ["--model", str(BASE), "--dtype", "float32", "--generation-config", "vllm"]
+    watch = [sys.executable, "-I", supervise.__file__, str(os.getpid())]
+    serve = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server"]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*watch, *serve, *model, *port, *lora, "--skip-tokenizer-init", *CPU_FLAGS],
+            env=ENVIRONMENT | os.environ | own, stdout=output, stderr=output,
+        )  # fmt: skip
+    try:
+        assert answers(f"{url}/health", process, 300), log.read_text()
+        yield url, key
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_two_workers_share_a_standing_server(tmp_path):
+    log = tmp_path / "standing.log"
+    with standing_server(log) as (url, key):
+        where = [f"engine.urls=['{url}']", "--workers", "2"]
+        ran(tmp_path / "runs", *where, environment={"VLLM_API_KEY": key})
+    assert starts_in(log) == 1
+    assert log.read_text().count("Loaded new LoRA adapter") == 6
+    files = [each for each in tmp_path.rglob("*") if each.is_file() and each.stat().st_size < 1e8]
+    assert not [each for each in files if key.encode() in each.read_bytes()]
 
 
 def test_a_missing_environment_says_how_it_is_made(tmp_path):
