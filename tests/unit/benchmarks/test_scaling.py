@@ -27,7 +27,7 @@ def test_a_worker_alone_takes_its_steps_one_after_another(seconds):
 
 
 def test_another_worker_has_the_server_while_one_waits_for_its_critic(seconds):
-    # One: server 0 to 2, critic to 5, trainer to 6. Other: server 2 to 4, critic to 7, trainer to 8.
+    # One: server until 2, critic 5, trainer 6. The other: server until 4, critic 7, trainer 8.
     assert seconds(workers=2) == 8.0
     assert seconds(workers=2, servers=2) == 7.0  # both ask for the trainer at 5
     assert seconds(workers=2, servers=2, trainers=2) == 6.0
