@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from sdcore.analysis.comparison import summary
 from sdcore.analysis.intervals import Array, grid_mean
 from sdcore.analysis.metrics import SHARE
-from sdcore.analysis.preflight import PURPOSE, purpose_with, taught_with
+from sdcore.analysis.preflight import PURPOSE, measured_as, purpose_with, taught_with
 from sdcore.config import Experiment, Limits, LlmCriticConfig
 from sdcore.critics.llm import AGAIN, PROMPT
 from sdcore.design.candidates import Candidate, Field, Skipped, enumerate_field
@@ -22,7 +22,7 @@ from sdcore.design.experiments import (
     search_experiment,
     winner_experiment,
 )
-from sdcore.design.ranking import Fate, decision, fates, preflight_score, shared
+from sdcore.design.ranking import Fate, decision, fates, preflight_parts, preflight_score, shared
 from sdcore.design.schedule import CriticBound, Plan, Rung, critic_bounds, plan, stage_bounds
 from sdcore.design.spending import Spent, of_rung, spending, total
 from sdcore.errors import DataError
@@ -218,7 +218,7 @@ def rank_by_preflight(
     }
     parts = {name: parts[name] for name in search.candidates}
     scores: dict[str, float | None] = {
-        name: preflight_score(**known) for name, known in parts.items()
+        name: preflight_score(known) for name, known in parts.items()
     }
     decided = fates(scores, list(search.candidates), search.plan.rungs[0].candidates)
     rows = spending(base.store, search.experiment.experiment_id)
@@ -241,15 +241,13 @@ def _preflight_parts(
     own = [each for each in search.candidates.values() if each.prompt == prompt]
     purpose = purpose_with(None if prompt == search.field.usual else prompt)
     aims = loss_up_to_error(base, {each.name: each.condition for each in own}, purpose)
-    measured = {
-        (row["context"], row["measure"]): row["value"] for row in measures.iter_rows(named=True)
-    }
+    measured: dict[str, dict[str, float]] = {}
+    for context, measure, value in measures.select("context", "measure", "value").iter_rows():
+        measured.setdefault(context, {})[measure] = value
     return {
-        each.name: {
-            "teacher": measured.get((each.context, "teacher")),
-            "auc": measured.get((each.context, "error_auc"), measured.get((each.context, "auc"))),
-            "aim": aims[each.name],
-        }
+        each.name: preflight_parts(
+            measured.get(measured_as(base.experiment, each.context), {}), aims[each.name]
+        )
         for each in own
     }
 

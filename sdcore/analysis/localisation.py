@@ -154,6 +154,8 @@ def _leaf(text: str, corrected: str) -> tuple[int, int]:
 def _auc_differences(name: str, wrong: pl.DataFrame, settings: EvaluationConfig) -> pl.DataFrame:
     rows = []
     for (context,), mine in wrong.group_by(*_BY, maintain_order=True):
+        if (mine["region"] == "at").all():  # there is nothing to tell the error from
+            continue
         theirs = mine.with_columns(advantage="other")
         value, low, high = auc_difference(mine, theirs, settings)
         counts = len(mine), mine["rollout_id"].n_unique()

@@ -81,6 +81,15 @@ def taught_with(experiment: Experiment) -> tuple[str, ...]:
     return contexts_of(experiment) + own
 
 
+def measured_as(experiment: Experiment, context: str) -> str:
+    """Return the name that the preflight's measures have for a condition's context.
+
+    A teacher without a context has none of its own, unless its prompt is not the student's.
+    """
+    own = context == NULL and experiment.prompts.teacher_differs
+    return teacher_ability.OWN_PROMPT if own else context
+
+
 def purpose_with(prompt: str | None) -> str:
     """Return the purpose of the preflight with another prompt of the critic: `diagnose/NAME`.
 
@@ -104,7 +113,7 @@ def diagnose(
         DataError: none are stored.
     """
     names, settings = taught_with(experiment), experiment.evaluation
-    without = teacher_ability.OWN_PROMPT if experiment.prompts.teacher_differs else NULL
+    without = measured_as(experiment, NULL)
     parameters = _frozen(experiment, problem_ids, purpose)
     tokens, rollouts, lengths = (
         store.query(_PLANNED + sql, parameters) for sql in (_TOKENS, _ROLLOUTS, _LENGTHS)

@@ -61,13 +61,10 @@ def error_auc(signals: pl.DataFrame, by: Sequence[str], settings: EvaluationConf
     The chance that, in wrong rollouts, a token of that step has a lower advantage than a token of
     another step, over all pairs of such tokens in the group; ties count half, 0.5 is no signal.
 
-    Columns: `by`, auc, low, high, tokens, rollouts.
+    Columns: `by`, auc, low, high, tokens, rollouts; no row for a group without other steps.
     """
-    values, rows = ("auc", "low", "high"), []
-    for group, tokens in _groups(with_error(signals), by):
-        auc = _interval(*_area(tokens), settings)[0]
-        rows.append(group | dict(zip(values, auc)) | _counts(tokens))
-    return _frame(rows, signals, by, values)
+    at, low = pl.col("region") == "at", -pl.col("advantage")
+    return auc_of(with_error(signals), by, settings, at, low).rename({"value": "auc"})
 
 
 def auc_of(

@@ -114,7 +114,7 @@ def _judged(found: Mapping[str, Row]) -> tuple[Word, str]:
     masks = _measured_masks(found)
     if masks and not any(helps(found, mask) for mask in masks):
         return "teacher not better", _no_mask(found, masks)
-    wrong, right = (found.get(name, {}).get("rollouts", 0) for name in ("auc", "correct"))
+    wrong, right = (found.get(name, {}).get("rollouts", 0) for name in ("at", "correct"))
     if min(wrong, right) < ENOUGH:
         return (
             "not enough data",
@@ -125,7 +125,8 @@ def _judged(found: Mapping[str, Row]) -> tuple[Word, str]:
         return "copies", f"it makes {copied['value']:.0%} of the errors likelier"
     place = next((place for place, names in PLACES.items() if _objects(found, *names)), None)
     if place is None:
-        missed = _auc(found.get("error_auc", found["auc"]))
+        measured = [_auc(found[auc]) for auc, _ in PLACES.values() if auc in found]
+        missed = measured[0] if measured else "its steps have no other tokens"
         return "no signal", f"it does not object to the error before other tokens ({missed})"
     finds = f"it finds the {place} ({_auc(found[PLACES[place][0]])})"
     share = f"objects to {negative['value']:.1%} of the tokens of correct rollouts"

@@ -38,9 +38,20 @@ RULES = {
 }
 
 
-def preflight_score(teacher: float | None, auc: float | None, aim: float | None) -> float:
+def preflight_parts(measured: Mapping[str, float], aim: float | None) -> dict[str, float | None]:
+    """Return the three measures of a score; None where one could not be measured.
+
+    Args:
+        measured: of the context, by measure of the preflight.
+        aim: of the condition.
+    """
+    auc = measured.get("error_auc", measured.get("auc"))
+    return {"teacher": measured.get("teacher"), "auc": auc, "aim": aim}
+
+
+def preflight_score(parts: Mapping[str, float | None]) -> float:
     """Return the mean of the three measures; one that is missing counts as 0."""
-    return sum(value or 0.0 for value in (teacher, auc, aim)) / len(MEASURES)
+    return sum(value or 0.0 for value in parts.values()) / len(MEASURES)
 
 
 def ranked(scores: Mapping[str, float | None], before: Sequence[str]) -> list[str]:

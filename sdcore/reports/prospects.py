@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdcore.analysis.preflight import Diagnosis
-from sdcore.analysis.teacher_ability import MASKS, OWN_PROMPT, mask_of
+from sdcore.analysis.preflight import Diagnosis, measured_as
+from sdcore.analysis.teacher_ability import MASKS, mask_of
 from sdcore.analysis.verdicts import helps
 from sdcore.config import Experiment
 from sdcore.contexts import NULL
@@ -114,8 +114,7 @@ def _of_conditions(experiment: Experiment, able: Mapping[str, Measured]) -> Iter
     """The bound of each condition of the file that shows the teacher a context."""
     said = []
     for name, condition in experiment.conditions.items():
-        context = condition.teacher_context or ""
-        rows = able.get(OWN_PROMPT if context == NULL else context)
+        rows = able.get(measured_as(experiment, condition.teacher_context or ""))
         if rows is None:
             continue
         mask = mask_of(condition.tokens)

@@ -170,6 +170,19 @@ def test_a_difference_is_paired():
     assert (found["auc"]["low"], found["auc"]["high"]) == (0, 0)
 
 
+def test_where_all_is_the_error_nothing_tells_it_from_other_tokens():
+    """Traces of a single step, and of a single token, have no AUC, and so no difference of it."""
+    step, token = ([("3+3=", "at", 0), ("7", "at", -1)], [("7", "at", -1)])
+    for tokens, corrected, known in ((step, "3+3=6", {"error_auc"}), (token, "6", set())):
+        both = with_errors(
+            pl.concat(rollout("a", "p", False, corrected, *tokens, context=name) for name in "cd")
+        )
+        found, gaps = measures(both, SETTINGS), differences(both, "c", SETTINGS)
+        assert {name for name in found["measure"] if "auc" in name} == known
+        assert {name for name in gaps["measure"] if "auc" in name} == known
+        assert not found["value"].is_nan().any()
+
+
 def test_unjudged_rollouts_have_no_place():
     unjudged = TOKENS.with_columns(region=pl.lit("unjudged"), error=False, correct=False)
     assert set(measures(unjudged, SETTINGS)["measure"]) == {"kl", "first_kl"}

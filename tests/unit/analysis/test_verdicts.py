@@ -45,14 +45,15 @@ def verdict(**changes):
         (ABLE | {"gain": (0.2, 0.001, 0.4, 40)}, "localised"),
         (ABLE | {"gain": (0.2, 0.0, 0.4, 40)}, "teacher not better"),
         (ABLE | {"gain": (-0.2, -0.4, -0.1, 40)}, "teacher not better"),
-        (ABLE | {"gain": (0.2, 0.0, 0.4, 40), "auc": (0.8, 0.7, 0.9, 9)}, "teacher not better"),
+        (ABLE | {"gain": (0.2, 0.0, 0.4, 40), "at": (-0.5, -0.8, -0.2, 9)}, "teacher not better"),
         (ABLE | {"gain": (0.2, 0.0, 0.4, 9)}, "localised"),
         (ABLE | {"gain": (0.2, math.nan, math.nan, 40)}, "localised"),
         # ten rollouts of each kind are enough, nine are not
-        ({"auc": (0.8, 0.7, 0.9, 10)}, "localised"),
-        ({"auc": (0.8, 0.7, 0.9, 9)}, "not enough data"),
+        ({"at": (-0.5, -0.8, -0.2, 10)}, "localised"),
+        ({"at": (-0.5, -0.8, -0.2, 9)}, "not enough data"),
         ({"correct": (0.0, 0.0, 0.0, 9)}, "not enough data"),
-        ({"auc": (0, 0, 0, 0)}, "not enough data"),
+        ({"at": (0, 0, 0, 0)}, "not enough data"),
+        ({"auc": (0, 0, 0, 0)}, "no signal"),  # traces of one step have no AUC
         ({"correct": (0, 0, 0, 0), "negative_share": (0, 0, 0, 0)}, "not enough data"),
         # in a step of words the error alone may be objected to, the rest being forced
         ({"auc": (0.5, 0.4, 0.6, 20), "error_auc": (0.9, 0.8, 1, 20), "error": (-4, -5, -3, 20)},
@@ -118,9 +119,15 @@ def test_the_reason_has_the_numbers():
         "objects to 1.0% of the tokens of correct rollouts"
     )
     assert (
-        verdict(auc=(0.8, 0.7, 0.9, 3)).why
+        verdict(at=(-0.5, -0.8, -0.2, 3)).why
         == "3 wrong rollouts with a judged error, 15 correct ones"
     )
+
+
+def test_an_auc_that_is_not_known_is_not_told():
+    why = "it does not object to the error before other tokens"
+    assert verdict(auc=(0.5, 0.4, 0.6, 20)).why == f"{why} (AUC 0.50, 0.40 to 0.60)"
+    assert verdict(auc=(0, 0, 0, 0)).why == f"{why} (its steps have no other tokens)"
 
 
 def test_diffusion_says_where_it_is_seen():

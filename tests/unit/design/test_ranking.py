@@ -4,13 +4,18 @@ import math
 
 import pytest
 
-from sdcore.design.ranking import decision, fates, preflight_score, ranked, shared
+from sdcore.design.ranking import decision, fates, preflight_parts, preflight_score, ranked, shared
 
 
 def test_a_missing_measure_counts_as_nothing():
-    assert preflight_score(0.9, 0.6, 0.3) == pytest.approx(0.6)
-    assert preflight_score(0.9, None, 0.3) == pytest.approx(0.4)
-    assert preflight_score(None, None, None) == 0
+    able = {"teacher": 0.9, "auc": 0.8, "gain": 0.5}
+    assert preflight_score(preflight_parts(able, 0.1)) == pytest.approx(0.6)
+    assert preflight_score(preflight_parts({"teacher": 0.9}, 0.3)) == pytest.approx(0.4)
+    assert preflight_score(preflight_parts({}, None)) == 0
+
+
+def test_the_auc_of_the_error_counts_before_that_of_its_step():
+    assert preflight_parts({"auc": 0.8, "error_auc": 0.6}, 0.3)["auc"] == 0.6
 
 
 def test_ties_keep_the_order_that_was_before_and_the_missing_are_last():
