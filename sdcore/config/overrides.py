@@ -188,17 +188,27 @@ def _path(key: str, override: str) -> list[str]:
 def _oddity(node: object, names: Sequence[str] = ()) -> str | None:
     """What no setting can be, and what reads the settings would stumble over; None if all is well.
 
-    TOML's whole numbers have 64 bits, but Python's parser takes any.
+    TOML's whole numbers have 64 bits, but Python's parser takes any. A command line can have bytes
+    that are no UTF-8, such as those of a path, and no table can store them.
     """
     if len(names) > DEEPEST:
         return f"{'.'.join(names)[:80]}…: nested more deeply than any setting"
     if isinstance(node, int) and node.bit_length() > 63:
         size = f"a whole number of {node.bit_length()} bits"
         return f"{'.'.join(names)}: {size}, should be less than 2**63"
+    if not all(map(_is_utf8, [*names, node if isinstance(node, str) else ""])):
+        return f"{'.'.join(names)}: not UTF-8"
     branches = node.items() if isinstance(node, Mapping) else ()
     elements = enumerate(node) if isinstance(node, list) else ()
     found = (_oddity(part, (*names, str(name))) for name, part in (*branches, *elements))
     return next(filter(None, found), None)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        return text.encode() is not None
+    except UnicodeEncodeError:  # lone surrogates, which stand for other bytes
+        return False
 
 
 def _with_trials(tree: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from sdcore.contexts import Critique
 from sdcore.errors import DataError
+from sdcore.system.json_objects import distinct
 
 _STEP = re.compile(r"<?(?:step)?[ _]?(\d{1,4})>?", re.ASCII)  # 2, step 2, step_2, <step_2>
 _NONE = {"", "none", "null", "n/a", "-", "0", "-1"}
@@ -58,7 +59,7 @@ def read_answer(text: str) -> Critique:
         return Critique(None, None, said.strip(), raw=text)
     try:
         plain = _LATEX.sub(_escaped, said[start:end])
-        found = json.loads(plain, strict=False, object_pairs_hook=_once)
+        found = json.loads(plain, strict=False, object_pairs_hook=distinct)
         claims = Claims.model_validate(found)
     except (ValidationError, ValueError, RecursionError) as error:
         raise DataError(
@@ -74,14 +75,6 @@ def without_thinking(text: str) -> str:
     """Return what follows the thinking; nothing where the model was cut off in it."""
     said = text.rpartition("</think>")[2]
     return said.partition("<think>")[0]
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Reject JSON objects with duplicate keys."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
 
 
 def _escaped(match: re.Match[str]) -> str:

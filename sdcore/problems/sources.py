@@ -7,6 +7,7 @@ can be used is decided in `screening`.
 import csv
 import importlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -21,8 +22,10 @@ from sdcore.problems import word_problems
 from sdcore.problems.arithmetic import generate_problems, reference_solution
 from sdcore.registry import loaded
 from sdcore.store.database import query_file
+from sdcore.system.json_objects import distinct
 
 Record = Mapping[str, Any] | str  # a row, or why it cannot be read
+_TEXT = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 SURPLUS = 4  # questions drawn from a generator per question wanted, since some repeat
 
 
@@ -134,7 +137,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Record]]:
 
 def _parsed(line: str) -> Record:
     try:
-        record = json.loads(line, parse_float=SpelledFloat)
+        record = json.loads(line, parse_float=SpelledFloat, object_pairs_hook=distinct)
     except (ValueError, RecursionError) as error:
         return f"not JSON ({error}): {line}"
     return record if isinstance(record, dict) else f"not an object: {line}"
@@ -145,7 +148,7 @@ def csv_rows(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
     with _path(config).open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])
-        if repeated := sorted({name for name in header if header.count(name) > 1}):
+        if repeated := sorted(name for name, times in Counter(header).items() if times > 1):
             raise DataError(
                 "the CSV file has two columns of one name",
                 got=", ".join(map(repr, repeated)),
@@ -171,18 +174,37 @@ def _cells(reader: Any, header: list[str]) -> Record | None:
 
 
 def parquet_rows(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
-    """Yield the rows of a Parquet file."""
-    scan = pl.scan_parquet(_path(config), n_rows=config.limit)
-    wanted = [config.question, config.solution, config.answer, config.template]
-    known = [name for name in scan.collect_schema().names() if name in wanted]
-    frame = scan.select(known).collect()
-    return enumerate(frame.iter_rows(named=True), 1)
+    """Yield the rows of a Parquet file; brackets in its name are no pattern."""
+    return _frame_rows(pl.scan_parquet(_path(config), n_rows=config.limit, glob=False), config)
 
 
 def duckdb_rows(config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
     """Yield the rows of a query."""
-    frame = query_file(_path(config), config.query or "")
-    return enumerate(frame.iter_rows(named=True), 1)
+    frame = query_file(_path(config), config.query or "", limit=config.limit)
+    return _frame_rows(frame.lazy(), config)
+
+
+def _frame_rows(frame: pl.LazyFrame, config: ProblemsConfig) -> Iterable[tuple[int, Record]]:
+    """Yield the rows of the columns that make problems; nothing is read of the others.
+
+    Raises:
+        DataError: the question or answer has no column, or one of neither text nor numbers. The
+            values of some types, such as the date of infinity, do not exist in Python.
+    """
+    schema = frame.collect_schema()
+    wanted = {config.question, config.solution, config.answer, config.template}
+    columns = {name: dtype for name, dtype in schema.items() if name in wanted}
+    odd = [f"{n} {t}" for n, t in columns.items() if not (t.is_numeric() or t in _TEXT)]
+    missing = {config.question, config.answer} - columns.keys()
+    if missing or odd:
+        raise DataError(
+            "problems need columns of text or numbers",
+            got=", ".join(odd) or f"the columns {', '.join(schema.names()) or '(none)'}",
+            expected=" and ".join(sorted(missing)),
+            where=origin(config),
+            fix="problems.question, problems.solution and problems.answer name the columns",
+        )
+    return enumerate(frame.select(*columns).collect().iter_rows(named=True), 1)
 
 
 def dataset_rows(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:

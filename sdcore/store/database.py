@@ -432,8 +432,8 @@ def query_error(error: duckdb.Error, path: Path) -> StoreError:
 _FAILS = "query on a DuckDB file fails"
 
 
-def query_file(path: Path, sql: str) -> pl.DataFrame:
-    """Rows of a query on a DuckDB file of any origin, opened for reading, with no way out of it.
+def query_file(path: Path, sql: str, *, limit: int | None = None) -> pl.DataFrame:
+    """First rows of a query on a DuckDB file of any origin, opened for reading, with no way out.
 
     Raises:
         DataError: there is no such file, or the query fails.
@@ -444,7 +444,7 @@ def query_file(path: Path, sql: str) -> pl.DataFrame:
             rows = connection.sql(sql)
             if rows is None:
                 raise DataError(_FAILS, got=repr(sql), expected="a SELECT", where=str(path))
-            return pl.DataFrame(rows.pl())
+            return pl.DataFrame((rows if limit is None else rows.limit(limit)).pl())
     except duckdb.Error as error:
         raise DataError(_FAILS, got=error, where=str(path)) from error
 

@@ -59,9 +59,38 @@ def test_parquet_reads_the_named_columns_only(tmp_path):
     path = tmp_path / "p.parquet"
     pl.DataFrame(ROWS).with_columns(blob=pl.lit("x" * 1000)).write_parquet(path)
     assert read(source="parquet", path=path) == list(enumerate(ROWS, 1))
-    assert read(source="parquet", path=path, question="q") == [
-        (n, {"answer": row["answer"]}) for n, row in enumerate(ROWS, 1)
-    ]
+    named = tmp_path / "p[1].parquet"  # brackets are no pattern
+    path.rename(named)
+    assert read(source="parquet", path=named, limit=1) == [(1, ROWS[0])]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ("1 AS q, 2 AS answer", r"got: the columns q, answer\n  expected: question\n"),
+        ("'a' AS question", r"expected: answer\n"),
+        ("'a' AS question, 'infinity'::TIMESTAMP AS answer", "got: answer Datetime"),
+        ("['a'] AS question, 1 AS answer", "got: question List"),
+        ("'a' AS question, 1 AS answer, true AS solution", "got: solution Boolean"),
+    ],
+)
+def test_a_table_without_the_columns_of_problems_is_refused(tmp_path, columns, said):
+    path, base = tmp_path / "p.parquet", tmp_path / "p.duckdb"
+    with duckdb.connect(base) as connection:
+        connection.sql(f"SELECT {columns}").write_parquet(str(path))
+    for settings in ({"source": "parquet", "path": path}, {
+        "source": "duckdb", "path": base, "query": f"SELECT {columns}"
+    }):  # fmt: skip
+        with pytest.raises(DataError, match=rf"columns of text or numbers[\s\S]*{said}"):
+            read(**settings)
+
+
+def test_a_limit_ends_a_query_that_never_does(tmp_path):
+    duckdb.connect(tmp_path / "p.duckdb").close()
+    endless = "WITH RECURSIVE r AS (SELECT 1 n UNION ALL SELECT n + 1 FROM r)"
+    query = f"{endless} SELECT n AS question, n AS answer FROM r"
+    rows = read(source="duckdb", path=tmp_path / "p.duckdb", query=query, limit=2)
+    assert rows == [(1, {"question": 1, "answer": 1}), (2, {"question": 2, "answer": 2})]
 
 
 def test_a_query_reads_a_duckdb_file_and_can_do_nothing_else(tmp_path):
