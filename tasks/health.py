@@ -6,7 +6,8 @@ import polars as pl
 
 from sdcore.analysis.health import last_good, stopping
 from sdcore.store.schema import TABLES
-from tasks.run.condition_run import ConditionRun, StoredPolicy
+from tasks.run.checkpoints import record_checkpoint
+from tasks.run.condition_run import ConditionRun
 from tasks.run.progress import note
 
 _ROUNDS = """
@@ -54,8 +55,5 @@ def _keep(run: ConditionRun, round_: int) -> None:
     for folder in run.folder.glob("round-*"):
         if int(folder.name.removeprefix("round-")) > round_:
             shutil.rmtree(folder)
-    if not round_:
-        return
-    path = str(run.checkpoint(round_).relative_to(run.root))
-    policies = StoredPolicy.to_frame([run.policy(round_)])
-    run.store.replace(policies=policies.with_columns(path=pl.lit(path)))
+    if round_:
+        record_checkpoint(run, round_)

@@ -296,7 +296,7 @@ def _print_summary(
     from sdcore.reports import printing
 
     if as_json:
-        frames = {name: frame.to_dicts() for name, frame in tables.items()}
+        frames = {name: frame.fill_nan(None).to_dicts() for name, frame in tables.items()}
         print(json.dumps({**frames, **more}))
         return
     print_tables(printing.printable(**tables))

@@ -90,6 +90,13 @@ def damage(root: Path, policy: StoredPolicy, *, resumable: bool) -> ModelError |
     return None
 
 
+def record_checkpoint(run: ConditionRun, round_: int) -> None:
+    """Record that the checkpoint after so many rounds stays, as that of a scored policy does."""
+    policy = run.policy(round_)
+    path = pl.lit(policy.checkpoint.as_posix())
+    run.store.replace(policies=StoredPolicy.to_frame([policy]).with_columns(path=path))
+
+
 def last_checkpoint(run: ConditionRun, round_: int | None = None) -> StoredPolicy:
     """The last policy of a run, up to a round, that training can go on from; the base if none.
 

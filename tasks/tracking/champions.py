@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from sdcore.errors import SdcoreError
 from tasks.maintenance.restore import restore
+from tasks.run.checkpoints import record_checkpoint
 from tasks.run.condition_run import ConditionRun
 from tasks.run.lock import run_lock
 
@@ -79,6 +80,7 @@ def _register(base: ConditionRun, chosen: Chosen, aliases: list[str]) -> str:
     if policy.path is None:  # it was pruned before scores changed which one is chosen
         with run_lock(run, wait=True):
             restore(run, [policy.round])
+            record_checkpoint(run, policy.round)
     folder = base.root / policy.checkpoint
     with base.session.tracking() as tracking:
         return tracking.register(

@@ -20,6 +20,7 @@ from tasks.run.condition_run import ConditionRun, base_run
 from tasks.run.rounds import first_round
 from tasks.run.session import Session
 from tasks.sample import sample
+from tasks.tracking import champions
 from tests.helpers.paths import QUICKSTART
 from tests.helpers.tiny import flip
 
@@ -174,6 +175,17 @@ def test_a_scored_checkpoint_that_was_not_chosen_is_freed_on_request_and_comes_b
     assert damaged(run) == [] and not freed.folder.exists()
     restore(run, [1])
     assert damage(run.root, run.policy(1), resumable=True) is None
+
+
+def test_a_freed_checkpoint_that_is_chosen_after_all_stays_from_then_on(no_champion):
+    run, base = no_champion, no_champion.base
+    prune(base, unchosen=True, delete=True)
+    with run.session.tracking() as tracking:
+        tracking.register = lambda *given: "1"
+    assert champions._register(base, champions.Chosen("reference", 3, 1), []) == "1"
+    assert run.root / run.policy(1).path == run.checkpoint(1)
+    remove(run.checkpoint(1))
+    assert damaged(run) == [1]
 
 
 def test_where_a_sampler_reads_from_disk_a_round_that_is_not_due_has_the_weights_alone(

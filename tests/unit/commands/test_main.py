@@ -177,6 +177,13 @@ def test_why_compares_with_a_run_or_an_experiment_file(call, workspace, tmp_path
     assert same["changes"] == []
 
 
+def test_what_is_unknown_is_null_in_json(call):
+    """The signals of one problem have no interval; JSON has no NaN."""
+    printed = call("report", "small", "--json")
+    signals = json.loads(printed, parse_constant=pytest.fail)["signals"]
+    assert signals[0]["mean_before"] is not None and signals[0]["low_before"] is None
+
+
 def test_the_list_has_the_progress_of_each_run(call, workspace):
     (run,) = json.loads(call("list", "--json"))
     assert run["experiment_id"] == ID and run["compared"]
