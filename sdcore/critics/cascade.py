@@ -1,13 +1,17 @@
 """A cascade of two critics: a small one judges each trace, a large one where validation refuses."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from queue import SimpleQueue
 
 from sdcore.config import CascadeConfig
 from sdcore.contexts import Critique
 from sdcore.critics.llm import Ask, Critic, OpenClient, asked_directly, open_critic
 from sdcore.critics.validation import Submission
 from sdcore.store.schema import content_key
+
+_Settled = tuple[int, Critique]
 
 
 def open_cascade(settings: CascadeConfig, open_client: OpenClient) -> "Cascade":
@@ -51,16 +55,32 @@ class Cascade(Critic):
     def settle(self, batches: Iterable[Sequence[int]], ask: Ask) -> Iterator[tuple[int, Critique]]:
         """Yield the small critic's valid critiques, then the large critic's of all the others.
 
-        A critique by the large one counts what the small one's refused answers took, too.
+        The large one is asked about a trace as soon as the small one's critique of it is refused,
+        in a thread of its own. Its critique counts what the refused answers took, too.
         """
         refused: dict[int, Critique] = {}
-        for index, critique in ask(self._small, batches):
-            if critique.valid:
-                yield index, critique
-            else:
-                refused[index] = critique
-        for index, critique in ask(self._large, [[*refused]]):
-            yield index, _with_cost_of(refused[index], critique)
+        left, settled = SimpleQueue[Sequence[int] | None](), SimpleQueue[_Settled | None]()
+
+        def ask_large() -> None:
+            try:
+                for index, critique in ask(self._large, iter(left.get, None)):
+                    settled.put((index, _with_cost_of(refused[index], critique)))
+            finally:
+                settled.put(None)
+
+        with ThreadPoolExecutor(1) as beside:
+            asked = beside.submit(ask_large)
+            try:
+                for index, critique in ask(self._small, batches):
+                    if critique.valid:
+                        yield index, critique
+                    else:
+                        refused[index] = critique
+                        left.put([index])
+            finally:
+                left.put(None)
+            yield from iter(settled.get, None)
+            asked.result()
 
 
 def _with_cost_of(before: Critique, critique: Critique) -> Critique:

@@ -8,6 +8,7 @@ the model's claim; only the oracle knows it.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from itertools import chain
 from typing import Protocol
 
 from sdcore.config import CRITICS, CriticSettings, LlmCriticConfig
@@ -119,9 +120,15 @@ def asked_directly(submissions: Sequence[Submission]) -> Ask:
     """Return an `Ask` that asks the critic about each submission, and stores nothing."""
 
     def ask(critic: Critic, batches: Iterable[Sequence[int]]) -> Iterator[tuple[int, Critique]]:
-        indices = [index for batch in batches for index in batch]
-        for place, critique in critic.criticise([submissions[index] for index in indices]):
-            yield indices[place], replace(critique, writer=critic.name)
+        asked: list[int] = []
+
+        def coming() -> Iterator[Submission]:
+            for index in chain.from_iterable(batches):
+                asked.append(index)
+                yield submissions[index]
+
+        for place, critique in critic.criticise(coming()):
+            yield asked[place], replace(critique, writer=critic.name)
 
     return ask
 

@@ -1,3 +1,5 @@
+from threading import Event
+
 import pytest
 from pydantic import ValidationError
 
@@ -6,6 +8,7 @@ from sdcore.contexts import Critique
 from sdcore.critics.cascade import Cascade
 from sdcore.critics.llm import Critic, open_critic
 from sdcore.critics.validation import Submission
+from sdcore.errors import EngineError
 
 SMALL = {"kind": "llm", "model": "s", "price_out": 1.0}
 LARGE = {"kind": "llm", "model": "l", "base_url": "http://127.0.0.1:1/v1"}
@@ -25,8 +28,9 @@ class Judge(Critic):
         return f"{self.name} {submission.trace}"
 
     def criticise(self, submissions):
-        self.heard += [each.trace for each in submissions]
-        for index, each in reversed([*enumerate(submissions)]):
+        there = [*submissions]
+        self.heard += [each.trace for each in there]
+        for index, each in reversed([*enumerate(there)]):
             valid = each.trace in self.known
             yield index, Critique("D", 1, None, valid, tokens=10, cost=1.0, raw=self.name)
 
@@ -42,6 +46,40 @@ def test_the_large_one_judges_what_is_refused_and_its_critique_counts_both():
         (1, 10, 1.0), (2, 20, 2.0), (1, 10, 1.0), (2, 20, 2.0),
     ]  # fmt: skip
     assert cascade.content_id(submission("a")) != cascade.content_id(submission("b"))
+
+
+def test_the_large_one_begins_while_the_small_one_is_still_judging():
+    heard = Event()
+
+    class Small(Judge):
+        def criticise(self, submissions):
+            for index, _ in enumerate(submissions):
+                yield index, Critique("D", 1, None, False, raw=self.name)
+                assert heard.wait(10)
+
+    class Large(Judge):
+        def criticise(self, submissions):
+            for index, _ in enumerate(submissions):
+                heard.set()
+                yield index, Critique("D", 1, None, True, raw=self.name)
+
+    cascade = Cascade(Small("s", ()), Large("l", ()))
+    found = dict(cascade.criticise([submission(text) for text in "ab"]))
+    assert [found[i].writer for i in range(2)] == ["l", "l"]
+
+
+@pytest.mark.parametrize("failing", ["small", "large"])
+def test_the_failure_of_either_reaches_the_caller(failing):
+    class Broken(Judge):
+        def criticise(self, submissions):
+            yield from super().criticise([*submissions])
+            raise EngineError("refused")
+
+    critics = {"small": Judge("s", {"a"}), "large": Judge("l", {"b"})}
+    critics[failing] = Broken(failing, {"a", "b"} if failing == "large" else {"a"})
+    with pytest.raises(EngineError, match="refused"):
+        list(Cascade(**critics).criticise([submission(text) for text in "ab"]))
+    assert critics["large"].heard == ["b"]  # what was refused was asked about all the same
 
 
 def test_its_settings_open_both_models_with_the_prompts_of_a_condition():
