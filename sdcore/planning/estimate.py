@@ -382,7 +382,10 @@ class _Work:
         return waits + trains if engine.urls else waits
 
     def asked(self, requests: int, *, attempts: int) -> Cost:
-        """Critiques; the second model of a cascade makes those that are refused by the first."""
+        """Critiques; the second model of a cascade makes those that are refused by the first.
+
+        It begins while the first is at work, but the last trace may be the one that is refused.
+        """
         critic = self.experiment.critic
         if not (critic and critic.models):
             seconds = ORACLE_HANDLING * self.machine.handling * requests
