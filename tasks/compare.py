@@ -20,17 +20,40 @@ def compare(base: ConditionRun) -> int:
     Warnings come last: winners of a sweep at an edge, what trained nothing, signs of a collapse.
 
     Returns:
-        How many differences there are.
+        How many differences are new.
     """
     experiment_id = base.experiment.experiment_id
     with base.session.clock.measure("analysis"):
-        differences, by_seed = comparison.comparisons(base.store, experiment_id)
-        base.store.append_missing(comparisons=differences, seed_differences=by_seed)
+        count = store_differences(base)
         table, curves = log_comparison(base)
         artifacts.publish(base, table, curves)
     for condition, text in comparison.warnings(base.store, experiment_id).iter_rows():
         note(f"WARNING: {condition}: {text}")
-    return len(differences)
+    return count
+
+
+def store_differences(base: ConditionRun) -> int:
+    """Store the paired differences; if any stored one is another now, all of them are superseded.
+
+    So are those of a pair that is compared no more, such as with a trial that another has replaced.
+
+    Returns:
+        How many are new or others than before.
+    """
+    run: dict[str, object] = {"experiment_id": base.experiment.experiment_id}
+    names = ("comparisons", "seed_differences")
+    made = comparison.comparisons(base.store, base.experiment.experiment_id)
+    now = dict(zip(names, made, strict=True))
+    before = {name: base.store.rows(name, **run) for name in names}
+    if any(len(_without(before[name], now[name])) for name in names):
+        base.store.supersede(dict.fromkeys(names, "experiment_id = $experiment_id"), run)
+    base.store.append_missing(**now)
+    return len(_without(now["comparisons"], before["comparisons"]))
+
+
+def _without(rows: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
+    """The rows that are not among others of the same columns."""
+    return rows.join(others, on=rows.columns, how="anti", nulls_equal=True)
 
 
 def log_comparison(base: ConditionRun) -> tuple[pl.DataFrame, Figure]:

@@ -4,11 +4,10 @@ from typing import Any
 
 import polars as pl
 
-from sdcore.analysis import comparison
 from sdcore.analysis.regrading import regraded
 from sdcore.analysis.scoring import Score, score
 from sdcore.store.schema import TABLES
-from tasks.compare import log_comparison
+from tasks.compare import log_comparison, store_differences
 from tasks.run.condition_run import ConditionRun
 from tasks.run.progress import note
 from tasks.sweep import chosen, decide, store_choice
@@ -41,8 +40,8 @@ def rescore(base: ConditionRun) -> dict[str, int]:
     scores, problem_scores = _scores(base, rollouts)
     moved = base.store.replace(rollouts=rollouts, scores=scores, problem_scores=problem_scores)
     _choose_again(base)
-    differences, by_seed = _comparisons(base)
-    base.store.replace(comparisons=differences, seed_differences=by_seed)
+    compared = len(base.store.rows("comparisons", **run))
+    differences = store_differences(base) if compared else 0
     _log_again(base, rollouts)
     became = graded.join(changed, on="rollout_id")
     return {
@@ -51,7 +50,7 @@ def rescore(base: ConditionRun) -> dict[str, int]:
         "now_correct": len(became.filter(~pl.col("correct"), pl.col("correct_right"))),
         "now_wrong": len(became.filter(pl.col("correct"), ~pl.col("correct_right"))),
         "scores": moved["scores"],
-        "comparisons": len(differences),
+        "comparisons": differences,
     }
 
 
@@ -87,21 +86,6 @@ def _score(base: ConditionRun, row: dict[str, Any], rollouts: pl.DataFrame) -> S
         "rollouts", policy_id=row["policy_id"], purpose=row["split"], **run
     ).update(rollouts, on="rollout_id", include_nulls=True)
     return score(samples, k=row["k"], settings=base.experiment.evaluation)
-
-
-def _comparisons(base: ConditionRun) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return comparisons and seed differences that changed; none before the run compares."""
-    experiment_id = base.experiment.experiment_id
-    names = ("comparisons", "seed_differences")
-    stored = [base.store.rows(name, experiment_id=experiment_id) for name in names]
-    if not len(stored[0]):
-        return stored[0], stored[1]
-    now = comparison.comparisons(base.store, experiment_id)
-    means, by_seed = (
-        new.join(old, on=old.columns, how="anti", nulls_equal=True)
-        for new, old in zip(now, stored, strict=True)
-    )
-    return means, by_seed
 
 
 def _log_again(base: ConditionRun, rollouts: pl.DataFrame) -> None:
