@@ -56,7 +56,9 @@ def sample(round_: Round) -> int:
     asked = round_questions(
         problems["problem_id"].to_list(), training.questions_per_round, round_.number, run.seed
     )
-    chosen = pl.DataFrame({"problem_id": asked}).join(problems, on="problem_id", how="left")
+    chosen = pl.DataFrame({"problem_id": asked}).join(
+        problems, on="problem_id", how="left", maintain_order="left"
+    )
     number, sampler = round_.number, round_.sampler
     if round_.resumed:
         round_.arrived.add(stored_rollouts(run, sampler, "train", round=number))

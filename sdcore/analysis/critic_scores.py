@@ -59,7 +59,7 @@ def harmonic_mean(a: Vector, b: Vector) -> Vector:
 
 def _f1(wrong_N: Vector, right_M: Vector, settings: EvaluationConfig) -> Array:
     """F1 with its bounds; wrong and right solutions are resampled apart."""
-    if min(len(wrong_N), len(right_M)) < 2:
+    if not min(len(wrong_N), len(right_M)):
         return np.full(3, np.nan)
 
     def statistic(wrong_RN: Array, right_RM: Array) -> Array:

@@ -53,3 +53,9 @@ def test_where_there_is_nothing_to_average_there_is_no_number():
     scores = score({}, {})
     assert scores["f1"] is None and scores["error_accuracy"] is None
     assert scores["correct_accuracy"] == 1
+
+
+def test_one_solution_of_a_kind_has_a_score_without_bounds():
+    scores = score({"truth": 2, "verdict": "D", "claimed": 2}, {})
+    assert scores["f1"] == scores["error_accuracy"] == 1
+    assert scores["f1_low"] is None and scores["error_accuracy_low"] is None
