@@ -3,7 +3,7 @@
 The score of a trial is the mean over seeds of avg@k on validation at each seed's best checkpoint,
 the earliest if tied, which is the checkpoint that would be compared. The best score wins; if tied,
 the smaller values, setting by setting, and where values are no numbers the one that stands first in
-its list. A trial that trained under fewer seeds than another does not win.
+its list. A trial with such a checkpoint under fewer seeds than another does not win.
 
 While the winner has the smallest or the largest of several numbers, its grid is extended beyond
 that edge by the factor of the two outermost values, on all values of its other settings, up to
@@ -34,8 +34,8 @@ class Outcome:
     Attributes:
         name: of its condition.
         trial: its family and values.
-        seeds: under which it trained anything.
-        score: avg@k on validation, mean over these seeds; None where it trained nothing.
+        seeds: under which it has a checkpoint that may be chosen.
+        score: avg@k on validation, mean over these seeds; None where there are none.
         sampled_tokens: training tokens until its last scored checkpoint, mean over these seeds.
     """
 
@@ -256,7 +256,7 @@ def _tried(setting: str, outcomes: tuple[Outcome, ...]) -> list[JsonValue]:
 def _why(outcome: Outcome, search: Search) -> str:
     winner = search.winner
     if outcome.score is None or winner is None or winner.score is None:
-        return "trained nothing"
+        return "no checkpoint to choose: trained nothing, or was stopped before a good one"
     if outcome is winner:
         parts = ["best on validation" if len(search.outcomes) > 1 else "the only trial"]
         tied = [each.name for each in search.outcomes if each is not winner and _ties(each, winner)]
@@ -266,7 +266,7 @@ def _why(outcome: Outcome, search: Search) -> str:
             parts.append(f"at an edge: {edge}")
         return "; ".join(parts)
     if outcome.seeds < winner.seeds:
-        return f"trained under {outcome.seeds} of {winner.seeds} seeds"
+        return f"a checkpoint to choose under {outcome.seeds} of {winner.seeds} seeds"
     if _ties(outcome, winner):
         return f"tied with {winner.name}, which has the smaller value or stands first"
     behind = 100 * (winner.score - outcome.score)

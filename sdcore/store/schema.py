@@ -435,11 +435,11 @@ _TABLES = (
         Column("trial", TEXT, "name of the trial, which is a condition of its own in all other tables"),
         Column("setting_values", TEXT, "its values by setting, as JSON"),
         Column("extension", INT, "0: its values are in the file; 1, 2 …: the grid was extended to them"),
-        Column("seeds", INT, "seeds under which it trained anything"),
+        Column("seeds", INT, "seeds under which it has a checkpoint to choose"),
         Column("validation", REAL, "avg@k on validation at the best checkpoint of each seed, mean over "
-               "seeds; empty where it trained nothing", True),
+               "seeds; empty where it has none to choose", True),
         Column("sampled_tokens", REAL, "training tokens sampled until the last scored checkpoint, mean "
-               "over seeds; empty where it trained nothing", True),
+               "over seeds; empty where it has none to choose", True),
         Column("chosen", FLAG, "it stands for its condition: it alone is scored on test and compared"),
         Column("why", TEXT, "why it was chosen, or why not"),
         Column("edge", TEXT, "of the chosen trial, which of its values are at an edge of the grid, and why "
