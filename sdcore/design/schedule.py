@@ -58,10 +58,10 @@ def preflight_tokens(experiment: Experiment, contexts: int) -> int:
     diagnose = experiment.diagnose
     starts = len(MASKS)  # one of each mask's mixed policy
     per_problem = diagnose.rollouts + starts * contexts * diagnose.teacher_samples
-    # A branch samples twice, one token less each than a response, and the forced token.
-    per_problem += 2 * contexts * diagnose.rollouts * diagnose.branches
-    sampled = diagnose.problems * per_problem + _validation(experiment)
-    return experiment.sampling.max_new_tokens * (sampled + _band(experiment, "train", "validation"))
+    branches = diagnose.problems * contexts * diagnose.rollouts * diagnose.branches
+    sampled = diagnose.problems * per_problem + 2 * branches + _validation(experiment)
+    sampled += _band(experiment, "train", "validation")
+    return experiment.sampling.max_new_tokens * sampled + branches  # and a forced token each
 
 
 def rung_tokens(experiment: Experiment, rung: Rung, before: int) -> int:

@@ -62,6 +62,9 @@ def test_a_rung_keeps_one_in_eta_and_trains_eta_times_as_long(
 def test_the_bounds_count_every_sample_at_its_longest():
     # 4 problems x (2 rollouts + 5 contexts x 3 samples x 5 starts) + 5 x 2 of the base, x 10 tokens
     assert preflight_tokens(experiment(), contexts=5) == 10 * (4 * 77 + 10)
+    # a branch continues twice, once after a forced token: 4 x 5 contexts x 2 rollouts x 3 branches
+    branched = experiment(diagnose={"branches": 3})
+    assert preflight_tokens(branched, contexts=5) == 10 * (4 * 77 + 10) + 120 * (2 * 10 + 1)
     # 3 candidates x 2 seeds x ((4 - 2) rounds x 3 questions x 2 + 5 x 2 on validation) x 10
     assert rung_tokens(experiment(), Rung(2, 4, 3, 1), before=2) == 10 * 6 * (12 + 10)
     # base and each checkpoint: 5 x 2 + 7 x 6 = 52; 4 conditions x 2 seeds x (24 + 2 checkpoints)
