@@ -15,21 +15,16 @@ import sympy
 from latex2sympy2_extended import NormalizationConfig, normalize_latex
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from latex2sympy2_extended.logic import And
+from latex2sympy2_extended.sets import FiniteSet
 from math_verify.grader import should_treat_as_complex, verify
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
 from sdcore.grading import measures
-from sdcore.grading.reading import (
-    Reading,
-    Value,
-    decimal_places,
-    is_word,
-    read,
-    same_value,
-    value,
-    words,
-)
+from sdcore.grading.literals import in_base, time_of_day, without_base_ten, without_option
+from sdcore.grading.reading import Reading, is_word, read, words
+from sdcore.grading.unfinished import unfinished
+from sdcore.grading.values import Value, decimal_places, same_value, value
 
 DIFFERS = "differs from the reference"
 UNFINISHED = "leaves an operation between plain numbers undone"
@@ -39,10 +34,7 @@ _NORMALISE = NormalizationConfig(
 )
 _CONVERT = ConversionConfig(lowercase_symbols=False)  # X is not x
 _PRECISION = 30  # digits to which two closed expressions are compared
-_BASED = re.compile(r"(\d+|[\dA-Fa-f]{2,}(?=_\{?1[1-6]))_\{?(\d{1,2})\}?")  # 1010_2, FF_{16}
-_BASE_TEN = re.compile(r"^(\d+)_(?:10|\{10\})$")
-_LETTER = re.compile(r"\(?[A-Z]\)?")
-_OPTION = re.compile(r"\(?([A-Z])\)\s+(.+)")
+_RATIO = re.compile(r"(?<![\w.:])([\d.]+|[A-Za-z])((?:\s*:\s*(?:[\d.]+|[A-Za-z])){2,})(?![\w.])")
 _TOKEN = re.compile(r"(?<![^\s(,])[A-Za-z]{2,}(?![^\s.),])")  # letters between spaces
 _JOINED = re.compile(
     r"\s*(?:\\text\{\s*(or|and)\s*\}|\b(or|and)\b|\\(lor|land)\b)\s*"
@@ -51,6 +43,7 @@ _DIVISION = r"\s*(?:/|\\div)\s*\d[\d.]*"
 _DIVIDED = re.compile(
     rf"\d\s*\\div\s*\d|\d{_DIVISION}{_DIVISION}"
 )  # 48 ÷ 2, 24/2/3: one fraction is fine
+_BRACES = re.compile(r"\\?\{")
 _INEQUALITY = re.compile(r"[<>]|\\(?:l|g)(?:e|eq|t)(?![a-z])|\\(?:leq|geq)slant")
 _CALCULUS = re.compile(r"\\int|\\partial|\\frac\s*\{\s*d[^}]*\}\s*\{\s*d")
 _DIFFERENTIAL = re.compile(r"(?<![A-Za-z\\])d\s*(?=[A-Za-z](?![a-z]{2}))")  # da is d times a here
@@ -60,7 +53,6 @@ _SETS = {
     "and": sympy.Intersection,
     "land": sympy.Intersection,
 }
-_UNDONE = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative, sympy.Mod)
 
 # One of each kind that answers have: reading it once fills the caches of the parser and of sympy.
 _KINDS = (
@@ -78,7 +70,7 @@ def readable(text: str) -> bool:
     """Return whether a text can be read as mathematics or as words."""
     reading = read(text)
     plain, _ = measures.without_unit(reading.text)
-    return words(plain) is not None or _in_base(plain) is not None or _parsed(plain) is not None
+    return words(plain) is not None or in_base(plain) is not None or _parsed(plain) is not None
 
 
 def difference(answer: str, reference: str) -> str | None:
@@ -93,6 +85,9 @@ def _difference(mine: Reading, theirs: Reading) -> str | None:
         return None
     answer, unit = measures.without_unit(mine.text)
     reference, wanted = measures.without_unit(theirs.text)
+    for reading, found in ((mine, unit), (theirs, wanted)):
+        if reading.currency and found is not None and not measures.is_rate(found):
+            return DIFFERS  # $5 m
     unit = measures.registry().Unit(mine.currency) if mine.currency else unit
     wanted = measures.registry().Unit(theirs.currency) if theirs.currency else wanted
     if (mine.percent or theirs.percent) and (unit is not None or wanted is not None):
@@ -103,13 +98,15 @@ def _difference(mine: Reading, theirs: Reading) -> str | None:
     if scale is None and {str(unit), str(wanted)} != {"sterling", "pound"}:  # £5 and 5 pounds
         return DIFFERS
     scale = scale or Fraction(1)
-    answer, reference = _letter(answer, reference), _letter(reference, answer)
+    answer, reference = without_option(answer, reference), without_option(reference, answer)
+    time, expected_time = time_of_day(answer), time_of_day(reference)
+    if time is not None and expected_time is not None:
+        return None if time.same(expected_time) else DIFFERS
     spoken, expected = words(answer), words(reference)
     if spoken is not None or expected is not None:
         return None if spoken == expected else DIFFERS
-    if not (_BASED.fullmatch(answer) and _BASED.fullmatch(reference)):
-        answer, reference = (_BASE_TEN.sub(r"\1", text) for text in (answer, reference))
-    based = [_in_base(text) for text in (answer, reference)]
+    answer, reference = without_base_ten(answer, reference)
+    based = [in_base(text) for text in (answer, reference)]
     if based != [None, None]:
         return None if based[0] == based[1] else DIFFERS
     if scale != 1:
@@ -122,12 +119,6 @@ def _difference(mine: Reading, theirs: Reading) -> str | None:
     return _compared(answer, reference, scaled=scale != 1)
 
 
-def _letter(text: str, other: str) -> str:
-    """The letter of ``(B) 5`` where the other is a letter, else the text."""
-    option = _OPTION.fullmatch(text)
-    return option[1] if option and value(option[2]) and _LETTER.fullmatch(other) else text
-
-
 def _compared(answer: str, reference: str, scaled: bool) -> str | None:
     mine, theirs = value(answer), value(reference)
     if mine is not None and theirs is not None:
@@ -138,10 +129,17 @@ def _compared(answer: str, reference: str, scaled: bool) -> str | None:
     left, right = _without_name(left, right)
     if left is None or right is None:
         return DIFFERS
+    if _other_brackets(answer, right) or _other_brackets(reference, left):
+        return DIFFERS
     if not _equal(left, right):
         return DIFFERS
-    undone = _unfinished(left) or _DIVIDED.search(answer)
-    return UNFINISHED if undone and not scaled and not _unfinished(right) else None
+    undone = unfinished(left) or _DIVIDED.search(answer.rpartition("=")[2])
+    return UNFINISHED if undone and not scaled and not unfinished(right) else None
+
+
+def _other_brackets(text: str, other: Any) -> bool:
+    """Return whether a set is to be compared with a pair or an interval: {1, 2} and (1, 2)."""
+    return bool(_BRACES.match(text)) and isinstance(other, sympy.Interval | sympy.Tuple)
 
 
 def _equal(answer: Any, reference: Any) -> bool:
@@ -246,7 +244,7 @@ def _unsolvable(equation: sympy.Eq) -> bool:
 def _verified(answer: Any, reference: Any) -> bool:
     """Math-verify's verdict, with as many decimals as the smallest number in either needs."""
     numbers = [
-        abs(float(number))
+        _value(number).exact
         for side in (answer, reference)
         if isinstance(side, sympy.Basic)
         for number in side.atoms(sympy.Number)
@@ -322,59 +320,6 @@ def _is_relation(parsed: Any) -> bool:
     )
 
 
-def _unfinished(parsed: Any) -> bool:
-    """Return whether an operation between numbers is left undone anywhere: 3+4, 2*3, sqrt(9+16).
-
-    A single fraction, root or power is finished, and so is a number in scientific notation.
-    """
-    if not isinstance(parsed, sympy.Basic):
-        return isinstance(parsed, sympy.MatrixBase) and any(map(_unfinished, parsed.flat()))
-    if isinstance(parsed, _UNDONE):
-        return True
-    if isinstance(parsed, sympy.Add) and sum(map(_is_plain, parsed.args)) > 1:
-        return True
-    if isinstance(parsed, sympy.Mul) and not _is_scientific(parsed):
-        plain = [each for each in parsed.args if _is_plain(each) and abs(each) != 1]
-        divisors = [each for each in plain if isinstance(each, sympy.Pow) and each.exp == -1]
-        if len(plain) - len(divisors) > 1 or len(divisors) > 1 or _fraction_over(plain, divisors):
-            return True
-    return any(map(_unfinished, parsed.args))
-
-
-def _fraction_over(plain: list[Any], divisors: list[Any]) -> bool:
-    """Return whether a fraction is divided once more: (1/2)/3."""
-    rest = [each for each in plain if each not in divisors]
-    return bool(divisors) and any(isinstance(e, sympy.Rational) and e.q != 1 for e in rest)
-
-
-def _is_plain(part: Any) -> bool:
-    """A rational number: 3, 1/2, 0.5, 2^3, sqrt(49)."""
-    if isinstance(part, sympy.Number):
-        return True
-    if isinstance(part, sympy.Expr) and not part.free_symbols and part.is_rational:
-        return True
-    powers = isinstance(part, sympy.Pow) and all(map(_is_plain, part.args)) and part.exp.is_Integer
-    products = isinstance(part, sympy.Mul) and all(map(_is_plain, part.args))
-    return bool(powers or products)
-
-
-def _is_scientific(product: sympy.Mul) -> bool:
-    parts = [each for each in product.args if each != -1]
-    powers = [each for each in parts if isinstance(each, sympy.Pow) and each.base == 10]
-    return len(parts) == 2 and len(powers) == 1 and any(isinstance(e, sympy.Number) for e in parts)
-
-
-def _in_base(text: str) -> int | None:
-    """Value of a number with a base: ``1010_2``. None without a base, and the base never drops."""
-    match = _BASED.fullmatch(text)
-    if match is None or not 2 <= int(match[2]) <= 36:
-        return None
-    try:
-        return int(match[1], int(match[2]))
-    except ValueError:
-        return None
-
-
 @cache
 def warm_up() -> None:
     """Compare one pair of each kind: otherwise a process's first comparisons take a second."""
@@ -395,15 +340,35 @@ def _parsed(text: str) -> Any:
         except Exception:
             return None
         return _SETS[joined.pop()](*sets) if len(joined) == 1 else None
-    text = _TOKEN.sub(_symbol, text)
+    text = _RATIO.sub(_ratio, _TOKEN.sub(_symbol, text))
     if text.count(r"\pm") == 1 and "," not in text:
         text = ", ".join(text.replace(r"\pm", sign) for sign in ("+", "-"))
     try:
-        return _converted(text)
+        parsed = _converted(text)
     except MemoryError:
         raise
     except Exception:
         return None
+    if isinstance(parsed, sympy.Basic) and parsed.has(sympy.zoo, sympy.nan):
+        return None  # 1/0
+    if isinstance(parsed, FiniteSet) and not _BRACES.match(text):
+        return _listed(parsed)
+    return parsed
+
+
+def _listed(parsed: FiniteSet) -> Any:
+    """A list in order where an element occurs twice, which a set would not show: 1, 1, 2."""
+    elements = getattr(parsed, "_unsorted_args", parsed.args)
+    if len(elements) == len(parsed.args):
+        return parsed
+    return sympy.Tuple(*sorted(elements, key=lambda each: sympy.default_sort_key(each.evalf())))
+
+
+def _ratio(match: re.Match[str]) -> str:
+    """A ratio of three or more, as a tuple that is the same for its multiples: 4:6:10 and 2:3:5."""
+    first, *others = re.split(r"\s*:\s*", match[0])
+    parts = (rf"\frac{{{each}}}{{{first}}}" for each in others)
+    return f"(1, {', '.join(parts)})"
 
 
 def _symbol(match: re.Match[str]) -> str:

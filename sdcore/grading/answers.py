@@ -11,8 +11,9 @@ from decimal import Decimal
 from functools import lru_cache
 from itertools import permutations
 
-from sdcore.grading import reading
 from sdcore.grading.bounded import run_bounded
+from sdcore.grading.reading import Reading, read
+from sdcore.grading.values import same_value, value
 from sdcore.grading.worker import Exceeded
 
 MAX_LENGTH = 1000  # characters
@@ -143,10 +144,10 @@ def _by_value(answer: str, reference: str) -> Grade | None:
     texts = (mine.text, theirs.text)
     if not all(map(_NAME.match, texts)):  # x = 5 is 5, but not y = 5
         texts = (_NAME.sub("", mine.text), _NAME.sub("", theirs.text))
-    value, wanted = map(reading.value, texts)
-    if value is None or wanted is None:
+    found, wanted = map(value, texts)
+    if found is None or wanted is None:
         return None
-    return _verdict(reading.same_value(value, wanted))
+    return _verdict(same_value(found, wanted))
 
 
 def _other_currency(answer: str, reference: str) -> bool:
@@ -156,8 +157,8 @@ def _other_currency(answer: str, reference: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _read(text: str) -> reading.Reading:
-    return reading.read(text)
+def _read(text: str) -> Reading:
+    return read(text)
 
 
 def _verdict(equal: bool) -> Grade:

@@ -3,8 +3,12 @@
 import re
 from fractions import Fraction
 from functools import cache
+from math import prod
 
 import pint
+from pint.util import to_units_container
+
+from sdcore.grading.values import value
 
 _LETTERS = frozenset("mgshLlVAWJNKCF")  # units of one letter; "2 a" and "2 e" are algebra
 _PREFIXED = frozenset(  # units that take SI prefixes here: "km", but no "atto-tonne" in "at"
@@ -66,22 +70,26 @@ _NOT_UNITS = frozenset(  # constants, ratios and everyday words among pint's nam
         "section",
     ]
 )
-_COUNTED = r"(?:sq(?:uare)?|cu(?:bic)?)?\.? ?units?"  # 188 square units: no unit in particular
+_COUNTED = (  # 188 square units, 188 units^2: no unit in particular
+    r"(?:sq(?:uare)?|cu(?:bic)?)?\.? ?units?(?: ?\^ ?\{?[23]\}?)?"
+)
 _NAME = re.compile(
     r"(?:(?P<power>square|sq\.?|cubic|cu\.?) )?(?P<name>[^\W\d_]+|°[A-Za-z]?)\.?"
-    r"(?: ?\^? ?\{?(?P<exponent>-?[1-4])\}?)?(?: (?P<spelt>squared|cubed))?"
+    r"(?:(?: ?\^ ?)?\{?(?P<exponent>-?[1-4])\}?)?(?: (?P<spelt>squared|cubed))?"
 )
 _SPELT_OUT = re.compile(r"[A-Za-z]{3,}(?: [A-Za-z]{3,})+")  # newton meters; not 5 in, 5 m - s
 _WRAPPED = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname|rm)\s*\{([^{}]*)\}")
 _DEGREE = re.compile(r"\^?\s*\{?\s*\\(?:circ|degree)\s*\}?\s*")  # 90^{\circ}
 _START = re.compile(
-    r"""(?<=[\d})\]])(?:\s|~|\\[,;:\s])*
-        (?=[^\W\d_] | \\(?:text|textrm|mathrm|mbox|circ|degree)(?![a-z]) | \^\s*\{?\s*\\circ | °
+    r"""(?:(?<=[\d})\]])|(?<=\d\\pi))(?:\s|~|\\[,;:\s])*
+        (?=[^\W\d_] | \\(?:text|textrm|mathrm|mbox|operatorname|circ|degree)(?![a-z])
+          | \^\s*\{?\s*\\circ | °
           | /\s*[A-Za-z]{2})                                    # 5 km  90^\circ  18/hour
     | (?:\s|~|\\[,;:\s])*(?=\\(?:text|textrm|mathrm|mbox)\s*\{)  # 2\pi \text{ cm}
     """,
     re.VERBOSE,
 )
+_NEXT = re.compile(r"(?:,|,? and)? (?=\d)")  # 2 hours and 30 minutes
 _NAMED = re.compile(r"^[A-Za-z]+ ?=|\\[A-Za-z]+")
 _VARIABLE = re.compile(r"[A-Za-z]")
 
@@ -108,7 +116,28 @@ def without_unit(text: str) -> tuple[str, "pint.Unit | None"]:
             known, unit = _unit(tail, spaced)
             if known:
                 return body.strip(), unit
-    return text, None
+    return _compound(text) or (text, None)
+
+
+def _compound(text: str) -> tuple[str, "pint.Unit"] | None:
+    """A measure in falling units of a kind, in the first of them: ``5 ft 6 in`` is 5.5 feet."""
+    texts = _NEXT.split(text)
+    parts = [without_unit(each) for each in texts] if len(texts) > 1 else [("", None)]
+    first = parts[0][1]
+    if first is None:
+        return None
+    total, last = Fraction(0), Fraction(2)
+    for number, unit in parts:
+        scale, amount = factor(unit, first) if unit is not None else None, value(number)
+        if scale is None or amount is None or scale >= last or amount.exact < 0:
+            return None
+        total, last = total + amount.exact * scale, scale
+    return rf"\frac{{{total.numerator}}}{{{total.denominator}}}", first
+
+
+def is_rate(unit: "pint.Unit") -> bool:
+    """Return whether a unit is only divided by: the one of $5/hour."""
+    return str(unit).startswith("1 / ")
 
 
 def factor(unit: "pint.Unit", other: "pint.Unit") -> Fraction | None:
@@ -116,10 +145,12 @@ def factor(unit: "pint.Unit", other: "pint.Unit") -> Fraction | None:
     if unit == other:
         return Fraction(1)
     try:
-        ratio = registry().Quantity(1.0, unit).to(other).magnitude
+        shift, one = (registry().Quantity(each, unit).to(other).magnitude for each in (0.0, 1.0))
     except pint.PintError:
         return None
-    return Fraction(ratio).limit_denominator(10**12)
+    if shift:  # °C is no multiple of °F
+        return None
+    return Fraction(one).limit_denominator(10**12)
 
 
 def _unit(tail: str, spaced: bool) -> tuple[bool, "pint.Unit | None"]:
@@ -144,8 +175,11 @@ def _unit(tail: str, spaced: bool) -> tuple[bool, "pint.Unit | None"]:
         units = [registry().Unit(name) ** power for name, power in filter(None, factors)]
         if len({unit.dimensionality for unit in units}) < len(factors):  # feet inches
             return False, None
-        for unit in units:
-            product *= unit**sign
+        joint = prod(units, start=registry().Unit(""))
+        powers = to_units_container(joint)
+        if len(units) > 1 and not registry().get_compatible_units(powers):  # hours meters
+            return False, None
+        product *= joint**sign
     return True, product
 
 

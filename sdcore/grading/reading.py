@@ -8,12 +8,8 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
-from math import floor, log10
 
-DECIMALS = 6  # a decimal equals a value that it rounds to so many places, or significant digits
-
-_LARGEST_EXPONENT = 5000  # of ten, in a number that is read exactly
+from sdcore.grading.spelt import SCALES, in_digits
 
 
 @dataclass(frozen=True)
@@ -34,14 +30,6 @@ class Reading:
     listed: str | None = None
 
 
-@dataclass(frozen=True)
-class Value:
-    """An exact rational number; `decimal` where it was written with a decimal point."""
-
-    exact: Fraction
-    decimal: bool = False
-
-
 def read(text: str) -> Reading:
     """Rewrite an answer as LaTeX.
 
@@ -51,59 +39,24 @@ def read(text: str) -> Reading:
     plain = _NEGATIVE.sub("-", _SCALE_TEXT.sub(r" \1", _unwrapped(plain)))
     plain, percent = _without_percent(plain)
     plain, currency = _without_currency(plain)
-    plain = _in_digits(plain)
+    plain = in_digits(plain)
     joined = _joined_thousands(plain)
     listed = None if joined == plain or "," not in plain else _latex(plain.replace(",", ", "))
     return Reading(_latex(joined), currency, percent, listed)
 
 
-def value(text: str) -> Value | None:
-    r"""Exact value of a decimal, fraction, mixed number or number in scientific notation.
-
-    None for anything else. Takes what `read` returns: ``-3\frac{1}{2}``, ``1/3``,
-    ``1.6\cdot 10^{-19}``.
-    """
-    match = _VALUE.fullmatch(text)
-    if match is None:
-        return None
-    whole, top, bottom, exponent = match["whole"], match["top"], match["bottom"], match["exponent"]
-    if (whole is None and bottom is None) or (bottom is not None and Fraction(bottom) == 0):
-        return None
-    if exponent is not None and abs(int(exponent)) > _LARGEST_EXPONENT:
-        return None
-    exact = Fraction(whole or 0)
-    if bottom is not None:
-        exact += Fraction(top) / Fraction(bottom)
-    if exponent is not None:
-        exact *= Fraction(10) ** int(exponent)
-    negative = match["sign"] == "-"
-    return Value(-exact if negative else exact, "." in text or exponent is not None)
-
-
-def same_value(one: Value, other: Value) -> bool:
-    """Return whether two values are equal, or round to the same six decimals if one is a decimal.
-
-    Six significant digits count where they are finer, so that tiny numbers stay distinct.
-    """
-    if not (one.decimal or other.decimal):
-        return one.exact == other.exact
-    places = decimal_places([float(one.exact), float(other.exact)])
-    return round(one.exact, places) == round(other.exact, places)
-
-
-def decimal_places(values: list[float]) -> int:
-    """Decimal places that give the smallest non-zero value its six significant digits."""
-    smallest = min((abs(value) for value in values if value), default=1.0)
-    return max(DECIMALS, DECIMALS - 1 - floor(log10(smallest)))
-
-
 def words(text: str) -> str | None:
     """Case-folded words of a text that is words only; None for mathematics such as ``xy``."""
-    plain = " ".join(_TEXT.sub(r"\1", text).split()).strip(" .")
+    plain = plain_text(text).strip(" .")
     tokens = _TOKENS.findall(plain)
     if not _WORDS.fullmatch(plain) or not any(map(is_word, tokens)):
         return None
     return plain.casefold()
+
+
+def plain_text(text: str) -> str:
+    r"""A text without ``\text{…}`` around its words, and with single spaces."""
+    return " ".join(_TEXT.sub(r"\1", text).split())
 
 
 def is_word(token: str) -> bool:
@@ -178,7 +131,7 @@ _MARKUP = re.compile(
     r"""(?<![\w)])\*\*|\*\*(?![\w(])   # **42**, but not 2**3
     | `+                              # `42`
     | (?<!\\)\\[()\[\]]               # \(42\) and \[42\]
-    | \\displaystyle\b | \\(?:left|right)(?![a-z])
+    | \\displaystyle\b | \\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])
     | ^\#+\s*                         # #### 42
     | </?(?:answer|b|i|strong|em|code)>
     """,
@@ -188,9 +141,9 @@ _DOLLARS = re.compile(r"(?<!\\)\$+")
 _QUOTED = re.compile(r"""(["'])(.*)\1|__(.*)__|\*(.*)\*|_(.*)_""", re.DOTALL)
 _BOX = re.compile(r"\\f?boxe?d?\s*(?=\{)")
 _WHOLE_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|textrm)\s*(?=\{)")
-_EDGES = re.compile(  # "= 6", "≈6", "6.", "six!"; 6! is a factorial
+_EDGES = re.compile(  # "= 6", "≈6", "6.", "six!"; 6! and n! are factorials, "6, ..." goes on
     r"^(?:=>|[\s=:~]|\\(?:approx|sim|to|[rR]ightarrow|implies|therefore)\b|\\[,;:!\s])+"
-    r"|(?:[\s.,;]|(?<=[a-z])!|(?<!\\)\\[,;:\s])+$"
+    r"|(?:[\s,;]|(?<!\.)\.|(?<=[a-z]{3})!|(?<!\\)\\(?:[,;:\s]|$))+$"
 )
 _TEXT_FIRST = re.compile(r"^\\text\s*\{([A-Za-z :,]+)\}(?=.)")  # \text{Answer: }42
 _NO_LEAD = re.compile(  # words that change what follows: "not 42", "less than 42", "5 or 42"
@@ -292,13 +245,15 @@ _CENTS = re.compile(
     r"^(\d+) dollars?(?:,| and) (\d\d?) (?=cents?$)cents?"
 )  # 5 dollars and 50 cents
 _STRAY = re.compile(r"\\?[$€£¥₹]")
-_PERCENT = re.compile(r"\s*(?:\\?%|(?:\\text\s*\{)?\s*\b(?:percent|per cent|pct)\s*\}?)$")
+_PERCENT = re.compile(  # 50%  50\,\%  50\text{ percent}
+    r"(?:\s|~|\\[,;:! ])*(?:\\text\s*\{\s*)?(?:\\?%|\b(?:percent|per cent|pct)\b)\s*\}?$"
+)
 
 
 def _without_percent(text: str) -> tuple[str, bool]:
     """Without a percent sign or word after a number: ``50%``, ``five per cent``."""
     number, marked = _PERCENT.subn("", text)
-    number = _in_digits(number)
+    number = in_digits(number)
     return (number, True) if marked and re.search(r"[\d}]$", number) else (text, False)
 
 
@@ -312,106 +267,45 @@ def _without_currency(text: str) -> tuple[str, str | None]:
     return _STRAY.sub("", text).strip(), None
 
 
-_UNITS = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
-    "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen",
-    "sixteen", "seventeen", "eighteen", "nineteen",
-]  # fmt: skip
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_SCALES = {
-    "dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6,
-    "crore": 10**7, "billion": 10**9, "trillion": 10**12,
-}  # fmt: skip
-_PARTS = {
-    "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6,
-    "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000,
-}  # fmt: skip
-_SMALL = {word: n for n, word in enumerate(_UNITS)} | {
-    word: 10 * n for n, word in enumerate(_TENS, 2)
-}
-_SPELT = re.compile(  # twenty-one, 5 million, two and a half, 3 tenths
-    r"(?P<sign>-|minus |negative )?(?P<words>[\d.,]*[\s-]*[A-Za-z]+(?:[\s-]+[A-Za-z]+)*)"
-)
-
-
 _NEGATIVE = re.compile(r"^(?:minus|negative)\s+(?=[\d.$\\])", re.IGNORECASE)  # minus 5
 _SCALE_TEXT = re.compile(  # 3\text{ million dollars}
-    rf"(?<=\d)\s*\\(?:text|mathrm|mbox)\s*\{{\s*((?:{'|'.join(_SCALES)})s?\b[a-z ]*)\}}$"
+    rf"(?<=\d)\s*\\(?:text|mathrm|mbox)\s*\{{\s*((?:{'|'.join(SCALES)})s?\b[a-z ]*)\}}$"
 )
 
-
-def _in_digits(text: str) -> str:
-    """Write a number in words as digits: ``5 million``, ``twenty-one``, ``three quarters``."""
-    match = _SPELT.fullmatch(text.strip())
-    if match is None:
-        return text
-    number = _spelt(match["words"].lower().replace("-", " ").split())
-    if number is None:
-        return text
-    sign = "-" if match["sign"] else ""
-    if number.denominator == 1:
-        return f"{sign}{number}"
-    return rf"{sign}\frac{{{number.numerator}}}{{{number.denominator}}}"
-
-
-def _spelt(tokens: list[str]) -> Fraction | None:
-    """Value of number words, None if one is no number word."""
-    if "and" in tokens[1:-1] and tokens[-1] == "half" and tokens[-2] in ("a", "one"):
-        whole = _spelt(tokens[: tokens.index("and")])
-        return whole + Fraction(1, 2) if whole is not None else None
-    total, part = Fraction(0), Fraction(1)
-    group: Fraction | None = None
-    for index, token in enumerate(tokens):
-        singular = token.removesuffix("s")
-        digits = token.replace(",", "")
-        if re.fullmatch(r"\d+(\.\d+)?", digits) and index == 0:
-            group = Fraction(digits)
-        elif token in _SMALL:
-            if group is not None and (group % 100 if _SMALL[token] > 9 else group % 10):
-                return None  # "five six"
-            group = (group or Fraction(0)) + _SMALL[token]
-        elif token in ("a", "an") and index == 0 and len(tokens) > 1:
-            group = Fraction(1)
-        elif token in ("and",) and group is not None and 0 < index < len(tokens) - 1:
-            continue
-        elif singular == "hundred" or singular == "dozen":
-            group = (Fraction(1) if group is None else group) * _SCALES[singular]
-        elif singular in _SCALES:
-            total, group = (
-                total + (Fraction(1) if group is None else group) * _SCALES[singular],
-                None,
-            )
-        elif singular in _PARTS and index == len(tokens) - 1:
-            part = Fraction(1, _PARTS[singular])
-            group = Fraction(1) if group is None and index == 0 else group
-        else:
-            return None
-    return (total + (group or 0)) * part
-
-
 _SEPARATOR = (
-    r"(?:,\\!|\{,\}|,|\\[,;: ]|~|[ '])"  # 10,\!000  10{,}000  10,000  10\,000  10~000  10 000
+    r"(?:,\\!|\{,\}|,|\\[,;: ]|~|[ '_])"  # 10,\!000  10{,}000  10,000  10\,000  10~000  10 000
 )
 _THOUSANDS = re.compile(
     rf"(?<![\d.,'])(?<![\d][ ~])([1-9]\d{{0,2}})"
-    rf"((?P<mark>{_SEPARATOR})\d{{3}}(?:(?P=mark)\d{{3}})*)"
+    rf"((?P<mark>{_SEPARATOR})\d{{3}}(?:(?P=mark)\d{{3}})*"
+    r"|(?:,\d\d)+,\d{3})"  # 1,00,000 as in India
     r"(?!\d|\s*/|,\d)"
+)
+_COMMA = re.compile(  # the decimal sign where others mark the thousands
+    r"(?<![\d.,])([1-9]\d{0,2}(?:[. ]\d{3})+(?=,\d)"  # 1.234,5  1 234,5
+    r"|[1-9]\d{0,2}(?:\.\d{3}){2,})(?:,(\d+))?(?![\d.,])"  # 1.000.000
 )
 
 
 def _joined_thousands(text: str) -> str:
-    """Drop thousands separators, except commas within brackets: those separate a list."""
+    """Drop thousands separators, except commas within brackets: those separate a list.
+
+    A decimal comma behind other separators becomes a point.
+    """
 
     def join(match: re.Match[str]) -> str:
         before = text[: match.start()]
         depth = sum(map(before.count, ("(", "[", r"\{"))) - sum(
             map(before.count, (")", "]", r"\}"))
         )
-        if depth > 0 and match["mark"] in (",", " "):
+        if depth > 0 and match["mark"] in (",", " ", None):
             return match[0]
-        return match[1] + "".join(re.findall(r"\d{3}", match[2]))
+        return match[1] + "".join(re.findall(r"\d+", match[2]))
 
-    return _THOUSANDS.sub(join, text)
+    def pointed(match: re.Match[str]) -> str:
+        return re.sub(r"\D", "", match[1]) + (f".{match[2]}" if match[2] else "")
+
+    return _THOUSANDS.sub(join, _COMMA.sub(pointed, text))
 
 
 # --- to LaTeX -------------------------------------------------------------------------------------
@@ -431,16 +325,6 @@ _PRODUCT = re.compile(r"[b-df-hj-np-tv-z]+|a[b-df-hj-rt-z]|[b-dx-z]a|[a-z]?[A-Z]
 _WORDS = re.compile(r"[^\W\d_][^\W\d_'. -]*(?:['. -]+[^\W\d_]+)*\.?")
 _TOKENS = re.compile(r"[^\W\d_]+")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|textrm)\s*\{([^{}]*)\}")
-_DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
-_VALUE = re.compile(
-    rf"""(?P<sign>[-+])?\s*
-    (?:  (?P<whole>{_DECIMAL})??                                     # 3.5
-         (?:\s*\\[dtc]?frac\s*\{{\s*(?P<top>{_DECIMAL})\s*\}}\s*\{{\s*(?P<bottom>{_DECIMAL})\s*\}})?
-    )
-    (?:\s*(?:\\cdot|\\times|\*)\s*10\s*\^\s*\{{?\s*(?P<exponent>[-+]?\d{{1,5}})\s*\}}?)?  # 3.5*10^6
-    """,
-    re.VERBOSE | re.ASCII,
-)
 
 
 def _repeating(match: re.Match[str]) -> str:
@@ -457,8 +341,17 @@ _GOES_ON = re.compile(  # 0.1666..., where the end is written three times or mor
 _PLAIN = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\(?:varnothing|O)\b|^\\\{\s*\\\}$|\\text\{\s*\\?O\s*\}"), r"\\emptyset "),
-    (re.compile(r"(?<=\d)\s*x\s*(?=10\s*\^)"), r"\\cdot "),                # 2 x 10^3
+    (re.compile(r"^(?:there (?:is|are) )?no (?:real )?solutions?(?: exists?)?$", re.IGNORECASE),
+     r"\\emptyset "),
+    (re.compile(r"(?<=\d)\s*x\s*(?=\d)"), r"\\times "),              # 2 x 10^3
     (re.compile(r"\*\*"), "^"),                                      # 2**3
+    (re.compile(r"\^(\w)\^(\w)"), r"^{\1^{\2}}"),                    # 2^3^2 is 2^9
+    (re.compile(r"\\mathrm\s*\{([ei])\}"), r"\1"),                   # numbers in upright letters
+    (re.compile(r"(\d)'\s*(\d{1,2})(?:\"|'')?$"), r"\1 ft \2 in"),   # 5'6"
+    (re.compile(r"\^\s*\{?\s*\\prime\s*\}?"), "'"),
+    (re.compile(r"(?<![A-Za-z\\])([A-Za-z])('+)(?![A-Za-z])"),       # f'(x) is not f(x)
+     lambda match: f"{match[1]}_{{{'p' * len(match[2])}}}"),
+    (re.compile(r"(?<=[A-Z])\^\s*(?:T|\\top\b|\{\s*(?:T|\\top)\s*\})"), "_{T}"),
     (re.compile(r"<="), r"\\le "), (re.compile(r">="), r"\\ge "), 
     (re.compile(r"!=(?!=)"), r"\\ne "),
     (re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?|\.\d+)[eE]([-+]?\d{1,5})(?!\w)"),
@@ -466,12 +359,15 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     (re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?"), _repeating),
     (re.compile(r"(?<![\w.}/^-])(-?)\s*(\d+)\s+(\d+)/(\d+)(?![\d/])"), 
      r"\1\2\\frac{\3}{\4}"),                                          # 3 1/2
+    (re.compile(r"(?<![\w.}/^)])(\d+)/(\d+)\s*(?=[A-Za-z\\(])"), r"\\frac{\1}{\2}"),  # 3/4 x
     (re.compile(r"^([-+]?)\s*(\d+)\s*/\s*(\d+)$"), r"\1\\frac{\2}{\3}"),  # 1/2
     (re.compile(r"^([-+]?)\\[dt]?frac\s*(\d)\s*(\d)$"), r"\1\\frac{\2}{\3}"),  # \frac12
     (re.compile(r"\\frac\{-(\d+)\}\{(\d+)\}$"), r"-\\frac{\1}{\2}"),
     (re.compile(r"\binf(?:inity)?\b"), r"\\infty "),
     (re.compile(r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),  # sqrt(2)
     (_FUNCTIONS, r"\\\1 "),                                          # 2 sin x
+    (re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\s*\^\s*\{?-?\d+\}?)?\s*[({]?\s*)(\d+(?:\.\d+)?)\s*"
+                r"(?:°|\^\s*\{?\s*\\circ\s*\}?)"), r"\1{\\frac{\2\\pi}{180}}"),  # sin 30°
     (re.compile(r"\^\s*([-+]\s*(?:\d+(?:\.\d+)?|[A-Za-z]))"), r"^{\1}"),   # 10^-7
     (re.compile(r"^\(([\dA-Fa-f]+)\)(?=_\{?\d)"), r"\1"),               # (212)_3
     (re.compile(r"(?<=[)\]])\s*U\s*(?=[(\[])"), r"\\cup "),              # (0,1) U (2,3)
