@@ -10,19 +10,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import product
 
-from sdcore.grading.exact import decimal_places, evaluate
+from sdcore.grading.exact import evaluate
 from sdcore.grading.notation import NUMBER, VERBAL, Token, numbers, tokens
 from sdcore.grading.phrases import ARTICLES, CLAUSE, OPERATORS, Phrase, phrases
-from sdcore.grading.units import UNITS, converts, mixed, ratios, singular
+from sdcore.grading.sides import Side, agree, equal, first_number
+from sdcore.grading.units import UNITS, converts, singular
 
 __all__ = ["NUMBER", "Equation", "equations", "false_equation", "numbers", "value"]
 
 MAX_PIECES = 80  # of one side
-MAX_READINGS = 12
-SAME = Fraction(1, 10**25)  # relative; roots and pi are known to 40 digits
-ROUGHLY = Fraction(1, 20)  # relative error that ≈ may have between whole numbers
 
 _RELATIONS = {"is", "are", "equal", "gives", "makes", "yields", "leaves", "comes", "totals"}
 _NTH = {"first", "second", "other", "last", "next", "latter", "each", "every"}  # a half in time
@@ -59,25 +56,6 @@ _NESTED = (  # quotients of fractions
 )
 _MIXED = re.compile(r"(\d+) ⊕ (frac \( \d+ \) \( \d+ \))")  # 3\frac{1}{2}
 _FRACTION = re.compile(r"(?P<top>\d+)/(?P<bottom>\d+)|frac\(\d+\)\(\d+\)|\([\d.]+/100\)")
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One side of a relation, in each way that it can be read."""
-
-    readings: tuple[str, ...] = ()  # in Python's notation; none where it cannot be read
-    written: tuple[str, ...] = ()  # its numbers as they are in the text
-    calculated: bool = False  # it is more than a number
-    fraction: bool = False  # it is a fraction or percentage, maybe of what words name
-    divided: bool = False
-    summed: bool = False
-    alone: bool = False  # nothing else stands between the relations or marks around it
-    percent: bool = False
-    roughly: bool = False
-    units: frozenset[str] = frozenset()
-    letters: frozenset[str] = frozenset()
-    start: int = 0
-    end: int = 0
 
 
 def value(expression: str) -> Fraction | None:
@@ -141,11 +119,11 @@ def _compared(
     text: str, left: Side, right: Side, relation: str, following: tuple[Side, Side] | None
 ) -> Equation:
     meant, runs_on = right, False
-    holds = _holds(left, right, relation)
+    holds = agree(left, right, relation)
     if not holds and _runs_on(left, right, following):
-        meant = _first_number(right)
+        meant = first_number(right)
         holds = runs_on = True
-    exact = holds and _equal(left, meant)
+    exact = holds and equal(left, meant)
     return Equation(text, left.readings, right.readings, holds, exact, runs_on)
 
 
@@ -197,7 +175,7 @@ def _left(read: Sequence[Phrase]) -> Side:
     words = [word for word in before if word not in ARTICLES and word != "of"]
     if factor := _factor(before):
         readings = tuple(f"{factor}*{way}" for one in readings for way in (one, f"({one})"))
-        return replace(side, readings=readings, calculated=True, divided="/" in factor)
+        return replace(side, readings=readings, terms=(), calculated=True, divided="/" in factor)
     if _CHANGES_LEFT & set(words[-1:]) or (
         earlier and _CHANGES_WITH & set(words if len(before) <= 4 else words[-1:])
     ):
@@ -240,7 +218,9 @@ def _inside(phrase: Phrase) -> Phrase:
     """Return the text after the last bracket that is still open."""
     pieces = phrase.pieces[(phrase.unclosed or 0) + 1 :]
     written = phrase.written[-sum(piece[:1].isdigit() for piece in pieces) :]
-    return replace(phrase, pieces=pieces, written=written, unclosed=None, note=None)
+    start = len(phrase.pieces) - len(pieces)
+    sized = {place - start: unit for place, unit in phrase.sized.items()}
+    return replace(phrase, pieces=pieces, written=written, sized=sized, unclosed=None, note=None)
 
 
 def _side(phrase: Phrase, *, prefix: bool = False, suffix: bool = False) -> Side:
@@ -255,6 +235,7 @@ def _side(phrase: Phrase, *, prefix: bool = False, suffix: bool = False) -> Side
     return Side(
         readings=readings,
         written=tuple(phrase.written),
+        terms=phrase.terms(),
         calculated=_is_calculated(pieces),
         fraction=not phrase.spoken and bool(_FRACTION.fullmatch("".join(pieces))),
         divided=bool({"/", "frac", "of"} & set(pieces)),
@@ -335,64 +316,4 @@ def _runs_on(left: Side, right: Side, following: tuple[Side, Side] | None) -> bo
     """Return whether a chain goes on with a result: 2 + 3 = 5 * 4 = 20 means 5 and then 20."""
     if following is None or not right.calculated or not right.written:
         return False
-    return _holds(left, _first_number(right), "=")
-
-
-def _first_number(side: Side) -> Side:
-    sign = "-" if side.readings[0].lstrip("( ").startswith("-") else ""
-    return Side((sign + side.written[0],), side.written[:1])
-
-
-def _equal(left: Side, right: Side) -> bool:
-    """Whether two readings have the same value in units of one kind."""
-    pairs = product(_values(left), _values(right), _scales(left, right))
-    return any(abs(mine * scale - theirs) <= SAME * abs(theirs) for mine, theirs, scale in pairs)
-
-
-def _scales(left: Side, right: Side) -> set[Fraction]:
-    """Factors by which a value on the left may be multiplied for its unit on the right."""
-    percent = {Fraction(100), Fraction(1, 100)} if left.percent or right.percent else set()
-    return {Fraction(1), *ratios(left.units, right.units)} | percent
-
-
-def _holds(left: Side, right: Side, relation: str) -> bool:
-    if right.calculated and not left.calculated:  # 0.33 = 1/3
-        left, right = right, left
-    cents = "cent" in left.units and any("." in number for number in left.written)
-    pairs = list(product(_values(left), _values(right)))
-    if not pairs or (left.summed and (mixed(left.units) or cents)):
-        return True  # $1.50 + 50 cents
-    scales = _scales(left, right)
-    roughly = relation.endswith("approx") or left.roughly or right.roughly
-    return any(
-        _agree(mine * scale, theirs, left, right, roughly)
-        for mine, theirs in pairs
-        for scale in scales
-    )
-
-
-def _values(side: Side) -> list[Fraction]:
-    values = map(evaluate, side.readings[:MAX_READINGS])
-    return [value for value in values if value is not None]
-
-
-def _agree(mine: Fraction, theirs: Fraction, left: Side, right: Side, roughly: bool) -> bool:
-    error = abs(mine - theirs)
-    if error <= SAME * abs(theirs):
-        return True
-    if right.calculated:  # 1/3 * 200 = 0.33 * 200
-        return left.divided and error <= _rounding(right) * abs(theirs)
-    place = Fraction(1, 10 ** (decimal_places(right.written[0]) + 2 * right.percent))
-    if roughly and error < max(place, ROUGHLY * abs(theirs) if place == 1 else 0):
-        return True
-    cut_off = abs(theirs) < abs(mine) and (left.divided or place < 1)
-    return 2 * error <= place or (cut_off and error < place)
-
-
-def _rounding(side: Side) -> Fraction:
-    """Relative error of a product whose decimals are rounded."""
-    return sum(
-        (Fraction(1, 10 ** decimal_places(number)) / Fraction(number)
-         for number in side.written if "." in number and Fraction(number)),
-        Fraction(0),
-    )  # fmt: skip
+    return agree(left, first_number(right), "=")

@@ -26,6 +26,7 @@ _SIGNS = {
     "’": "'", "‘": "'", "…": "...", "~": " ",
 }  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_NOTE = re.compile(r"<<([^<>\n]*)>>")  # a calculator's, beside the result: 6*8=<<6*8=48>>48
 _FRACTION = re.compile("[¼-¾⅐-⅞]")
 _SIMPLER: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
@@ -102,6 +103,7 @@ def tokens(text: str) -> tuple[str, list[Token]]:
 
 def simplified(text: str) -> str:
     """A text with LaTeX and typographic signs in plain notation: ``3 \\times 4`` is ``3 * 4``."""
+    text = "\n".join([_NOTE.sub("", text), *_NOTE.findall(text)])
     plain = _FRACTION.sub(lambda sign: f" {unicodedata.normalize('NFKC', sign[0])}", text)
     plain = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda digits: "^" + digits[0].translate(_SUPERSCRIPTS), plain)
     plain = "".join(map(_compatible, plain))

@@ -7,9 +7,10 @@ a phrase are kept, since they may change its value.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from sdcore.grading.notation import Token
-from sdcore.grading.units import SHORT, singular
+from sdcore.grading.units import SHORT, UNITS, singular
 
 OPERATORS = {
     ("plus",): "+", ("minus",): "-", ("times",): "of", ("x",): "*",
@@ -26,6 +27,7 @@ _BEFORE_A_SIGN = {  # not x, which may be a variable: 5 x - 3 = 2
     "from", "to", "by", "than", "with", "of", "into", "between", "and", "or", "plus", "minus",
     "times",
 }  # fmt: skip
+_PLAIN = re.compile(r"\d+(?:\.\d+)?")
 _ARGUMENTS = {"frac": 2, "binom": 2, "sqrt": 1, "root": 2}
 
 
@@ -38,6 +40,7 @@ class Phrase:
     pieces: list[str] = field(default_factory=list)
     written: list[str] = field(default_factory=list)  # its numbers as they are in the text
     units: set[str] = field(default_factory=set)
+    sized: dict[int, str] = field(default_factory=dict)  # units that convert, by their piece
     letters: list[str] = field(default_factory=list)  # units of one letter: 5 m
     odd: bool = False  # it cannot be evaluated
     spoken: bool = False  # an operator is a word: 12 divided by 4
@@ -46,6 +49,17 @@ class Phrase:
     unclosed: int | None = None  # the last bracket without an end
     start: int = -1
     end: int = -1
+
+    def terms(self) -> tuple[tuple[Fraction, str], ...]:
+        """The numbers of a sum with their units; none for what is not a mere sum of numbers."""
+        signs, terms = ["+", *self.pieces[1::2]], self.pieces[::2]
+        plain = {*signs} <= {*"+-"} and all(map(_PLAIN.fullmatch, terms))
+        if not plain or len(signs) != len(terms):
+            return ()
+        return tuple(
+            (Fraction(sign + term), self.sized.get(2 * place, ""))
+            for place, (sign, term) in enumerate(zip(signs, terms, strict=True))
+        )
 
 
 def phrases(tokens: Sequence[Token], *, before_relation: bool) -> list[Phrase]:
@@ -124,6 +138,8 @@ class _Reader:
             elif "_" in text or (attached and text in ("rd", "th", "st", "nd")):
                 self.phrase.odd = True  # a_1, 3rd
             self.phrase.units.add(text)
+            if text in UNITS:
+                self.phrase.sized.setdefault(len(self.phrase.pieces) - 1, text)
         self.run = []
 
     def _join(self, token: Token) -> None:
@@ -131,8 +147,8 @@ class _Reader:
         words = tuple(word.text.lower() for word in self.run)
         phrase = self.phrase
         if not self.complete:
-            if phrase.pieces and words:
-                phrase.odd = True  # 3 + some 4
+            if phrase.pieces and words:  # 3 + some 4, but not (so 3 + 4 = 7)
+                phrase.odd |= phrase.pieces[-1] != "(" or not CLAUSE.issuperset(words)
             elif words:
                 phrase.before += words
             self.run = []

@@ -1,5 +1,6 @@
 """Units of measure that steps convert into each other."""
 
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import product
 
@@ -80,6 +81,20 @@ def converts(left: frozenset[str], right: frozenset[str]) -> bool:
         for mine in left & family.keys()
         for theirs in right & family.keys() or ({""} & family.keys() if left & right else ())
     )
+
+
+def totals(terms: Sequence[tuple[Fraction, str]]) -> Iterator[dict[str, Fraction]]:
+    """A sum of numbers with units, in each unit of a kind: 2 hours + 30 minutes, 2 dozen + 3.
+
+    Numbers without a unit are plain numbers, or dollars beside cents. There is no total in units
+    of the calendar, since a day may be one of work.
+    """
+    used = {unit for _, unit in terms} - {""}
+    for family in _FAMILIES if used and not used & _CALENDAR else ():
+        sizes = {"": family.get("dollar"), **family}
+        if all(sizes.get(unit) for _, unit in terms):
+            total = sum(number * (sizes[unit] or 0) for number, unit in terms)
+            yield {unit: total / size for unit, size in sizes.items() if size}
 
 
 def mixed(units: frozenset[str]) -> bool:

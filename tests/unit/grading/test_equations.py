@@ -98,6 +98,17 @@ def test_cases(case):
         ("10 * 2 = 5 and a third", ""), ("3 + 4 = 8 tenths", ""), ("700 + 200 = 9 hundred", "T"), ("3 + 4 = her age plus 2", ""),
         ("Increase 5 by the sum 4 * 3 = 17", ""), ("Add 5 to the same bag 4 * 3 = 17", ""),
         ("She adds 5 to the bag that holds 4 * 3 = 13", "F"), ("Day 3 = 4 * 6", ""), ("5 and 3 = 4 * 6", ""),
+        # sums of measures, and counts in words
+        ("2 dozen + 3 = 27", "T"), ("3 + 2 dozen = 27", "T"), ("3 + 2 dozen = 28", "F"), ("2 dozen - 5 = 20 eggs", "F"),
+        ("$2 million + $500,000 = $2,500,000", "T"), ("$2 million + $500,000 = $3.5 million", "F"),
+        ("$5 - 30 cents = $4.70", "T"), ("$5 - 30 cents = $4.30", "F"), ("3 quarters + 2 dimes = 90 cents", "F"),
+        ("2 hours + 30 minutes = 150 minutes", "T"), ("2 hours + 30 minutes = 32 minutes", "F"),
+        ("2 hours + 30 minutes = 2.3", "F"), ("half of 2 hours + 30 minutes = 75 minutes", "t"),
+        ("(so 2 hours + 30 minutes = 160 minutes)", "F"), ("3 of (2 hours + 30 minutes = 150 minutes", "T"),
+        ("2 hours + 30 minutes = 1 hour + 80 minutes", "t"), ("2 * $1.50 + 50 cents = $4", "t"),
+        ("1 week + 3 days = 13 days", "t"), ("2 hours * 3 + 30 minutes = 7 hours", "t"),
+        # a calculator's note stands beside the result
+        ("6*8=<<6*8=48>>48 pens", "TT"), ("6*8=<<6*8=48>>49 pens", "FT"), ("6*8=$<<6*8=49>>48 pens", "TF"),
         # a side of more than 80 pieces is not read
         ("1" + "+1" * 39 + " = 41", "F"), ("-1" + "+1" * 39 + " = 41", "F"), ("1" + "+1" * 40 + " = 42", ""),
     ],
