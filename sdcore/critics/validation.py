@@ -61,7 +61,11 @@ _FAULT = r"(?:mistakes?|errors?|erroneous(?:ly)?|incorrect(?:ly)?|wrong(?:ly)?)"
 _REMARK = re.compile(
     rf"""
     \b{_FAULT}\b | \b(?:miscalculat|miscount|misread)\w+          # the mistake was here
-    | \b(?:corrected|correction|oops|sorry|hmm|please)\b
+    | \b(?:correct(?:ed|ing|ion)|oops|sorry|hmm|please)\b
+    | \bfix(?:ed|ing)\ (?:this|that|it|the\ (?:\w+\ )?(?:result|sum|step|value|total|calculation))\b
+    | \b(?:is|was|were)\ off\ by\b                               # the sum was off by ten
+    | \b(?:value|result|sum|total|number)\ (?:is|was)\ too\ (?:high|low|large|small|big)\b
+    | \bth(?:is|at|e)\ (?:step|line)\ should\b                    # this step should read 39
     | (?:^|[.;:!?]\ +)(?:wait|actually|no)\b(?=\W)(?!\ \w+\ (?:for|until)\b)   # Wait, he really has
     | (?<!\bthe\ )(?<!\ba\ )\bwait(?=[,!]) | \bactually,           # so wait, it is
     | \b(?:previous|original|solver'?s?|student'?s?|your|earlier|first)\ (?:
@@ -80,6 +84,7 @@ _REMARK = re.compile(
         includ|add|count|subtract|multipl|divid|step|part)\w*      # forgot to include
     | \bdouble[- ]?check\w*                                       # let me double-check
     | \bre-?(?:check|calculat|comput|consider|examin|evaluat|think|do\b|verif)\w*  # recalculate
+    | \bredo(?:ing|ne)\b
     | \blet\ (?:me|us)\ (?:check|verify|fix|correct|try|redo|see|think|look|go\ back)\b
     | \blet's\ (?:check|verify|fix|correct|try\ again|redo|think\ again|go\ back)\b
     | \b(?:this|that|it|which|result|answer|everything)\ (?:is|looks|seems|was)\ (?:right|correct)\b
@@ -98,7 +103,7 @@ _EVERYDAY = re.compile(
         (?:wrong|incorrectly)\b                                   # got half of them wrong
     | \bwrong\ (?:questions?|answers?|way|train|bus|turn|direction|size|address|number|order|road)\b
     | \b{_FAULT}\ (?:per|each|on\ (?:each|the|his|her|their)|in\ (?:each|every|his|her|their))\b
-    | \bcorrected\ (?:\S+\ ){{0,2}}(?:papers?|tests?|exams?|essays?|homeworks?|quizzes)\b
+    | \bcorrect(?:ed|ing)\ (?:\S+\ ){{0,2}}(?:papers?|tests?|exams?|essays?|homeworks?|quizzes)\b
     | \b(?:student|solver)'?s?\ answers?\ \d
     """,
     re.IGNORECASE | re.VERBOSE,

@@ -101,6 +101,8 @@ SECOND, THIRD = "After the gift she has 48 - 14 = 34 pens.", "In the end she has
         ("With no mistakes per page, she has 48 - 14 = 34 pens.", THIRD),
         ("They wait 5 minutes and she has 48 - 14 = 34 pens.", THIRD),
         ("She gave 7 correct answers and has 48 - 14 = 34 pens.", THIRD),
+        ("After correcting 3 papers she has 48 - 14 = 34 pens.", THIRD),
+        ("She fixed the bike, and the price is 20% off, so 48 - 14 = 34 pens.", THIRD),
     ],
 )  # fmt: skip
 def test_typography_conclusions_and_everyday_words_are_no_reason_to_refuse(new):
@@ -120,6 +122,8 @@ def test_typography_conclusions_and_everyday_words_are_no_reason_to_refuse(new):
         "let me double-check", "let me recalculate that", "I missed that", "this is right",
         "on second thought", "unlike the solver’s answer", "and this is correct", "it checks out",
         "the mistake was here", "the wrong result", "this step was wrong", "38 is wrong",
+        "correcting the sum", "redoing it with care", "so it was off by ten",
+        "fixing the last result", "this step should read 34", "the other value was too high",
         "(corrected)", "the correct answer", "as missed in the first step", "hold on",
     ],
 )  # fmt: skip
