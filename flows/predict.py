@@ -11,6 +11,7 @@ from tasks.predict import compare_with_gains
 from tasks.run.condition_run import base_run
 from tasks.run.lock import run_lock
 from tasks.run.session import Session
+from tasks.sweep import grown
 from tasks.track import tracked
 
 
@@ -22,6 +23,6 @@ def predict(experiment: Experiment, root: Path) -> Prediction:
     """
     found = diagnose.fn(experiment, root)
     with Session(root) as session:
-        base = base_run(session, experiment)
+        base = grown(base_run(session, experiment))
         with run_lock(base), tracked(base):
             return compare_with_gains(base, found)

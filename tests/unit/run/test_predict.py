@@ -8,12 +8,13 @@ import polars as pl
 import pytest
 
 import tasks.predict
+from flows import predict as flow
 from sdcore.analysis.verdicts import Verdict
-from sdcore.config import Experiment
+from sdcore.config import Experiment, Trial
 from sdcore.errors import DataError
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
-from tests.helpers.example import EXPERIMENT
+from tests.helpers.example import EXPERIMENT, run_row
 
 DISTILL = {"objective": "distill", "learning_rate": 1e-3}
 GAINS = {"reference": 0.1, "step_aligned": 0.2, "unaided": 0.0}
@@ -75,3 +76,21 @@ def test_a_teachers_own_prompt_without_a_context_is_measured_as_such(run):
 def test_a_single_condition_is_compared_with_nothing(run):
     with pytest.raises(DataError, match="1 trained conditions with a context"):
         compared(run(), "reference")
+
+
+def test_a_trial_that_extends_its_grid_is_among_the_conditions(tmp_path, monkeypatch):
+    conditions = {"reference": DISTILL | {"context": "reference", "learning_rate": [1e-4, 2e-4]}}
+    settings = EXPERIMENT.model_dump(mode="json") | {"conditions": conditions}
+    file = Experiment.model_validate(settings)
+    trial = Trial(family="reference", values={"learning_rate": 4e-4}, extension=1)
+    stored = run_row() | {
+        "experiment_id": file.experiment_id,
+        "config": file.with_trials({"further": trial}).model_dump_json(),
+    }
+    with Store(tmp_path / "sdcore.duckdb") as store:
+        store.append_missing(experiments=TABLES["experiments"].frame([stored]))
+    monkeypatch.setattr(flow, "diagnose", Mock())
+    monkeypatch.setattr(flow, "tracked", lambda base: nullcontext())
+    monkeypatch.setattr(flow, "compare_with_gains", lambda base, found: base.experiment)
+    found = flow.predict.fn(file, tmp_path)
+    assert found.conditions["further"].learning_rate == 4e-4
