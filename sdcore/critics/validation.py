@@ -64,7 +64,7 @@ _REMARK = re.compile(
     | \b(?:correct(?:ed|ing|ion)|oops|sorry|hmm|please)\b
     | \bfix(?:ed|ing)\ (?:this|that|it|the\ (?:\w+\ )?(?:result|sum|step|value|total|calculation))\b
     | \b(?:is|was|were)\ off\ by\b                               # the sum was off by ten
-    | \b(?:value|result|sum|total|number)\ (?:is|was)\ too\ (?:high|low|large|small|big)\b
+    | \b(?:value|result|sum)\ (?:is|was)\ too\ (?:high|low|large|small|big)\b
     | \bth(?:is|at|e)\ (?:step|line)\ should\b                    # this step should read 39
     | (?:^|[.;:!?]\ +)(?:wait|actually|no)\b(?=\W)(?!\ \w+\ (?:for|until)\b)   # Wait, he really has
     | (?<!\bthe\ )(?<!\ba\ )\bwait(?=[,!]) | \bactually,           # so wait, it is
