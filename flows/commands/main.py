@@ -60,6 +60,8 @@ app.add_typer(tables.app)
 app.add_typer(operate.app)
 _UNEXPECTED = "fix: `--debug` shows the traceback"
 _NO_SCRATCH = "set TMPDIR to a folder that can be written and has room"
+_UNLOADED = "failed to map segment"  # what the loader says of a library that needs memory
+_MORE_MEMORY = "raise the limit (`ulimit -v` shows it), or free memory"
 _FIXES = {
     errno.ENOSPC: "free disk space, then run the same command again",
     errno.EDQUOT: "free disk space, then run the same command again",
@@ -318,7 +320,7 @@ def main() -> None:
         if debug:
             raise
         code, text = 1, f"{type(error).__name__}: {error}\n  {_UNEXPECTED}"
-        known = _of_the_system(error) if isinstance(error, OSError) else error
+        known = _of_the_system(error)
         if isinstance(known, SdcoreError):
             code, text = known.exit_code, str(known)
         notes.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
@@ -342,11 +344,16 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _of_the_system(error: OSError) -> OSError | SdcoreError:
+def _of_the_system(error: Exception) -> Exception:
     """Explain an error of the operating system that names a file, or whose fix needs no name.
 
     One that is met while a file is written, such as a full disk, names none.
     """
+    unloaded = isinstance(error, ImportError) and _UNLOADED in str(error)
+    if isinstance(error, MemoryError) or unloaded:
+        return SdcoreError("no more memory can be had", got=error, fix=_MORE_MEMORY)
+    if not isinstance(error, OSError):
+        return error
     unclear = error.filename is None and error.errno not in (*_FIXES, errno.ENOENT)
     if isinstance(error, SdcoreError) or unclear or error.errno is None:
         return error

@@ -5,13 +5,14 @@ can do nothing but read it: it is one SELECT, the copy is opened for reading, Du
 is locked, and no file, address or extension can be reached unless the caller allows it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import duckdb
 import polars as pl
@@ -21,6 +22,7 @@ from sdcore.store.database import Store, query_error
 
 Parameters: TypeAlias = Sequence[object] | Mapping[str, object]
 FileFormat = Literal["csv", "json", "parquet"]
+Computed = TypeVar("Computed")
 
 _READS = "one SELECT (or FROM, WITH, VALUES, DESCRIBE, SHOW, SUMMARIZE)"
 _OPTIONS: dict[FileFormat, str] = {
@@ -49,8 +51,8 @@ def show(store: Store, sql: str, *, rows: int, width: int, allow_files: bool = F
         StoreError: the statement fails, or does anything but read.
         StoreBusyError: another process held the tables for too long.
     """
-    with _result(store, sql, (), allow_files=allow_files) as result:
-        first = result.limit(rows + 1).materialize()
+    with _result(store, sql, (), allow_files=allow_files) as (connection, result):
+        first = _interruptible(connection, result.limit(rows + 1).materialize)
         count, text = len(first), StringIO()
         with redirect_stdout(text):
             first.limit(rows).show(max_width=width, max_rows=rows)
@@ -64,10 +66,10 @@ def read(store: Store, sql: str, parameters: Parameters = ()) -> pl.DataFrame:
     Raises:
         StoreError, StoreBusyError: as `show`; or a column has no Polars type.
     """
-    with _result(store, sql, parameters) as result:
+    with _result(store, sql, parameters) as (connection, result):
         _require_distinct(result.columns)
         try:
-            return pl.DataFrame(result.pl())
+            return pl.DataFrame(_interruptible(connection, result.pl))
         except pl.exceptions.PolarsError as error:
             types = zip(result.columns, map(str, result.types))
             raise StoreError(
@@ -100,14 +102,14 @@ def write(
             fix="name another file",
         ) from error
     part = target.absolute().with_name(f".{target.name}.part")
-    with _result(store, sql, (), output=part, allow_files=allow_files) as result:
+    with _result(store, sql, (), output=part, allow_files=allow_files) as (connection, result):
         _require_distinct(result.columns)
         into = str(part).replace("'", "''")
-        copied = result.query(
-            "result",
+        copy = (
             f"COPY (SELECT {_columns(result, form)} FROM result) "
-            f"TO '{into}' ({_OPTIONS[form]}, USE_TMP_FILE false)",
+            f"TO '{into}' ({_OPTIONS[form]}, USE_TMP_FILE false)"
         )
+        copied = _interruptible(connection, lambda: result.query("result", copy))
         assert copied is not None, "COPY counts its rows"
         ((rows,),) = copied.fetchall()
         _put(part, target)
@@ -122,20 +124,39 @@ def _result(
     *,
     output: Path | None = None,
     allow_files: bool = False,
-) -> Iterator[duckdb.DuckDBPyRelation]:
+) -> Iterator[tuple[duckdb.DuckDBPyConnection, duckdb.DuckDBPyRelation]]:
     """The result of a statement, not computed yet, on a copy that lasts as long as the block."""
     with TemporaryDirectory(prefix="sdcore-") as folder:
         copy = store.copied(Path(folder))
         with duckdb.connect(copy, read_only=True, config=_config()) as connection:
             try:
                 _close(connection, output, allow_files=allow_files)
-                yield connection.sql(_statement(connection, sql), params=parameters)
+                yield connection, connection.sql(_statement(connection, sql), params=parameters)
             except duckdb.Error as error:
                 raise query_error(error, store.path) from error
             finally:
                 if output is not None:
                     with suppress(OSError):
                         output.unlink()
+
+
+def _interruptible(
+    connection: duckdb.DuckDBPyConnection, compute: Callable[[], Computed]
+) -> Computed:
+    """Compute in a thread, so that Ctrl-C arrives here: DuckDB may not notice it for hours.
+
+    The wait is cut into parts, since with Polars' handler of the signal nothing else ends it.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(compute)
+        try:
+            while wait([future], timeout=0.1).not_done:
+                pass
+            return future.result()
+        except KeyboardInterrupt:
+            while wait([future], timeout=0.1).not_done:  # an interrupt may come too early
+                connection.interrupt()
+            raise
 
 
 def _config() -> dict[str, str | bool | int | float | list[str]]:
@@ -203,9 +224,32 @@ def _columns(result: duckdb.DuckDBPyRelation, form: FileFormat) -> str:
 
 
 def _column(name: str, kind: duckdb.sqltypes.DuckDBPyType, form: FileFormat) -> str:
-    quoted = '"' + name.replace('"', '""') + '"'
-    if form == "csv" and kind.id in _NESTED:
-        return f"to_json({quoted}) AS {quoted}"
-    if form == "json" and kind.id in {"float", "double"}:  # JSON has no NaN and no infinity
-        return f"CASE WHEN isfinite({quoted}) THEN {quoted} END AS {quoted}"
-    return quoted
+    quoted = _quoted(name)
+    if form == "parquet" or (form == "csv" and kind.id not in _NESTED):
+        return quoted
+    finite = _finite(quoted, kind)
+    return f"{finite if form == 'json' else f'to_json({finite})'} AS {quoted}"
+
+
+def _finite(value: str, kind: Any) -> str:
+    """SQL of a value in which null stands for NaN and infinity, which JSON does not have."""
+    if kind.id in {"float", "double"}:
+        return f"CASE WHEN isfinite({value}) THEN {value} END"
+    if kind.id in {"list", "array"}:
+        each = _finite("x", kind.children[0][1])
+        return value if each == "x" else f"list_transform({value}, lambda x: {each})"
+    if kind.id == "map":
+        each = _finite("x", kind.children[1][1])
+        values = f"list_transform(map_values({value}), lambda x: {each})"
+        return value if each == "x" else f"map(map_keys({value}), {values})"
+    if kind.id == "struct":
+        old = {_quoted(name): f"{value}.{_quoted(name)}" for name, _ in kind.children}
+        new = {name: _finite(old[name], kind) for name, (_, kind) in zip(old, kind.children)}
+        packed = ", ".join(f"{name} := {part}" for name, part in new.items())
+        whole = f"CASE WHEN {value} IS NOT NULL THEN struct_pack({packed}) END"
+        return value if new == old else whole
+    return value
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

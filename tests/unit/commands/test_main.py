@@ -208,6 +208,21 @@ def test_an_error_of_the_system_has_a_cause_a_place_and_a_fix(monkeypatch, capsy
     assert fix in printed.partition("fix: ")[2]
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), ImportError("x.so: failed to map segment from shared object")]
+)
+def test_a_limit_of_memory_is_named(monkeypatch, capsys, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(main, "app", lambda arguments: fail())
+    with pytest.raises(SystemExit):
+        main.main()
+    assert (
+        "`ulimit -v` shows it" in (printed := capsys.readouterr().err) and "--debug" not in printed
+    )
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_what_a_terminal_cannot_encode_is_escaped(workspace, encoding, monkeypatch):
     arguments = ["query", "SELECT '5–7' AS a, count(*) AS n FROM problems"]

@@ -1,5 +1,8 @@
 import csv
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 
 import duckdb
@@ -173,6 +176,33 @@ def test_a_whole_result_goes_into_a_file(store, tmp_path, form):
     else:
         assert pl.read_csv(target)["l"].to_list() == ["[0,1]", "[1,1]"]
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_json_has_no_nan_however_deep(store, tmp_path, form):
+    nan = "'nan'::DOUBLE"
+    sql = f"""SELECT [[{nan}, 1]] AS a, {{'x': [{{'y z': 'inf'::FLOAT}}], 'i': 2}} AS b,
+        map{{'k': [{nan}]}} AS c, NULL::STRUCT(x DOUBLE) AS d, {nan} AS e"""
+    path = tmp_path / f"x.{form}"
+    reading.write(store, sql, path, form)
+    if form == "json":
+        (row,) = json.loads(path.read_text())
+    else:
+        (cells,) = csv.DictReader(path.read_text().splitlines())
+        assert (cells.pop("d"), cells.pop("e")) == ("", "nan")  # CSV has them
+        row = {name: json.loads(cell) for name, cell in cells.items()} | {"d": None, "e": None}
+    assert row == {
+        "a": [[None, 1.0]], "b": {"x": [{"y z": None}], "i": 2}, "c": {"k": [None]},
+        "d": None, "e": None,
+    }  # fmt: skip
+
+
+def test_ctrl_c_ends_a_statement_that_never_does(store):
+    endless = "WITH RECURSIVE r AS (SELECT 1 n UNION ALL SELECT n + 1 FROM r)"
+    ctrl_c = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+    ctrl_c.start()
+    with pytest.raises(KeyboardInterrupt):
+        reading.read(store, f"{endless} SELECT count(*) FROM r")
 
 
 def test_a_result_that_fails_leaves_the_old_file(store, tmp_path):
