@@ -16,7 +16,7 @@ from tasks.warmup import warm_up
 
 
 class _Differs(TrainingError):
-    """Retraining gave other weights than those of the lost checkpoint."""
+    """Retraining does not give the weights of the lost checkpoint."""
 
 
 def restore(run: ConditionRun, also: Collection[int] = ()) -> None:
@@ -94,12 +94,14 @@ def _replay(
     """Train the rounds between two policies again, and write the wanted checkpoints on the way.
 
     Raises:
-        _Differs: a round gives other weights than the first time.
+        _Differs: a round gives other weights than the first time, or cannot be trained.
     """
     rounds = range(start.round, end.round)
     with run.session.panel.bar(f"rounds of {run.label} replayed", len(rounds)) as advance:
         for number in rounds:
             round_, after = stored_round(run, number), run.policy(number + 1)
+            if len(round_.rollouts) % run.settings.group_size:
+                raise _Differs("rollouts of a group are missing", where=round_.label)
             with run.session.models.training(run, number) as trainer:
                 train(round_, trainer)
                 if trainer.digest() != after.sha256:

@@ -31,8 +31,16 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def run_in(session: Session) -> ConditionRun:
-    return ConditionRun(session, load_experiment(QUICKSTART, SETTINGS), "reference", 3)
+def run_in(session: Session, condition: str = "reference") -> ConditionRun:
+    return ConditionRun(session, load_experiment(QUICKSTART, SETTINGS), condition, 3)
+
+
+def train(run: ConditionRun, rounds: int) -> None:
+    prepare.fn(run.base)
+    for _ in range(rounds):
+        round_ = first_round(run)
+        for stage in (sample, align, distill):
+            stage.fn(round_)
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +48,7 @@ def trained(tmp_path_factory):
     """Workspace in which one condition was trained for two rounds, with a checkpoint of each."""
     root = tmp_path_factory.mktemp("trained")
     with Session(root) as session:
-        run = run_in(session)
-        prepare.fn(base_run(session, run.experiment))
-        for _ in range(2):
-            round_ = first_round(run)
-            for stage in (sample, align, distill):
-                stage.fn(round_)
+        train(run_in(session), 2)
     return root
 
 
@@ -128,6 +131,21 @@ def test_what_comes_out_otherwise_is_superseded_and_goes_on_from_the_last_whole_
     assert run.store.query("FROM superseded.policies")["round"].to_list() == [2]
     assert first_round(run).number == 1 and damaged(run) == []
     assert forgotten == [("reference", 3)]
+
+
+def test_a_round_whose_groups_are_no_longer_whole_is_superseded(tmp_path, monkeypatch):
+    with Session(tmp_path) as session:
+        run = run_in(session, "grpo")
+        monkeypatch.setattr(
+            session, "tracking", lambda: nullcontext(SimpleNamespace(forget=lambda *_: None))
+        )
+        train(run, 1)
+        remove(run.checkpoint(1))
+        lost = run.store.rows("rollouts", purpose="train")["rollout_id"][0]
+        run.store.supersede({"rollouts": "rollout_id = $one"}, {"one": lost})
+        restore(run)
+        assert run.store.query("FROM superseded.policies")["round"].to_list() == [1]
+        assert first_round(run).number == 0 and damaged(run) == []
 
 
 def test_a_stage_is_redone_only_where_it_can_be(run):
