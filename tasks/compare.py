@@ -46,8 +46,9 @@ def store_differences(base: ConditionRun) -> int:
     now = dict(zip(names, made, strict=True))
     before = {name: base.store.rows(name, **run) for name in names}
     if any(len(_without(before[name], now[name])) for name in names):
-        base.store.supersede(dict.fromkeys(names, "experiment_id = $experiment_id"), run)
-    base.store.append_missing(**now)
+        base.store.supersede(dict.fromkeys(names, "experiment_id = $experiment_id"), run, **now)
+    else:
+        base.store.append_missing(**now)
     return len(_without(now["comparisons"], before["comparisons"]))
 
 

@@ -1,5 +1,6 @@
 """Experiment files, dotted overrides, and the differences between two runs."""
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from sdcore.config.sweeps import expanded
 from sdcore.errors import ConfigError, did_you_mean
 from sdcore.registry import importable
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte that is no UTF-8
 DEEPEST = 20  # names in a dotted key; no setting has half as many
 
 
@@ -196,19 +198,12 @@ def _oddity(node: object, names: Sequence[str] = ()) -> str | None:
     if isinstance(node, int) and node.bit_length() > 63:
         size = f"a whole number of {node.bit_length()} bits"
         return f"{'.'.join(names)}: {size}, should be less than 2**63"
-    if not all(map(_is_utf8, [*names, node if isinstance(node, str) else ""])):
+    if any(map(_SURROGATE.search, [*names, node if isinstance(node, str) else ""])):
         return f"{'.'.join(names)}: not UTF-8"
     branches = node.items() if isinstance(node, Mapping) else ()
     elements = enumerate(node) if isinstance(node, list) else ()
     found = (_oddity(part, (*names, str(name))) for name, part in (*branches, *elements))
     return next(filter(None, found), None)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        return text.encode() is not None
-    except UnicodeEncodeError:  # lone surrogates, which stand for other bytes
-        return False
 
 
 def _with_trials(tree: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -357,7 +357,10 @@ def _parsed(text: str) -> Any:
 
 
 def _listed(parsed: FiniteSet) -> Any:
-    """A list in order where an element occurs twice, which a set would not show: 1, 1, 2."""
+    """A list in order where an element occurs twice, which a set would not show: 1, 1, 2.
+
+    The parser's set keeps what was written until sympy first evaluates it, as its class says.
+    """
     elements = getattr(parsed, "_unsorted_args", parsed.args)
     if len(elements) == len(parsed.args):
         return parsed

@@ -139,7 +139,9 @@ class Store:
         self._stored(checked, True)
         return count
 
-    def supersede(self, sql: Mapping[str, str], parameters: dict[str, object]) -> dict[str, int]:
+    def supersede(
+        self, sql: Mapping[str, str], parameters: dict[str, object], **frames: pl.DataFrame
+    ) -> dict[str, int]:
         """Move rows out of the way of new ones, all in one transaction: they are kept.
 
         They go to the tables of the same names in the schema `superseded`, with the time.
@@ -147,15 +149,22 @@ class Store:
         Args:
             sql: condition on the rows of each table (SQL that the caller wrote, no one's input).
             parameters: values of its `$names`; each condition must use them all.
+            frames: new rows of each table, if they are there already.
 
         Returns:
             Rows moved per table.
 
         Raises:
-            StoreBusyError: another process held the file for too long.
+            DataError, StoreBusyError: as `append_missing`.
         """
+        checked = {name: TABLES[name].checked(frame) for name, frame in frames.items()}
         with self._transaction() as connection:
-            return {name: _supersede(connection, name, sql[name], parameters) for name in sql}
+            count = {name: _supersede(connection, name, sql[name], parameters) for name in sql}
+            for name, frame in checked.items():
+                _append(connection, TABLES[name], frame)
+        if checked:
+            self._stored(checked, True)
+        return count
 
     def copied(self, folder: Path) -> Path:
         """Return a copy of the file, and of the log beside it, in a folder of the caller's.
