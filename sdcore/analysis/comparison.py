@@ -260,8 +260,8 @@ def warnings(store: Store, experiment_id: str) -> pl.DataFrame:
         name, idle = str(condition), rows.filter(pl.col("first_round").is_null())["seed"].to_list()
         rounds, total = rows["idle"].sum(), rows["rounds"].sum()
         if len(idle) == len(rows):
-            rounds = "1 round" if total == 1 else f"{total} rounds"
-            found.append((name, f"{IDLE}: no update in {rounds}; not compared"))
+            tried = "1 round" if total == 1 else f"{total} rounds"
+            found.append((name, f"{IDLE}: no update in {tried}; not compared"))
         elif idle:
             found.append((name, f"{_seeds(idle)} {IDLE}: left out of every mean"))
         if rounds and len(idle) < len(rows):
