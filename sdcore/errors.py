@@ -1,6 +1,6 @@
 """Every error that sdcore raises on purpose: what, got, expected, where, and the fix."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -62,6 +62,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a question that names the closest known word, or nothing if none is close."""
     close = get_close_matches(word, list(known), n=1)
     return f"did you mean {close[0]}?" if close else ""
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _short(value: object, limit: int = 600) -> str:

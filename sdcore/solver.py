@@ -10,7 +10,7 @@ from sdcore.config import Experiment
 from sdcore.engines import Request, Served
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.errors import ModelError
-from sdcore.models import hub, policies
+from sdcore.models import hub, policies, sealed, weight_files
 from sdcore.models.prompts import student_prompt
 from sdcore.traces import response_text
 
@@ -32,15 +32,15 @@ def save_solver(
         warmed_up: folder of a warmed-up base, which is copied because no name stands for it.
     """
     adapted = experiment.training.lora is not None
-    file = policies.ADAPTER_FILE if adapted else policies.FULL_FILE
+    file = weight_files.ADAPTER_FILE if adapted else weight_files.FULL_FILE
     base = warmed_up or hub.resolve(experiment.model.name)
     about = {
         "experiment": experiment.model_dump(mode="json"),
-        "base_sha256": policies.weights_digest(base),
+        "base_sha256": weight_files.folder_digest(base),
         "prompt_day": day.isoformat(),
     }
-    policies.require_intact(checkpoint, file)
-    with policies.replacing(folder) as fresh:
+    sealed.require_intact(checkpoint, file)
+    with sealed.replacing(folder) as fresh:
         shutil.copyfile(checkpoint / file, fresh / file)
         if warmed_up:
             shutil.copytree(warmed_up, fresh / "base")
@@ -57,12 +57,12 @@ class Solver:
             ModelError: a file is damaged, or the name now stands for other weights than those that
                 training started from.
         """
-        policies.require_intact(folder)
+        sealed.require_intact(folder)
         about = json.loads((folder / "solver.json").read_text("utf-8"))
         self.experiment = Experiment.model_validate(about["experiment"])
         warmed_up = self.experiment.warmup is not None
         base = folder / "base" if warmed_up else hub.resolve(self.experiment.model.name)
-        digest = policies.weights_digest(base)
+        digest = weight_files.folder_digest(base)
         if digest != about["base_sha256"]:
             raise ModelError(
                 "the base model is not the one that this policy was trained from",
@@ -79,7 +79,7 @@ class Solver:
         trained = policies.load_policy(base, self.experiment.model)
         if self.experiment.training.lora:
             trained = policies.attach_lora(trained, self.experiment.training.lora, seed=0)
-        policies.load_weights(trained, folder)
+        weight_files.load(trained, folder)
         self._engine.load(Served("solver", folder, base, live=trained))
 
     def predict(self, questions: Sequence[str]) -> list[str]:

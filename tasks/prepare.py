@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 import sdcore
 from sdcore.config import Experiment
 from sdcore.errors import ConfigError, ModelError
-from sdcore.models import policies
+from sdcore.models import policies, weight_files
 from sdcore.models.lengths import Room
 from sdcore.models.prompts import require_shown
 from sdcore.problems.screening import Problem
@@ -87,7 +87,7 @@ def require_same_model(base: ConditionRun) -> None:
     """
     (named,) = StoredPolicy.from_frame(base.store.rows("policies", kind="base", **base.columns))
     folder = base.session.models.folder(base.experiment.model.name)
-    digest = policies.weights_digest(folder)
+    digest = weight_files.folder_digest(folder)
     if digest != named.sha256:
         raise ModelError(
             "the base model's weights have changed since the run was started",
@@ -157,7 +157,7 @@ def base_policy(base: ConditionRun) -> StoredPolicy:
     """The named model as the policy that the run would store today."""
     warmup = base.experiment.warmup
     name = base.experiment.model.name
-    digest = policies.weights_digest(base.session.models.folder(name))
+    digest = weight_files.folder_digest(base.session.models.folder(name))
     round_ = RAW if warmup else 0
     return StoredPolicy(
         **base.columns,  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from sdcore.config import WarmupConfig
 from sdcore.errors import ModelError
-from sdcore.models import policies
+from sdcore.models import policies, weight_files
 from sdcore.models.prompts import end_of_turn
 from sdcore.schedule import round_questions
 from sdcore.store.schema import TABLES
@@ -100,7 +100,7 @@ def _examples(base: ConditionRun, settings: WarmupConfig) -> dict[str, Example]:
 
 def _policy(base: ConditionRun, settings: WarmupConfig) -> StoredPolicy:
     folder = base.checkpoint(0)
-    digest = policies.weights_digest(folder)
+    digest = weight_files.folder_digest(folder)
     return StoredPolicy(
         **base.columns,  # type: ignore[arg-type]
         policy_id=base.key(0, digest),

@@ -10,7 +10,7 @@ from sdcore.engines import Served
 from sdcore.engines.server import NO_LIMITS, VllmServer
 from sdcore.errors import EngineError
 from sdcore.keys import Key, redacted
-from sdcore.models.policies import ADAPTER_FILE, FULL_FILE
+from sdcore.models.weight_files import ADAPTER_FILE, FULL_FILE
 
 LONGEST = 3600.0  # seconds that one answer may take
 

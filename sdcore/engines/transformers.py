@@ -27,7 +27,7 @@ from sdcore.engines import (
 from sdcore.engines.decoding import PLAIN, SHARED, Rows
 from sdcore.engines.replay import StaticRows, can_replay
 from sdcore.errors import EngineError, ModelError
-from sdcore.models import adapters, policies
+from sdcore.models import adapters, policies, weight_files
 from sdcore.models.adapters import LowRank
 from sdcore.system.memory import free_bytes
 
@@ -106,7 +106,7 @@ class TransformersEngine:
             if policy.folder is None:
                 raise EngineError("the policy has no weights", got=f"policy {policy.policy_id}")
             self._set({})
-            policies.load_weights(self.model, policy.folder)
+            weight_files.load(self.model, policy.folder)
             self.update_share = None
             return
         theirs, own = adapters.base_weights(policy.live), dict(self.model.named_parameters())

@@ -31,7 +31,7 @@ from sdcore.engines.endpoint import Endpoint, Unavailable
 from sdcore.engines.server import VllmServer
 from sdcore.errors import EngineError
 from sdcore.keys import read_key
-from sdcore.models import policies
+from sdcore.models import policies, sealed
 
 ATTEMPTS = 6  # for one request; with the waits between them about half a minute
 
@@ -89,8 +89,8 @@ class VllmEngine:
         Raises:
             ModelError: a file of the policy's folder differs from its digest.
         """
-        if policy.folder is not None and policies.was_written_here(policy.folder):
-            policies.require_intact(policy.folder)
+        if policy.folder is not None and sealed.was_written_here(policy.folder):
+            sealed.require_intact(policy.folder)
         self._served = replace(policy, live=None)  # the trainer's weights are not ours to keep
 
     def close(self) -> None:

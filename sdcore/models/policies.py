@@ -1,17 +1,8 @@
-"""Policies on disk: load models, attach adapters, write weights whole or not at all.
+"""Models, tokenizers and adapters, loaded from local folders: safetensors only, no remote code."""
 
-Only safetensors are read or written, and no remote code is run. A folder written here carries the
-digest of each of its files, which is checked before the files are loaded.
-"""
-
-import hashlib
-import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,12 +13,8 @@ from peft import (
     PeftModel,
     TaskType,
     get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
 )
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -38,25 +25,19 @@ from transformers import (
 )
 
 from sdcore.config import LoraConfig, ModelConfig
-from sdcore.distributed import collectives
-from sdcore.errors import ModelError
+from sdcore.errors import ModelError, listed
+from sdcore.models import sealed
 from sdcore.models.adapters import require_adaptable
 from sdcore.models.chat_templates import require_bounded
 from sdcore.models.folders import CONFIG, read_config
 from sdcore.models.prompts import freeze_clock
-from sdcore.system.private import private_files
 
 Policy: TypeAlias = PreTrainedModel | PeftModel
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
-FULL_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"
 LAYERS = "num_hidden_layers"
 MOST_LAYERS = 1000  # that are made without a look at the tensors; the deepest models have 200
 MOST_LABELS = 100_000  # transformers makes a name for each
-CHECKSUMS = "checksums.sha256"
-"""Digests of a folder's other files, in the format of `sha256sum -c`."""
-SHOWN = 8  # tensor names in an error
-_RESTORE = "`sdcore resume RUN` retrains a checkpoint; restore other files from a copy"
 
 
 def load_policy(folder: Path, model: ModelConfig) -> PreTrainedModel:
@@ -68,8 +49,8 @@ def load_policy(folder: Path, model: ModelConfig) -> PreTrainedModel:
             `model.attention`, or the device does not exist.
     """
     device = _device(model.device)
-    if was_written_here(folder):
-        require_intact(folder)
+    if sealed.was_written_here(folder):
+        sealed.require_intact(folder)
     _require_few_layers(folder)
     loaded, report = _loaded(
         AutoModelForCausalLM.from_pretrained,
@@ -211,262 +192,6 @@ def check_targets(folder: Path, lora: LoraConfig) -> None:
         attach_lora(model, lora, seed=0)
 
 
-def weights(policy: Policy) -> dict[str, Tensor]:
-    """Tensors of a checkpoint: the adapter's, or every weight once where there is no adapter.
-
-    Under torchrun all ranks join in, and the first one alone gets them.
-    """
-    return collectives.gathered(_held(policy).items())
-
-
-def _held(policy: Policy) -> dict[str, Tensor]:
-    """The tensors of a checkpoint as this rank holds them; the shapes are those of the whole."""
-    if isinstance(policy, PeftModel):
-        return dict(get_peft_model_state_dict(policy))
-    return {name: weight.detach() for name, weight in policy.named_parameters()}
-
-
-def write_weights(policy: Policy, folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Write weights and config into an existing folder, which PEFT or transformers can then read.
-
-    Args:
-        policy: whose config is written.
-        folder: usually one that `replacing` gave.
-        tensors: the policy's `weights`.
-    """
-    if isinstance(policy, PeftModel):
-        policy.active_peft_config.save_pretrained(folder)
-        save_tensors(tensors, folder / ADAPTER_FILE)
-    else:
-        policy.config.save_pretrained(folder)
-        save_tensors(tensors, folder / FULL_FILE)
-
-
-def load_weights(policy: Policy, folder: Path) -> None:
-    """Copy the weights of a folder into the policy, in place.
-
-    Raises:
-        ModelError: the folder holds no such weights, they differ from their digest, or their names
-            or shapes are not this policy's.
-    """
-    adapted = isinstance(policy, PeftModel)
-    path = folder / (ADAPTER_FILE if adapted else FULL_FILE)
-    require_intact(folder, path.name)
-    stored = load_tensors(path)
-    require_same(stored, _held(policy), path)
-    if adapted:
-        set_peft_model_state_dict(policy, stored)
-    else:
-        for name, weight in policy.named_parameters():
-            weight.data.copy_(collectives.alike(stored[name], weight.data))
-
-
-def weights_digest(folder: Path) -> str:
-    """`digest` of the tensors in a folder's safetensors files.
-
-    Raises:
-        ModelError: there are none, or a file is damaged.
-    """
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        raise ModelError("no safetensors to digest", where=str(folder))
-    try:
-        with ExitStack() as stack:
-            files = [stack.enter_context(safe_open(path, "pt")) for path in paths]
-            file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-            return _digest((name, file_of[name].get_tensor(name)) for name in sorted(file_of))
-    except SafetensorError as error:
-        raise ModelError("weights cannot be read", got=error, where=str(folder)) from error
-
-
-def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in order of name, however they are stored."""
-    return _digest(sorted(tensors.items()))
-
-
-def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    sha256 = hashlib.sha256()
-    for name, tensor in tensors:
-        plain = tensor.detach().cpu().contiguous()
-        sha256.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
-        sha256.update(plain.flatten().view(torch.uint8).numpy().data)
-    return sha256.hexdigest()
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors to a safetensors file; they may be views."""
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        ModelError: it is missing or damaged.
-    """
-    try:
-        return dict(load_file(path))
-    except (FileNotFoundError, SafetensorError) as error:
-        raise ModelError("weights cannot be read", got=error, where=str(path)) from error
-
-
-def require_same(stored: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
-    """Refuse tensors whose names or shapes differ from those wanted.
-
-    Raises:
-        ModelError: names the tensors that differ.
-    """
-    have = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-    want = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    if have != want:
-        differing = sorted(dict(have.items() ^ want.items()))
-        raise ModelError(
-            "stored tensors are not this model's",
-            got=f"{len(differing)} differ: {_listed(differing)}",
-            where=str(path),
-            fix="load it onto the model and adapter that wrote it",
-        )
-
-
-def was_written_here(folder: Path) -> bool:
-    """Return whether `replacing` wrote the folder, so that its files have digests."""
-    return (folder / CHECKSUMS).exists()
-
-
-def require_intact(folder: Path, *names: str) -> None:
-    """Compare files of a folder that `replacing` wrote with the digests that it wrote beside them.
-
-    Args:
-        folder: the folder.
-        names: paths of files below it; none means all that it was written with.
-
-    Raises:
-        ModelError: names the files that are missing or differ.
-    """
-    expected = _checksums(folder)
-    damaged = [
-        name
-        for name in names or sorted(expected)
-        if _digest_or_none(folder / name) != expected.get(name, "")
-    ]
-    if damaged:
-        raise ModelError(
-            "files are not as they were written",
-            got=f"missing, unreadable or changed: {_listed(damaged)}",
-            expected=f"the digests in {CHECKSUMS}",
-            where=str(folder),
-            fix=_RESTORE,
-        )
-
-
-def require_weights(folder: Path, sha256: str) -> None:
-    """Refuse a folder that `replacing` wrote, unless it is intact and its weights are the expected.
-
-    Raises:
-        ModelError: a file is missing or differs from its digest, or `weights_digest` is another.
-    """
-    require_intact(folder)
-    found = weights_digest(folder)
-    if found != sha256:
-        raise ModelError(
-            "the folder holds other weights than the table `policies` says",
-            got=found,
-            expected=sha256,
-            where=str(folder),
-            fix=_RESTORE,
-        )
-
-
-def _digest_or_none(path: Path) -> str | None:
-    """`file_digest`, or None for what cannot be read: a damaged disk gives an error too."""
-    try:
-        return file_digest(path)
-    except OSError:
-        return None
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Give a fresh sibling folder to fill; on success it is synced and takes the folder's place.
-
-    The digests of its files are added in `CHECKSUMS`. A crash at any moment leaves the old folder,
-    the new one, or none, but never a part of one. Only the owner can read it.
-    """
-    with private_files():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with private_files():
-            yield fresh
-            _write_checksums(fresh)
-        with ThreadPoolExecutor() as pool:  # flushes at the same time share the disk's commits
-            list(pool.map(_sync, [*fresh.rglob("*"), fresh]))
-        if os.path.lexists(folder):
-            _remove(folder.rename(f"{fresh}-old"))
-        fresh.rename(folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:  # where a folder should be, a damaged file system may have anything
-        path.unlink()
-
-
-def _write_checksums(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    (folder / CHECKSUMS).write_text("".join(lines), "utf-8")
-
-
-def remove_file(folder: Path, name: str) -> None:
-    """Remove a file of a folder that `replacing` wrote; the folder is intact without it.
-
-    Its digest goes first: after a crash in between there is a file too many, which nobody reads.
-
-    Raises:
-        ModelError: the folder has no checksums.
-    """
-    left = {path: sha256 for path, sha256 in _checksums(folder).items() if path != name}
-    with private_files():
-        fresh = folder / f".{CHECKSUMS}"
-        fresh.write_text("".join(f"{sha256}  {path}\n" for path, sha256 in left.items()), "utf-8")
-    _sync(fresh)
-    fresh.replace(folder / CHECKSUMS)
-    (folder / name).unlink(missing_ok=True)
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    """Digests by path below the folder."""
-    try:
-        lines = (folder / CHECKSUMS).read_text("utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        what = "the folder has no checksums" if folder.is_dir() else "no such folder"
-        raise ModelError(what, got=error, where=str(folder), fix=_RESTORE) from error
-    pairs = (line.partition("  ") for line in lines)
-    digests = {name: sha256 for sha256, _, name in pairs}
-    if not digests:
-        raise ModelError("the folder has no checksums", where=str(folder), fix=_RESTORE)
-    return digests
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
@@ -553,7 +278,7 @@ def _require_complete(report: dict[str, Any], folder: Path) -> None:
         raise ModelError(
             "the tensors in the folder are not those of the model that its config.json describes",
             got="; ".join(
-                f"{len(names)} {kind}: {_listed(sorted(names))}"
+                f"{len(names)} {kind}: {listed(sorted(names))}"
                 for kind, names in wrong.items()
                 if names
             ),
@@ -576,8 +301,3 @@ def _require_tied(model: PreTrainedModel, folder: Path) -> None:
             fix="set tie_word_embeddings to false in config.json, or remove the tensor that does "
             "not belong to the model",
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

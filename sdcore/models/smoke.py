@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sdcore.errors import ModelError
-from sdcore.models import policies
+from sdcore.models import sealed, weight_files
 from sdcore.models.folders import at_hand, cache_folder, copy_settings, is_setting, read_config
 from sdcore.store.schema import content_key
 
@@ -93,7 +93,7 @@ def smoke_model(name: str) -> Path:
     source, family = at_hand(name), _family(name)
     if source is not None:
         paths = sorted(path for path in source.iterdir() if is_setting(path))
-        key = content_key(TINY, {path.name: policies.file_digest(path) for path in paths})
+        key = content_key(TINY, {path.name: sealed.file_digest(path) for path in paths})
     elif family is not None:
         key = content_key(TINY, asdict(family))
     else:
@@ -106,7 +106,7 @@ def smoke_model(name: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            with policies.replacing(folder) as fresh:
+            with sealed.replacing(folder) as fresh:
                 if source is not None:
                     copy_settings(source, fresh)
                     _write_model(read_config(source), fresh)
@@ -177,4 +177,4 @@ def _write_model(config: dict[str, Any], folder: Path) -> None:
             where=str(config.get("model_type")),
             fix="add the names of its sizes to TINY in sdcore/models/smoke.py",
         ) from error
-    policies.write_weights(model, folder, policies.weights(model))
+    weight_files.write(model, folder, weight_files.gathered(model))

@@ -9,7 +9,7 @@ from torch import Tensor
 from sdcore.config import drift
 from sdcore.distributed import collectives
 from sdcore.errors import ModelError
-from sdcore.models import policies
+from sdcore.models import sealed, weight_files
 from sdcore.models.policies import Policy
 
 STATE, ABOUT = Path("trainer", "state.safetensors"), Path("trainer", "state.json")
@@ -26,20 +26,20 @@ def write(
 
     Without a state it has the weights alone: enough to sample from, not to train on.
     """
-    weights = policies.weights(policy)
+    weights = weight_files.gathered(policy)
     if collectives.rank_and_world_size()[0] == 0:
         about = {"step": step, "settings": settings}
-        with policies.replacing(folder) as fresh:
-            policies.write_weights(policy, fresh, weights)
+        with sealed.replacing(folder) as fresh:
+            weight_files.write(policy, fresh, weights)
             if state is not None:
                 (fresh / STATE).parent.mkdir()
-                policies.save_tensors(state, fresh / STATE)
+                weight_files.save_tensors(state, fresh / STATE)
                 (fresh / ABOUT).write_text(json.dumps(about, indent=2), "utf-8")
     collectives.wait()
 
 
 def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]]:
-    """Return step and state of a checkpoint; its weights are read by `policies.load_weights`.
+    """Return step and state of a checkpoint; its weights are read by `weight_files.load`.
 
     Raises:
         ModelError: there is none, a file differs from its digest, or it was written under other
@@ -47,7 +47,7 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]
     """
     if not (folder / ABOUT).is_file():
         raise ModelError("not a checkpoint to resume", got=f"no {ABOUT}", where=str(folder))
-    policies.require_intact(folder, ABOUT.as_posix(), STATE.as_posix())
+    sealed.require_intact(folder, ABOUT.as_posix(), STATE.as_posix())
     about = json.loads((folder / ABOUT).read_text("utf-8"))
     if drifted := drift(about["settings"], settings):
         raise ModelError(
@@ -56,7 +56,7 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]
             where=str(folder),
             fix="resume with the checkpoint's settings, or start a new run",
         )
-    return about["step"], policies.load_tensors(folder / STATE)
+    return about["step"], weight_files.load_tensors(folder / STATE)
 
 
 def has_state(folder: Path) -> bool:
@@ -72,7 +72,7 @@ def drop_state(folder: Path) -> int:
     """
     freed = sum((folder / name).stat().st_size for name in (ABOUT, STATE))
     for name in (ABOUT, STATE):  # without the first it has no state
-        policies.remove_file(folder, name.as_posix())
+        sealed.remove_file(folder, name.as_posix())
     (folder / STATE).parent.rmdir()
     return freed
 
@@ -84,7 +84,7 @@ def require_whole(folder: Path, sha256: str) -> None:
         ModelError: a file is missing or differs from its digest, the digest of the weights is not
             `sha256`, or there are the weights alone.
     """
-    policies.require_weights(folder, sha256)
+    weight_files.require(folder, sha256)
     if not has_state(folder):
         raise ModelError("the checkpoint has the weights alone", where=str(folder))
-    policies.require_intact(folder, ABOUT.as_posix(), STATE.as_posix())
+    sealed.require_intact(folder, ABOUT.as_posix(), STATE.as_posix())

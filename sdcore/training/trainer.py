@@ -41,7 +41,7 @@ from sdcore.config import (
 )
 from sdcore.distributed import collectives
 from sdcore.errors import TrainingError
-from sdcore.models import policies
+from sdcore.models import weight_files
 from sdcore.models.policies import Policy
 from sdcore.training import batches, checkpoints, losses, packing, results
 from sdcore.training.batches import Example, Packed
@@ -202,8 +202,8 @@ class Trainer:
         checkpoints.write(folder, self.model, state, self._optimizer.step, self._settings)
 
     def digest(self) -> str:
-        """Digest of the weights, that of `policies.weights_digest` once they are saved."""
-        return policies.digest(policies.weights(self.model))
+        """Digest of the weights, that of `weight_files.folder_digest` once they are saved."""
+        return weight_files.digest(weight_files.gathered(self.model))
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint. The frozen teacher stays what it was: the initial weights.
@@ -214,7 +214,7 @@ class Trainer:
         """
         step, state = collectives.together(partial(checkpoints.read, folder, self._settings))
         collectives.settle(self.model)
-        policies.load_weights(self.model, folder)
+        weight_files.load(self.model, folder)
         self._optimizer.restore(state, step)
         if self._teacher is not None:
             self._teacher.restore(state)
@@ -226,7 +226,7 @@ class Trainer:
             ModelError: there are none, or they are damaged.
         """
         collectives.settle(self.model)
-        policies.load_weights(self.model, folder)
+        weight_files.load(self.model, folder)
 
     def _require_fit(self, examples: Sequence[Example]) -> None:
         batches.require_whole(examples, self._limit)

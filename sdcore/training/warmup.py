@@ -16,7 +16,7 @@ import polars as pl
 
 from sdcore.config import SOURCES, ProblemsConfig, PromptsConfig
 from sdcore.errors import DataError, TrainingError
-from sdcore.models import policies
+from sdcore.models import sealed, weight_files
 from sdcore.models.adapters import merged_weights
 from sdcore.models.folders import copy_settings
 from sdcore.models.policies import Policy, Tokenizer
@@ -157,9 +157,9 @@ def save_base(policy: Policy, named: Path, folder: Path) -> None:
 
     Adapters are merged into the weights; tokenizer and settings are those of the named model.
     """
-    with policies.replacing(folder) as fresh:
+    with sealed.replacing(folder) as fresh:
         copy_settings(named, fresh)
-        policies.write_weights(unwrap_peft(policy), fresh, merged_weights(policy))
+        weight_files.write(unwrap_peft(policy), fresh, merged_weights(policy))
 
 
 def arithmetic_traces(problems: ProblemsConfig) -> Iterator[Solved]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sdcore.errors import ModelError
-from sdcore.models import policies
+from sdcore.models import sealed, weight_files
 from sdcore.store.parts import Folder
 from tasks.run.checkpoints import damage
 from tasks.run.condition_run import StoredPolicy
@@ -13,10 +13,10 @@ from tasks.run.progress import note
 def push(workspace: Path, policy: StoredPolicy, root: Folder) -> None:
     """Copy a policy's checkpoint below the root, unless it is there or the workspace has none."""
     place, folder = _place(root, policy), workspace / policy.checkpoint
-    if place.has(policies.CHECKSUMS) or damage(workspace, policy, resumable=False):
+    if place.has(sealed.CHECKSUMS) or damage(workspace, policy, resumable=False):
         return
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    for name in sorted(names, key=lambda name: name == policies.CHECKSUMS):  # it stands for whole
+    for name in sorted(names, key=lambda name: name == sealed.CHECKSUMS):  # it stands for whole
         target = place / name
         target.parent.make()
         place.files.put_file(str(folder / name), target.path)
@@ -28,16 +28,16 @@ def pull(workspace: Path, policy: StoredPolicy, root: Folder, *, resumable: bool
     With `resumable` it lacks it also where it has the weights alone.
     """
     place = _place(root, policy)
-    if not place.has(policies.CHECKSUMS) or not damage(workspace, policy, resumable=resumable):
+    if not place.has(sealed.CHECKSUMS) or not damage(workspace, policy, resumable=resumable):
         return
     try:
-        with policies.replacing(workspace / policy.checkpoint) as fresh:
+        with sealed.replacing(workspace / policy.checkpoint) as fresh:
             for path in place.files.find(place.path):
                 target = fresh / path[len(place.path) + 1 :]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 place.files.get_file(path, str(target))
-            policies.require_weights(fresh, policy.sha256)
-            (fresh / policies.CHECKSUMS).unlink()  # `replacing` writes it
+            weight_files.require(fresh, policy.sha256)
+            (fresh / sealed.CHECKSUMS).unlink()  # `replacing` writes it
     except ModelError as error:
         note(f"a copied checkpoint is damaged, and removed ({error.what}): {place.path}")
         place.remove()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import polars as pl
 
 from sdcore.errors import ModelError
-from sdcore.models import policies
+from sdcore.models import weight_files
 from sdcore.training import checkpoints
 from tasks.run.condition_run import BASE, ConditionRun, StoredPolicy
 
@@ -82,7 +82,7 @@ def damage(root: Path, policy: StoredPolicy, *, resumable: bool) -> ModelError |
         resumable: training has to be able to go on from it; else its weights are enough.
     """
     whole = resumable and policy.condition != BASE
-    require = checkpoints.require_whole if whole else policies.require_weights
+    require = checkpoints.require_whole if whole else weight_files.require
     try:
         require(root / policy.checkpoint, policy.sha256)
     except ModelError as error:

@@ -12,7 +12,7 @@ from sdcore.engines.endpoint import Endpoint
 from sdcore.engines.server import VllmServer
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.engines.vllm import VllmEngine
-from sdcore.models import hub, policies
+from sdcore.models import hub, policies, weight_files
 from tests.helpers.tiny import LORA, of_kind, save
 
 NAME = "builtin:tiny-solver"
@@ -112,7 +112,7 @@ def test_vllm_reads_new_weights_without_a_restart(tmp_path):
     """The head is tied; on GPUs vLLM computes with the embedding's own weights."""
     base, dtype, changed = hub.resolve(NAME), "bfloat16", policy("bfloat16")
     with torch.no_grad():
-        for weight in policies.weights(changed).values():
+        for weight in weight_files.gathered(changed).values():
             weight.add_(0.05 * torch.randn_like(weight))
     save(changed, tmp_path / "full")
     with own_vllm(tmp_path) as (server, engine):

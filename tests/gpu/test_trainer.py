@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdcore.config import DistillConfig, GrpoConfig, TrainingConfig
-from sdcore.models import policies
+from sdcore.models import policies, weight_files
 from sdcore.training import packing
 from sdcore.training.trainer import Trainer
 from tests.helpers.tiny import LORA, adapted, examples, llama
@@ -52,7 +52,7 @@ def test_a_run_goes_on_from_a_checkpoint(tmp_path):
     updates = [each.step(examples()) for each in (whole, resumed)]
     # Bit for bit but for kernels that add up in any order, which are within a few roundings.
     assert updates[0].loss == pytest.approx(updates[1].loss, rel=1e-6)
-    ours, theirs = (policies.weights(each.model) for each in (resumed, whole))
+    ours, theirs = (weight_files.gathered(each.model) for each in (resumed, whole))
     for name, weight in theirs.items():
         torch.testing.assert_close(ours[name], weight, rtol=1e-5, atol=1e-7)
 

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from mlflow import MlflowClient
 
-from sdcore.models.policies import weights_digest
+from sdcore.models.weight_files import folder_digest
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
 from tasks.run.session import DATABASE
@@ -94,7 +94,7 @@ def weights(workspace: Path) -> dict[str, str]:
     """Digest of the weights in every checkpoint that is there."""
     paths = Store(workspace / DATABASE).rows("policies")["path"]
     there = [path for path in paths.drop_nulls() if (workspace / path).is_dir()]
-    return {path: weights_digest(workspace / path) for path in there}
+    return {path: folder_digest(workspace / path) for path in there}
 
 
 def assert_same(found: Path, expected: Path, uri: str | None = None) -> None:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from sdcore.config import LoraConfig
-from sdcore.models import policies
+from sdcore.models import policies, sealed, weight_files
 from sdcore.training.trainer import Example
 
 VOCABULARY = 32
@@ -64,8 +64,8 @@ def qwen(kind, config, **settings: object):
 
 def save(policy: policies.Policy, folder: Path) -> None:
     """Write a policy's weights as a checkpoint has them."""
-    with policies.replacing(folder) as fresh:
-        policies.write_weights(policy, fresh, policies.weights(policy))
+    with sealed.replacing(folder) as fresh:
+        weight_files.write(policy, fresh, weight_files.gathered(policy))
 
 
 def flip(path: Path, at: int = -1) -> None:

@@ -11,7 +11,7 @@ import torch
 from sdcore.config import DistillConfig, GrpoConfig, TeacherConfig, TrainingConfig
 from sdcore.distributed import collectives
 from sdcore.errors import SdcoreError
-from sdcore.models import policies
+from sdcore.models import weight_files
 from sdcore.training.trainer import Trainer
 from tests.helpers.tiny import LORA, adapted, examples, llama
 
@@ -44,7 +44,9 @@ def train(case: str, folder: Path) -> list[dict[str, object]]:
     updates = [first.step(examples(count)) for count in (7, 1)]
     first.save(folder / "middle")
     on_first = collectives.rank_and_world_size()[0] == 0
-    assert bool(policies.weights(first.model)) == on_first  # nobody else keeps what is gathered
+    assert (
+        bool(weight_files.gathered(first.model)) == on_first
+    )  # nobody else keeps what is gathered
     second = trainer()
     second.signals(examples(2))  # a pass without a backward must leave nothing behind
     second.load(folder / "middle")

@@ -17,7 +17,7 @@ import yaml
 from mlflow import MlflowClient
 
 from sdcore.config import load_experiment
-from sdcore.models.policies import require_weights, weights_digest
+from sdcore.models.weight_files import folder_digest, require
 from sdcore.store import parts
 from sdcore.store.database import Store
 from sdcore.store.parts import open_folder
@@ -134,11 +134,11 @@ def test_parts_and_checkpoints_travel_through_s3(tmp_path):
 
     policy = StoredPolicy("e", "base", 0, "p", None, 0, 0, "full", None, "")
     save(llama(), tmp_path / "from" / policy.checkpoint)
-    policy = replace(policy, sha256=weights_digest(tmp_path / "from" / policy.checkpoint))
+    policy = replace(policy, sha256=folder_digest(tmp_path / "from" / policy.checkpoint))
     for _ in range(2):
         push(tmp_path / "from", policy, root)
         pull(tmp_path / "to", policy, root, resumable=True)
-    require_weights(tmp_path / "to" / policy.checkpoint, policy.sha256)
+    require(tmp_path / "to" / policy.checkpoint, policy.sha256)
     root.remove()
     assert not [key for key in stored() if key.startswith("travel")]
 

@@ -3,7 +3,7 @@
 import duckdb
 import pytest
 
-from sdcore.models.policies import weights_digest
+from sdcore.models.weight_files import folder_digest
 from sdcore.store.schema import TABLES
 from tests.helpers.runs import sdcore, tables
 
@@ -41,7 +41,7 @@ def test_a_collapse_ends_a_condition_at_its_last_good_checkpoint_and_a_resumed_r
     trained = first["scores"].filter(condition="reckless")
     assert set(trained["round"]) == {stop["good_round"]} and len(trained) == 2
     (chosen,) = first["policies"].filter(condition="reckless", round=stop["good_round"]).to_dicts()
-    assert weights_digest(workspace / chosen["path"]) == chosen["sha256"]
+    assert folder_digest(workspace / chosen["path"]) == chosen["sha256"]
     assert len(first["comparisons"])
     page = next((workspace / "reports").glob("*.html")).read_text("utf-8")
     assert f"compared up to the policy after {stop['good_round']} rounds" in page

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdcore.distributed import collectives
-from sdcore.models import policies
+from sdcore.models import weight_files
 from tests.helpers.paths import ROOT
 from tests.helpers.two_ranks import CASES, train
 
@@ -39,7 +39,7 @@ def test_two_processes_do_what_one_does(case, together, tmp_path):
     for checkpoint in ("middle", "end"):
         for path in sorted((tmp_path / checkpoint).rglob("*.safetensors")):
             same = folder / case / path.relative_to(tmp_path)
-            theirs, ours = policies.load_tensors(path), policies.load_tensors(same)
+            theirs, ours = weight_files.load_tensors(path), weight_files.load_tensors(same)
             assert ours.keys() == theirs.keys()
             for name, expected in theirs.items():
                 torch.testing.assert_close(ours[name], expected, rtol=1e-5, atol=1e-5)

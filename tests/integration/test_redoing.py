@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from sdcore.config import load_experiment
-from sdcore.models.policies import weights_digest
+from sdcore.models.weight_files import folder_digest
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
 from sdcore.system.ports import free_port
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_names_its_rollout_and_keeps_the_last_checkpoi
     assert f"rollouts {rollout['rollout_id']}\n" in failed.stderr
     last = tables(workspace)["policies"].filter(condition="grpo").sort("round").row(-1, named=True)
     assert last["round"] == 1
-    assert weights_digest(workspace / last["path"]) == last["sha256"]
+    assert folder_digest(workspace / last["path"]) == last["sha256"]
     give(rollout["logprobs"])
     sdcore("resume", "quickstart", "--workspace", workspace)
     expected, found = tables(finished[0]), tables(workspace)

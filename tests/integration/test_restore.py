@@ -8,7 +8,7 @@ import pytest
 
 from sdcore.config import load_experiment
 from sdcore.errors import StoreError
-from sdcore.models import policies
+from sdcore.models import sealed, weight_files
 from sdcore.schedule import Stage
 from tasks.align import align
 from tasks.distill import distill
@@ -68,7 +68,7 @@ def remove(folder):
 
 
 def remove_weights(folder):
-    (folder / policies.FULL_FILE).unlink()
+    (folder / weight_files.FULL_FILE).unlink()
 
 
 def flip_moments(folder):
@@ -76,7 +76,7 @@ def flip_moments(folder):
 
 
 def empty_checksums(folder):
-    (folder / policies.CHECKSUMS).write_text("")
+    (folder / sealed.CHECKSUMS).write_text("")
 
 
 def put_a_file_there(folder):
@@ -176,12 +176,14 @@ def test_pruning_frees_the_moments_of_older_checkpoints_and_their_weights_still_
     assert remains.exists() and (old / "trainer").exists()  # nothing was asked to be deleted
     assert prune(base, delete=True) == planned and prune(base) == []
     # two moments per weight
-    assert planned[1].size == pytest.approx(2 * (old / policies.FULL_FILE).stat().st_size, rel=0.1)
+    assert planned[1].size == pytest.approx(
+        2 * (old / weight_files.FULL_FILE).stat().st_size, rel=0.1
+    )
     assert not remains.exists() and not (old / "trainer").exists()
     assert damaged(run) == [] and run.store.rows("policies").equals(before)
     assert (last_checkpoint(run).round, last_checkpoint(run, 1).round) == (2, 0)
     sampler = run.session.models.engine(run, 1, "any")
-    assert policies.digest(policies.weights(sampler.model)) == run.policy(1).sha256
+    assert weight_files.digest(weight_files.gathered(sampler.model)) == run.policy(1).sha256
     assert run.session.models.trainer(run, 2).digest() == run.policy(2).sha256
 
 

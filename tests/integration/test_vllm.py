@@ -21,7 +21,7 @@ from sdcore.engines.server import CPU_FLAGS, ENVIRONMENT, VllmServer, cause, ker
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.engines.vllm import VllmEngine
 from sdcore.errors import EngineError
-from sdcore.models import hub, policies
+from sdcore.models import hub, policies, weight_files
 from sdcore.store.database import Store
 from sdcore.system import supervise
 from sdcore.system.ports import answers, free_port
@@ -46,7 +46,7 @@ def model():
 def changed(policy, scale):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weight in policies.weights(policy).values():
+        for weight in weight_files.gathered(policy).values():
             weight.add_(scale * torch.randn(weight.shape, generator=generator))
     return policy
 

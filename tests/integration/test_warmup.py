@@ -9,7 +9,7 @@ from mlflow import MlflowClient, pyfunc
 
 from sdcore.config import ModelConfig, ProblemsConfig, load_experiment
 from sdcore.errors import DataError
-from sdcore.models import hub, policies
+from sdcore.models import hub, policies, weight_files
 from sdcore.problems.arithmetic import parse_question, read_step, verify_steps
 from sdcore.problems.splits import load_problems
 from sdcore.store.database import Store
@@ -141,8 +141,10 @@ def test_a_hinted_warm_up_is_recorded_and_gives_the_same_weights_again(file, tmp
     assert digests[0] == digests[1]
     with Session(tmp_path / "two") as session:  # and again where the weights were lost
         base = base_run(session, base.experiment)
-        flip(base.checkpoint(0) / policies.FULL_FILE)
-        assert warm_up.fn(base).sha256 == policies.weights_digest(base.checkpoint(0)) == digests[0]
+        flip(base.checkpoint(0) / weight_files.FULL_FILE)
+        assert (
+            warm_up.fn(base).sha256 == weight_files.folder_digest(base.checkpoint(0)) == digests[0]
+        )
         assert len(session.store.rows("updates")) == len(updates)
     assert "retrained to the same weights" in " ".join(capsys.readouterr().err.split())
 
@@ -162,7 +164,7 @@ def test_the_warmed_up_policy_is_recorded_and_is_the_base_of_all(finished):
     raw, base = rows["policies"].filter(condition="base").sort("round").to_dicts()
     assert (raw["round"], raw["step"], raw["path"]) == (-1, -3, "builtin:tiny-solver")
     assert (base["round"], base["step"], base["parent_id"]) == (0, 0, raw["policy_id"])
-    assert base["sha256"] == policies.weights_digest(workspace / base["path"]) != raw["sha256"]
+    assert base["sha256"] == weight_files.folder_digest(workspace / base["path"]) != raw["sha256"]
     assert (raw["hinted"], base["hinted"]) == (None, 0.0)
     trained = rows["policies"].filter(condition="reference").sort("round")
     assert trained["hinted"].null_count() == len(trained)

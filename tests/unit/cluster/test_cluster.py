@@ -10,7 +10,7 @@ from flows import cluster
 from flows.cluster import ATTEMPTS, Job
 from sdcore.config import load_experiment
 from sdcore.errors import ConfigError, SdcoreError, StoreError
-from sdcore.models import policies
+from sdcore.models import sealed, weight_files
 from sdcore.store import parts
 from sdcore.store.parts import Part, open_folder
 from sdcore.store.schema import TABLES
@@ -144,7 +144,7 @@ def test_a_checkpoint_arrives_whole_or_not_at_all(root, tmp_path, capsys):
     here, there = tmp_path / "here", tmp_path / "there"
     policy = StoredPolicy("e", "base", 0, "p", None, 0, 0, "full", None, "")
     save(llama(), here / policy.checkpoint)
-    policy = replace(policy, sha256=policies.weights_digest(here / policy.checkpoint))
+    policy = replace(policy, sha256=weight_files.folder_digest(here / policy.checkpoint))
     pull(there, policy, root, resumable=False)
     assert not there.exists()  # it is nowhere
     push(here, policy, root)
@@ -153,14 +153,14 @@ def test_a_checkpoint_arrives_whole_or_not_at_all(root, tmp_path, capsys):
     names = [sorted(path.name for path in (each / policy.checkpoint).iterdir())
              for each in (here, there)]  # fmt: skip
     assert names[0] == names[1] == place.names()
-    policies.require_weights(there / policy.checkpoint, policy.sha256)
+    weight_files.require(there / policy.checkpoint, policy.sha256)
 
     other = tmp_path / "other"
-    place.files.rm_file(f"{place.path}/{policies.CHECKSUMS}")  # a copy that was cut off
+    place.files.rm_file(f"{place.path}/{sealed.CHECKSUMS}")  # a copy that was cut off
     pull(other, policy, root, resumable=False)
     assert not (other / policy.checkpoint).exists()
     push(here, policy, root)  # it is made whole
-    flip(tmp_path / "root" / f"{policy.checkpoint}-{policy.sha256[:16]}" / policies.FULL_FILE)
+    flip(tmp_path / "root" / f"{policy.checkpoint}-{policy.sha256[:16]}" / weight_files.FULL_FILE)
     pull(other, policy, root, resumable=False)
     assert not (other / policy.checkpoint).exists() and place.names() == []
     assert "copied checkpoint is damaged" in capsys.readouterr().err

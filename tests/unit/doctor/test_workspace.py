@@ -16,7 +16,7 @@ from flows.doctor import machine, workspace
 from flows.doctor.findings import surviving
 from flows.doctor.repair import repair
 from sdcore.errors import DataError, SdcoreError, StoreBusyError
-from sdcore.models import policies
+from sdcore.models import sealed, weight_files
 from sdcore.store.check import check
 from sdcore.store.database import Store
 from sdcore.store.export import export
@@ -56,13 +56,13 @@ def whole(tmp_path_factory):
     (root / "files" / "small.json").write_text(json.dumps({"run": RUN, "file": {}}))
     weights = {"weight": torch.arange(3.0)}
     folder = root / CHECKPOINT
-    with policies.replacing(folder) as fresh:
-        policies.save_tensors(weights, fresh / "model.safetensors")
+    with sealed.replacing(folder) as fresh:
+        weight_files.save_tensors(weights, fresh / "model.safetensors")
         (fresh / checkpoints.STATE).parent.mkdir()
-        policies.save_tensors(weights, fresh / checkpoints.STATE)
+        weight_files.save_tensors(weights, fresh / checkpoints.STATE)
         (fresh / checkpoints.ABOUT).write_text("{}")
     row = policy("reference", 0, 4) | {
-        "path": CHECKPOINT, "sha256": policies.digest(weights),
+        "path": CHECKPOINT, "sha256": weight_files.digest(weights),
     }  # fmt: skip
     with Store(root / "sdcore.duckdb") as store:
         fill(store)
@@ -237,7 +237,7 @@ def test_a_missing_checkpoint_is_retrained_by_the_next_run(root):
     assert lines(root) == []
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", checkpoints.STATE, policies.CHECKSUMS])
+@pytest.mark.parametrize("name", ["model.safetensors", checkpoints.STATE, sealed.CHECKSUMS])
 @pytest.mark.parametrize("damage", [truncated, empty, gone])
 def test_a_damaged_checkpoint_goes_aside_so_that_it_is_retrained(root, damage, name):
     folder = root / CHECKPOINT
@@ -254,8 +254,8 @@ def test_a_damaged_checkpoint_goes_aside_so_that_it_is_retrained(root, damage, n
 
 def test_weights_of_another_policy_are_not_those_of_the_row(root):
     folder = root / CHECKPOINT
-    with policies.replacing(folder) as fresh:  # whole, with digests of its own
-        policies.save_tensors({"weight": torch.zeros(3)}, fresh / "model.safetensors")
+    with sealed.replacing(folder) as fresh:  # whole, with digests of its own
+        weight_files.save_tensors({"weight": torch.zeros(3)}, fresh / "model.safetensors")
     assert "the folder holds other weights" in finding(root, "checkpoint").found
 
 

@@ -5,15 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from sdcore.config import LoraConfig, ModelConfig, SamplingConfig
 from sdcore.engines import Request
 from sdcore.engines.transformers import TransformersEngine
 from sdcore.errors import ModelError
-from sdcore.models import policies
+from sdcore.models import policies, sealed, weight_files
 from sdcore.training.batches import pack
 from sdcore.training.head import head_input
 from tests.helpers.tiny import LORA, MODELS, adapted, flip, llama, save
@@ -27,13 +25,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "llama"
     llama().save_pretrained(folder)
     return folder
-
-
-def changed(policy):
-    with torch.no_grad():
-        for weight in policies.weights(policy).values():
-            weight.add_(0.5)
-    return policy
 
 
 def test_loaded_policy_is_the_saved_one_frozen_and_in_eval_mode(folder):
@@ -180,7 +171,7 @@ def test_adapter_starts_as_the_base_and_depends_on_its_seed_alone():
     torch.manual_seed(99)
     again, other = adapted(seed=3), adapted(seed=4)
     assert torch.equal(first(IDS).logits, base_logits)
-    ours, same, others = (policies.weights(policy) for policy in (first, again, other))
+    ours, same, others = (weight_files.gathered(policy) for policy in (first, again, other))
     assert all(torch.equal(ours[name], same[name]) for name in ours)
     assert not any(torch.equal(ours[name], others[name]) for name in ours if "lora_A" in name)
 
@@ -196,126 +187,13 @@ def test_adapter_that_fits_nowhere_is_a_clear_error():
         policies.attach_lora(llama(), LoraConfig(targets=("no_such_layer",)), 0)
 
 
-@pytest.mark.parametrize("make", [llama, adapted])
-def test_weights_come_back_bit_for_bit(make, tmp_path):
-    saved, loaded = changed(make()), make()
-    save(saved, tmp_path / "weights")
-    policies.load_weights(loaded, tmp_path / "weights")
-    assert torch.equal(loaded(IDS).logits, saved(IDS).logits)
-
-
-def test_saved_folders_are_read_by_transformers_and_peft(tmp_path):
-    full, adapter = changed(llama()), changed(adapted())
-    save(full, tmp_path / "full")
-    save(adapter, tmp_path / "adapter")
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
-    assert torch.equal(theirs(IDS).logits, full(IDS).logits)
-    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):  # PEFT's own
-        theirs = PeftModel.from_pretrained(llama(), tmp_path / "adapter")
-    assert torch.equal(theirs(IDS).logits, adapter(IDS).logits)
-
-
-def test_weights_of_another_shape_are_refused(tmp_path):
-    wider = policies.attach_lora(llama(), LORA.model_copy(update={"rank": 8}), 0)
-    save(wider, tmp_path / "wider")
-    with pytest.raises(ModelError, match="not this model's"):
-        policies.load_weights(adapted(), tmp_path / "wider")
-
-
-def test_damaged_weights_are_refused(tmp_path):
-    save(llama(), tmp_path / "weights")
-    path = tmp_path / "weights" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ModelError, match=r"changed: model\.safetensors"):
-        policies.load_weights(llama(), tmp_path / "weights")
-
-
-def test_one_flipped_bit_of_the_weights_is_noticed(tmp_path):
-    for make, name in ((llama, "model"), (adapted, "adapter_model")):
-        save(make(), tmp_path / name)
-        flip(tmp_path / name / f"{name}.safetensors")
-        with pytest.raises(ModelError, match=rf"changed: {name}\.safetensors"):
-            policies.load_weights(make(), tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", policies.CHECKSUMS])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", sealed.CHECKSUMS])
 def test_a_model_folder_that_was_written_here_is_checked_when_it_is_loaded(tmp_path, name):
     save(llama(), tmp_path / "base")
     assert policies.load_policy(tmp_path / "base", HERE)
     flip(tmp_path / "base" / name, 0)
     with pytest.raises(ModelError, match="not as they were written"):
         policies.load_policy(tmp_path / "base", HERE)
-
-
-def test_checksums_are_those_of_sha256sum(tmp_path):
-    with policies.replacing(tmp_path / "folder") as fresh:
-        (fresh / "below").mkdir()
-        (fresh / "below" / "a b.txt").write_text("abc")
-    # the SHA-256 of "abc" is the example of FIPS 180-2, B.1
-    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert (tmp_path / "folder" / policies.CHECKSUMS).read_text() == f"{digest}  below/a b.txt\n"
-    policies.require_intact(tmp_path / "folder")
-    (tmp_path / "folder" / "below" / "a b.txt").unlink()
-    with pytest.raises(ModelError, match=r"below/a b\.txt"):
-        policies.require_intact(tmp_path / "folder")
-    with pytest.raises(ModelError, match="no checksums"):
-        policies.require_intact(tmp_path)
-
-
-def test_digest_follows_the_weights_and_nothing_else(tmp_path):
-    for name, policy in (("a", llama()), ("b", llama()), ("c", changed(llama()))):
-        save(policy, tmp_path / name)
-    (tmp_path / "b" / "notes.txt").write_text("not weights")
-    digests = [policies.weights_digest(tmp_path / name) for name in "abc"]
-    assert digests[0] == digests[1] != digests[2]
-    assert digests[0] == policies.digest(policies.weights(llama()))
-    with pytest.raises(ModelError, match="no safetensors"):
-        policies.weights_digest(tmp_path)
-
-
-def test_digest_tells_names_types_shapes_and_values_apart(tmp_path):
-    tensor = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    different = [
-        {"a": tensor}, {"b": tensor}, {"a": tensor.view(torch.int32)}, {"a": tensor.view(2, 2)},
-        {"a": tensor.flip(0)}, {"a": tensor, "b": tensor}, {"a": tensor.bfloat16()},
-    ]  # fmt: skip
-    assert len({policies.digest(tensors) for tensors in different}) == len(different)
-    strided = torch.arange(8.0).view(4, 2)
-    assert policies.digest({"a": strided.T}) == policies.digest({"a": strided.T.contiguous()})
-    policies.save_tensors({"a": tensor}, tmp_path / "model-1.safetensors")
-    policies.save_tensors({"b": tensor}, tmp_path / "model-2.safetensors")
-    assert policies.weights_digest(tmp_path) == policies.digest({"b": tensor, "a": tensor})
-
-
-def test_failed_save_leaves_the_old_folder_and_no_litter(tmp_path):
-    save(llama(), tmp_path / "weights")
-    before = policies.weights_digest(tmp_path / "weights")
-    with pytest.raises(RuntimeError), policies.replacing(tmp_path / "weights") as fresh:
-        (fresh / "model.safetensors").write_bytes(b"half")
-        raise RuntimeError
-    assert policies.weights_digest(tmp_path / "weights") == before
-    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
-
-
-def test_a_save_that_dies_while_it_deletes_the_old_folder_leaves_no_part_of_it(
-    tmp_path, monkeypatch
-):
-    def dies(folder, **_):
-        next(Path(folder).rglob("*.safetensors")).unlink()
-        raise KeyboardInterrupt
-
-    save(llama(), tmp_path / "weights")
-    monkeypatch.setattr(policies.shutil, "rmtree", dies)
-    with pytest.raises(KeyboardInterrupt):
-        save(adapted(), tmp_path / "weights")
-    assert not (tmp_path / "weights").exists()
-
-
-def test_a_second_save_takes_the_firsts_place(tmp_path):
-    save(llama(), tmp_path / "weights")
-    save(adapted(), tmp_path / "weights")
-    assert not (tmp_path / "weights" / "model.safetensors").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
 def test_tests_name_the_device_of_their_models():

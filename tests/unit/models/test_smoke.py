@@ -8,7 +8,7 @@ import pytest
 
 from sdcore.config import PromptsConfig
 from sdcore.errors import ModelError
-from sdcore.models import hub, policies
+from sdcore.models import hub, policies, weight_files
 from sdcore.models.folders import TINY_SOLVER
 from sdcore.models.prompts import student_prompt
 from tests.helpers.models import use
@@ -57,10 +57,10 @@ def test_qwen3_is_made_without_a_hub_with_its_thinking_switch():
 
 
 def test_weights_are_the_same_each_time_and_others_for_another_family(tmp_path, monkeypatch):
-    first = policies.weights_digest(hub.resolve("smoke:builtin:smollm2"))
+    first = weight_files.folder_digest(hub.resolve("smoke:builtin:smollm2"))
     monkeypatch.setenv("SDCORE_CACHE", str(tmp_path / "other"))
-    assert policies.weights_digest(hub.resolve("smoke:builtin:smollm2")) == first
-    assert policies.weights_digest(hub.resolve("smoke:Qwen/Qwen3-8B")) != first
+    assert weight_files.folder_digest(hub.resolve("smoke:builtin:smollm2")) == first
+    assert weight_files.folder_digest(hub.resolve("smoke:Qwen/Qwen3-8B")) != first
 
 
 def test_an_unknown_model_that_is_not_here_says_how_to_fetch_its_config():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdcore.errors import StoreError
-from sdcore.models import policies
+from sdcore.models import sealed, weight_files
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
 from sdcore.training import checkpoints
@@ -23,13 +23,13 @@ def saved(root, condition, round_, path="somewhere"):
     """Write a checkpoint whose weights are the round's number; return its row."""
     row = policy(condition, 0, round_) | {"path": path}
     weights = {"weight": torch.full((3,), float(round_))}
-    with policies.replacing(root / StoredPolicy(**row).checkpoint) as fresh:
-        policies.save_tensors(weights, fresh / policies.FULL_FILE)
+    with sealed.replacing(root / StoredPolicy(**row).checkpoint) as fresh:
+        weight_files.save_tensors(weights, fresh / weight_files.FULL_FILE)
         if condition != BASE:
             (fresh / checkpoints.STATE).parent.mkdir()
-            policies.save_tensors(weights, fresh / checkpoints.STATE)
+            weight_files.save_tensors(weights, fresh / checkpoints.STATE)
             (fresh / checkpoints.ABOUT).write_text("{}")
-    return row | {"sha256": policies.digest(weights)}
+    return row | {"sha256": weight_files.digest(weights)}
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def test_a_warmed_up_base_is_weights_alone(tmp_path):
     assert damage(tmp_path, StoredPolicy(**base), resumable=True) is None
     trained = StoredPolicy(**row)
     assert damage(tmp_path, trained, resumable=True) is None
-    with policies.replacing(tmp_path / trained.checkpoint) as fresh:
-        policies.save_tensors({"weight": torch.zeros(3)}, fresh / policies.FULL_FILE)
+    with sealed.replacing(tmp_path / trained.checkpoint) as fresh:
+        weight_files.save_tensors({"weight": torch.zeros(3)}, fresh / weight_files.FULL_FILE)
     assert damage(tmp_path, trained, resumable=False) is None
     assert "weights alone" in str(damage(tmp_path, trained, resumable=True))
     other = damage(tmp_path, StoredPolicy(**base | {"sha256": "0" * 64}), resumable=False)
@@ -86,7 +86,7 @@ def test_the_needed_checkpoints_that_are_damaged(run):
     keep(run.store, policies=[rows[2], rows[0] | {"path": None}, rows[1], *others])
     assert damaged_checkpoints(run) == []
     for n in (1, 3, 2):
-        (run.checkpoint(n) / policies.FULL_FILE).unlink()
+        (run.checkpoint(n) / weight_files.FULL_FILE).unlink()
     found = damaged_checkpoints(run)
     assert [(each.policy.round, each.policy.seed) for each in found] == [(2, 0), (3, 0)]
     assert all("model.safetensors" in str(each.reason.got) for each in found)
@@ -103,5 +103,5 @@ def test_the_last_whole_checkpoint(run):
     keep(run.store, policies=[saved(run.root, "grpo", n) for n in (3, 1, 2)])
     found = [last_checkpoint(run, round_).round for round_ in (None, 3, 2, 1, 0)]
     assert found == [3, 3, 2, 1, 0]
-    (run.checkpoint(2) / policies.FULL_FILE).write_bytes(b"")
+    (run.checkpoint(2) / weight_files.FULL_FILE).write_bytes(b"")
     assert [last_checkpoint(run, round_).round for round_ in (None, 2)] == [3, 1]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdcore.models import policies
+from sdcore.models import sealed
 from sdcore.system.holders import described, lock_holder
 from sdcore.system.private import private_files
 
@@ -33,11 +33,11 @@ def test_files_made_in_the_block_are_their_owners_alone(tmp_path):
 
 def test_checkpoints_are_their_owners_alone(tmp_path):
     folder = tmp_path / "checkpoints" / "round-1"
-    with policies.replacing(folder) as fresh:
+    with sealed.replacing(folder) as fresh:
         (fresh / "weights").touch()
         (fresh / "trainer").mkdir()
     assert mode(folder.parent) == mode(folder) == mode(folder / "trainer") == 0o700
-    assert mode(folder / "weights") == mode(folder / policies.CHECKSUMS) == 0o600
+    assert mode(folder / "weights") == mode(folder / sealed.CHECKSUMS) == 0o600
 
 
 def test_who_has_locked_a_file_is_named(tmp_path):

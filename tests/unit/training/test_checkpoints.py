@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sdcore.errors import ModelError
-from sdcore.models import policies
+from sdcore.models import weight_files
 from sdcore.training import checkpoints
 from tests.helpers.tiny import adapted, llama, save
 
@@ -26,7 +26,7 @@ def test_what_was_written_is_read(folder):
 
 def test_digest_is_of_the_weights_alone(folder, tmp_path):
     save(adapted(), tmp_path / "weights")
-    assert policies.weights_digest(folder) == policies.weights_digest(tmp_path / "weights")
+    assert weight_files.folder_digest(folder) == weight_files.folder_digest(tmp_path / "weights")
 
 
 def test_there_are_safetensors_json_and_checksums_only(folder):
@@ -73,7 +73,7 @@ def test_a_crash_while_writing_leaves_the_last_checkpoint(folder, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(policies, "save_tensors", crash)
+    monkeypatch.setattr(weight_files, "save_tensors", crash)
     with pytest.raises(OSError, match="disk full"):
         checkpoints.write(folder, adapted(), {}, 8, SETTINGS)
     assert checkpoints.read(folder, SETTINGS)[0] == 7
@@ -81,22 +81,22 @@ def test_a_crash_while_writing_leaves_the_last_checkpoint(folder, monkeypatch):
 
 
 def test_without_its_state_a_checkpoint_is_intact_but_cannot_be_resumed(folder, tmp_path):
-    sha256 = policies.weights_digest(folder)
+    sha256 = weight_files.folder_digest(folder)
     checkpoints.require_whole(folder, sha256)
     size = sum((folder / name).stat().st_size for name in (checkpoints.STATE, checkpoints.ABOUT))
     assert checkpoints.drop_state(folder) == size
     checkpoints.write(tmp_path / "never", adapted(), None, 7, SETTINGS)
     for bare in (folder, tmp_path / "never"):
-        policies.require_weights(bare, sha256)
+        weight_files.require(bare, sha256)
         assert not checkpoints.has_state(bare) and not (bare / "trainer").exists()
         with pytest.raises(ModelError, match="has the weights alone"):
             checkpoints.require_whole(bare, sha256)
 
 
 def test_a_crash_while_the_state_is_dropped_leaves_an_intact_folder(folder, monkeypatch):
-    sha256 = policies.weights_digest(folder)
+    sha256 = weight_files.folder_digest(folder)
     with monkeypatch.context() as patch:
         patch.setattr(type(folder), "unlink", lambda path, missing_ok=False: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             checkpoints.drop_state(folder)
-    policies.require_weights(folder, sha256)
+    weight_files.require(folder, sha256)

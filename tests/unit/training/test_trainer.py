@@ -7,7 +7,7 @@ import torch
 
 from sdcore.config import DistillConfig, GrpoConfig, TeacherConfig, TrainingConfig, WarmupConfig
 from sdcore.errors import ModelError, TrainingError
-from sdcore.models import policies
+from sdcore.models import policies, weight_files
 from sdcore.training import batches
 from sdcore.training.teacher import trained
 from sdcore.training.trainer import Trainer
@@ -36,7 +36,7 @@ def trainer(condition=None, lora=ADAPTER, *, model=None, seed=0, total_steps=20,
 
 
 def bits(made):
-    return {name: weight.clone() for name, weight in policies.weights(made.model).items()}
+    return {name: weight.clone() for name, weight in weight_files.gathered(made.model).items()}
 
 
 def assert_same_bits(first, second):
@@ -78,7 +78,7 @@ def test_the_gradient_is_that_of_full_logits_through_the_whole_model(name, tmp_p
     made = trainer(lora=lora, model=model, max_grad_norm=1e9)
     made.step(some)
     made.save(tmp_path / "checkpoint")
-    moments = policies.load_tensors(tmp_path / "checkpoint/trainer/state.safetensors")
+    moments = weight_files.load_tensors(tmp_path / "checkpoint/trainer/state.safetensors")
     if lora is FULL:
         naive.requires_grad_(True)
     tokens = sum(len(each.response_ids) for each in some)
@@ -218,7 +218,7 @@ def test_without_a_context_the_teacher_is_the_student():
 def test_a_teacher_that_is_not_the_student_at_the_start_is_found_out(kind):
     model = adapted()
     with torch.no_grad():
-        for weight in policies.weights(model).values():
+        for weight in weight_files.gathered(model).values():
             weight.add_(0.3)
     made = trainer(distill(teacher=TeacherConfig(kind=kind)), model=model)
     with pytest.raises(TrainingError, match="differ on the same prompt"):
@@ -277,11 +277,11 @@ def test_a_loss_that_is_not_finite_names_its_rollout_and_changes_nothing(tmp_pat
     for each in (made, twin):
         each.step(some)
     made.save(tmp_path / "good")
-    digest = policies.weights_digest(tmp_path / "good")
+    digest = weight_files.folder_digest(tmp_path / "good")
     broken = [*some[:4], replace(some[4], advantage=float("inf")), some[5]]
     with pytest.raises(TrainingError, match="rollouts rollout-4\n"):
         made.step(broken)
-    assert policies.weights_digest(tmp_path / "good") == digest
+    assert weight_files.folder_digest(tmp_path / "good") == digest
     for each in (made, twin):
         each.step(some)
     assert_same_bits(made, twin)
@@ -336,7 +336,7 @@ def test_an_averaged_teacher_follows_each_step(lora, tmp_path):
     before = {name: weight.detach().clone() for name, weight in trained(made.model).items()}
     made.step(examples())
     made.save(tmp_path / "checkpoint")
-    state = policies.load_tensors(tmp_path / "checkpoint/trainer/state.safetensors")
+    state = weight_files.load_tensors(tmp_path / "checkpoint/trainer/state.safetensors")
     after = trained(made.model)  # an adapter's A has no gradient yet, because B is zero
     assert any(not torch.equal(weight, before[name]) for name, weight in after.items())
     for name, weight in after.items():
@@ -373,7 +373,9 @@ def test_bfloat16_policy_trains_float32_weights_and_learns(name):
             module.register_forward_hook(lambda _, __, product: products.add(product.dtype))
     first, *_, last = [made.step(some).kl for _ in range(12)]
     assert products == {torch.bfloat16}
-    assert {weight.dtype for weight in policies.weights(made.model).values()} == {torch.float32}
+    assert {weight.dtype for weight in weight_files.gathered(made.model).values()} == {
+        torch.float32
+    }
     assert first == pytest.approx(single.step(some).kl, rel=0.1)
     assert last < 0.6 * first
 

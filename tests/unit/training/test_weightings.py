@@ -7,7 +7,7 @@ import torch
 from sdcore.config import WEIGHTINGS, WeightingSettings, weighting
 from sdcore.contexts import Critique
 from sdcore.errors import ConfigError, TrainingError
-from sdcore.models import policies
+from sdcore.models import weight_files
 from sdcore.rollouts import JudgedRollout, Problem, Rollout
 from sdcore.tiny_solver.tokenizer import build_tokenizer
 from sdcore.training import projection
@@ -222,7 +222,7 @@ def test_loss_and_gradient_are_the_weighted_means_on_full_logits(case, tmp_path)
     update = made.step(some)
     assert update.loss == pytest.approx(expected.item(), rel=1e-5)
     made.save(tmp_path / "checkpoint")
-    moments = policies.load_tensors(tmp_path / "checkpoint/trainer/state.safetensors")
+    moments = weight_files.load_tensors(tmp_path / "checkpoint/trainer/state.safetensors")
     for name, weight in naive.named_parameters():
         gradient = moments[f"exp_avg/{name}"].double() / 0.1  # of AdamW, after one step
         scale = weight.grad.abs().max().item()
