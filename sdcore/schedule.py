@@ -37,6 +37,17 @@ def sampling_seed(seed: int, purpose: str, round_: int, problem_id: str, sample_
     return int(content_key(seed, purpose, round_, problem_id, sample_index)[:16], 16) >> 1
 
 
+def lineages(experiment: Experiment) -> list[tuple[str, int]]:
+    """Conditions and seeds in the order in which they train.
+
+    Seed by seed, and of each seed the condition with the most rollouts first: the short ones at the
+    end keep several workers busy to the last (Graham 1969, "longest processing time first").
+    """
+    sizes = {name: condition.group_size for name, condition in experiment.conditions.items()}
+    longest_first = sorted(sizes, key=lambda name: -sizes[name])
+    return [(name, seed) for seed in experiment.seeds for name in longest_first]
+
+
 def checkpoint_rounds(experiment: Experiment, condition: Condition) -> tuple[int, ...]:
     """Rounds after which the policy is scored, in order.
 

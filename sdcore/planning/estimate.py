@@ -33,7 +33,7 @@ from sdcore.planning.work import (
     warmup_step,
     written_bytes,
 )
-from sdcore.schedule import checkpoint_rounds, signal_rounds
+from sdcore.schedule import checkpoint_rounds, lineages, signal_rounds
 
 STAGES = ("prepare", "warm-up", "sample", "align", "distill", "evaluate", "compare")
 WAITING = 1.1  # rows per running one: a finished sample leaves its batch with others
@@ -202,14 +202,14 @@ def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Length
     stages = {stage: Cost() for stage in STAGES}
     for stage, cost in work.shared():
         stages[stage] += cost
-    own = list[float]()  # seconds of a condition and any one seed
+    own = dict[str, float]()  # seconds of a condition and any one seed
     winners = {names[0] for names in experiment.families.values()}  # any of them may win
     for name, condition in experiment.conditions.items():
         tested = name not in experiment.trials or name in winners
         costs = list(work.lineage(condition, tested=tested))
         for stage, cost in costs:
             stages[stage] += cost * len(experiment.seeds)
-        own.append(sum(cost.seconds for _, cost in costs))
+        own[name] = sum(cost.seconds for _, cost in costs)
     kept = sum(
         len(checkpoint_rounds(experiment, condition))
         * checkpoint_bytes(experiment, shape, condition)
@@ -221,7 +221,7 @@ def plan(experiment: Experiment, shape: Shape, machine: Machine, lengths: Length
         machine,
         lengths,
         stages,
-        tuple(own) * len(experiment.seeds),
+        tuple(own[name] for name, _ in lineages(experiment)),
         memory,
         serving,
         len(experiment.seeds) * kept,

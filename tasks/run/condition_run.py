@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,7 +11,7 @@ import polars as pl
 from sdcore.config import Condition, Experiment
 from sdcore.errors import ConfigError, StoreError
 from sdcore.rollouts import Record
-from sdcore.schedule import PROBES
+from sdcore.schedule import PROBES, lineages
 from sdcore.store.database import Store
 from sdcore.store.schema import content_key
 
@@ -200,7 +199,7 @@ def trained_runs(base: ConditionRun) -> list[ConditionRun]:
     session, experiment = base.session, base.experiment
     return [
         ConditionRun(session, experiment, condition, seed)
-        for seed, condition in product(experiment.seeds, experiment.conditions)
+        for condition, seed in lineages(experiment)
     ]
 
 

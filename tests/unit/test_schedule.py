@@ -1,7 +1,13 @@
 import pytest
 
 from sdcore.config import load_experiment
-from sdcore.schedule import checkpoint_rounds, round_questions, sampling_seed, signal_rounds
+from sdcore.schedule import (
+    checkpoint_rounds,
+    lineages,
+    round_questions,
+    sampling_seed,
+    signal_rounds,
+)
 from tests.helpers.paths import QUICKSTART
 
 IDS = [f"p{number}" for number in range(10)]
@@ -40,3 +46,12 @@ def test_checkpoints_include_the_last_round_and_the_equal_budget_round():
     assert checkpoint_rounds(experiment, conditions["grpo"]) == (5, 16, 32, 40)
     assert checkpoint_rounds(experiment, conditions["reference"]) == (16, 32, 40)
     assert signal_rounds(experiment) == {0, 39}
+
+
+def test_of_each_seed_the_condition_with_the_most_rollouts_trains_first():
+    changes = ["seeds=[3,1]", "conditions.step_aligned.group_size=2"]
+    experiment = load_experiment(QUICKSTART, changes)
+    sizes = {name: condition.group_size for name, condition in experiment.conditions.items()}
+    assert sizes == {"grpo": 8, "reference": 1, "step_aligned": 2}
+    order = ["grpo", "step_aligned", "reference"]
+    assert lineages(experiment) == [(name, seed) for seed in (3, 1) for name in order]
