@@ -239,7 +239,6 @@ def _prune(run: ConditionRun, last: int) -> None:
     kept = {last, last - lag, *whole[-1:], *checkpoint_rounds(run.experiment, run.settings)}
     if run.experiment.health.stop_when:
         kept.add(last_good(health_of(run), run.experiment.health, lag))
-    for folder in run.folder.glob("round-*"):
-        number = int(folder.name.removeprefix("round-"))
+    for number, folder in run.checkpoints().items():
         if number < last and number not in kept:
             shutil.rmtree(folder)

@@ -52,8 +52,8 @@ def health_of(run: ConditionRun) -> pl.DataFrame:
 
 def _keep(run: ConditionRun, round_: int) -> None:
     """Drop the checkpoints after a policy, and record that its own stays, since it is scored."""
-    for folder in run.folder.glob("round-*"):
-        if int(folder.name.removeprefix("round-")) > round_:
+    for number, folder in run.checkpoints().items():
+        if number > round_:
             shutil.rmtree(folder)
     if round_:
         record_checkpoint(run, round_)

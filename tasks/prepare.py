@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 import sdcore
 from sdcore.config import Experiment
-from sdcore.errors import ConfigError, ModelError
+from sdcore.errors import ConfigError, ModelError, StoreError
 from sdcore.models import policies, weight_files
 from sdcore.models.lengths import Room
 from sdcore.models.prompts import require_shown
@@ -49,12 +49,14 @@ def prepare(base: ConditionRun) -> int:
         DataError: the source does not have the problems that are asked for.
         ModelError: the base model's weights have changed since the run was started.
         ModelError: the model cannot be adapted as `training.lora` says.
+        StoreError: the run's checkpoints are there without its rows.
     """
     base.experiment.require_same_plugins()
     experiment_id = pl.lit(base.experiment.experiment_id)
     if len(base.store.rows("experiments", experiment_id=base.experiment.experiment_id)):
         require_same_model(base)
     else:
+        _require_no_checkpoints(base)
         started = datetime.now(UTC).replace(tzinfo=None)
         room = _room(base, started.date())
         require_shown(room.tokenizer, room.prompts)
@@ -77,6 +79,23 @@ def prepare(base: ConditionRun) -> int:
         "SELECT count(*) FROM problems WHERE experiment_id = ?", [base.experiment.experiment_id]
     )
     return int(counted.item())
+
+
+def _require_no_checkpoints(base: ConditionRun) -> None:
+    """Refuse to start a run whose checkpoints are there, and would be deleted as unknown ones.
+
+    Raises:
+        StoreError: the tables were lost, or are another workspace's.
+    """
+    folder = base.folder.parents[1]  # of all conditions and seeds
+    if found := list(folder.glob("*/seed-*/round-*")):
+        raise StoreError(
+            "the tables do not have this run, but its checkpoints are there",
+            got=f"{len(found)} checkpoints",
+            where=str(folder),
+            fix=f"restore {base.store.path.name} (`sdcore doctor` says how), or move that folder "
+            "away to start again",
+        )
 
 
 def require_same_model(base: ConditionRun) -> None:

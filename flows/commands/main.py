@@ -69,6 +69,7 @@ _FIXES = {
     errno.EACCES: "name a folder that can be written, such as with --workspace",
     errno.EPERM: "name a folder that can be written, such as with --workspace",
     errno.ENAMETOOLONG: "name a shorter path",
+    errno.EFBIG: "raise the limit of a file's size: `ulimit -f unlimited`",
     errno.EMFILE: "raise the limit of open files: `ulimit -n 4096`",
 }
 
@@ -184,12 +185,14 @@ def rerun(
 
     Example: sdcore rerun quickstart --from align --condition step_aligned --round 3
     """
+    from tasks.run.condition_run import condition_runs, require_condition
+
     settings, root = stored_experiment(open_store(workspace), run), workspace.absolute()
+    require_condition(settings, condition, seed)  # before the seconds that servers take to start
 
     def move_rows() -> None:
         from tasks.maintenance.rerun import supersede
         from tasks.maintenance.restore import require_replaceable
-        from tasks.run.condition_run import condition_runs
         from tasks.run.lock import run_lock
         from tasks.run.session import Session
 
@@ -354,6 +357,8 @@ def _of_the_system(error: Exception) -> Exception:
         return SdcoreError("no more memory can be had", got=error, fix=_MORE_MEMORY)
     if not isinstance(error, OSError):
         return error
+    if isinstance(error, FileNotFoundError) and _folder_is_gone():
+        return SdcoreError("the current folder has been deleted", got=error, fix="cd to another")
     unclear = error.filename is None and error.errno not in (*_FIXES, errno.ENOENT)
     if isinstance(error, SdcoreError) or unclear or error.errno is None:
         return error
@@ -365,6 +370,14 @@ def _of_the_system(error: Exception) -> Exception:
         if "temporary directory" in str(error.strerror)
         else _FIXES.get(error.errno, "repair that file, then run the same command again"),
     )
+
+
+def _folder_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _mute_exit() -> None:

@@ -46,6 +46,8 @@ def up(
     from flows.servers.login import PAGE
     from flows.servers.named import named
 
+    if prefect_port == mlflow_port:
+        raise ConfigError("both servers are given the same port", got=prefect_port, fix="give two")
     root = workspace.absolute()
     standing.require_workspace(root)
     for line in named(root, up=True).values():

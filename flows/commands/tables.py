@@ -29,7 +29,7 @@ from flows.commands.terminal import (
 )
 from flows.settling import settled
 from sdcore.config import LlmCriticConfig, load_experiment
-from sdcore.errors import SdcoreError, StoreError, did_you_mean
+from sdcore.errors import ConfigError, SdcoreError, StoreError, did_you_mean
 from sdcore.keys import Key
 from sdcore.store import reading
 from sdcore.store.database import Store
@@ -68,7 +68,12 @@ def query(
     """
     store = open_store(workspace)
     if output is not None:
-        count = reading.write(store, sql, output, _form(output.suffix), allow_files=allow_files)
+        into = _form(output.suffix)
+        if form not in (Format.table, into):
+            raise ConfigError(
+                "--format and --output name two formats", got=f"{form}, {output}", fix="give one"
+            )
+        count = reading.write(store, sql, output, into, allow_files=allow_files)
         console.print(f"{output}: {count:,} rows", highlight=False, soft_wrap=True)
     elif form is Format.table:
         _show(store, sql, allow_files=allow_files)

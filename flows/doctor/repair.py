@@ -48,7 +48,7 @@ def _tables(path: Path, exports: Sequence[str]) -> Iterator[str]:
     fault = _fault(path)
     if not exports:
         return
-    if not fault and path.exists():
+    if not fault and path.exists() and any(each.rows for each in check(path)):
         yield f"{path} is whole: nothing to rebuild"
         return
     fresh = path.with_name(f"{path.name}.rebuilt")
@@ -69,7 +69,7 @@ def _tables(path: Path, exports: Sequence[str]) -> Iterator[str]:
     except Timeout as error:
         raise _in_use(path) from error
     Path(f"{fresh}.lock").unlink(missing_ok=True)
-    rows = ", ".join(f"{each.rows} {each.name}" for each in check(path) if each.rows)
+    rows = ", ".join(f"{each.name}: {each.rows}" for each in check(path) if each.rows)
     yield f"{path} rebuilt from {', '.join(exports)}: {rows}; superseded rows are not exported"
 
 

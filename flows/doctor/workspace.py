@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from flows.doctor.findings import Finding
 from flows.servers import standing
+from flows.servers.login import login
 from flows.servers.named import named
 from sdcore.errors import SdcoreError, StoreBusyError
 from sdcore.store.check import PATIENCE, check
@@ -20,7 +21,10 @@ from sdcore.store.database import query_file
 
 TABLES_FILE, CHECKPOINTS = "sdcore.duckdb", "checkpoints"
 SERVERS = {"mlflow": Path("mlflow.db"), "prefect": Path("prefect", "prefect.db")}
-PRIVATE = (TABLES_FILE, "login.key", *map(str, SERVERS.values()))
+KEY = "login.key"
+PRIVATE = (TABLES_FILE, KEY, *map(str, SERVERS.values()))
+FILES = (*PRIVATE, "sdcore.duckdb.lock", "sdcore.duckdb.wal", "mlflow.db.lock", "services.json")
+FOLDERS = (CHECKPOINTS, "files", "logs", "mlflow-artifacts", "prefect", "reports")
 _BUSY = "end the process that uses it, or wait for it, then run `sdcore doctor` again"
 _RUN = ["experiment_id", "condition", "seed"]
 
@@ -41,6 +45,7 @@ def looks(root: Path) -> dict[str, Callable[[], Iterator[Finding]]]:
     servers = {name: partial(server, root, name) for name in SERVERS}
     return {
         "workspace": partial(place, root),
+        "login": partial(servers_key, root),
         "services": partial(services, root),
         "tables": partial(tables, root),
         "checkpoints": partial(checkpoints, root),
@@ -73,10 +78,24 @@ def place(root: Path) -> Iterator[Finding]:
         )
     else:
         yield Finding("workspace", "ok", f"{root} can be read and written")
+    if "?" in str(root.resolve()):
+        found = f"DuckDB cannot write to a path with a question mark: {root.resolve()}"
+        yield Finding("workspace", "fail", found, "rename the folder")
+    for name, expected, fits in _kinds(root):
+        if not fits:
+            found, fix = f"{root / name} is not a {expected}", "move it away: another is made"
+            yield Finding("workspace", "fail", found, fix)
     shared = [path for path in _own(root) if path.name in _names() and _is_open(path)]
     if shared:
         found = f"other users may read: {_listed(shared, root)}"
         yield Finding("privacy", "warn", found, f"chmod go= {shlex.join(map(str, shared))}")
+
+
+def servers_key(root: Path) -> Iterator[Finding]:
+    """The key of the servers, if there is one: that it is whole, and that nobody else has it."""
+    if (root / KEY).is_file():
+        login(root)  # explains what is wrong
+        yield Finding("login", "ok", f"{KEY} is whole, and for this user alone")
 
 
 def services(root: Path) -> Iterator[Finding]:
@@ -103,15 +122,14 @@ def tables(root: Path, patience: float = PATIENCE) -> Iterator[Finding]:
         return
     except SdcoreError as error:
         found = f"{path} cannot be opened: {_first_line(error.got)}"
-        yield Finding("tables", "fail", found, _lost_tables())
+        yield Finding("tables", "fail", found, _if_readable(path, _lost_tables()))
         return
     missing = [each.name for each in checked if each.fault == "is missing"]
-    if len(missing) == len(checked):
-        yield Finding("tables", "ok", "none yet", "the first run makes them")
-        return
     faults = [f"{each.name} {each.fault}" for each in checked if each.fault]
     if len(faults) > len(missing):
         yield Finding("tables", "fail", "; ".join(faults), _lost_tables())
+    elif not any(each.rows for each in checked):
+        yield _no_tables(root, path)
     elif missing:
         fix = (
             "none, if an earlier version of sdcore made the workspace: the next run makes them "
@@ -119,8 +137,8 @@ def tables(root: Path, patience: float = PATIENCE) -> Iterator[Finding]:
         )
         yield Finding("tables", "warn", f"missing: {', '.join(missing)}", fix)
     else:
-        counts = ", ".join(f"{each.rows} {each.name}" for each in checked if each.rows)
-        yield Finding("tables", "ok", counts or "no rows yet")
+        counts = ", ".join(f"{each.name}: {each.rows}" for each in checked if each.rows)
+        yield Finding("tables", "ok", counts)
 
 
 def checkpoints(root: Path) -> Iterator[Finding]:
@@ -160,7 +178,7 @@ def checked_checkpoints(root: Path) -> tuple[int, list[Damage]]:
             if folder.is_dir():
                 error = damage(root, policy, resumable=wanted.get(policy, False))
                 whole += error is None
-                reason = f"{error.what} ({_first_line(error.got)})" if error else ""
+                reason = _reason(error) if error else ""
             else:  # a run that was killed between two checkpoints has none of its last policy
                 reason = "is missing" if policy in wanted and policy.path else ""
             if reason:
@@ -172,12 +190,12 @@ def notes(root: Path) -> Iterator[Finding]:
     """The notes from which experiment files the runs were started."""
     for path in sorted((root / "files").glob("*.json")):
         try:
-            json.loads(path.read_text("utf-8"))["run"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            noted = json.loads(path.read_text("utf-8"))
+            if not isinstance(noted["run"], str) or not isinstance(noted["file"], dict):
+                raise TypeError("another form")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             found = f"{path.relative_to(root)} cannot be read: {_first_line(error)}"
-            fix = (
-                f"rm {shlex.quote(str(path))}: the next run of that experiment file writes it again"
-            )
+            fix = f"rm -r {shlex.quote(str(path))}: the next run of that file writes it again"
             yield Finding("notes", "fail", found, fix)
 
 
@@ -195,13 +213,14 @@ def server(root: Path, name: str) -> Iterator[Finding]:
 def database(root: Path, name: str) -> Iterator[Finding]:
     """The SQLite file of a server, every page of it."""
     path = root / SERVERS[name]
-    if not path.exists():
+    if not path.is_file():
         yield Finding(name, "ok", "no database yet")
         return
     try:
         fault = sqlite_fault(path)
     except sqlite3.OperationalError as error:
-        yield Finding(name, "warn", f"{path} is not checked: {error}", _BUSY)
+        found = f"{path} is not checked: {error}"
+        yield Finding(name, "warn", found, _if_readable(path, _BUSY))
         return
     if fault:
         found = f"{path} is damaged: {_first_line(fault)}"
@@ -239,9 +258,11 @@ def sqlite_fault(path: Path) -> str:
 
 
 def _no_tables(root: Path, path: Path) -> Finding:
-    log, made = path.with_name(f"{path.name}.wal"), root / CHECKPOINTS
-    if log.exists() or (made.is_dir() and any(made.iterdir())):
-        found = f"{path} is gone, but {log.name if log.exists() else CHECKPOINTS} is there"
+    log, there = path.with_name(f"{path.name}.wal"), path.exists()
+    lost = not there and log.exists()
+    if lost or any((root / CHECKPOINTS).glob("*/*/seed-*/round-*")):
+        found = f"{path} {'has no rows' if there else 'is gone'}, but "
+        found += f"{log.name if lost else CHECKPOINTS} is there"
         return Finding("tables", "fail", found, _lost_tables())
     return Finding("tables", "ok", "none yet", "the first run makes them")
 
@@ -269,11 +290,31 @@ def _names() -> set[str]:
 
 
 def _is_open(path: Path) -> bool:
-    return bool(path.stat().st_mode & 0o077)
+    return path.is_file() and bool(path.stat().st_mode & 0o077)
+
+
+def _kinds(root: Path) -> Iterator[tuple[str, str, bool]]:
+    """Each part of a workspace that is there, what it has to be, and whether it is that."""
+    for names, expected, is_one in (
+        (FILES, "file", Path.is_file),
+        (FOLDERS, "folder", Path.is_dir),
+    ):
+        for name in names:
+            if os.path.lexists(root / name):
+                yield name, expected, is_one(root / name)
+
+
+def _if_readable(path: Path, fix: str) -> str:
+    """Return the fix of a file that can be read; else where the fix of its permissions is."""
+    return fix if os.access(path, os.R_OK) else "make it readable first: see workspace"
 
 
 def _listed(paths: list[Path], root: Path) -> str:
     return ", ".join(str(path.relative_to(root)) if path != root else str(root) for path in paths)
+
+
+def _reason(error: SdcoreError) -> str:
+    return f"{error.what} ({_first_line(error.got)})" if error.got else error.what
 
 
 def _first_line(text: object) -> str:

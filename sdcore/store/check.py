@@ -9,6 +9,7 @@ import duckdb
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from sdcore.errors import StoreBusyError, StoreError
+from sdcore.store.database import NO_EXTENSIONS
 from sdcore.store.schema import TABLES
 
 PATIENCE = 5.0  # seconds; a run holds the file for milliseconds at a time
@@ -63,7 +64,7 @@ def _opened(path: Path, patience: float) -> Iterator[duckdb.DuckDBPyConnection]:
 
 def _open(path: Path) -> duckdb.DuckDBPyConnection:
     try:
-        return duckdb.connect(path, read_only=True)
+        return duckdb.connect(path, read_only=True, config=NO_EXTENSIONS)
     except duckdb.Error as error:
         if "lock on file" in str(error):
             raise StoreBusyError(

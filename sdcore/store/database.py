@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TypeAlias
 
 import duckdb
 import polars as pl
@@ -35,7 +35,12 @@ from sdcore.store.sql_views import VIEWS
 from sdcore.system.holders import described, lock_holder
 from sdcore.system.private import private_files
 
-_SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+Settings: TypeAlias = dict[str, str | bool | int | float | list[str]]
+# For a file of another program, such as SQLite's, DuckDB would download an extension that reads it.
+NO_EXTENSIONS: Settings = {
+    "autoinstall_known_extensions": False, "autoload_known_extensions": False,
+}  # fmt: skip
+_SETTINGS: Settings = {
     "checkpoint_on_detach": "DISABLED",
     "wal_autocheckpoint": "128KB",  # replaying as much costs every attach about a millisecond
 }
@@ -81,8 +86,8 @@ class Store:
         self.path, self._timeout, self._timed, self._say = path, timeout, timed, say
         self._stored = stored
         self._lock = FileLock(f"{path}.lock", mode=0o600, poll_interval=0.005)
-        own = {} if threads is None else {"threads": threads}
-        self._duckdb = duckdb.connect(":memory:", config=_SETTINGS | own)
+        own: Settings = {} if threads is None else {"threads": threads}
+        self._duckdb = duckdb.connect(":memory:", config=_SETTINGS | NO_EXTENSIONS | own)
         self._complete = self._written = False
 
     def __enter__(self) -> Self:
@@ -379,12 +384,14 @@ class Store:
 
     def _unusable(self, error: duckdb.Error) -> StoreError:
         invalid = "not a valid DuckDB database file" in str(error)
+        mine = os.access(self.path, os.R_OK)
+        remedy = "restore the file from a copy" if mine else "let its owner give you access"
         return StoreError(
             "the tables cannot be opened",
             got="an empty file" if invalid and not self.path.stat().st_size else error,
             expected="a DuckDB file" if invalid else None,
             where=str(self.path),
-            fix="restore the file from a copy, or name another folder with --workspace",
+            fix=f"{remedy}, or name another folder with --workspace",
         )
 
     def _give_up(self, state: RetryCallState) -> None:
@@ -448,7 +455,7 @@ def query_file(path: Path, sql: str, *, limit: int | None = None) -> pl.DataFram
         DataError: there is no such file, or the query fails.
     """
     try:
-        closed: dict[str, str | bool | int | float | list[str]] = {"enable_external_access": False}
+        closed: Settings = {"enable_external_access": False}
         with duckdb.connect(path, read_only=True, config=closed) as connection:
             rows = connection.sql(sql)
             if rows is None:

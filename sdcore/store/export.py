@@ -133,6 +133,12 @@ def _described(table: Table, rows: int) -> Iterator[str]:
 
 def _open(target: str) -> tuple[Any, str]:
     files, root = file_system(target)
+    if not root:
+        raise SdcoreError(
+            "not a place for an export",
+            got=repr(target),
+            expected="a folder, or an address with a bucket, such as s3://bucket/prefix",
+        )
     if files.exists(root) and files.find(root):
         raise SdcoreError("something is there already", where=target, fix="name a new folder")
     return files, root

@@ -5,6 +5,8 @@ can do nothing but read it: it is one SELECT, the copy is opened for reading, Du
 is locked, and no file, address or extension can be reached unless the caller allows it.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -18,7 +20,7 @@ import duckdb
 import polars as pl
 
 from sdcore.errors import StoreError
-from sdcore.store.database import Store, query_error
+from sdcore.store.database import NO_EXTENSIONS, Settings, Store, query_error
 
 Parameters: TypeAlias = Sequence[object] | Mapping[str, object]
 FileFormat = Literal["csv", "json", "parquet"]
@@ -85,7 +87,7 @@ def write(
 ) -> int:
     """Write a whole result into a file, which is replaced at the end; memory is bounded.
 
-    In CSV, lists and structs are JSON texts.
+    A link is followed, and a pipe is written to. In CSV, lists and structs are JSON texts.
 
     Returns:
         Number of rows.
@@ -101,7 +103,8 @@ def write(
             got=ascii(str(target)),
             fix="name another file",
         ) from error
-    part = target.absolute().with_name(f".{target.name}.part")
+    target = Path(os.path.realpath(target))
+    part = target.with_name(f".{target.name}.part")
     with _result(store, sql, (), output=part, allow_files=allow_files) as (connection, result):
         _require_distinct(result.columns)
         into = str(part).replace("'", "''")
@@ -159,13 +162,9 @@ def _interruptible(
             raise
 
 
-def _config() -> dict[str, str | bool | int | float | list[str]]:
-    # Without the last one, a table name in the statement could be a variable of this process.
-    return {
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-        "python_enable_replacements": False,
-    }
+def _config() -> Settings:
+    # Else a table name in the statement could be a variable of this process.
+    return NO_EXTENSIONS | {"python_enable_replacements": False}
 
 
 def _close(
@@ -206,7 +205,11 @@ def _statement(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
 
 def _put(part: Path, target: Path) -> None:
     try:
-        part.replace(target)
+        if target.is_fifo() or target.is_char_device():
+            with part.open("rb") as result, target.open("wb") as pipe:
+                shutil.copyfileobj(result, pipe)
+        else:
+            part.replace(target)
     except OSError as error:
         raise StoreError("the result cannot be written", got=error, where=str(target)) from error
 

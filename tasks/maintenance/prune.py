@@ -77,7 +77,7 @@ def _needless(run: ConditionRun, kept: set[int]) -> Iterator[Freed]:
     for remains in sorted(run.folder.glob(".round-*")):
         yield Freed(remains, "remains", _size(remains))
     last = max((policy.round for policy in _policies(run)), default=0)
-    folders = {_round(folder): folder for folder in sorted(run.folder.glob("round-*"))}
+    folders = run.checkpoints()
     whole = [n for n, folder in folders.items() if n <= last and checkpoints.has_state(folder)]
     for number, folder in folders.items():
         if number not in {*kept, *whole[-1:]}:

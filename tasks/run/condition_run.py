@@ -1,5 +1,6 @@
 """One condition and seed of an experiment in a workspace: the unit that is trained."""
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import polars as pl
 
 from sdcore.config import Condition, Experiment
-from sdcore.errors import ConfigError, StoreError
+from sdcore.errors import ConfigError, StoreError, did_you_mean
 from sdcore.rollouts import Record
 from sdcore.schedule import PROBES, lineages
 from sdcore.store.database import Store
@@ -154,6 +155,14 @@ class ConditionRun:
         own = checkpoint_path(self.experiment.experiment_id, self.condition, self.seed, round_)
         return self.root / own
 
+    def checkpoints(self) -> dict[int, Path]:
+        """Folders of the checkpoints that are there, by rounds; other folders are not ours."""
+        return {
+            int(folder.name.removeprefix("round-")): folder
+            for folder in sorted(self.folder.glob("round-*"))
+            if re.fullmatch(r"round-[0-9]{4,}", folder.name)
+        }
+
     def problems(self, split: str) -> pl.DataFrame:
         """The problems of a split, in order; with a band, those that were found to be in it."""
         wanted = self.experiment.problems
@@ -211,13 +220,24 @@ def condition_runs(
     Raises:
         ConfigError: the experiment has no such condition or seed.
     """
+    require_condition(experiment, condition, seed)
     if condition == BASE:
         return [base_run(session, experiment)]
     seeds = experiment.seeds if seed is None else (seed,)
-    if condition not in experiment.conditions or not set(seeds) <= set(experiment.seeds):
+    return [ConditionRun(session, experiment, condition, number) for number in seeds]
+
+
+def require_condition(experiment: Experiment, condition: str, seed: int | None) -> None:
+    """See that an experiment has a condition, and a seed if one is given.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    conditions = (BASE, *experiment.conditions)
+    if condition not in conditions or seed not in (None, *experiment.seeds):
         raise ConfigError(
             "no such condition or seed",
             got=f"{condition}, seed {seed}",
-            expected=f"{', '.join((BASE, *experiment.conditions))}; seeds {experiment.seeds}",
+            expected=f"{', '.join(conditions)}; seeds {experiment.seeds}",
+            fix=did_you_mean(condition, conditions) if condition not in conditions else "",
         )
-    return [ConditionRun(session, experiment, condition, number) for number in seeds]

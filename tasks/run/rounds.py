@@ -93,8 +93,8 @@ def first_round(run: ConditionRun) -> Round:
     """
     last = run.store.rows("policies", **run.columns)["round"].max() or 0
     assert isinstance(last, int), "rounds are numbers"
-    for folder in run.folder.glob("round-*"):
-        if int(folder.name.removeprefix("round-")) > last:
+    for number, folder in run.checkpoints().items():
+        if number > last:
             shutil.rmtree(folder)
     for remains in run.folder.glob(".round-*"):  # of a write that was killed
         shutil.rmtree(remains)

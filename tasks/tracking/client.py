@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+from alembic.util import CommandError
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from sqlalchemy import create_engine
@@ -491,14 +492,16 @@ def store_errors(place: SharedStore | Path) -> Iterator[None]:
                 fix="see that it answers and that its login is right; then the same command goes "
                 "on, and logs what is missing",
             ) from None
-        if not isinstance(error, (MlflowException, SQLAlchemyError, sqlite3.Error, Timeout)):
+        known = (MlflowException, SQLAlchemyError, sqlite3.Error, Timeout, CommandError)
+        if not isinstance(error, known):
             raise
         raise SdcoreError(
             "MLflow's tables cannot be used",
             got=str(error).partition("\n")[0],
             where=str(place),
             fix="end the process that has locked them, or free disk space; `sdcore doctor` says "
-            "whether they are damaged. Then the same command goes on, and logs what is missing",
+            "whether they are damaged. Move them away if another version of MLflow made them. Then "
+            "the same command goes on, and logs what is missing",
         ) from error
 
 

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import chat_template_utils
 
 from sdcore.config import Experiment
-from sdcore.errors import ConfigError, ModelError
+from sdcore.errors import ConfigError, ModelError, StoreError
 from sdcore.models.prompts import student_prompt
 from tasks.prepare import prepare
 from tasks.run.condition_run import base_run
@@ -99,6 +99,18 @@ def test_a_question_or_a_reference_that_does_not_fit_is_rejected_with_the_reason
         model, conditions=shown, name="short", sampling={"max_new_tokens": 32}
     )
     assert rejected.filter(experiment_id=rejected["experiment_id"][-1])["row"].to_list() == [2]
+
+
+def test_checkpoints_whose_tables_are_gone_are_not_thrown_away(model):
+    run = prepared(model)[0]["experiment_id"][0]
+    folder = model.parent / "runs" / "checkpoints" / run
+    (folder / "answer" / "seed-0" / "round-0001").mkdir(parents=True)
+    (model.parent / "runs" / "sdcore.duckdb").unlink()
+    with pytest.raises(StoreError, match="its checkpoints are there") as caught:
+        prepared(model)
+    assert caught.value.where == str(folder)
+    folder.rename(folder.with_name("aside"))
+    assert prepared(model)[0]["experiment_id"].to_list() == [run]
 
 
 def test_a_base_model_that_changed_since_the_start_is_refused(model):

@@ -155,6 +155,21 @@ def test_a_whole_result_goes_into_a_file(call, tmp_path):
         call("query", "FROM range(1000)", "--output", "rows.xlsx")
 
 
+def test_a_result_goes_through_a_link_and_into_a_pipe(call, tmp_path):
+    (tmp_path / "link.csv").symlink_to(tmp_path / "there" / "rows.csv")
+    (tmp_path / "there").mkdir()
+    call("query", "SELECT 7 AS x", "--output", str(tmp_path / "link.csv"))
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "there" / "rows.csv").read_text() == "x\n7\n"
+    os.mkfifo(pipe := tmp_path / "pipe.csv")
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True)
+    try:
+        call("query", "SELECT 8 AS x", "--output", str(pipe))
+        assert pipe.is_fifo() and reader.communicate(timeout=30)[0] == "x\n8\n"
+    finally:
+        reader.kill()
+
+
 @pytest.mark.parametrize("form", ["table", "csv", "json", "parquet"])
 def test_a_terminal_gets_no_escape_sequences(call, monkeypatch, form):
     """They are data for a pipe, and commands for a terminal."""
@@ -193,7 +208,7 @@ def test_the_list_has_the_progress_of_each_run(call, workspace):
 @pytest.mark.parametrize(
     ("code", "fix"),
     [(errno.ENOSPC, "disk space"), (errno.EROFS, "--workspace"), (errno.EACCES, "--workspace"),
-     (errno.ENAMETOOLONG, "shorter path"), (errno.EIO, "that file")],
+     (errno.ENAMETOOLONG, "shorter path"), (errno.EFBIG, "ulimit -f"), (errno.EIO, "that file")],
 )  # fmt: skip
 def test_an_error_of_the_system_has_a_cause_a_place_and_a_fix(monkeypatch, capsys, code, fix):
     def fail():
@@ -206,6 +221,16 @@ def test_an_error_of_the_system_has_a_cause_a_place_and_a_fix(monkeypatch, capsy
     assert caught.value.code == 1 and "--debug" not in printed
     assert f"got: {os.strerror(code)}" in printed and "where: /data/runs/x" in printed
     assert fix in printed.partition("fix: ")[2]
+
+
+def test_a_folder_that_is_gone_is_named(monkeypatch, capsys, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(main, "app", lambda arguments: os.getcwd())
+    with pytest.raises(SystemExit):
+        main.main()
+    assert "the current folder has been deleted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What the doctor finds in workspaces with every kind of damage, and what it repairs."""
 
 import json
+import os
 import shlex
 import shutil
 import sqlite3
@@ -15,6 +16,7 @@ import torch
 from flows.doctor import machine, workspace
 from flows.doctor.findings import surviving
 from flows.doctor.repair import repair
+from flows.servers.login import login
 from sdcore.errors import DataError, SdcoreError, StoreBusyError
 from sdcore.models import sealed, weight_files
 from sdcore.store.check import check
@@ -86,7 +88,7 @@ def test_a_whole_workspace_has_no_findings_and_is_not_touched(root):
     before = tree(root)
     assert {each.state for each in findings(root)} == {"ok"}
     assert finding(root, "checkpoints").found == "1 whole"
-    assert "1 experiments" in finding(root, "tables").found
+    assert "experiments: 1, problems: 4" in finding(root, "tables").found
     assert lines(root) == []
     assert tree(root) == before
 
@@ -120,7 +122,16 @@ def gone(path):
     path.unlink()
 
 
-@pytest.mark.parametrize("damage", [truncated, garbage, empty, overwritten, folder_instead, gone])
+def made_again(path):
+    """As by a run that is started after the file was lost."""
+    path.unlink()
+    with Store(path) as store:
+        store.rows("rollouts")
+
+
+@pytest.mark.parametrize(
+    "damage", [truncated, garbage, empty, overwritten, folder_instead, gone, made_again]
+)
 def test_damaged_tables_are_found(root, damage):
     damage(root / "sdcore.duckdb")
     before = tree(root)
@@ -137,7 +148,7 @@ def exports(whole, tmp_path_factory):
         return folder, export(store, RUN, str(folder))
 
 
-@pytest.mark.parametrize("damage", [overwritten, gone])
+@pytest.mark.parametrize("damage", [overwritten, gone, made_again])
 def test_damaged_tables_are_rebuilt_from_an_export(root, exports, damage):
     path, (folder, written) = root / "sdcore.duckdb", exports
     damage(path)
@@ -267,6 +278,53 @@ def test_notes_of_services_and_files_that_are_damaged(root):
     assert ports.state == "fail" and ports.fix == "`sdcore down`, then `sdcore up`"
 
 
+@pytest.mark.parametrize("text", ["{}", '{"run": 3, "file": {}}', '{"run": "small", "file": 4}'])
+def test_a_note_of_another_form_is_found_and_its_fix_works(root, text):
+    (root / "files" / "small.json").write_text(text)
+    (root / "files" / "b.json").mkdir()
+    found = list(workspace.notes(root))
+    assert [each.state for each in found] == ["fail", "fail"]
+    for each in found:
+        subprocess.run(shlex.split(each.fix.partition(":")[0]), check=True)
+    assert list(workspace.notes(root)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((name, "file") for name in workspace.FILES),
+        *((name, "folder") for name in workspace.FOLDERS),
+    ],
+)
+def test_a_folder_for_a_file_a_file_for_a_folder_and_a_dead_link_are_named(root, name, expected):
+    path = root / name
+    if os.path.lexists(path):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if expected == "file" else path.write_text("")
+    assert [each.found for each in workspace.place(root)][1:] == [f"{path} is not a {expected}"]
+    path.rmdir() if expected == "file" else path.unlink()
+    path.symlink_to(root / "nowhere")
+    assert f"{path} is not a {expected}" in [each.found for each in workspace.place(root)]
+
+
+def test_a_key_that_no_server_would_take_is_found(root):
+    login(root)
+    assert finding(root, "login").state == "ok"
+    (root / "login.key").write_text("")
+    assert [each.state for each in findings(root) if each.name == "login"] == ["fail"]
+
+
+def test_what_cannot_be_read_is_not_called_lost_or_in_use(root, monkeypatch):
+    """As root, who may read everything, by way of what DuckDB and SQLite would say."""
+    monkeypatch.setattr(os, "access", lambda path, mode: path.suffix not in (".db", ".duckdb"))
+    (root / "sdcore.duckdb").write_text("")
+    (root / "mlflow.db-wal").mkdir()
+    fixes = {each.name: each.fix for each in findings(root) if each.state != "ok"}
+    assert "chmod" in fixes["workspace"]
+    assert "see workspace" in fixes["tables"] and "see workspace" in fixes["mlflow"]
+
+
 def test_services_that_died_are_reported(root):
     (root / "services.json").write_text('{"prefect": 1, "mlflow": 2}')
     assert "gone: prefect, mlflow, deployments" in finding(root, "services").found
@@ -286,6 +344,12 @@ def test_a_file_where_the_workspace_should_be(tmp_path):
     place = finding(path, "workspace")
     assert place.state == "fail" and "not a folder" in place.found
     assert all(each.fix for each in findings(path) if each.state != "ok")
+
+
+def test_a_path_that_duckdb_cannot_write_to(root, tmp_path):
+    moved = root.rename(tmp_path / "what?")
+    found = {each.name: each.found for each in findings(moved) if each.state != "ok"}
+    assert "a path with a question mark" in found["workspace"] and "tables" not in found
 
 
 def test_every_problem_has_a_fix(root):

@@ -163,6 +163,12 @@ def test_runs_train_seed_by_seed_in_the_order_of_the_conditions(session):
     assert labels == [f"{name}/seed-{seed}" for seed in (0, 1) for name in names]
 
 
+def test_folders_that_are_no_checkpoints_are_left_alone(run):
+    for name in ("round-0004", "round-12345", "round-0004 (copy)", "round-x", ".round-0005"):
+        (run.folder / name).mkdir(parents=True)
+    assert run.checkpoints() == {n: run.checkpoint(n) for n in (4, 12345)}
+
+
 def test_runs_of_a_condition(session):
     def labels(condition, seed):
         return [run.label for run in condition_runs(session, EXPERIMENT, condition, seed)]
@@ -170,7 +176,7 @@ def test_runs_of_a_condition(session):
     assert labels("grpo", None) == ["grpo/seed-0", "grpo/seed-1"]
     assert labels("grpo", 1) == ["grpo/seed-1"]
     assert labels("base", None) == labels("base", 1) == ["base"]
-    for condition, seed in (("gpro", 0), ("grpo", 2)):
+    for condition, seed in (("gpro", 0), ("grpo", 2), ("base", 2)):
         with pytest.raises(ConfigError, match="no such condition or seed") as caught:
             labels(condition, seed)
         assert caught.value.got == f"{condition}, seed {seed}"

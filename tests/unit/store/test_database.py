@@ -1,9 +1,10 @@
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from errno import ENOSPC
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 
 from sdcore.errors import DataError, StoreBusyError, StoreError
 from sdcore.store import database
+from sdcore.store.check import check
 from sdcore.store.database import Store, query_file
 from sdcore.store.schema import TABLES, content_key
 from sdcore.store.sql_views import VIEWS
@@ -304,6 +306,19 @@ def test_no_room_for_a_copy_is_said(store, tmp_path, monkeypatch):
     assert caught.value.where == str(tmp_path / "copies" / "sdcore.duckdb")
     monkeypatch.undo()
     assert others_see(store) == ["p0"]
+
+
+def test_a_file_of_another_program_downloads_nothing(tmp_path):
+    """DuckDB's extension for SQLite, which it would install by itself."""
+    path = tmp_path / "sdcore.duckdb"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE rollouts (text)")
+    with pytest.raises(StoreError, match="cannot be opened") as caught:
+        Store(path).rows("rollouts")
+    assert "download" not in str(caught.value)
+    with pytest.raises(StoreError, match="cannot be opened") as caught:
+        check(path)
+    assert "download" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage " * 5000])
