@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import httpx
+from filelock import FileLock, Timeout
 
 from flows.servers import standing
 from flows.servers.named import named
@@ -45,6 +46,9 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
             _deliver()
         return
     assert "prefect" not in sys.modules, "its settings would name another server"
+    starting = FileLock(root / "prefect" / "start.lock", mode=0o600)
+    with suppress(Timeout):  # two that made the database at once would both fail
+        starting.acquire(timeout=standing.START_SECONDS)
     address = f"http://127.0.0.1:{free_port()}"
     log_path = root / "prefect-server.log"
     with log_path.open("ab") as log:
@@ -61,8 +65,9 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
     os.environ["PREFECT_API_URL"] = f"{address}/api"
     try:
         standing.require_settings()
-        yield partial(_ready, f"{address}/api", server, log_path)
+        yield partial(_ready, f"{address}/api", server, log_path, starting)
     finally:
+        starting.release()
         if "prefect" in sys.modules and server.poll() is None:
             _deliver()  # after an error too: at exit they would wait for a server that is gone
         os.environ.pop("PREFECT_API_URL", None)
@@ -94,14 +99,16 @@ def _reached(api: str) -> str:
     return without_login(api)
 
 
-def _ready(api: str, server: subprocess.Popen[bytes], log_path: Path) -> str:
-    """Wait until the server is ready to work and return its API's address.
+def _ready(api: str, server: subprocess.Popen[bytes], log_path: Path, starting: FileLock) -> str:
+    """Wait until the server is ready to work, let others start, and return its API's address.
 
     Raises:
         SdcoreError: it did not in time.
     """
     # /health answers before what the first other request has to wait for.
-    if answers(f"{api}/ready", server, standing.START_SECONDS):
+    answered = answers(f"{api}/ready", server, standing.START_SECONDS)
+    starting.release()
+    if answered:
         return api
     raise SdcoreError(
         "the Prefect server did not start",

@@ -167,6 +167,7 @@ def prefect_server(root: Path, address: str) -> dict[str, str]:
                 f"http://{host}:{port}" for host in HOSTS
             ),
             "PREFECT_UI_API_URL": f"{address}/api",
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # its log says why it ends
         }
     )
 
