@@ -96,6 +96,7 @@ class Context(Entry):
 
         Raises:
             DataError: a need is missing or is an invalid critique, or what was written is no text.
+            PluginError: a function from outside fails.
         """
         if missing := self._missing(inputs):
             raise DataError(
@@ -105,7 +106,8 @@ class Context(Entry):
                 where=inputs.question,
                 fix="leave the rollout out where available() is false",
             )
-        text = self.write(inputs)
+        with CONTEXTS.running(self.name, inputs.question):
+            text = self.write(inputs)
         if not isinstance(text, str | None):
             raise DataError(
                 f"context {self.name!r} is no text",

@@ -58,6 +58,10 @@ class TrainingError(SdcoreError, ArithmeticError):
     """A loss or gradient is not finite, or student and teacher do not match."""
 
 
+class PluginError(SdcoreError, RuntimeError):
+    """Code from outside failed, or returned something that it must not."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a question that names the closest known word, or nothing if none is close."""
     close = get_close_matches(word, list(known), n=1)

@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from pkgutil import resolve_name
 from types import MappingProxyType, ModuleType
 from typing import Any, Generic, TypeVar, cast
 
-from sdcore.errors import ConfigError
+from sdcore.errors import ConfigError, PluginError, SdcoreError
 
 _DIGEST = "__sdcore_digest__"  # attribute of a module: digest of its source when first used
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -141,6 +142,34 @@ class Registry(Generic[E]):
         """
         path = None if name in self._builtin else self._path(name)
         return None if path is None else source_digest(_module(path.partition(":")[0]))
+
+    @contextmanager
+    def running(self, name: str, where: str = "") -> Iterator[None]:
+        """Name the entry, and the line of its code, in whatever goes wrong while its code runs.
+
+        Errors of sdcore, and those of built-in entries, are left as they are.
+
+        Args:
+            name: of the entry.
+            where: what it was given, for the error.
+
+        Raises:
+            PluginError: the block raises something else, or ends the process.
+        """
+        try:
+            yield
+        except SdcoreError:
+            raise
+        except (Exception, SystemExit) as error:
+            if name in self._builtin:
+                raise
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise PluginError(
+                f"the {self.kind} {name!r} fails",
+                got=f"{type(error).__name__}: {error}",
+                where=f"{frame.filename}, line {frame.lineno}{where and f', {where}'}",
+                fix="`--debug` shows the traceback",
+            ) from error
 
     def _path(self, name: str) -> str | None:
         """The import path that a name stands for."""

@@ -9,6 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sdcore.analysis.health import last_good
+from sdcore.config import OBJECTIVES
 from sdcore.schedule import checkpoint_rounds, signal_rounds
 from sdcore.store.schema import TABLES
 from sdcore.training.checkpoints import has_state
@@ -86,7 +87,8 @@ def train(round_: Round, trainer: Trainer) -> tuple[pl.DataFrame, list[Update | 
     taken = []
     for start in range(steps):
         run.session.interrupts.stop_if_asked()
-        taken.append(trainer.step(examples[start::steps]))
+        with OBJECTIVES.running(run.settings.objective):
+            taken.append(trainer.step(examples[start::steps]))
     return rows, taken
 
 
@@ -144,7 +146,9 @@ def _regions(round_: Round) -> dict[str, Sequence[Region] | None]:
 def _group_signals(round_: Round) -> tuple[dict[str, float | None], int]:
     """Advantages by rollout id, and groups without a signal; rollouts left out count in theirs."""
     rewards = [rollout.reward for rollout in round_.rollouts]
-    advantages, silent = group_signals(objective_of(round_.run.settings), rewards)
+    settings = round_.run.settings
+    with OBJECTIVES.running(settings.objective):
+        advantages, silent = group_signals(objective_of(settings), rewards)
     ids = [rollout.rollout_id for rollout in round_.rollouts]
     return dict(zip(ids, advantages, strict=True)), silent
 

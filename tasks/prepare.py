@@ -47,7 +47,7 @@ def prepare(base: ConditionRun) -> int:
             of a plugin has changed.
         ConfigError: a prompt does not show the question or the context.
         DataError: the source does not have the problems that are asked for.
-        ModelError: the base model's weights have changed since the run was started.
+        ModelError: the base model has changed since the run was started.
         ModelError: the model cannot be adapted as `training.lora` says.
         StoreError: the run's checkpoints are there without its rows.
     """
@@ -99,22 +99,30 @@ def _require_no_checkpoints(base: ConditionRun) -> None:
 
 
 def require_same_model(base: ConditionRun) -> None:
-    """Refuse to go on with other weights than those that the run started with.
+    """Refuse to go on with another model than the one that the run started with.
 
     Raises:
-        ModelError: the digest of the named model differs.
+        ModelError: the named model's weights, config or tokenizer have changed.
     """
     (named,) = StoredPolicy.from_frame(base.store.rows("policies", kind="base", **base.columns))
-    folder = base.session.models.folder(base.experiment.model.name)
-    digest = weight_files.folder_digest(folder)
-    if digest != named.sha256:
+    now = base_policy(base)
+    folder = str(base.session.models.folder(base.experiment.model.name))
+    same = "or start another run with the new ones: give the experiment another name"
+    if now.sha256 != named.sha256:
         raise ModelError(
             "the base model's weights have changed since the run was started",
-            got=digest,
+            got=now.sha256,
             expected=named.sha256,
-            where=str(folder),
-            fix="restore the weights that the run started with, or start another run with the "
-            "new ones: give the experiment another name",
+            where=folder,
+            fix=f"restore the weights that the run started with, {same}",
+        )
+    if now.policy_id != named.policy_id:
+        raise ModelError(
+            "the base model's config or tokenizer has changed since the run was started",
+            got="files that differ from those at the start",
+            where=folder,
+            fix=f"restore config.json, generation_config.json, the tokenizer's files and the chat "
+            f"template as they were, {same}",
         )
 
 
@@ -176,11 +184,12 @@ def base_policy(base: ConditionRun) -> StoredPolicy:
     """The named model as the policy that the run would store today."""
     warmup = base.experiment.warmup
     name = base.experiment.model.name
-    digest = weight_files.folder_digest(base.session.models.folder(name))
+    folder = base.session.models.folder(name)
+    digest = weight_files.folder_digest(folder)
     round_ = RAW if warmup else 0
     return StoredPolicy(
         **base.columns,  # type: ignore[arg-type]
-        policy_id=base.key(round_, digest),
+        policy_id=base.key(round_, digest, policies.settings_digest(folder)),
         parent_id=None,
         step=-warmup.steps if warmup else 0,
         round=round_,

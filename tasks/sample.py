@@ -7,6 +7,7 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from sdcore.config import ENGINES
 from sdcore.engines import Completion, Request
 from sdcore.grading.graders import Response, grade_responses
 from sdcore.models.prompts import student_prompt
@@ -178,12 +179,13 @@ def _sample_batch(
 
     with run.session.clock.measure("compute"):
         engine = run.session.models.engine(run, policy.round, policy.policy_id)
-        completions = engine.generate(
-            [Request(each.prompt_ids, each.sampling_seed) for each in batch],
-            run.experiment.sampling,
-            lambda finished, tokens: advance(finished, tokens=tokens),
-            finished,
-        )
+        with ENGINES.running(run.experiment.engine.kind):
+            completions = engine.generate(
+                [Request(each.prompt_ids, each.sampling_seed) for each in batch],
+                run.experiment.sampling,
+                lambda finished, tokens: advance(finished, tokens=tokens),
+                finished,
+            )
         finished({index: each for index, each in enumerate(completions) if index not in made})
     return [*made.values()]
 

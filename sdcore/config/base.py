@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
@@ -28,8 +29,15 @@ NAME_LENGTH = 64  # characters in the name of an experiment or a condition, at m
 Name = Annotated[str, Field(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_.-]{{0,{NAME_LENGTH - 1}}}$")]
 
 
+def _reachable(address: str) -> str:
+    _ = urlsplit(address).port  # raises ValueError for a port above 65535
+    return address
+
+
 Address = Annotated[
-    str, Field(pattern=r"^https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[^?#\s]*)?$")
+    str,
+    Field(pattern=r"^https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[^?#\s]*)?$"),
+    AfterValidator(_reachable),
 ]
 """Of a server, without a user or a key in it: it is stored with the experiment."""
 

@@ -270,10 +270,15 @@ def source(
 
     def register(rows: Rows) -> SourceEntry:
         def numbered(config: ProblemsConfig) -> Iterable[tuple[int, Any]]:
-            return enumerate(rows(config), 1)
+            return enumerate(map(_record, rows(config)), 1)
 
         return SourceEntry(
             rows.__name__, numbered, needs, settings, endless=endless, about=about(rows)
         )
 
     return register
+
+
+def _record(row: object) -> object:
+    """A row as screening reads it; text says why it is none."""
+    return row if isinstance(row, Mapping) else f"not a mapping: {row!r}"

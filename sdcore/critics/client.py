@@ -9,6 +9,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from queue import SimpleQueue
 from typing import Any
@@ -34,14 +35,15 @@ from sdcore.critics.llm import GoOn, Reply, at_an_end
 from sdcore.critics.parsing import SCHEMA
 from sdcore.critics.servers import Servers
 from sdcore.engines import Engine, Request
+from sdcore.engines.connections import follows_environment, opening
 from sdcore.errors import EngineError
 from sdcore.keys import Key, redacted
 from sdcore.models.prompts import Message, prompt_ids
 from sdcore.traces import response_text
 
 MAX_BYTES = 2 << 20  # per response; an answer of 131072 tokens has about half a million bytes
+READ = 100_000  # bytes of an unusable response in which the key is looked for
 BUSY = {408, 409, 425, 429}  # retried, like all statuses from 500 on
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 REFUSALS = {401, 402, 403, 404, 405}  # hold for every request
 
 
@@ -124,7 +126,7 @@ class ChatEndpoint:
         return httpx.AsyncClient(
             headers=plain | ({"Authorization": f"Bearer {self._key.text}"} if self._key else {}),
             timeout=self._config.timeout,
-            trust_env=url.host not in LOOPBACK,  # no proxy for this machine
+            trust_env=follows_environment(url),
             verify=self._certificates,
         )
 
@@ -175,9 +177,11 @@ class ChatEndpoint:
             return self._post_to(address, body)
 
     def _post_to(self, address: str, body: bytes) -> Reply:
-        url = httpx.URL(f"{address.rstrip('/')}/chat/completions")
+        with opening(address):
+            url = httpx.URL(f"{address.rstrip('/')}/chat/completions")
+            http = self._http(url)
         try:
-            response, content = asyncio.run(self._exchange(url, body))
+            response, content = asyncio.run(self._exchange(http, url, body))
         except httpx.RequestError as error:  # some quote what the server sent
             reason = redacted(f"{type(error).__name__}: {error}", self._key)
             raise _PassingError(reason) from None
@@ -200,7 +204,9 @@ class ChatEndpoint:
             )
         return Reply(None, failure=reason)
 
-    async def _exchange(self, url: httpx.URL, body: bytes) -> tuple[httpx.Response, bytes | None]:
+    async def _exchange(
+        self, client: httpx.AsyncClient, url: httpx.URL, body: bytes
+    ) -> tuple[httpx.Response, bytes | None]:
         """Return the response and its body; None where it is too large.
 
         `timeout` bounds the whole: connecting, every byte of the headers and of the body. The
@@ -212,7 +218,7 @@ class ChatEndpoint:
         """
         async with (
             asyncio.timeout(self._config.timeout),
-            self._http(url) as http,
+            client as http,
             http.stream("POST", url, content=body) as response,
         ):
             content = bytearray()
@@ -223,22 +229,23 @@ class ChatEndpoint:
             return response, bytes(content)
 
     def _read_reply(self, content: bytes, sent: int) -> Reply:
-        """Parse a reply; unreported tokens are estimated at four characters each."""
+        """Parse a reply; tokens that are not reported, or as 0, are estimated as 4 characters."""
         try:
             found = _Completion.model_validate_json(content)
         except ValidationError:
             raise _PassingError(f"no chat completion: {self._start(content)}") from None
         text = redacted(found.choices[0].message.content or "", self._key)
-        try:
-            usage = _Usage.model_validate(found.usage)
-        except ValidationError:
-            usage = _Usage(prompt_tokens=-(-sent // 4), completion_tokens=-(-len(text) // 4))
+        usage = _Usage(prompt_tokens=-(-sent // 4), completion_tokens=-(-len(text) // 4))
+        with suppress(ValidationError):
+            reported = _Usage.model_validate(found.usage)
+            usage = reported if reported.completion_tokens or not text else usage
         cost = self._config.price(usage.prompt_tokens, usage.completion_tokens)
         return Reply(text, usage.prompt_tokens, usage.completion_tokens, cost)
 
     def _start(self, content: bytes) -> str:
         """Return the beginning of an unusable response, on one line, without the key."""
-        text = redacted(content.decode("utf-8", "replace"), self._key)
+        # All of it would take long to search, and little is shown.
+        text = redacted(content[:READ].decode("utf-8", "replace"), self._key)
         return " ".join(text[:400].split())[:200] or "nothing"
 
     def _wait(self, state: RetryCallState) -> float:
@@ -321,7 +328,7 @@ class _Choice(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int = Field(ge=0, le=10 * MILLION)
+    prompt_tokens: int = Field(ge=1, le=10 * MILLION)
     completion_tokens: int = Field(ge=0, le=10 * MILLION)
 
 

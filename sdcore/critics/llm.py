@@ -17,7 +17,7 @@ from sdcore.critics.oracle import critique as oracle_critique
 from sdcore.critics.parsing import read_answer, without_thinking
 from sdcore.critics.repair import repair
 from sdcore.critics.validation import LENGTHS, Submission, infidelity, misalignment
-from sdcore.errors import DataError, EngineError
+from sdcore.errors import DataError, EngineError, PluginError
 from sdcore.jinja_sandbox import render
 from sdcore.models.prompts import Message
 from sdcore.registry import loaded
@@ -146,7 +146,7 @@ def open_critic(settings: CriticSettings, open_client: OpenClient) -> Critic:
     """
     made: Critic = loaded(CRITICS[settings.kind].implementation)(settings, open_client)
     code = CRITICS.digest(settings.kind)
-    return made if code is None else _Versioned(made, code)
+    return made if code is None else _Outside(made, settings.kind, code)
 
 
 def open_llm(settings: LlmCriticConfig, open_client: OpenClient) -> "LlmCritic":
@@ -154,12 +154,12 @@ def open_llm(settings: LlmCriticConfig, open_client: OpenClient) -> "LlmCritic":
     return LlmCritic(settings, open_client(settings))
 
 
-class _Versioned(Critic):
-    """A critic from outside, whose answers are known by its source code too."""
+class _Outside(Critic):
+    """A critic from outside, whose answers are checked, and known by its source code too."""
 
-    def __init__(self, critic: Critic, code: str) -> None:
+    def __init__(self, critic: Critic, kind: str, code: str) -> None:
         self.name, self.attempts = critic.name, critic.attempts
-        self._critic, self._code = critic, code
+        self._critic, self._kind, self._code = critic, kind, code
 
     def content_id(self, submission: Submission) -> str | None:
         content = self._critic.content_id(submission)
@@ -169,7 +169,24 @@ class _Versioned(Critic):
         return self._critic.reread(raw, submission)
 
     def criticise(self, submissions: Iterable[Submission]) -> Iterator[tuple[int, Critique]]:
-        return self._critic.criticise([*submissions])
+        given = [*submissions]
+        left = {*range(len(given))}
+        with CRITICS.running(self._kind):
+            for index, critique in self._critic.criticise(given):
+                if index not in left or not isinstance(critique, Critique):
+                    raise self._misfit(f"{index!r} and a {type(critique).__name__}", len(given))
+                left.remove(index)
+                yield index, critique
+        if left:
+            raise self._misfit(f"none for {len(left)} of them", len(given))
+
+    def _misfit(self, got: str, count: int) -> PluginError:
+        return PluginError(
+            "a critic from outside does not answer as it must",
+            got=got,
+            expected=f"each index from 0 to {count - 1} once, with a sdcore.contexts.Critique",
+            where=self._kind,
+        )
 
 
 class OracleCritic(Critic):

@@ -5,13 +5,16 @@ from threading import Lock
 from typing import Any
 
 import httpx
+from pydantic import BaseModel, ValidationError
 
 from sdcore.engines import Served
+from sdcore.engines.connections import follows_environment, opening
 from sdcore.engines.server import NO_LIMITS, VllmServer
 from sdcore.errors import EngineError
 from sdcore.keys import Key, redacted
 from sdcore.models.weight_files import ADAPTER_FILE, FULL_FILE
 
+SHOWN = 500  # characters of an answer, in an error
 LONGEST = 3600.0  # seconds that one answer may take
 
 
@@ -32,20 +35,22 @@ class Endpoint:
     def __init__(self, url: str, key: Key | None, server: VllmServer | None = None) -> None:
         self._key, self._server = key, server
         self.active, self.failures = 0, 0
-        self._client = httpx.Client(
-            base_url=url,
-            transport=server.transport() if server else None,
-            headers={"Authorization": f"Bearer {key.text}"} if key else {},
-            timeout=httpx.Timeout(10, read=LONGEST, pool=None),
-            limits=NO_LIMITS,
-        )
+        with opening(url):
+            self._client = httpx.Client(
+                base_url=url,
+                transport=server.transport() if server else None,
+                headers={"Authorization": f"Bearer {key.text}"} if key else {},
+                timeout=httpx.Timeout(10, read=LONGEST, pool=None),
+                limits=NO_LIMITS,
+                trust_env=follows_environment(httpx.URL(url)),
+            )
         self._lock = Lock()
         self._where = str(server.socket) if server else url
         self._fix = f"see {server.log_path}" if server else "check that it runs, and its log"
         self._ready: tuple[Served, str] | None = None  # and the name the server has for it
         self._adapters: set[str] = set()  # those that we have loaded
 
-    def complete(self, served: Served, body: dict[str, Any]) -> dict[str, Any]:
+    def complete(self, served: Served, body: dict[str, Any]) -> Any:
         """Return the server's answer to a completion request.
 
         Raises:
@@ -56,7 +61,7 @@ class Endpoint:
             raise EngineError("the engine is closed", where=self._where)
         try:
             model = self._model(served)
-            answer: dict[str, Any] = self._post("/v1/completions", body | {"model": model})
+            answer = self._post("/v1/completions", body | {"model": model})
         except Unavailable:
             self.failures, self._ready = self.failures + 1, None
             raise
@@ -92,15 +97,36 @@ class Endpoint:
                 where=self._where,
                 fix="set training.lora, or leave out engine.urls: sdcore then runs its own server",
             )
-        models = self._request("GET", "/v1/models")["data"]
-        names = [model["id"] for model in models]
+        models = self._models()
+        names = [model.id for model in models]
         self._unload(self._adapters & set(names) - {served.policy_id})
         if not adapter:
-            return str(next(model["id"] for model in models if model["parent"] is None))
+            return next(model.id for model in models if model.parent is None)
         if served.policy_id not in names:
             self._load(served.policy_id, folder)
         self._adapters = {served.policy_id}
         return served.policy_id
+
+    def _models(self) -> "list[_Model]":
+        """The models of the server: one of its own, and adapters.
+
+        Raises:
+            EngineError: the answer is none of vLLM.
+        """
+        answer = self._request("GET", "/v1/models")
+        try:
+            models = _Models.model_validate(answer).data
+        except ValidationError:
+            models = []
+        if all(model.parent is not None for model in models):
+            raise EngineError(
+                "this is no vLLM server",
+                got=f"{answer}"[:SHOWN],
+                expected="a list of models, one of them without a parent",
+                where=f"{self._where}/v1/models",
+                fix="engine.urls names vLLM servers, without /v1 at the end",
+            )
+        return models
 
     def _load(self, policy_id: str, folder: Path) -> None:
         try:
@@ -127,7 +153,7 @@ class Endpoint:
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         try:
             answer = self._client.request(method, path, json=body)
-        except httpx.TransportError as error:  # some quote what the server sent
+        except httpx.RequestError as error:  # some quote what the server sent
             raise Unavailable(
                 "the vLLM server does not answer",
                 got=redacted(f"{type(error).__name__}: {error}", self._key),
@@ -135,8 +161,10 @@ class Endpoint:
                 fix=self._fix,
             ) from None
         if answer.is_success:
-            is_json = answer.headers.get("content-type", "").startswith("application/json")
-            return redacted(answer.json() if is_json else answer.text, self._key)
+            try:
+                return redacted(answer.json(), self._key)
+            except (ValueError, RecursionError):
+                return redacted(answer.text, self._key)
         passing = answer.is_server_error or answer.status_code == 429
         raise (Unavailable if passing else EngineError)(
             "the vLLM server refuses a request",
@@ -144,6 +172,17 @@ class Endpoint:
             where=f"{self._where}{path}",
             fix=self._fix if passing else "",
         )
+
+
+class _Model(BaseModel):
+    id: str
+    parent: str | None
+
+
+class _Models(BaseModel):
+    """The answer to `/v1/models`, as far as it is used."""
+
+    data: list[_Model]
 
 
 def _folder_of(served: Served) -> Path:

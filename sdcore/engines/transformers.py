@@ -150,7 +150,8 @@ class TransformersEngine:
             on_finished: called with each batch.
 
         Raises:
-            EngineError: a prompt is empty, or prompt and response exceed the model's positions.
+            EngineError: a prompt is empty or has an unknown token, or prompt and response exceed
+                the model's positions.
         """
         if not requests:
             return []
@@ -169,6 +170,15 @@ class TransformersEngine:
     def _check(self, requests: Sequence[Request], sampling: SamplingConfig) -> None:
         if not all(request.prompt_ids for request in requests):
             raise EngineError("a prompt is empty", expected="at least one token id")
+        size = self.model.get_input_embeddings().num_embeddings
+        if (last := max(max(request.prompt_ids) for request in requests)) >= size:
+            raise EngineError(
+                "a prompt has a token that the model does not have",
+                got=f"token {last}",
+                expected=f"ids below {size}",
+                fix="put the tokenizer and the chat template that belong to the model into its "
+                "folder",
+            )
         longest = max(len(request.prompt_ids) for request in requests)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and longest + sampling.max_new_tokens > limit:

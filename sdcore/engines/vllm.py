@@ -4,7 +4,6 @@ vLLM's defaults make the promise of `Completion` true: `--logprobs-mode raw_logp
 log-probs before temperature and top-p. A running server must not be started with another mode.
 """
 
-import math
 import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from queue import SimpleQueue
 from threading import BoundedSemaphore, Lock
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from sdcore.config import EngineConfig, SamplingConfig
@@ -27,12 +27,13 @@ from sdcore.engines import (
     silent,
     unheard,
 )
-from sdcore.engines.endpoint import Endpoint, Unavailable
+from sdcore.engines.endpoint import SHOWN, Endpoint, Unavailable
 from sdcore.engines.server import VllmServer
 from sdcore.errors import EngineError
 from sdcore.keys import read_key
 from sdcore.models import policies, sealed
 
+HIGHEST = 1e-3  # a log-prob is 0 at most, but for rounding
 ATTEMPTS = 6  # for one request; with the waits between them about half a minute
 
 
@@ -151,7 +152,8 @@ class VllmEngine:
             reraise=True,
         ):
             with attempt, self._least_busy() as endpoint:
-                return completion(request, endpoint.complete(served, body))
+                answer = endpoint.complete(served, body)
+                return completion(request, answer, self._end_ids, sampling.max_new_tokens)
         raise AssertionError("Retrying returns or raises")
 
     def _body(self, request: Request, sampling: SamplingConfig) -> dict[str, Any]:
@@ -188,18 +190,59 @@ class VllmEngine:
                     endpoint.active -= 1
 
 
-def completion(request: Request, answer: dict[str, Any]) -> Completion:
-    """Return the completion in a server's answer.
+class _Logprobs(BaseModel):
+    token_logprobs: list[Annotated[float, Field(le=HIGHEST, allow_inf_nan=False)]]
+
+
+class _Choice(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1)
+    prompt_token_ids: list[int]
+    logprobs: _Logprobs
+    finish_reason: str | None
+
+
+class _Answer(BaseModel):
+    """The parts of vLLM's answer that are used."""
+
+    choices: list[_Choice] = Field(min_length=1)
+
+
+def completion(request: Request, answer: object, end_ids: Collection[int], most: int) -> Completion:
+    """Return the completion, of at most `most` tokens, in a server's answer.
 
     Raises:
-        EngineError: it is for another prompt, was cut short, or has no log-prob for each token.
+        EngineError: it is none of vLLM, is for another prompt, was cut short, is too long, has no
+            log-prob for each token, or stopped at another token than an end.
     """
-    choice = answer["choices"][0]
-    ids, logprobs = tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"])
-    if tuple(choice["prompt_token_ids"]) != tuple(request.prompt_ids):
-        raise EngineError("vLLM changed the prompt", got=choice["prompt_token_ids"])
-    if choice["finish_reason"] not in ("stop", "length"):
-        raise EngineError("vLLM did not finish a sample", got=choice["finish_reason"])
-    if len(ids) != len(logprobs) or not math.isfinite(sum(logprobs)):
-        raise EngineError("vLLM's log-probs are not numbers, or not one per token", got=logprobs)
-    return Completion(ids, logprobs, choice["finish_reason"])
+    try:
+        choice = _Answer.model_validate(answer).choices[0]
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise EngineError(
+            "the server's answer is not vLLM's",
+            got=f"{place}: {first['msg']}, in {answer}"[:SHOWN],
+            expected="token ids with their log-probs",
+            fix="see sdcore/engines/README.md for how a server is started",
+        ) from None
+    ids, logprobs = tuple(choice.token_ids), tuple(choice.logprobs.token_logprobs)
+    if tuple(choice.prompt_token_ids) != tuple(request.prompt_ids):
+        raise EngineError("vLLM changed the prompt", got=choice.prompt_token_ids)
+    if choice.finish_reason not in ("stop", "length"):
+        raise EngineError("vLLM did not finish a sample", got=choice.finish_reason)
+    if choice.finish_reason == "stop" and ids[-1] not in end_ids:
+        raise EngineError(
+            "vLLM stopped at a token that is no end",
+            got=ids[-1],
+            expected=f"one of {', '.join(map(str, end_ids))}",
+            fix="start the server with --generation-config vllm, and without stop words",
+        )
+    if not len(ids) == len(logprobs) <= most:
+        raise EngineError(
+            "vLLM's log-probs are not one per token, or the tokens too many",
+            got=f"{len(logprobs)} log-probs and {len(ids)} tokens",
+            expected=f"at most {most} tokens",
+        )
+    return Completion(ids, logprobs, choice.finish_reason)

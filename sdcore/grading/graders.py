@@ -95,9 +95,10 @@ def grade_responses(name: str, responses: Sequence[Response]) -> list[Reward]:
 def _reward(name: str, function: Grader, response: Response) -> Reward:
     try:
         returned = function(response.question, response.reference, response.text)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failure(name, f"{type(error).__name__}: {error}", response) from error
-    value, details = returned if isinstance(returned, tuple) else (returned, None)
+    pair = isinstance(returned, tuple) and len(returned) == 2
+    value, details = returned if pair else (returned, None)
     try:
         reward = float(value)
     except (TypeError, ValueError, OverflowError):

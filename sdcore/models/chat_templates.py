@@ -21,17 +21,24 @@ _CONVERSATION = [
     {"role": "user", "content": _TEXT},
     {"role": "assistant", "content": _TEXT},
 ]
+_REPAIR = "repair chat_template.jinja there, or chat_template in tokenizer_config.json"
+_DRAWN = -1  # in place of a size: of a template that draws lots
 _TRIED = (_CONVERSATION[1:2], _CONVERSATION[:2], _CONVERSATION[1:], _CONVERSATION)
 
 
 def require_bounded(template: str, folder: Path) -> None:
-    """Refuse a chat template that is endless, or makes far more text than it is given.
+    """Refuse a chat template that is endless, draws lots, or makes far more text than it is given.
 
     It is rendered in a process of its own. What it refuses or gets wrong shows when it is used.
 
     Raises:
-        ModelError: it takes too much time or memory, or it or its text is too long.
+        ModelError: it is no text, takes too much time or memory, or it or its text is too long; or
+            the same messages give another prompt each time.
     """
+    if not isinstance(template, str):
+        raise ModelError(
+            "the model's chat template is not text", got=repr(template), where=str(folder)
+        )
     size = len(template) if len(template) > LARGEST else _rendered_size(template)
     if isinstance(size, Exceeded) or size > LARGEST:
         long = f"{size} characters, of the template or of a short conversation"
@@ -40,7 +47,14 @@ def require_bounded(template: str, folder: Path) -> None:
             got=size.reason if isinstance(size, Exceeded) else long,
             expected=f"at most {LARGEST} characters, within a second",
             where=str(folder),
-            fix="repair chat_template.jinja there, or chat_template in tokenizer_config.json",
+            fix=_REPAIR,
+        )
+    if size == _DRAWN:
+        raise ModelError(
+            "the model's chat template gives the same messages another prompt each time",
+            got="the filter random, or lipsum()",
+            where=str(folder),
+            fix=_REPAIR,
         )
 
 
@@ -54,9 +68,12 @@ def _rendered_size(template: str) -> int | Exceeded:
 def longest(template: str) -> int:
     """Return the number of characters of the longest of a few short conversations.
 
-    What fails is left out: with the same messages it fails, or is not endless, where it is used.
+    A template that draws lots has the size `_DRAWN`. What fails is left out: with the same messages
+    it fails, or is not endless, where it is used.
     """
     environment = _environment()
+    if _draws(environment, template):
+        return _DRAWN
     sizes = [0]
     for messages in _TRIED:
         for continues in (False, True):
@@ -69,6 +86,15 @@ def longest(template: str) -> int:
                 continue
             sizes.append(len(text))
     return max(sizes)
+
+
+def _draws(environment: ImmutableSandboxedEnvironment, template: str) -> bool:
+    try:
+        tree = environment.parse(template)
+    except (TemplateError, RecursionError):  # shows when it is used
+        return False
+    names = {each.name for kind in (nodes.Filter, nodes.Name) for each in tree.find_all(kind)}
+    return not names.isdisjoint({"random", "lipsum"})
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

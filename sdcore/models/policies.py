@@ -14,7 +14,7 @@ from peft import (
     TaskType,
     get_peft_model,
 )
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,19 +25,23 @@ from transformers import (
 )
 
 from sdcore.config import LoraConfig, ModelConfig
-from sdcore.errors import ModelError, listed
-from sdcore.models import sealed
+from sdcore.errors import ModelError
+from sdcore.models import sealed, soundness
 from sdcore.models.adapters import require_adaptable
 from sdcore.models.chat_templates import require_bounded
-from sdcore.models.folders import CONFIG, read_config
+from sdcore.models.folders import CONFIG
 from sdcore.models.prompts import freeze_clock
+from sdcore.store.schema import content_key
 
 Policy: TypeAlias = PreTrainedModel | PeftModel
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
-LAYERS = "num_hidden_layers"
-MOST_LAYERS = 1000  # that are made without a look at the tensors; the deepest models have 200
-MOST_LABELS = 100_000  # transformers makes a name for each
+VOCABULARY = "vocab_size"
+SETTINGS = (
+    CONFIG, "generation_config.json", "tokenizer*", "chat_template*", "special_tokens_map.json",
+    "added_tokens.json", "vocab*", "merges.txt", "*.model",
+)  # fmt: skip
+"""Patterns of the names of a model's config and tokenizer."""
 
 
 def load_policy(folder: Path, model: ModelConfig) -> PreTrainedModel:
@@ -45,13 +49,13 @@ def load_policy(folder: Path, model: ModelConfig) -> PreTrainedModel:
 
     Raises:
         ModelError: the folder holds no model in safetensors, a file differs from its digest, the
-            tensors are not exactly those of the architecture, the architecture does not support
-            `model.attention`, or the device does not exist.
+            tensors are not exactly those of the architecture, weights or logits are not finite,
+            the architecture does not support `model.attention`, or the device does not exist.
     """
     device = _device(model.device)
     if sealed.was_written_here(folder):
         sealed.require_intact(folder)
-    _require_few_layers(folder)
+    _require_sound(folder)
     loaded, report = _loaded(
         AutoModelForCausalLM.from_pretrained,
         folder,
@@ -62,12 +66,14 @@ def load_policy(folder: Path, model: ModelConfig) -> PreTrainedModel:
         output_loading_info=True,
         fix="" if model.attention == "auto" else "try model.attention = 'auto'",
     )
-    _require_complete(report, folder)
-    _require_tied(loaded, folder)
+    soundness.require_complete(report, folder)
+    soundness.require_tied(loaded, folder)
     policy: PreTrainedModel = loaded.eval().requires_grad_(False).to(device)
     # Some configs fit the tensors and still describe no model, such as a head size that is odd.
     with _explained(folder, "a config.json that describes these weights"), torch.no_grad():
-        policy(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
+        ids = torch.zeros((1, 1), dtype=torch.long, device=device)
+        logits = policy(input_ids=ids, use_cache=False).logits
+    soundness.require_finite(policy, logits, folder)
     return policy
 
 
@@ -93,6 +99,8 @@ def load_tokenizer(folder: Path, day: date | None = None) -> Tokenizer:
             where=str(folder),
             fix="download or save the tokenizer again",
         )
+    if (folder / CONFIG).is_file():
+        soundness.require_known_tokens(tokenizer, vocabulary_size(folder), folder)
     templates = tokenizer.chat_template or {}
     for template in templates.values() if isinstance(templates, dict) else [templates]:
         require_bounded(template, folder)
@@ -105,7 +113,7 @@ def end_ids(folder: Path) -> tuple[int, ...]:
     """Ids of the tokens that end a response: the generation config's, else the tokenizer's.
 
     Raises:
-        ModelError: neither names one.
+        ModelError: neither names one, or one is no token of the model.
     """
     ends: Any = None
     if (folder / "generation_config.json").exists():
@@ -119,14 +127,37 @@ def end_ids(folder: Path) -> tuple[int, ...]:
             fix="set eos_token_id in its generation_config.json",
         )
     all_ends = tuple(ends) if isinstance(ends, list) else (ends,)
-    if not all(isinstance(end, int) and end >= 0 for end in all_ends):
+    size = vocabulary_size(folder)
+    if not all(type(end) is int and 0 <= end < size for end in all_ends):
         raise ModelError(
-            "the model's end tokens are not token ids",
+            "the model's end tokens are not ids of its tokens",
             got=f"eos_token_id = {ends!r}",
-            expected="a whole number from 0, or a list of them",
+            expected=f"a whole number from 0 to {size - 1}, or a list of them",
             where=str(folder / "generation_config.json"),
         )
     return all_ends
+
+
+def vocabulary_size(folder: Path) -> int:
+    """Tokens that the model knows, of which its tokenizer may use fewer.
+
+    Raises:
+        ModelError: the folder holds no model config, or one without this number.
+    """
+    size = getattr(_loaded(AutoConfig.from_pretrained, folder).get_text_config(), VOCABULARY, None)
+    if type(size) is not int:
+        raise ModelError(
+            "the model's config has no number of tokens",
+            got=f"{VOCABULARY} = {size!r}",
+            where=str(folder / CONFIG),
+        )
+    return size
+
+
+def settings_digest(folder: Path) -> str:
+    """Digest of the files that decide, beside the weights, what a model samples."""
+    names = {path.name for pattern in SETTINGS for path in folder.glob(pattern) if path.is_file()}
+    return content_key({name: sealed.file_digest(folder / name) for name in names})
 
 
 def context_length(folder: Path) -> int | None:
@@ -184,7 +215,7 @@ def check_targets(folder: Path, lora: LoraConfig) -> None:
     Raises:
         ModelError: see `attach_lora`.
     """
-    _require_few_layers(folder)
+    _require_sound(folder)
     with torch.device("meta"):
         config = _loaded(AutoConfig.from_pretrained, folder)
         with _explained(folder, "a config.json that describes a causal language model"):
@@ -202,7 +233,7 @@ def _device(name: str) -> torch.device:
 def _loaded(load: Callable[..., Any], folder: Path, fix: str = "", **options: Any) -> Any:
     if not folder.is_dir():
         raise ModelError("no such model folder", got=folder)
-    _require_few_labels(folder)
+    soundness.require_few_labels(folder)
     with _explained(folder, "a Hugging Face model folder with safetensors", fix):
         return load(folder, local_files_only=True, trust_remote_code=False, **options)
 
@@ -229,75 +260,9 @@ def _explained(folder: Path, expected: str, fix: str = "") -> Iterator[None]:
         ) from error
 
 
-def _require_few_labels(folder: Path) -> None:
-    """Refuse a config.json that asks for more names of labels than can be made in bounded time."""
-    if not (folder / CONFIG).is_file():
-        return
-    config = read_config(folder)
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    for labels in (part.get("num_labels") for part in parts):
-        if isinstance(labels, int) and labels > MOST_LABELS:
-            raise ModelError(
-                "config.json asks for too many labels",
-                got=f"num_labels = {labels}",
-                expected=f"at most {MOST_LABELS}; a language model has none",
-                where=str(folder / CONFIG),
-                fix="take num_labels out",
-            )
-
-
-def _require_few_layers(folder: Path) -> None:
-    """Refuse a config.json of more layers than there are tensors, which would be made for hours."""
-    layers = getattr(_loaded(AutoConfig.from_pretrained, folder).get_text_config(), LAYERS, 0)
-    tensors = 0
+def _require_sound(folder: Path) -> None:
+    """Refuse a folder whose files are not a model's, before anything of their size is made."""
+    soundness.require_weights_inside(folder)
+    config = _loaded(AutoConfig.from_pretrained, folder).get_text_config()
     with _explained(folder, "safetensors"):
-        for path in folder.glob("*.safetensors"):
-            with safe_open(path, "pt") as file:
-                tensors += len(file.keys())
-    if isinstance(layers, int) and layers > max(tensors, MOST_LAYERS):
-        raise ModelError(
-            "the tensors in the folder are not those of the model that its config.json describes",
-            got=f"{tensors} tensors for {LAYERS} = {layers}",
-            where=str(folder),
-            fix="download or save the model again, with the config.json that belongs to it",
-        )
-
-
-def _require_complete(report: dict[str, Any], folder: Path) -> None:
-    """Refuse a model of which transformers made up weights or left some out.
-
-    `report` is transformers' loading info: names of tensors by what is wrong with them. What an
-    architecture leaves out on purpose, such as a tied head, is not in it.
-    """
-    wrong = {
-        "missing": report["missing_keys"],
-        "unexpected": report["unexpected_keys"],
-        "of another shape": [name for name, *_ in report["mismatched_keys"]],
-    }
-    if any(wrong.values()):
-        raise ModelError(
-            "the tensors in the folder are not those of the model that its config.json describes",
-            got="; ".join(
-                f"{len(names)} {kind}: {listed(sorted(names))}"
-                for kind, names in wrong.items()
-                if names
-            ),
-            where=str(folder),
-            fix="download or save the model again, with the config.json that belongs to it",
-        )
-
-
-def _require_tied(model: PreTrainedModel, folder: Path) -> None:
-    """Refuse a config that ties the head to the embedding beside weights that differ.
-
-    transformers then loads them untied, and vLLM tied: two different policies.
-    """
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    tied = model.config.get_text_config().tie_word_embeddings
-    if tied and head is not None and head.weight is not embedding.weight:
-        raise ModelError(
-            "config.json ties the head to the embedding, and the folder has two that differ",
-            where=str(folder),
-            fix="set tie_word_embeddings to false in config.json, or remove the tensor that does "
-            "not belong to the model",
-        )
+        soundness.require_weights(folder, config)

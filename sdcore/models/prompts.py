@@ -208,16 +208,29 @@ def require_shown(tokenizer: Tokenizer, prompts: PromptsConfig) -> None:
         (teacher, prompts.teacher_thinking, CONTEXT),
     ):
         text = _rendered(tokenizer, messages, thinking=thinking)
-        asked = [each for each in messages if each["role"] == "system"] + list(messages[-1:])
-        shown = {"user": what, "system": SYSTEM}
-        if lost := [each["role"] for each in asked if shown[each["role"]] not in text]:
+        given = [(each["role"], neutralise(each["content"], tokenizer)) for each in messages]
+        if lost := [role for role, content in given if not _holds(text, content)]:
             raise ConfigError(
                 "the model's chat template leaves out what it is given",
-                got=f"a prompt without the {' and the '.join(lost)} message: {text}",
+                got=f"a prompt without the {' and the '.join(dict.fromkeys(lost))} message: {text}",
                 where="chat_template",
                 fix="repair the chat template in the model's folder; one without a system message "
                 "needs prompts.system and prompts.teacher_system left out",
             )
+        read = tokenizer.decode(_ids(tokenizer, text))
+        if not _holds(read, what):
+            raise ConfigError(
+                "the model's tokenizer loses what it is given",
+                got=f"a prompt that reads, from its tokens: {read}",
+                expected=f"{what} in it",
+                where="tokenizer.json",
+                fix="put the tokenizer that belongs to the model into its folder",
+            )
+
+
+def _holds(text: str, part: str) -> bool:
+    """Return whether a text holds another one, spaces and line breaks aside."""
+    return "".join(part.split()) in "".join(text.split())
 
 
 def _require_written(name: str, value: str, messages: Sequence[Message], where: str) -> None:
@@ -265,6 +278,7 @@ def _rendered(
             tokenize=False,
             **switches,
         )
+        text.encode()
     except _TEMPLATE_FAILURES as error:
         refused = isinstance(error, TemplateError)
         raise ConfigError(

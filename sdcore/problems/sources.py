@@ -52,9 +52,11 @@ def read_records(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
     Raises:
         ConfigError: a library that the source needs is not installed, or a generator is unknown.
         DataError: the source cannot be read at all.
+        PluginError: a source from outside fails.
     """
     try:
-        yield from islice(loaded(SOURCES[config.source].implementation)(config), config.limit)
+        with SOURCES.running(config.source, origin(config)):
+            yield from islice(loaded(SOURCES[config.source].implementation)(config), config.limit)
     except (OSError, ValueError, csv.Error, pl.exceptions.PolarsError) as error:
         if isinstance(error, ConfigError | DataError):
             raise

@@ -131,28 +131,34 @@ class Weigher:
             return torch.zeros(length)
         if "divergences" in self.needs and (signals is None or signals.kl is None):
             raise TrainingError("the weighting needs a teacher", where=self.name)
+        advantages = signals.advantage if signals and "advantages" in self.needs else None
+        divergences = signals.kl if signals and "divergences" in self.needs else None
         tokens = ResponseTokens(
             length,
             example.correct,
             torch.tensor(example.regions) if wants_regions else None,
-            signals.advantage if signals and "advantages" in self.needs else None,
-            signals.kl if signals and "divergences" in self.needs else None,
+            # copies: a function that changes what it is given changes no stored signal
+            None if advantages is None else advantages.clone(),
+            None if divergences is None else divergences.clone(),
         )
-        return self._checked(self.function(tokens), example)
+        with WEIGHTINGS.running(self.name, f"rollout {example.rollout_id}"):
+            weights = self.function(tokens)
+        return self._checked(weights, example)
 
     def _checked(self, weights: object, example: Example) -> Tensor:
         length = len(example.response_ids)
         if not (isinstance(weights, Tensor) and weights.shape == (length,)):
             shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
             got: object = f"{shape}"
-        elif not (weights.isfinite() & (weights >= 0)).all():
-            got = f"values from {float(weights.min()):g} to {float(weights.max()):g}"
         else:
-            return weights.detach().float().cpu()
+            weights_T = weights.detach().float().cpu()
+            if (weights_T >= 0).all() and weights_T.sum().isfinite():
+                return weights_T
+            got = f"values from {float(weights_T.min()):g} to {float(weights_T.max()):g}"
         raise TrainingError(
             "a weighting returns something else than weights",
             got=got,
-            expected=f"a tensor of {length} finite numbers, none below 0",
+            expected=f"a tensor of {length} numbers, none below 0, with a finite sum",
             where=f"{self.name}, rollout {example.rollout_id}",
         )
 

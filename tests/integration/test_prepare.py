@@ -122,6 +122,12 @@ def test_a_base_model_that_changed_since_the_start_is_refused(model):
     assert caught.value.got != caught.value.expected and str(model) in caught.value.where
     flip(model / "model.safetensors")
     assert prepared(model)[0].equals(before[0])
+    (model / "notes.txt").write_text("not the model's")
+    prepared(model)
+    config = (model / "tokenizer_config.json").read_text()
+    (model / "tokenizer_config.json").write_text(config.replace("{", '{"add_bos_token": true,', 1))
+    with pytest.raises(ModelError, match="config or tokenizer has changed"):
+        prepared(model)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,15 @@ def test_render_fills_values_and_keeps_the_text_around_them():
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ missing }}", "{% if %}", "{{ a.__class__.__mro__ }}", "{{ 1 / 0 }}", "{{ a + 1 }}"],
+    [
+        "{{ missing }}",
+        "{% if %}",
+        "{{ a.__class__.__mro__ }}",
+        "{{ 1 / 0 }}",
+        "{{ a + 1 }}",
+        "{{ [a] | random }}",
+        "{{ lipsum() }}",
+    ],
 )
 def test_render_refuses_what_does_not_work(template):
     with pytest.raises(ConfigError, match="does not render") as caught:

@@ -65,7 +65,11 @@ def test_several_servers_share_the_requests_and_a_dead_one_costs_no_reply():
     assert len(first) + len(second) == 12 and min(len(first), len(second)) >= 2
 
 
-@pytest.mark.parametrize("usage", ["", ', "usage": {}', ', "usage": {"prompt_tokens": -1}'])
+@pytest.mark.parametrize("usage", [
+    "", ', "usage": {}', ', "usage": {"prompt_tokens": -1}',
+    ', "usage": {"prompt_tokens": 0, "completion_tokens": 0}',
+    ', "usage": {"prompt_tokens": 50, "completion_tokens": 0}',
+])  # fmt: skip
 def test_structured_output_can_be_left_off_and_unreported_tokens_are_estimated(usage):
     text = f'{{"choices": [{{"message": {{"content": "12345"}}}}]{usage}}}'
     with server.serve(lambda body: server.send(text.encode())) as (url, asked):

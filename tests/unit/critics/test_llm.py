@@ -2,19 +2,20 @@
 
 import json
 import random
+import sys
 import threading
 from dataclasses import replace
 
 import pytest
 from tenacity import wait_none
 
-from sdcore.config import LlmCriticConfig, ProblemsConfig
+from sdcore.config import CRITICS, LlmCriticConfig, ProblemsConfig
 from sdcore.critics.benchmark import make_trials
 from sdcore.critics.client import ChatEndpoint
 from sdcore.critics.corruption import corrupted_gsm8k, gsm8k_solution
-from sdcore.critics.llm import LlmCritic, OracleCritic, Reply, judge, prompt
+from sdcore.critics.llm import LlmCritic, OracleCritic, Reply, judge, open_critic, prompt
 from sdcore.critics.validation import Submission
-from sdcore.errors import EngineError
+from sdcore.errors import EngineError, PluginError
 from sdcore.grading.answers import grade
 from sdcore.traces import parse_trace, render_trace
 from tests.helpers import critic_server as server
@@ -224,3 +225,46 @@ def test_a_prompt_of_ones_own_is_sent_and_is_part_of_what_an_answer_is_known_by(
     contents = {critic.content_id(HANDED) for critic in critics}
     bare = LlmCritic(LlmCriticConfig(kind="llm", model="m"), Silent())
     assert len(contents) == 2 and bare.content_id(HANDED) in contents
+
+
+OUTSIDE = """
+from sdcore.config import CriticSettings, critic
+from sdcore.contexts import Critique
+from sdcore.critics.llm import Critic
+
+class Settings(CriticSettings):
+    answers: list = []
+
+@critic(Settings)
+class Odd(Critic):
+    name = "odd"
+
+    def __init__(self, settings, open_client):
+        self._answers = settings.answers
+
+    def criticise(self, submissions):
+        for place in self._answers:
+            yield place, Critique("A", None, "") if place != "broken" else 1 / 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ([0], "got: none for 1 of them"),
+        ([0, 0], "got: 0 and a Critique"),
+        ([-1], "got: -1 and a Critique"),
+        ([0, 2], "got: 2 and a Critique"),
+        ([0, "broken"], "'critic_outside:Odd' fails\n  got: ZeroDivisionError"),
+    ],
+)
+def test_a_critic_from_outside_has_to_answer_each_submission_once(
+    answers, message, tmp_path, monkeypatch
+):
+    (tmp_path / "critic_outside.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = "critic_outside:Odd"
+    settings = CRITICS[kind].settings(kind=kind, answers=answers)
+    with pytest.raises(PluginError, match=message):
+        [*open_critic(settings, None).criticise([HANDED, HANDED])]
+    sys.modules.pop("critic_outside")

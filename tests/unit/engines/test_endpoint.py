@@ -32,6 +32,7 @@ class Speaker(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.failures, self.adapters = list(failures), list(others)
         self.bodies, self.posts, self.keys = [], [], set()
+        self.listed = None  # in place of its models
         self.active = self.most_active = 0
         self.lock, self.gate = threading.Lock(), threading.Event()
         self.gate.set()
@@ -66,7 +67,7 @@ class Handler(JsonHandler):
         self.server.keys.add(self.headers["Authorization"])
         names = [BASE, *self.server.adapters]
         data = [{"id": name, "parent": None if name == BASE else BASE} for name in names]
-        self.answer(200, {"data": data})
+        self.answer(200, self.server.listed or {"data": data})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -285,7 +286,15 @@ def test_a_policy_without_a_folder_cannot_be_served_by_vllm(base):
         ({"prompt_token_ids": [4, 10]}, "changed the prompt"),
         ({"finish_reason": "abort"}, "did not finish"),
         ({"logprobs": {"token_logprobs": [-0.5]}}, "not one per token"),
-        ({"logprobs": {"token_logprobs": [-0.5, float("nan")]}}, "not numbers"),
+        ({"logprobs": {"token_logprobs": [-0.5, float("nan")]}}, "1: Input should be a finite"),
+        ({"logprobs": {"token_logprobs": [-0.5, 0.5]}}, "less than or equal to"),
+        ({"logprobs": None}, "logprobs: Input should be"),
+        ({"token_ids": ["a", "b"]}, "token_ids.0: Input should be a valid integer"),
+        ({"token_ids": [True, 10]}, "token_ids.0: Input should be a valid integer"),
+        ({"token_ids": [-1, 10]}, "token_ids.0: Input should be greater"),
+        ({"token_ids": []}, "at least 1 item"),
+        ({"token_ids": [10, 11]}, "stopped at a token that is no end\n  got: 11"),
+        ({"token_ids": [10] * 9, "logprobs": {"token_logprobs": [-1] * 9}}, "9 tokens"),
     ],
 )
 def test_answers_that_break_the_promise_are_refused(change, message):
@@ -297,9 +306,46 @@ def test_answers_that_break_the_promise_are_refused(change, message):
     }
     (request,) = requests(1)
     good = Completion((10, 10), (-0.5, -1.5), "stop")
-    assert completion(request, {"choices": [choice]}) == good
+    assert completion(request, {"choices": [choice]}, [10], 4) == good
     with pytest.raises(EngineError, match=message):
-        completion(request, {"choices": [choice | change]})
+        completion(request, {"choices": [choice | change]}, [10], 4)
+
+
+@pytest.mark.parametrize("answer", [None, "<html>", [], {"choices": []}, {"choices": [{}]}])
+def test_what_is_no_answer_of_vllm_is_refused(answer):
+    with pytest.raises(EngineError, match="not vLLM's"):
+        completion(requests(1)[0], answer, [10], 4)
+
+
+@pytest.mark.parametrize(
+    "listed", ["<html>", [5], {"data": []}, {"data": [{"id": "gpt"}]}, {"data": [{"parent": None}]}]
+)
+def test_a_server_that_is_not_vllms_is_named(base, listed):
+    with speaking() as server, engine_on(server) as engine:
+        server.listed = listed
+        engine.load(Served("base", base, base))
+        with pytest.raises(EngineError, match=f"no vLLM server[\\s\\S]*{server.url}/v1/models"):
+            engine.generate(requests(1), SAMPLING)
+
+
+def test_a_server_of_this_machine_is_asked_without_a_proxy(base, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with speaking() as server, engine_on(server) as engine:
+        engine.load(Served("base", base, base))
+        assert len(engine.generate(requests(1), SAMPLING)) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "variable"),
+    [("http://999.1.1.1", {}), ("http://x.invalid", {"ALL_PROXY": "ftp://user:secret-pw@host"})],
+)
+def test_an_address_or_a_proxy_that_cannot_be_used_is_explained(url, variable, monkeypatch):
+    for name, value in variable.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(EngineError, match="cannot be asked") as caught:
+        Endpoint(url, None)
+    assert caught.value.where == url and "ALL_PROXY" in caught.value.fix
+    assert "secret-pw" not in str(caught.value)
 
 
 def test_a_damaged_checkpoint_is_not_served(tmp_path):

@@ -173,6 +173,8 @@ def test_progress_adds_up_to_all_samples_and_all_tokens():
 def test_requests_that_cannot_be_served_are_refused():
     with pytest.raises(EngineError, match="empty"):
         engine().generate([Request((), 0)], SamplingConfig())
+    with pytest.raises(EngineError, match="a token that the model does not have"):
+        engine().generate([Request((3, 10**6), 0)], SamplingConfig())
     with pytest.raises(EngineError, match=r"7 prompt tokens \+ 122 new tokens"):
         engine().generate([Request(PROMPTS[1], 0)], SamplingConfig(max_new_tokens=122))
     assert engine().generate([], SamplingConfig()) == []

@@ -34,7 +34,21 @@ def test_a_grader_of_ones_own_gives_a_reward_and_named_values():
 
 @pytest.mark.parametrize(
     "returned",
-    [1.01, -0.1, float("nan"), float("inf"), None, "1", "good", (0.5, {"x": float("nan")}), [1]],
+    [
+        1.01,
+        -0.1,
+        float("nan"),
+        float("inf"),
+        None,
+        "1",
+        "good",
+        (0.5, {"x": float("nan")}),
+        [1],
+        (1,),
+        (1, {}, 2),
+        iter([1]),
+        1j,
+    ],
 )
 def test_what_is_no_reward_is_an_error_that_names_the_rollout(returned):
     def wrong(question, reference, response):
@@ -44,11 +58,14 @@ def test_what_is_no_reward_is_an_error_that_names_the_rollout(returned):
         grader(wrong).implementation(responses("good", "bad"))
 
 
-def test_a_grader_that_raises_is_an_error_that_names_the_rollout():
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+def test_a_grader_that_raises_is_an_error_that_names_the_rollout(error):
     def wrong(question, reference, response):
-        return 1 / (len(response) - 3)
+        if response == "bad":
+            raise error
+        return 1
 
-    with pytest.raises(DataError, match=r"ZeroDivisionError[\s\S]*rollout r1"):
+    with pytest.raises(DataError, match=rf"{error.__name__}[\s\S]*rollout r1"):
         grader(wrong).implementation(responses("good", "bad"))
 
 

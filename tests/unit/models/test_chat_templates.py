@@ -20,12 +20,15 @@ DOUBLING = (
         ("{{ 'x'.center(10 ** 12) }}", "MiB of memory"),
         ("{% generation %}{{ 'x' * 1000001 }}{% endgeneration %}", "1000001 characters"),
         ("x" * (LARGEST + 1), "1000001 characters"),
+        ("{{ messages | random }}", "random"),
+        ("{{ lipsum() }}", "lipsum"),
+        (5, "not text"),
     ],
 )
-def test_a_chat_template_without_bounds_is_refused(template, reason, tmp_path):
+def test_a_chat_template_without_bounds_or_a_fixed_text_is_refused(template, reason, tmp_path):
     with pytest.raises(ModelError, match=reason) as caught:
         require_bounded(template, tmp_path)
-    assert caught.value.where == str(tmp_path) and caught.value.fix
+    assert caught.value.where == str(tmp_path)
 
 
 @pytest.mark.parametrize("template", [CHATML, QWEN, "{% for", "{{ raise_exception('no') }}"])

@@ -159,6 +159,15 @@ def _with_tokenizer(folder):
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>").save_pretrained(folder)
 
 
+def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "small")
+    _with_tokenizer(tmp_path / "small")
+    path = tmp_path / "small" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 1}))
+    with pytest.raises(ModelError, match=r"does not have: 'a' \(1\)"):
+        policies.load_tokenizer(tmp_path / "small")
+
+
 def test_context_length_is_the_models(folder):
     assert policies.context_length(folder) == 64
 

@@ -271,6 +271,7 @@ HIDING = {
     "the first line alone": (
         {}, "{% for m in messages %}{{ m.content.split('\n')[0] }}{% endfor %}", "leaves out",
     ),
+    "no examples": ({"examples": 1}, "{{ messages[-1].content }}", "without the"),
     "no system message": (
         {"system": "Be brief."},
         "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from sdcore.config import ProblemsConfig
-from sdcore.errors import ConfigError, DataError
+from sdcore.errors import ConfigError, DataError, PluginError
 from sdcore.problems.sources import origin, read_jsonl, read_records
 
 ROWS = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(4)]
@@ -193,3 +193,37 @@ def test_what_never_ends_is_no_file_of_problems(tmp_path, source, target):
         list(read_records(ProblemsConfig(source=source, path=path)))
     with pytest.raises(DataError, match="read from a file"):
         list(read_jsonl(path))
+
+
+SOURCE = """
+from sdcore.config import source
+
+@source()
+def rows(config):
+    {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("yield {'question': '1'}; raise KeyError('a')", r"got: KeyError: 'a'\n  where: .*line 6"),
+        ("raise SystemExit(0)", "got: SystemExit: 0"),
+        ("pass", "got: TypeError"),
+    ],
+)
+def test_a_source_of_ones_own_that_fails_is_named_with_the_line(
+    body, message, tmp_path, monkeypatch, request
+):
+    name = f"source_{request.node.callspec.indices['body']}"
+    (tmp_path / f"{name}.py").write_text(SOURCE.format(body=body))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError, match=rf"the source '{name}:rows' fails\n  {message}"):
+        read(source=f"{name}:rows")
+
+
+def test_what_is_no_row_of_a_source_of_ones_own_says_so(tmp_path, monkeypatch):
+    (tmp_path / "source_odd.py").write_text(SOURCE.format(body="return [5, None, {'a': 1}]"))
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = [row for _, row in read(source="source_odd:rows")]
+    assert rows == ["not a mapping: 5", "not a mapping: None", {"a": 1}]

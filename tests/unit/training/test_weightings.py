@@ -6,7 +6,7 @@ import torch
 
 from sdcore.config import WEIGHTINGS, WeightingSettings, weighting
 from sdcore.contexts import Critique
-from sdcore.errors import ConfigError, TrainingError
+from sdcore.errors import ConfigError, PluginError, TrainingError
 from sdcore.models import weight_files
 from sdcore.rollouts import JudgedRollout, Problem, Rollout
 from sdcore.tiny_solver.tokenizer import build_tokenizer
@@ -135,6 +135,9 @@ def test_without_a_valid_critique_only_a_correct_rollout_has_regions():
         (lambda tokens: [1.0] * tokens.length, "got: list"),
         (lambda tokens: torch.arange(tokens.length) - 1.0, "values from -1 to 3"),
         (lambda tokens: torch.ones(tokens.length) / 0, "values from inf"),
+        (lambda tokens: torch.ones(tokens.length) * torch.nan, "values from nan"),
+        (lambda tokens: torch.full((tokens.length,), 1e300, dtype=torch.float64), "from inf"),
+        (lambda tokens: torch.full((tokens.length,), 1e38), r"from 1e\+38"),  # the sum is infinite
     ],
 )
 def test_what_are_no_weights_is_refused_with_the_rollout(function, message):
@@ -153,6 +156,20 @@ def test_a_weighting_sees_what_it_has_asked_for_and_nothing_else():
         Weigher("own", frozenset(needs), look).weights(example(), signals([0.0] * 5, [0.0] * 5))
     rows = ["regions_T"], ["advantages_T", "divergences_T"]
     assert seen == [["length", "correct", *more] for more in ([], *rows)]
+
+
+def test_a_weighting_that_changes_what_it_sees_changes_no_signal():
+    given = signals([1.0] * 5, [2.0] * 5)
+    needs = frozenset({"advantages", "divergences"})
+    Weigher("own", needs, lambda t: t.advantages_T.mul_(0) + t.divergences_T.mul_(0)).weights(
+        example(), given
+    )
+    assert given.advantage.tolist() == [1.0] * 5 and given.kl.tolist() == [2.0] * 5
+
+
+def test_a_weighting_that_fails_is_named_with_the_rollout():
+    with pytest.raises(PluginError, match=r"'own' fails\n  got: KeyError[\s\S]*rollout r"):
+        Weigher("own", frozenset(), lambda tokens: {}[tokens.length]).weights(example())
 
 
 def test_a_wrong_registration_is_refused():
