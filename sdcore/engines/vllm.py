@@ -19,6 +19,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from sdcore.config import EngineConfig, SamplingConfig
 from sdcore.engines import (
     Completion,
+    FinishReason,
     OnFinished,
     OnProgress,
     Request,
@@ -200,7 +201,7 @@ class _Choice(BaseModel):
     token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1)
     prompt_token_ids: list[int]
     logprobs: _Logprobs
-    finish_reason: str | None
+    finish_reason: FinishReason
 
 
 class _Answer(BaseModel):
@@ -230,8 +231,6 @@ def completion(request: Request, answer: object, end_ids: Collection[int], most:
     ids, logprobs = tuple(choice.token_ids), tuple(choice.logprobs.token_logprobs)
     if tuple(choice.prompt_token_ids) != tuple(request.prompt_ids):
         raise EngineError("vLLM changed the prompt", got=choice.prompt_token_ids)
-    if choice.finish_reason not in ("stop", "length"):
-        raise EngineError("vLLM did not finish a sample", got=choice.finish_reason)
     if choice.finish_reason == "stop" and ids[-1] not in end_ids:
         raise EngineError(
             "vLLM stopped at a token that is no end",

@@ -93,8 +93,8 @@ def _draws(environment: ImmutableSandboxedEnvironment, template: str) -> bool:
         tree = environment.parse(template)
     except (TemplateError, RecursionError):  # shows when it is used
         return False
-    names = {each.name for kind in (nodes.Filter, nodes.Name) for each in tree.find_all(kind)}
-    return not names.isdisjoint({"random", "lipsum"})
+    drawn = {each.name for each in tree.find_all(nodes.Filter)} & {"random"}
+    return bool(drawn) or any(each.name == "lipsum" for each in tree.find_all(nodes.Name))
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

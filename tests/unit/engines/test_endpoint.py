@@ -284,7 +284,7 @@ def test_a_policy_without_a_folder_cannot_be_served_by_vllm(base):
     ("change", "message"),
     [
         ({"prompt_token_ids": [4, 10]}, "changed the prompt"),
-        ({"finish_reason": "abort"}, "did not finish"),
+        ({"finish_reason": "abort"}, "finish_reason: Input should be 'stop' or"),
         ({"logprobs": {"token_logprobs": [-0.5]}}, "not one per token"),
         ({"logprobs": {"token_logprobs": [-0.5, float("nan")]}}, "1: Input should be a finite"),
         ({"logprobs": {"token_logprobs": [-0.5, 0.5]}}, "less than or equal to"),
