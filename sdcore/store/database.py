@@ -101,8 +101,8 @@ class Store:
         if self._written:
             # Where another program has the file, the log stays: no less durable, only read slower.
             self._timeout = CLOSING
-            with suppress(StoreError), self._attached(read_only=False) as connection:
-                connection.execute("CHECKPOINT")
+            with suppress(StoreError), self._explained(), self._attached(read_only=False) as opened:
+                opened.execute("CHECKPOINT")
         self._duckdb.close()
         del self._duckdb  # DuckDB's binding complains at exit of a connection that lives on
 
@@ -230,18 +230,23 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        with self._attached(read_only=False) as connection:
-            try:
-                with _committed(connection):
-                    yield connection
-            except duckdb.Error as error:
-                raise StoreError(
-                    "the tables cannot be written",
-                    got=error,
-                    where=str(self.path),
-                    fix="remove the cause, then try again: nothing was changed",
-                ) from error
+        # DuckDB may notice a full disk as late as when it lets go of the file.
+        with self._explained(), self._attached(read_only=False) as connection:
+            with _committed(connection):
+                yield connection
             self._written = True
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except duckdb.Error as error:
+            raise StoreError(
+                "the tables cannot be written",
+                got=error,
+                where=str(self.path),
+                fix="remove the cause, then try again: what was committed before is whole",
+            ) from error
 
     @contextmanager
     def _attached(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -304,12 +309,15 @@ class Store:
                 self._duckdb.execute("DETACH workspace")
 
     def _attach_once(self, sql: str) -> None:
+        new = not self.path.exists()
         try:
             self._duckdb.execute(sql)
         except duckdb.Error as error:
             if held := _HELD.search(str(error)):
                 name, pid = held.groups(default="")
                 raise _HeldError(described(int(pid or 0), Path(name).name)) from error
+            if new:  # a part of a file, for which the disk had no room, could never be opened
+                self.path.unlink(missing_ok=True)
             raise self._unusable(error) from error
 
     def _patiently(self, attempt: Callable[[], None]) -> None:
@@ -346,7 +354,7 @@ class Store:
             with self._open(read_only=True):
                 self._complete = self._has_all()
         if not self._complete and self._may_write():
-            with self._open(read_only=False), _committed(self._duckdb):
+            with self._explained(), self._open(read_only=False), _committed(self._duckdb):
                 for table in TABLES.values():
                     self._duckdb.execute(table.ddl)
                 _create_views(self._duckdb)
@@ -384,8 +392,11 @@ class Store:
 
     def _unusable(self, error: duckdb.Error) -> StoreError:
         invalid = "not a valid DuckDB database file" in str(error)
-        mine = os.access(self.path, os.R_OK)
-        remedy = "restore the file from a copy" if mine else "let its owner give you access"
+        remedy = "restore the file from a copy"
+        if not self.path.exists():
+            remedy = "remove the cause and try again"
+        elif not os.access(self.path, os.R_OK):
+            remedy = "let its owner give you access"
         return StoreError(
             "the tables cannot be opened",
             got="an empty file" if invalid and not self.path.stat().st_size else error,

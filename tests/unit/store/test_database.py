@@ -1,4 +1,5 @@
 import os
+import resource
 import sqlite3
 import stat
 import subprocess
@@ -306,6 +307,24 @@ def test_no_room_for_a_copy_is_said(store, tmp_path, monkeypatch):
     assert caught.value.where == str(tmp_path / "copies" / "sdcore.duckdb")
     monkeypatch.undo()
     assert others_see(store) == ["p0"]
+
+
+@pytest.mark.parametrize("room", [4096, 20_000, 300_000])
+def test_a_full_disk_is_said_and_later_goes_on(tmp_path, room):
+    """By a limit of a file's size: while the file, its tables or its rows are written."""
+    path, limit = tmp_path / "sdcore.duckdb", resource.RLIMIT_FSIZE
+    rows = [problem(n, question=f"{n}" * 2000) for n in range(100)]
+    soft, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (room, hard))
+    try:
+        with pytest.raises(StoreError, match="File too large"), Store(path) as store:
+            for start in range(0, 100, 10):
+                store.append_missing(problems=frame(*rows[start : start + 10]))
+    finally:
+        resource.setrlimit(limit, (soft, hard))
+    with Store(path) as store:
+        store.append_missing(problems=frame(*rows))
+    assert len(others_see(Store(path))) == 100
 
 
 def test_a_file_of_another_program_downloads_nothing(tmp_path):
