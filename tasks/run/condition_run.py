@@ -237,7 +237,7 @@ def require_condition(experiment: Experiment, condition: str, seed: int | None) 
     if condition not in conditions or seed not in (None, *experiment.seeds):
         raise ConfigError(
             "no such condition or seed",
-            got=f"{condition}, seed {seed}",
-            expected=f"{', '.join(conditions)}; seeds {experiment.seeds}",
+            got=condition if seed is None else f"{condition}, seed {seed}",
+            expected=f"{', '.join(conditions)}; seeds {', '.join(map(str, experiment.seeds))}",
             fix=did_you_mean(condition, conditions) if condition not in conditions else "",
         )

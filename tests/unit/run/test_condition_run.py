@@ -180,4 +180,4 @@ def test_runs_of_a_condition(session):
         with pytest.raises(ConfigError, match="no such condition or seed") as caught:
             labels(condition, seed)
         assert caught.value.got == f"{condition}, seed {seed}"
-        assert caught.value.expected == "base, grpo, reference, step_aligned; seeds (0, 1)"
+        assert caught.value.expected == "base, grpo, reference, step_aligned; seeds 0, 1"
