@@ -145,7 +145,7 @@ class Registry(Generic[E]):
 
     @contextmanager
     def running(self, name: str, where: str = "") -> Iterator[None]:
-        """Name the entry, and the line of its code, in whatever goes wrong while its code runs.
+        """Name the entry, and the last line of its module, in whatever goes wrong while it runs.
 
         Errors of sdcore, and those of built-in entries, are left as they are.
 
@@ -163,7 +163,10 @@ class Registry(Generic[E]):
         except (Exception, SystemExit) as error:
             if name in self._builtin:
                 raise
-            frame = traceback.extract_tb(error.__traceback__)[-1]
+            frames = traceback.extract_tb(error.__traceback__)
+            module = sys.modules.get((self._path(name) or "").partition(":")[0])
+            file = getattr(module, "__file__", None)
+            frame = ([each for each in frames if each.filename == file] or frames)[-1]
             raise PluginError(
                 f"the {self.kind} {name!r} fails",
                 got=f"{type(error).__name__}: {error}",

@@ -15,6 +15,7 @@ import sdcore
 from sdcore.config import Experiment
 from sdcore.errors import ConfigError, ModelError, StoreError
 from sdcore.models import policies, weight_files
+from sdcore.models.folders import settings_digest
 from sdcore.models.lengths import Room
 from sdcore.models.prompts import require_shown
 from sdcore.problems.screening import Problem
@@ -189,7 +190,7 @@ def base_policy(base: ConditionRun) -> StoredPolicy:
     round_ = RAW if warmup else 0
     return StoredPolicy(
         **base.columns,  # type: ignore[arg-type]
-        policy_id=base.key(round_, digest, policies.settings_digest(folder)),
+        policy_id=base.key(round_, digest, settings_digest(folder)),
         parent_id=None,
         step=-warmup.steps if warmup else 0,
         round=round_,

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from flows.doctor.findings import Finding
 from flows.servers import standing
-from flows.servers.login import login
+from flows.servers.login import KEY, login
 from flows.servers.named import named
 from sdcore.errors import SdcoreError, StoreBusyError
 from sdcore.store.check import PATIENCE, check
@@ -21,7 +21,6 @@ from sdcore.store.database import query_file
 
 TABLES_FILE, CHECKPOINTS = "sdcore.duckdb", "checkpoints"
 SERVERS = {"mlflow": Path("mlflow.db"), "prefect": Path("prefect", "prefect.db")}
-KEY = "login.key"
 PRIVATE = (TABLES_FILE, KEY, *map(str, SERVERS.values()))
 FILES = (*PRIVATE, "sdcore.duckdb.lock", "sdcore.duckdb.wal", "mlflow.db.lock", "services.json")
 FOLDERS = (CHECKPOINTS, "files", "logs", "mlflow-artifacts", "prefect", "reports")
@@ -81,10 +80,9 @@ def place(root: Path) -> Iterator[Finding]:
     if "?" in str(root.resolve()):
         found = f"DuckDB cannot write to a path with a question mark: {root.resolve()}"
         yield Finding("workspace", "fail", found, "rename the folder")
-    for name, expected, fits in _kinds(root):
-        if not fits:
-            found, fix = f"{root / name} is not a {expected}", "move it away: another is made"
-            yield Finding("workspace", "fail", found, fix)
+    for path, expected in _misfits(root):
+        found = f"{path} is not a {expected}"
+        yield Finding("workspace", "fail", found, "move it away: another is made")
     shared = [path for path in _own(root) if path.name in _names() and _is_open(path)]
     if shared:
         found = f"other users may read: {_listed(shared, root)}"
@@ -293,15 +291,13 @@ def _is_open(path: Path) -> bool:
     return path.is_file() and bool(path.stat().st_mode & 0o077)
 
 
-def _kinds(root: Path) -> Iterator[tuple[str, str, bool]]:
-    """Each part of a workspace that is there, what it has to be, and whether it is that."""
-    for names, expected, is_one in (
-        (FILES, "file", Path.is_file),
-        (FOLDERS, "folder", Path.is_dir),
-    ):
-        for name in names:
-            if os.path.lexists(root / name):
-                yield name, expected, is_one(root / name)
+def _misfits(root: Path) -> Iterator[tuple[Path, str]]:
+    """Parts of a workspace that are of another kind, such as a link to nothing; the right one."""
+    there = [path for path in (root / name for name in (*FILES, *FOLDERS)) if os.path.lexists(path)]
+    for path in there:
+        is_folder = str(path.relative_to(root)) in FOLDERS
+        if not (path.is_dir() if is_folder else path.is_file()):
+            yield path, "folder" if is_folder else "file"
 
 
 def _if_readable(path: Path, fix: str) -> str:

@@ -18,7 +18,7 @@ USER = "sdcore"
 HOSTS = ("127.0.0.1", "localhost")  # names of this machine that the servers answer to
 PATH = "/sdcore-login"  # of the page at each server that the links of the login page lead to
 PAGE = "login.html"
-_KEY = "login.key"
+KEY = "login.key"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def login(root: Path) -> Login:
     Raises:
         SdcoreError: the file belongs to somebody else, others may read it, or it holds no key.
     """
-    path = root / _KEY
+    path = root / KEY
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(new_login().key)

@@ -111,7 +111,7 @@ class Endpoint:
         """The models of the server: one of its own, and adapters.
 
         Raises:
-            EngineError: the answer is none of vLLM.
+            EngineError: the answer is not vLLM's.
         """
         answer = self._request("GET", "/v1/models")
         try:
@@ -120,7 +120,7 @@ class Endpoint:
             models = []
         if all(model.parent is not None for model in models):
             raise EngineError(
-                "this is no vLLM server",
+                "this is not a vLLM server",
                 got=f"{answer}"[:SHOWN],
                 expected="a list of models, one of them without a parent",
                 where=f"{self._where}/v1/models",

@@ -214,7 +214,7 @@ def completion(request: Request, answer: object, end_ids: Collection[int], most:
     """Return the completion, of at most `most` tokens, in a server's answer.
 
     Raises:
-        EngineError: it is none of vLLM, is for another prompt, was cut short, is too long, has no
+        EngineError: it is not vLLM's, is for another prompt, was cut short, is too long, has no
             log-prob for each token, or stopped at another token than an end.
     """
     try:

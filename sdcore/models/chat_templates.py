@@ -22,12 +22,11 @@ _CONVERSATION = [
     {"role": "assistant", "content": _TEXT},
 ]
 _REPAIR = "repair chat_template.jinja there, or chat_template in tokenizer_config.json"
-_DRAWN = -1  # in place of a size: of a template that draws lots
 _TRIED = (_CONVERSATION[1:2], _CONVERSATION[:2], _CONVERSATION[1:], _CONVERSATION)
 
 
 def require_bounded(template: str, folder: Path) -> None:
-    """Refuse a chat template that is endless, draws lots, or makes far more text than it is given.
+    """Refuse a chat template that is endless, random, or makes far more text than it is given.
 
     It is rendered in a process of its own. What it refuses or gets wrong shows when it is used.
 
@@ -39,41 +38,40 @@ def require_bounded(template: str, folder: Path) -> None:
         raise ModelError(
             "the model's chat template is not text", got=repr(template), where=str(folder)
         )
-    size = len(template) if len(template) > LARGEST else _rendered_size(template)
-    if isinstance(size, Exceeded) or size > LARGEST:
-        long = f"{size} characters, of the template or of a short conversation"
+    found = (len(template), False) if len(template) > LARGEST else _tried(template)
+    if isinstance(found, Exceeded) or found[0] > LARGEST:
         raise ModelError(
             "the model's chat template does not end, or is far too long",
-            got=size.reason if isinstance(size, Exceeded) else long,
+            got=found.reason
+            if isinstance(found, Exceeded)
+            else f"{found[0]} characters, of the template or of a short conversation",
             expected=f"at most {LARGEST} characters, within a second",
             where=str(folder),
             fix=_REPAIR,
         )
-    if size == _DRAWN:
+    if found[1]:
         raise ModelError(
             "the model's chat template gives the same messages another prompt each time",
             got="the filter random, or lipsum()",
+            expected="a template without them",
             where=str(folder),
             fix=_REPAIR,
         )
 
 
 @cache
-def _rendered_size(template: str) -> int | Exceeded:
-    (size,) = run_bounded(f"{__name__}:longest", [(template,)])
-    assert isinstance(size, int | Exceeded)
-    return size
+def _tried(template: str) -> tuple[int, bool] | Exceeded:
+    (found,) = run_bounded(f"{__name__}:tried", [(template,)])
+    assert isinstance(found, tuple | Exceeded)
+    return found
 
 
-def longest(template: str) -> int:
-    """Return the number of characters of the longest of a few short conversations.
+def tried(template: str) -> tuple[int, bool]:
+    """Return the characters of the longest of a few short conversations, and whether it is random.
 
-    A template that draws lots has the size `_DRAWN`. What fails is left out: with the same messages
-    it fails, or is not endless, where it is used.
+    What fails is left out: with the same messages it fails, or is not endless, where it is used.
     """
     environment = _environment()
-    if _draws(environment, template):
-        return _DRAWN
     sizes = [0]
     for messages in _TRIED:
         for continues in (False, True):
@@ -85,16 +83,16 @@ def longest(template: str) -> int:
             except Exception:  # noqa: S112 - whatever its expressions raise
                 continue
             sizes.append(len(text))
-    return max(sizes)
+    return max(sizes), _is_random(environment, template)
 
 
-def _draws(environment: ImmutableSandboxedEnvironment, template: str) -> bool:
+def _is_random(environment: ImmutableSandboxedEnvironment, template: str) -> bool:
     try:
         tree = environment.parse(template)
     except (TemplateError, RecursionError):  # shows when it is used
         return False
-    drawn = {each.name for each in tree.find_all(nodes.Filter)} & {"random"}
-    return bool(drawn) or any(each.name == "lipsum" for each in tree.find_all(nodes.Name))
+    filters = {each.name for each in tree.find_all(nodes.Filter)}
+    return "random" in filters or "lipsum" in {each.name for each in tree.find_all(nodes.Name)}
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -9,8 +9,15 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from sdcore.errors import ModelError
+from sdcore.models.sealed import file_digest
+from sdcore.store.schema import content_key
 
 CONFIG = "config.json"
+SETTINGS = (
+    CONFIG, "generation_config.json", "tokenizer*", "chat_template*", "special_tokens_map.json",
+    "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
+)  # fmt: skip
+"""Patterns of the names of a model's config and tokenizer."""
 TINY_SOLVER = Path(__file__).parents[1] / "tiny_solver" / "weights"
 SMOKE = "smoke:"  # before the name of a model: a tiny random one in its place
 
@@ -54,14 +61,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def is_setting(path: Path) -> bool:
-    """Return whether an entry of a model folder is a file that is no weights nor their index."""
-    suffixes = {".json", ".jinja", ".txt", ".model"}
-    plain = path.is_file() and path.name.isprintable()  # a name that is not UTF-8 is not
-    return plain and path.suffix in suffixes and not path.name.endswith(".index.json")
-
-
 def copy_settings(source: Path, target: Path) -> None:
     """Copy the config and the tokenizer of a model folder into another folder."""
-    for path in filter(is_setting, source.iterdir()):
+    for path in _settings(source):
         shutil.copyfile(path, target / path.name)
+
+
+def settings_digest(folder: Path) -> str:
+    """Digest of the config and the tokenizer, which decide beside the weights what is sampled."""
+    return content_key({path.name: file_digest(path) for path in _settings(folder)})
+
+
+def _settings(folder: Path) -> set[Path]:
+    found = {path for pattern in SETTINGS for path in folder.glob(pattern)}
+    return {path for path in found if path.is_file() and path.name.isprintable()}

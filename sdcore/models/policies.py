@@ -31,17 +31,11 @@ from sdcore.models.adapters import require_adaptable
 from sdcore.models.chat_templates import require_bounded
 from sdcore.models.folders import CONFIG
 from sdcore.models.prompts import freeze_clock
-from sdcore.store.schema import content_key
 
 Policy: TypeAlias = PreTrainedModel | PeftModel
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 VOCABULARY = "vocab_size"
-SETTINGS = (
-    CONFIG, "generation_config.json", "tokenizer*", "chat_template*", "special_tokens_map.json",
-    "added_tokens.json", "vocab*", "merges.txt", "*.model",
-)  # fmt: skip
-"""Patterns of the names of a model's config and tokenizer."""
 
 
 def load_policy(folder: Path, model: ModelConfig) -> PreTrainedModel:
@@ -86,8 +80,8 @@ def load_tokenizer(folder: Path, day: date | None = None) -> Tokenizer:
             template is refused when a prompt is rendered.
 
     Raises:
-        ModelError: the folder holds no tokenizer, it makes no token of a text, or its chat template
-            is endless.
+        ModelError: the folder holds no tokenizer, or another model's; it makes no token of a text;
+            or its chat template is endless or random.
     """
     tokenizer = _loaded(AutoTokenizer.from_pretrained, folder)
     with _explained(folder, "a tokenizer that reads text"):
@@ -152,12 +146,6 @@ def vocabulary_size(folder: Path) -> int:
             where=str(folder / CONFIG),
         )
     return size
-
-
-def settings_digest(folder: Path) -> str:
-    """Digest of the files that decide, beside the weights, what a model samples."""
-    names = {path.name for pattern in SETTINGS for path in folder.glob(pattern) if path.is_file()}
-    return content_key({name: sealed.file_digest(folder / name) for name in names})
 
 
 def context_length(folder: Path) -> int | None:

@@ -278,7 +278,7 @@ def _rendered(
             tokenize=False,
             **switches,
         )
-        text.encode()
+        text.encode()  # a template can make halves of characters, which no tokenizer reads
     except _TEMPLATE_FAILURES as error:
         refused = isinstance(error, TemplateError)
         raise ConfigError(

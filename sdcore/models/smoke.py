@@ -18,7 +18,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from sdcore.errors import ModelError
 from sdcore.models import sealed, weight_files
-from sdcore.models.folders import at_hand, cache_folder, copy_settings, is_setting, read_config
+from sdcore.models.folders import (
+    at_hand,
+    cache_folder,
+    copy_settings,
+    read_config,
+    settings_digest,
+)
 from sdcore.store.schema import content_key
 
 TINY = {
@@ -92,8 +98,7 @@ def smoke_model(name: str) -> Path:
     """
     source, family = at_hand(name), _family(name)
     if source is not None:
-        paths = sorted(path for path in source.iterdir() if is_setting(path))
-        key = content_key(TINY, {path.name: sealed.file_digest(path) for path in paths})
+        key = content_key(TINY, settings_digest(source))
     elif family is not None:
         key = content_key(TINY, asdict(family))
     else:

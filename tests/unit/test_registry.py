@@ -7,7 +7,7 @@ import pytest
 from sdcore import registry
 from sdcore.config import Experiment, load_experiment
 from sdcore.contexts import CONTEXTS, Context, ContextInputs
-from sdcore.errors import ConfigError
+from sdcore.errors import ConfigError, PluginError
 from tests.helpers.paths import QUICKSTART, ROOT
 
 INPUTS = ContextInputs("1+1?", None, "2", "<answer>3</answer>", correct=False)
@@ -126,6 +126,18 @@ def test_an_installed_package_registers_by_entry_point(module, tmp_path, monkeyp
     )
     with pytest.raises(ConfigError, match=rf"the name of a built-in one\s+got: {name}:hint"):
         CONTEXTS.entries()
+
+
+def test_an_exception_is_put_at_the_line_of_the_code_that_led_to_it(tmp_path):
+    (tmp_path / "plug_reader.py").write_text(
+        "import json\nimport sdcore\n\n@sdcore.context()\ndef read(inputs):\n    json.loads('{')\n"
+    )
+    with registry.importable(tmp_path):
+        context = CONTEXTS["plug_reader:read"]
+        with pytest.raises(PluginError, match="'plug_reader:read' fails") as caught:
+            context.build(INPUTS)
+    assert caught.value.where.startswith(f"{tmp_path / 'plug_reader.py'}, line 6, ")
+    assert str(caught.value.got).startswith("JSONDecodeError: ")
 
 
 def test_built_in_names_have_no_digest():

@@ -324,7 +324,7 @@ def test_a_server_that_is_not_vllms_is_named(base, listed):
     with speaking() as server, engine_on(server) as engine:
         server.listed = listed
         engine.load(Served("base", base, base))
-        with pytest.raises(EngineError, match=f"no vLLM server[\\s\\S]*{server.url}/v1/models"):
+        with pytest.raises(EngineError, match=f"not a vLLM server[\\s\\S]*{server.url}/v1/models"):
             engine.generate(requests(1), SAMPLING)
 
 
