@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 DATABASE = "sdcore.duckdb"
 
 
-def run(experiment: Experiment | str | Path, workspace: str | Path = "runs") -> "Run":
+def run(
+    experiment: Experiment | str | Path, workspace: str | Path = "runs", *, extend: bool = False
+) -> "Run":
     """Run an experiment to its end, as `sdcore run` does, and return the finished run.
 
     The work is done in a process of its own, so that this works in a script without a
@@ -39,14 +41,16 @@ def run(experiment: Experiment | str | Path, workspace: str | Path = "runs") -> 
     Args:
         experiment: settings, a file, or the name of a shipped experiment.
         workspace: folder of tables, checkpoints and reports.
+        extend: add conditions and seeds to the run of this name that lacks them, instead of
+            starting another.
 
     Raises:
-        ConfigError: the experiment does not validate.
+        ConfigError: the experiment does not validate, or there is no run to extend.
         SdcoreError: the run failed; its message was printed.
     """
     root = Path(workspace).absolute()
     given = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
-    settings = settled(given, root)
+    settings = settled(given, root, extend=extend)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "experiment.json")
         file.write_text(settings.model_dump_json(), "utf-8")

@@ -20,6 +20,7 @@ from tasks.compare import compare
 from tasks.difficulty import measure_difficulty
 from tasks.distill import distill
 from tasks.evaluate import SPLITS, evaluate, splits_of
+from tasks.growth import grown
 from tasks.health import stopped
 from tasks.maintenance.restore import restore
 from tasks.prepare import prepare
@@ -31,7 +32,7 @@ from tasks.run.servers import say_gpus
 from tasks.run.session import Session
 from tasks.run.workers import workers_beside
 from tasks.sample import sample
-from tasks.sweep import choose, chosen, grown
+from tasks.sweep import choose, chosen
 from tasks.track import end_run, track, tracked
 from tasks.warmup import warm_up
 
@@ -81,26 +82,27 @@ def compare_contexts(experiment: Experiment, root: Path, workers: int = 1) -> Fi
 
 
 def train(base: ConditionRun) -> ConditionRun:
-    """Train all conditions and seeds, and further trials while the best is at a grid's edge.
+    """Train all conditions and seeds, and what the run gains meanwhile.
+
+    It gains further trials while the best is at the edge of a grid, and what another process adds.
 
     Returns:
-        The run with all of its trials.
+        The run with all of them.
     """
     trained = set[str]()
-    while True:
-        runs = [run for run in trained_runs(base) if run.condition not in trained]
+    while runs := [run for run in trained_runs(base) if run.label not in trained]:
         title = f"{base.experiment.name}: conditions x seeds"
         if base.experiment.cluster is not None:
             train_on_cluster(runs, title)
         else:
             with workers_beside(base, max(1, min(base.session.workers, len(runs))) - 1):
                 train_in_turn(runs, train_condition, title)
-        trained |= base.experiment.conditions.keys()
-        with run_lock(base, wait=True):
-            further = choose(base) if base.experiment.trials else 0
-        if not further:
-            return base
+        trained |= {run.label for run in runs}
+        if base.experiment.trials:
+            with run_lock(base, wait=True):
+                choose(base)
         base = grown(base)
+    return base
 
 
 def train_in_turn(

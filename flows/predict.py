@@ -7,11 +7,11 @@ from prefect import flow
 from flows.diagnose import diagnose
 from sdcore.config import Experiment
 from sdcore.reports.prediction import Prediction
+from tasks.growth import grown
 from tasks.predict import compare_with_gains
 from tasks.run.condition_run import base_run
 from tasks.run.lock import run_lock
 from tasks.run.session import Session
-from tasks.sweep import grown
 from tasks.track import tracked
 
 

@@ -13,11 +13,11 @@ from sdcore.config import Experiment
 from sdcore.store.parts import Folder, open_folder
 from tasks.cluster.checkpoints import pull, push
 from tasks.cluster.outbox import Outbox, receive
+from tasks.growth import grown
 from tasks.run.checkpoints import needed_policies
 from tasks.run.condition_run import ConditionRun, base_run, trained_runs
 from tasks.run.lock import done_if_free
 from tasks.run.session import DATABASE, Session
-from tasks.sweep import grown
 
 
 @flow(flow_run_name="{experiment.name} worker {number}")

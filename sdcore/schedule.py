@@ -53,12 +53,12 @@ def checkpoint_rounds(experiment: Experiment, condition: Condition) -> tuple[int
 
     Every `evaluation.every` rounds, the last round, and the round at which this condition has
     sampled as many rollouts as the cheapest condition samples in all (the equal-budget comparison).
-    Trials that extend a grid do not count among these: conditions that are trained already keep
-    their rounds.
+    Conditions that the run was not started with do not count among these: what is trained already
+    keeps its rounds.
     """
     rounds, every = experiment.training.rounds, experiment.evaluation.every
-    in_file = experiment.conditions.keys() - experiment.extensions
-    cheapest = min(experiment.conditions[name].group_size for name in in_file)
+    at_start = experiment.conditions.keys() - experiment.later
+    cheapest = min(experiment.conditions[name].group_size for name in at_start)
     equal_budget = min(rounds, max(1, rounds * cheapest // condition.group_size))
     return tuple(sorted({*range(every, rounds + 1, every), equal_budget, rounds}))
 

@@ -20,7 +20,9 @@ from sdcore.models.lengths import Room
 from sdcore.models.prompts import require_shown
 from sdcore.problems.screening import Problem
 from sdcore.problems.splits import Loaded, load_problems
+from sdcore.schedule import lineages
 from sdcore.store.schema import TABLES
+from tasks.growth import grown, store_grown, stored_settings
 from tasks.run.condition_run import RAW, ConditionRun, StoredPolicy
 from tasks.run.progress import note
 
@@ -46,6 +48,7 @@ def prepare(base: ConditionRun) -> int:
     Raises:
         ConfigError: a condition shows the teacher solutions, and the source has none; or the code
             of a plugin has changed.
+        ConfigError: a condition is added whose context has no room beside a problem of the run.
         ConfigError: a prompt does not show the question or the context.
         DataError: the source does not have the problems that are asked for.
         ModelError: the base model has changed since the run was started.
@@ -56,6 +59,7 @@ def prepare(base: ConditionRun) -> int:
     experiment_id = pl.lit(base.experiment.experiment_id)
     if len(base.store.rows("experiments", experiment_id=base.experiment.experiment_id)):
         require_same_model(base)
+        _add(base)
     else:
         _require_no_checkpoints(base)
         started = datetime.now(UTC).replace(tzinfo=None)
@@ -80,6 +84,31 @@ def prepare(base: ConditionRun) -> int:
         "SELECT count(*) FROM problems WHERE experiment_id = ?", [base.experiment.experiment_id]
     )
     return int(counted.item())
+
+
+def _add(base: ConditionRun) -> None:
+    """Store the conditions and seeds that the run has not had, once it is known that they fit.
+
+    Raises:
+        ConfigError: a condition shows the teacher what the run's problems do not have, or what has
+            no room beside them.
+    """
+    joined = grown(base)
+    experiment = joined.experiment
+    if set(lineages(experiment)) == set(lineages(stored_settings(base))):
+        return
+    problems = joined.candidates("train")
+    _require_solutions(experiment, problems)
+    room = _room(joined, joined.prompt_day)
+    for row in problems.iter_rows(named=True):
+        if excess := room.excess(row["question"], row["solution"], row["reference"], taught=True):
+            raise ConfigError(
+                "what is added has no room beside a problem that the run was started with",
+                got=excess,
+                where=row["source"],
+                fix="`--new` starts a run whose problems leave room for it",
+            )
+    store_grown(joined)
 
 
 def _require_no_checkpoints(base: ConditionRun) -> None:

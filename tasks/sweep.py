@@ -1,11 +1,10 @@
 """Choose the trials of sweeps on validation, and extend their grids."""
 
-import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sdcore.analysis import comparison, trials
-from sdcore.config import Experiment
+from tasks.growth import store_grown
 from tasks.run.condition_run import ConditionRun, base_run
 from tasks.run.progress import note
 
@@ -15,7 +14,7 @@ def choose(base: ConditionRun) -> int:
     """Extend the grids whose best value is at an edge; if none is, store which trials won.
 
     Further trials are stored with the settings of the run, so that everything that reads these
-    knows them; `grown` returns the experiment with them.
+    knows them; `tasks.growth.grown` returns the run with them.
 
     Returns:
         How many trials are to be run next; 0 where all is decided.
@@ -24,9 +23,7 @@ def choose(base: ConditionRun) -> int:
     further = {name: trial for each in found for name, trial in (each.further or {}).items()}
     if further:
         experiment = base.experiment.with_trials(further)
-        row = base.store.rows("experiments", experiment_id=experiment.experiment_id)
-        config = experiment.model_dump_json()
-        base.store.replace(experiments=row.with_columns(config=pl.lit(config)))
+        store_grown(base_run(base.session, experiment))
         with base.session.tracking() as tracking:
             tracking.log_text(experiment, experiment.model_dump_json(indent=2), "experiment.json")
         note(f"the best value is at the edge of its grid: {', '.join(further)} follow")
@@ -50,15 +47,6 @@ def store_choice(base: ConditionRun, found: list[trials.Search]) -> None:
     rows = trials.table(base.experiment, found)
     stored = base.store.rows("trials", experiment_id=base.experiment.experiment_id)
     base.store.replace(trials=rows.join(stored, on=rows.columns, how="anti", nulls_equal=True))
-
-
-def grown(base: ConditionRun) -> ConditionRun:
-    """The run with the trials that its stored settings have beyond those of the file."""
-    rows = base.store.rows("experiments", experiment_id=base.experiment.experiment_id)
-    stored = Experiment.model_validate_json(rows["config"][0]).trials
-    known = base.experiment.trials
-    further = {name: trial for name, trial in stored.items() if name not in known}
-    return base_run(base.session, base.experiment.with_trials(further)) if further else base
 
 
 def chosen(base: ConditionRun) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands.terminal import console, newest_run, open_store
+from flows.settling import joined
 from sdcore.config import Experiment, drift, read_settings
 from sdcore.config.shipped import SCHEMA, experiment_file
 from sdcore.errors import ConfigError
@@ -89,11 +90,13 @@ def note(file: dict[str, Any], settings: Experiment, root: Path, *, new: bool) -
         changes = drift(last, noted)
         continues = _is_stored(root, settings.experiment_id)
         if changes and not continues and _is_stored(root, run):
+            more = next((f"`--extend` adds {each.lacks} to {each.run.experiment_id}, "
+                         for each in joined(settings, root)), "")  # fmt: skip
             raise ConfigError(
                 f"the experiment file has changed since its last run, {run}",
                 got="; ".join(changes),
                 where=str(root),
-                fix="`--new` starts a new run from the changed file, "
+                fix=f"{more}`--new` starts a new run from the changed file, "
                 f"`sdcore resume {run}` continues the last one",
             )
     path.parent.mkdir(exist_ok=True)

@@ -107,6 +107,10 @@ def run(
     new: Annotated[
         bool, typer.Option("--new", help="start a new run from a file that has changed")
     ] = False,
+    extend: Annotated[
+        bool,
+        typer.Option("--extend", help="add new conditions and seeds of the file to its run"),
+    ] = False,
     scale: Annotated[
         Scale,
         typer.Option(help="smoke: every stage once, with tiny random models and few "
@@ -118,7 +122,8 @@ def run(
     """Run an experiment to its table; the same command again continues where it stopped.
 
     Other settings on the command line make another run. A file that has changed since its last
-    run is refused, unless --new is given.
+    run is refused, unless --new is given; or --extend, if it has gained conditions or seeds only:
+    then these are trained beside what the run has.
 
     Example: sdcore run quickstart training.rounds=3 --quick
     """
@@ -131,7 +136,7 @@ def run(
     if quick:
         settings = load_experiment(experiment, [*changed, f"seeds=[{settings.seeds[0]}]"])
     root = workspace.absolute()
-    with _scaled(settings, scale, root) as settings:
+    with _scaled(settings, scale, root, extend=extend) as settings:
         if dry_run:
             console.print_json(settings.model_dump_json())
             return
@@ -140,10 +145,12 @@ def run(
 
 
 @contextmanager
-def _scaled(settings: Experiment, scale: Scale, root: Path) -> Iterator[Experiment]:
+def _scaled(
+    settings: Experiment, scale: Scale, root: Path, *, extend: bool
+) -> Iterator[Experiment]:
     """Give the experiment as it is, or its smoke run, which is announced."""
     if scale is Scale.FULL:
-        yield settled(settings, root)
+        yield settled(settings, root, extend=extend)
         return
     from sdcore.smoke import smoke_run
 

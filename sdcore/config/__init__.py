@@ -1,5 +1,6 @@
 """The experiment file: typed, frozen, bounded; unknown keys are refused."""
 
+from sdcore.config.additions import Additions
 from sdcore.config.base import NAME_LENGTH, Count, Name, Settings, Share
 from sdcore.config.cluster import ClusterConfig
 from sdcore.config.critic import (
@@ -71,8 +72,8 @@ from sdcore.config.weightings import (
 
 __all__ = [
     "AUTO", "CADENCE", "CRITICS", "ENGINES", "MOST_TOKENS", "NAME_LENGTH", "OBJECTIVES",
-    "OPERATIONAL", "RESERVED", "SOURCES", "WEIGHTINGS", "AdvantageWeights", "ArithmeticConfig",
-    "BandConfig", "CascadeConfig", "ChecksConfig", "ClusterConfig", "Condition",
+    "OPERATIONAL", "RESERVED", "SOURCES", "WEIGHTINGS", "Additions", "AdvantageWeights",
+    "ArithmeticConfig", "BandConfig", "CascadeConfig", "ChecksConfig", "ClusterConfig", "Condition",
     "ConditionSettings", "Count", "CriticConfig", "CriticEntry", "CriticSettings", "DesignConfig",
     "DiagnoseConfig", "DistillConfig", "EngineConfig", "EngineEntry", "EvaluationConfig",
     "Experiment", "GrpoConfig", "HealthConfig", "Limits", "LlmCriticConfig", "LoraConfig",

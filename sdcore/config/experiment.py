@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core.core_schema import ValidationInfo
 
+from sdcore.config.additions import Additions
 from sdcore.config.base import FILE_ONLY, NAMES_CODE, Name, Seed, Settings
 from sdcore.config.cluster import ClusterConfig
 from sdcore.config.critic import (
@@ -52,6 +53,9 @@ from sdcore.store.schema import content_key
 
 RESERVED = {"base", "diagnose"}
 """Condition names with a meaning in the tables: the untrained policy, and the preflight."""
+
+_WITHOUT_EFFECT = ("description", "diagnose", "design", "modules", "cluster", "added")
+_GROWING = ("conditions", "contexts", "plugins")
 
 
 class Experiment(Settings):
@@ -99,6 +103,11 @@ class Experiment(Settings):
         {},
         description="conditions that are trials, with their values; filled in by sdcore from the "
         "lists in conditions",
+        json_schema_extra=FILE_ONLY,
+    )
+    added: Additions = Field(
+        Additions(),
+        description="what `sdcore run --extend` has added to the run; filled in by sdcore",
         json_schema_extra=FILE_ONLY,
     )
     modules: Path | None = Field(
@@ -156,6 +165,7 @@ class Experiment(Settings):
                 "set training.lora and no warmup, or let sdcore start a server"
             )
         self._check_trials()
+        self._check_added()
         self._check_rollouts()
         self._check_critic()
         self._check_tokens()
@@ -165,6 +175,12 @@ class Experiment(Settings):
     def _check_trials(self) -> None:
         if unknown := self.trials.keys() - self.conditions.keys():
             raise ValueError(f"trials: no such conditions: {', '.join(sorted(unknown))}")
+
+    def _check_added(self) -> None:
+        if not set(self.seeds[1:]) >= set(self.added.seeds):
+            raise ValueError(f"added.seeds: {self.added.seeds}, of the seeds {self.seeds}")
+        if not self.conditions.keys() > set(self.added.conditions):
+            raise ValueError(f"added.conditions: {self.added.conditions} of {[*self.conditions]}")
 
     def _check_design(self) -> None:
         name = self.design.condition
@@ -288,9 +304,13 @@ class Experiment(Settings):
         return found
 
     @property
-    def extensions(self) -> set[str]:
-        """The trials that are not in the file: they follow from scores on validation."""
-        return {name for name, trial in self.trials.items() if trial.extension}
+    def later(self) -> set[str]:
+        """The conditions that the run was not started with: what was added, and further trials.
+
+        Further trials are not in the file: they follow from scores on validation.
+        """
+        further = {name for name, trial in self.trials.items() if trial.extension}
+        return further | {*self.added.conditions}
 
     def with_trials(self, trials: Mapping[str, Trial]) -> Self:
         """Return the same experiment with further trials, which follow those of their family.
@@ -319,6 +339,41 @@ class Experiment(Settings):
                 where=", ".join(trials),
             ) from error
 
+    def part_of(self, run: Self) -> Self | None:
+        """Return this experiment as a run that has, or may gain, more conditions and seeds.
+
+        Args:
+            run: the settings that the run has stored.
+
+        Returns:
+            These settings with the conditions and seeds of both, the run's first. None if they lack
+            some that the run was started with, or if anything else differs that can change a
+            result: then it is another run.
+        """
+        mine, stored = self.model_dump(), run.model_dump()
+        started = {name: stored[name].keys() - set(getattr(run.added, name)) for name in _GROWING}
+        started["conditions"] -= run.later
+        seeds = tuple(dict.fromkeys((*run.seeds, *self.seeds)))
+        first = [seed for seed in run.seeds if seed not in run.added.seeds]
+        if not {*first} <= {*self.seeds} or any(
+            started[name] - mine[name].keys() for name in started
+        ):
+            return None
+        merged = {name: stored[name] | mine[name] for name in (*_GROWING, "trials")}
+        later = {name for name, trial in merged["trials"].items() if trial["extension"]}
+        added = {name: sorted(merged[name].keys() - started[name] - later) for name in _GROWING}
+        added["seeds"] = [seed for seed in seeds if seed not in first]
+        try:
+            joined = type(self).model_validate(mine | merged | {"seeds": seeds, "added": added})
+        except ValidationError:
+            return None
+        kept = joined.model_dump()
+        if any(kept[name] | stored[name] != kept[name] for name in merged):
+            return None  # what was added before is not what it was
+        clash = joined.families.keys() & joined.conditions.keys()
+        wider = [name for name in run.families if run.families[name] != joined.families[name]]
+        return None if clash or wider or joined.fingerprint != run.fingerprint else joined
+
     def sampled_by(self, kind: str) -> Self:
         """Return the same experiment with another engine, its settings kept."""
         settings = self.model_dump()
@@ -330,8 +385,8 @@ class Experiment(Settings):
         """Hash of every setting that can change a result.
 
         Left out are the description, the preflight, the search, where servers, modules and other
-        machines are, what critics cost, thresholds of health that only warn, and trials that are
-        not in the file: they follow from scores.
+        machines are, what critics cost, thresholds of health that only warn, and what the run was
+        not started with: additions, and trials that follow from scores.
 
         Raises:
             ConfigError: the engine is not settled, and it can change a result.
@@ -349,14 +404,18 @@ class Experiment(Settings):
             "critic": dict(CRITICS[self.critic.kind].operational) if self.critic else {},
             "training": CADENCE,
         }
-        left_out |= {"description": True, "diagnose": True, "design": True, "modules": True}
-        left_out |= {"cluster": True}
+        left_out |= dict.fromkeys(_WITHOUT_EFFECT, True)
         if not self.health.stop_when:
             left_out["health"] = True
-        if not self.trials:
+        if self.trials.keys() <= self.later:
             left_out |= {"sweep": True, "trials": True}
-        elif self.extensions:
-            left_out |= {"conditions": self.extensions, "trials": self.extensions}
+        added = {position for position, seed in enumerate(self.seeds) if seed in self.added.seeds}
+        growing = {"conditions": self.later, "trials": self.later, "seeds": added} | {
+            name: set(getattr(self.added, name)) for name in ("contexts", "plugins")
+        }
+        left_out |= {
+            name: names for name, names in growing.items() if names and name not in left_out
+        }
         return content_key(self.model_dump(mode="json", exclude=left_out))
 
     @property

@@ -101,6 +101,49 @@ def test_a_question_or_a_reference_that_does_not_fit_is_rejected_with_the_reason
     assert rejected.filter(experiment_id=rejected["experiment_id"][-1])["row"].to_list() == [2]
 
 
+ANSWER = {"objective": "distill", "context": "answer_only", "learning_rate": 1e-3}
+
+
+def added(model, context, **settings):
+    """The run of the file with another condition, whose context may be a template of its own."""
+    run = experiment(model, **settings)
+    conditions = {"answer": ANSWER, "more": ANSWER | {"context": context}}
+    wider = experiment(model, **settings, conditions=conditions, contexts={"long": 99 * "Hm! "})
+    return wider.part_of(run)
+
+
+def prepare_added(joined, model):
+    with Session(model.parent / "runs") as session:
+        prepare.fn(base_run(session, joined))
+        return Experiment.model_validate_json(session.store.rows("experiments")["config"][0])
+
+
+def test_what_is_added_is_stored_with_the_run_and_its_rows_stay(model):
+    before = prepared(model)[0]
+    stored = prepare_added(added(model, "reference"), model)
+    assert [*stored.conditions] == ["answer", "more"] and stored.added.conditions == ("more",)
+    after = prepared(model)[0]  # from the file as it was
+    assert after.drop("config").equals(before.drop("config"))
+    assert Experiment.model_validate_json(after["config"][0]) == stored
+
+
+def test_what_is_added_must_fit_the_problems_that_are_there(model):
+    prepared(model)
+    with pytest.raises(ConfigError, match="no room beside a problem") as caught:
+        prepare_added(added(model, "long"), model)
+    assert "the teacher's prompt" in caught.value.got and "rows.jsonl" in caught.value.where
+    assert len(Experiment.model_validate_json(prepared(model)[0]["config"][0]).conditions) == 1
+
+
+def test_two_files_cannot_add_the_same_name_with_other_settings(model):
+    prepared(model)
+    mine, yours = added(model, "reference"), added(model, "outcome")
+    prepare_added(mine, model)
+    with pytest.raises(ConfigError, match="was added to this run") as caught:
+        prepare_added(yours, model)
+    assert "more" in caught.value.got and "rename" in caught.value.fix
+
+
 def test_checkpoints_whose_tables_are_gone_are_not_thrown_away(model):
     run = prepared(model)[0]["experiment_id"][0]
     folder = model.parent / "runs" / "checkpoints" / run

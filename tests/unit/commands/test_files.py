@@ -25,7 +25,7 @@ def sdcore(tmp_path, monkeypatch):
             "fingerprint": settings.fingerprint, "config": settings.model_dump_json(),
             "code_version": "", "libraries": "{}", "created_at": datetime(2026, 1, 1 + len(runs)),
         }  # fmt: skip
-        Store(root / "sdcore.duckdb").append_missing(experiments=TABLES["experiments"].frame([row]))
+        Store(root / "sdcore.duckdb").replace(experiments=TABLES["experiments"].frame([row]))
         runs.append(settings.experiment_id)
 
     def call(*arguments: object, workspace="runs") -> str:
@@ -34,6 +34,11 @@ def sdcore(tmp_path, monkeypatch):
         CliRunner().invoke(main.app, [*map(str, arguments), *where], catch_exceptions=False)
         return runs[-1]
 
+    def config(run: str) -> str:
+        rows = Store(tmp_path / "runs" / "sdcore.duckdb").rows("experiments", experiment_id=run)
+        return rows["config"][0]
+
+    call.stored = config
     return call
 
 
@@ -42,6 +47,15 @@ def file(tmp_path):
     path = tmp_path / "quickstart.toml"
     path.write_text(QUICKSTART.read_text())
     return path
+
+
+ADDED = """
+[conditions.until_error]
+objective = "distill"
+context = "step_aligned"
+tokens = "until_error"
+learning_rate = 2e-4
+"""
 
 
 def edit(file, old, new):
@@ -101,6 +115,63 @@ def test_a_changed_file_of_the_same_name_asks(sdcore, file):
     assert sdcore("run", file, "--quick") not in (first, second)
     with pytest.raises(ConfigError, match=r"was 0.0005, is 0.0004"):
         sdcore("run", "quickstart", "training.rounds=5")
+
+
+def test_conditions_and_seeds_are_added_to_a_run_where_that_is_asked(sdcore, file):
+    first = sdcore("run", file)
+    edit(file, "seeds = [0, 1, 2]", "seeds = [0, 1, 2, 7]")
+    file.write_text(f"{file.read_text()}{ADDED}")
+    with pytest.raises(ConfigError, match="has changed since its last run") as error:
+        sdcore("run", file)
+    assert f"`--extend` adds until_error, seed 7 to {first}, `--new`" in error.value.fix
+    assert sdcore("run", file, "--extend") == first
+    stored = Experiment.model_validate_json(sdcore.stored(first))
+    assert stored.added.conditions == ("until_error",) and stored.added.seeds == (7,)
+
+
+def test_a_run_that_was_extended_is_found_by_both_files_and_keeps_what_was_added(sdcore, file):
+    first = sdcore("run", file, "--quick")
+    before = file.read_text()
+    file.write_text(f"{before}{ADDED}")
+    assert sdcore("run", file, "seeds=[0, 4]", "--extend") == first
+    assert sdcore("run", file, "seeds=[0, 4]") == first  # once is enough
+    assert sdcore("run", file, "seeds=[0, 4, 5]", "--extend") == first
+    file.write_text(before)
+    assert sdcore("run", file, "--quick") == first
+    stored = Experiment.model_validate_json(sdcore.stored(first))
+    assert stored.seeds == (0, 4, 5) and "until_error" in stored.conditions
+
+
+def test_a_whole_run_takes_over_a_quick_one_only_where_that_is_asked(sdcore):
+    quick = sdcore("run", "quickstart", "--quick")
+    assert sdcore("run", "quickstart", "--extend") == quick
+    assert sdcore("run", "quickstart") == quick  # it is whole now
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "change"),
+    [
+        ("rounds = 20", "rounds = 21", "training.rounds was 20, is 21"),
+        ("rate = 4e-4", "rate = 5e-4", "conditions.grpo.learning_rate was 0.0004, is 0.0005"),
+        ("[conditions.reference]", "[conditions.renamed]", "conditions.reference"),
+        ("seeds = [0, 1, 2]", "seeds = [0, 1]", "seeds"),
+    ],
+)
+def test_nothing_but_conditions_and_seeds_extends_a_run(sdcore, file, old, new, change):
+    first = sdcore("run", file)
+    edit(file, old, new)
+    file.write_text(f"{file.read_text()}{ADDED}")
+    with pytest.raises(ConfigError, match="another run") as error:
+        sdcore("run", file, "--extend")
+    assert change in error.value.got and error.value.where == first
+    with pytest.raises(ConfigError, match="has changed") as error:
+        sdcore("run", file)
+    assert "--extend" not in error.value.fix
+
+
+def test_there_must_be_a_run_to_extend(sdcore):
+    with pytest.raises(ConfigError, match="no run to extend"):
+        sdcore("run", "quickstart", "--extend")
 
 
 def test_a_file_that_is_changed_back_continues_its_run(sdcore, file):

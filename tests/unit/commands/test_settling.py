@@ -30,7 +30,10 @@ def file(*overrides):
 
 
 def start(root, experiment):
-    row = run_row() | {"experiment_id": experiment.experiment_id}
+    row = run_row() | {
+        "experiment_id": experiment.experiment_id, "name": experiment.name,
+        "config": experiment.model_dump_json(),
+    }  # fmt: skip
     with closing(Store(root / "sdcore.duckdb")) as store:
         store.append_missing(experiments=TABLES["experiments"].frame([row]))
 
@@ -66,6 +69,24 @@ def test_a_run_of_each_engine_is_continued_where_its_engine_is_offered(tmp_path,
     for kind in ("transformers", "vllm"):
         machine(kind)
         assert settled(file(), tmp_path).engine.kind == kind
+
+
+def test_an_extended_run_keeps_its_engine_and_says_what_is_added(tmp_path, machine, capsys):
+    machine("vllm")
+    first = settled(file(), tmp_path)
+    start(tmp_path, first)
+    machine("transformers")
+    extended = settled(file("seeds=[0, 1, 2, 5]"), tmp_path, extend=True)
+    assert extended.experiment_id == first.experiment_id and extended.engine.kind == "vllm"
+    assert f"added to {first.experiment_id}: seed 5" in capsys.readouterr().err
+
+
+def test_settings_that_an_earlier_version_stored_are_no_obstacle(tmp_path, machine):
+    machine("transformers")
+    row = run_row() | {"name": "quickstart", "config": '{"name": "quickstart"}'}
+    with closing(Store(tmp_path / "sdcore.duckdb")) as store:
+        store.append_missing(experiments=TABLES["experiments"].frame([row]))
+    assert settled(file(), tmp_path).engine.kind == "transformers"
 
 
 def test_a_run_has_no_id_before_its_engine_is_settled():
