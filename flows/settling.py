@@ -1,6 +1,6 @@
 """What an experiment file leaves open, settled once: which run it is, and with which engine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,20 +55,14 @@ def settled(settings: Experiment, root: Path, *, extend: bool = False) -> Experi
                 runs.setdefault(option.engine.kind, each)
     if extend and not runs:
         raise _nothing_to_extend(options[0], root)
-    kind = settings.engine.kind
-    if auto:
-        chosen = chosen_here(settings)
-        if runs and chosen.kind not in runs:
-            kind = next(kind for kind in KINDS if kind in runs)
-            chosen = Choice(kind, f"{runs[kind].run.experiment_id} was started with it")
-        notes.print(str(chosen), soft_wrap=True, highlight=False, markup=False)
-        kind = chosen.kind
+    kind = _kind(settings, runs) if auto else settings.engine.kind
     if kind not in runs:
         return settings.sampled_by(kind) if auto else settings
-    run, lacks = runs[kind].run, runs[kind].lacks
-    if lacks:
-        notes.print(f"added to {run.experiment_id}: {lacks}", soft_wrap=True, markup=False)
-    return run
+    known = runs[kind]
+    if known.lacks:
+        said = f"added to {known.run.experiment_id}: {known.lacks}"
+        notes.print(said, soft_wrap=True, highlight=False, markup=False)
+    return known.run
 
 
 def joined(settings: Experiment, root: Path) -> Iterator[Joined]:
@@ -83,6 +77,16 @@ def joined(settings: Experiment, root: Path) -> Iterator[Joined]:
             conditions = [name for name in run.conditions if name not in stored.conditions]
             seeds = [seed for seed in run.seeds if seed not in stored.seeds]
             yield Joined(run, Additions(conditions=tuple(conditions), seeds=tuple(seeds)).words)
+
+
+def _kind(settings: Experiment, runs: Mapping[str, Joined]) -> str:
+    """The engine that `auto` stands for: this machine's choice, unless the run has another."""
+    chosen = chosen_here(settings)
+    if runs and chosen.kind not in runs:
+        kind = next(kind for kind in KINDS if kind in runs)
+        chosen = Choice(kind, f"{runs[kind].run.experiment_id} was started with it")
+    notes.print(str(chosen), soft_wrap=True, highlight=False, markup=False)
+    return chosen.kind
 
 
 def chosen_here(settings: Experiment) -> Choice:

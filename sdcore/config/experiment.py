@@ -351,28 +351,27 @@ class Experiment(Settings):
             result: then it is another run.
         """
         mine, stored = self.model_dump(), run.model_dump()
-        started = {name: stored[name].keys() - set(getattr(run.added, name)) for name in _GROWING}
-        started["conditions"] -= run.later
-        seeds = tuple(dict.fromkeys((*run.seeds, *self.seeds)))
         first = [seed for seed in run.seeds if seed not in run.added.seeds]
-        if not {*first} <= {*self.seeds} or any(
-            started[name] - mine[name].keys() for name in started
-        ):
+        started = {name: stored[name].keys() - set(getattr(run.added, name)) for name in _GROWING}
+        started["conditions"] -= run.later  # further trials are in no file
+        gone = any(names - mine[name].keys() for name, names in started.items())
+        if gone or not set(first) <= set(self.seeds):
             return None
-        merged = {name: stored[name] | mine[name] for name in (*_GROWING, "trials")}
-        later = {name for name, trial in merged["trials"].items() if trial["extension"]}
-        added = {name: sorted(merged[name].keys() - started[name] - later) for name in _GROWING}
+        both = {name: stored[name] | mine[name] for name in (*_GROWING, "trials")}
+        further = {name for name, trial in both["trials"].items() if trial["extension"]}
+        added = {name: sorted(both[name].keys() - started[name] - further) for name in _GROWING}
+        seeds = tuple(dict.fromkeys((*run.seeds, *self.seeds)))
         added["seeds"] = [seed for seed in seeds if seed not in first]
         try:
-            joined = type(self).model_validate(mine | merged | {"seeds": seeds, "added": added})
+            joined = type(self).model_validate(mine | both | {"seeds": seeds, "added": added})
         except ValidationError:
             return None
         kept = joined.model_dump()
-        if any(kept[name] | stored[name] != kept[name] for name in merged):
-            return None  # what was added before is not what it was
-        clash = joined.families.keys() & joined.conditions.keys()
-        wider = [name for name in run.families if run.families[name] != joined.families[name]]
-        return None if clash or wider or joined.fingerprint != run.fingerprint else joined
+        changed = any(kept[name] | stored[name] != kept[name] for name in both)
+        taken = joined.families.keys() & joined.conditions.keys()
+        wider = any(names != joined.families[family] for family, names in run.families.items())
+        other = changed or taken or wider or joined.fingerprint != run.fingerprint
+        return None if other else joined
 
     def sampled_by(self, kind: str) -> Self:
         """Return the same experiment with another engine, its settings kept."""

@@ -27,7 +27,10 @@ objective = "distill"
 context = "step_aligned"
 learning_rate = 2e-5
 """
-SAME = ("condition", "seed", "round", "problem_id", "sample_index")
+SAME = (
+    "condition", "seed", "round", "problem_id", "sample_index", "split", "baseline", "metric",
+    "budget",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def workspaces(tmp_path_factory):
 
 
 def comparable(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
-    keys = [name for name in (*SAME, "split", "baseline", "metric", "budget") if name in frame.columns]
+    keys = [name for name in SAME if name in frame.columns]
     return frame.select(*keys, *columns).sort(keys)
 
 
