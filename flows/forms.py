@@ -156,7 +156,9 @@ Changes = create_model(
     **{
         name: _open(name, field)
         for name, field in config.Experiment.model_fields.items()
-        if _is_section(_without_none(field.annotation)) and name != "design"
+        if _is_section(_without_none(field.annotation))
+        and not _is_file_only(field)
+        and name != "design"
     },
     design=_shown(_design(), "the search for the best feedback"),
     critic=_shown(
@@ -174,6 +176,7 @@ def compare_contexts(
     changes: Changes = _NOTHING,
     overrides: list[str] = [],  # noqa: B006
     workers: Annotated[int, Field(ge=1)] = 1,
+    extend: bool = False,
 ) -> str:
     """Train the solver under every condition and seed of an experiment and compare the results.
 
@@ -182,10 +185,11 @@ def compare_contexts(
         changes: settings of this run that differ from the file
         overrides: any other setting as section.key=value, such as conditions.grpo.group_size=4
         workers: processes that train conditions and seeds side by side; GPUs are shared out
+        extend: add new conditions and seeds to the experiment's run instead of starting another
     """
     from flows.compare_contexts import compare_contexts as run
 
-    settings = _load(experiment, [*changes.overrides(), *overrides])
+    settings = _load(experiment, [*changes.overrides(), *overrides], extend=extend)
     return run.fn(settings, _workspace(), workers).experiment_id
 
 
@@ -291,10 +295,10 @@ def build_tiny_solver(folder: Path) -> dict[str, float]:
     return run.fn(target)
 
 
-def _load(experiment: str, overrides: list[str]) -> config.Experiment:
+def _load(experiment: str, overrides: list[str], *, extend: bool = False) -> config.Experiment:
     """The settings of a run; what names programs, servers or keys comes from the file alone."""
     settings = config.load_experiment(experiment, overrides, trusted=False)
-    return settled(settings, _workspace())
+    return settled(settings, _workspace(), extend=extend)
 
 
 def _workspace() -> Path:

@@ -365,8 +365,17 @@ def test_hinted_traces_of_a_warm_up_are_as_long_as_the_teachers_prompt(hinted, t
 def test_a_machine_is_measured():
     made = machines.measured(CPU, width=128, inner=384, dtype="float32")
     assert 1e8 < made.flops < 1e14 and 0 < made.decode_share <= 1
-    assert made.handling / CPU.handling == pytest.approx(CPU.flops / made.flops)
+    assert made.handling / CPU.handling == pytest.approx(max(1.0, CPU.flops / made.flops))
     assert "measured now" in made.source and "would be faster" not in made.source
+
+
+def test_fast_products_make_nothing_else_faster(monkeypatch):
+    monkeypatch.setattr(machines, "_fastest", lambda work: (work(), 1e-3)[1])  # 2.1 TFLOP/s
+    made = machines.measured(CPU, width=128, inner=384, dtype="float32")
+    assert made.flops > 10 * CPU.flops
+    assert (made.activation, made.launch, made.handling) == (
+        CPU.activation, CPU.launch, CPU.handling
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("half", "advised"), [(0.2, True), (4.0, False)])
