@@ -23,9 +23,12 @@ from tests.helpers.paths import QUICKSTART
 from tests.helpers.runs import sdcore
 
 SLEEP = "import time; time.sleep(600)"
+# The child's environment can be read once it runs, not as soon as `Popen` returns.
 WITH_CHILD = f"""
 import subprocess, sys
-subprocess.Popen([sys.executable, "-c", {SLEEP!r}], start_new_session=True)
+child = [sys.executable, "-c", "print(flush=True); {SLEEP}"]
+running = subprocess.Popen(child, stdout=subprocess.PIPE, start_new_session=True)
+running.stdout.readline()
 """
 
 
