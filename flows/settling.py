@@ -119,7 +119,7 @@ def _nothing_to_extend(settings: Experiment, root: Path) -> ConfigError:
         more = f"; and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
         return ConfigError(
             "not only conditions and seeds are added: this is another run",
-            got="; ".join(changes[:_NAMED]) + more,
+            got="; ".join(changes[:_NAMED]) + more or "other values in a sweep of the run",
             where=stored.experiment_id,
             fix="`--new` starts it",
         )

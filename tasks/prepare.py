@@ -93,12 +93,18 @@ def _add(base: ConditionRun) -> None:
         ConfigError: a condition shows the teacher what the run's problems do not have, or what has
             no room beside them.
     """
-    joined = grown(base)
-    experiment = joined.experiment
-    if set(lineages(experiment)) == set(lineages(stored_settings(base))):
+    joined, stored = grown(base), stored_settings(base)
+    if set(lineages(joined.experiment)) == set(lineages(stored)):
         return
+    if set(joined.experiment.distilled) > set(stored.distilled):
+        _require_fit(joined)
+    store_grown(joined)
+
+
+def _require_fit(joined: ConditionRun) -> None:
+    """See that the contexts of a run that has grown fit the problems that it was started with."""
     problems = joined.candidates("train")
-    _require_solutions(experiment, problems)
+    _require_solutions(joined.experiment, problems)
     room = _room(joined, joined.prompt_day)
     for row in problems.iter_rows(named=True):
         if excess := room.excess(row["question"], row["solution"], row["reference"], taught=True):
@@ -108,7 +114,6 @@ def _add(base: ConditionRun) -> None:
                 where=row["source"],
                 fix="`--new` starts a run whose problems leave room for it",
             )
-    store_grown(joined)
 
 
 def _require_no_checkpoints(base: ConditionRun) -> None:

@@ -4,7 +4,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sdcore.analysis import comparison, trials
-from tasks.growth import store_grown
+from tasks.growth import grown, store_grown
 from tasks.run.condition_run import ConditionRun, base_run
 from tasks.run.progress import note
 
@@ -22,7 +22,7 @@ def choose(base: ConditionRun) -> int:
     found = decide(base)
     further = {name: trial for each in found for name, trial in (each.further or {}).items()}
     if further:
-        experiment = base.experiment.with_trials(further)
+        experiment = grown(base).experiment.with_trials(further)  # keeps what others have added
         store_grown(base_run(base.session, experiment))
         with base.session.tracking() as tracking:
             tracking.log_text(experiment, experiment.model_dump_json(indent=2), "experiment.json")

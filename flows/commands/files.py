@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import islice
 from pathlib import Path
 from shutil import copyfile
 from typing import Annotated, Any
@@ -90,14 +91,19 @@ def note(file: dict[str, Any], settings: Experiment, root: Path, *, new: bool) -
         changes = drift(last, noted)
         continues = _is_stored(root, settings.experiment_id)
         if changes and not continues and _is_stored(root, run):
-            more = next((f"`--extend` adds {each.lacks} to {each.run.experiment_id}, "
-                         for each in joined(settings, root)), "")  # fmt: skip
+            fixes = [
+                f"`--extend` adds {each.lacks} to {each.run.experiment_id}"
+                for each in islice(joined(settings, root), 1)
+            ]
+            fixes += [
+                "`--new` starts a new run from the changed file",
+                f"`sdcore resume {run}` continues the last one",
+            ]
             raise ConfigError(
                 f"the experiment file has changed since its last run, {run}",
                 got="; ".join(changes),
                 where=str(root),
-                fix=f"{more}`--new` starts a new run from the changed file, "
-                f"`sdcore resume {run}` continues the last one",
+                fix=", ".join(fixes),
             )
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")

@@ -35,7 +35,7 @@ from flows.settling import settled
 from sdcore import __version__
 from sdcore.config import Experiment, load_experiment, read_settings
 from sdcore.config.shipped import experiment_file
-from sdcore.errors import SdcoreError
+from sdcore.errors import ConfigError, SdcoreError
 from sdcore.schedule import Stage
 from sdcore.store.database import Store
 
@@ -135,6 +135,13 @@ def run(
     settings = load_experiment(experiment, changed)
     if quick:
         settings = load_experiment(experiment, [*changed, f"seeds=[{settings.seeds[0]}]"])
+    if extend and (new or scale is Scale.SMOKE):
+        raise ConfigError(
+            "a run is either extended, or new, or a smoke run",
+            got=f"--extend with {'--new' if new else '--scale smoke'}",
+            expected="one of them",
+            fix="leave the other out",
+        )
     root = workspace.absolute()
     with _scaled(settings, scale, root, extend=extend) as settings:
         if dry_run:

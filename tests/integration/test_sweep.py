@@ -11,6 +11,8 @@ from sdcore.analysis import comparison
 from sdcore.analysis.scoring import score
 from sdcore.config import Experiment, load_experiment
 from tasks import evaluate as evaluation
+from tasks.growth import store_grown, stored_settings
+from tasks.run.condition_run import base_run
 from tasks.run.session import Session
 from tests.helpers.runs import tables
 
@@ -89,3 +91,26 @@ def test_a_grid_grows_to_its_maximum_and_the_winner_alone_is_scored_on_test(tmp_
     flow.compare_contexts.fn(experiment, tmp_path)
     again = tables(tmp_path)
     assert all(again[name].equals(rows[name]) for name in rows)
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_another_process_adds_meanwhile_is_kept_and_trained(tmp_path, monkeypatch):
+    file, wider = tmp_path / "sweeping.toml", tmp_path / "wider.toml"
+    file.write_text(SWEEPING, "utf-8")
+    added = SWEEPING[SWEEPING.index("[conditions.step_aligned]") :]
+    wider.write_text(SWEEPING + added.replace("step_aligned", "answer_only"), "utf-8")
+    choose = flow.choose
+
+    def choose_beside(base):
+        joined = load_experiment(wider).part_of(stored_settings(base))
+        store_grown(base_run(base.session, joined))
+        return choose(base)
+
+    monkeypatch.setattr(flow, "choose", choose_beside)
+    experiment = load_experiment(file)
+    flow.compare_contexts.fn(experiment, tmp_path)
+    rows = tables(tmp_path)
+    stored = Experiment.model_validate_json(rows["experiments"]["config"][0])
+    assert {THIRD, "answer_only"} <= stored.conditions.keys()
+    assert stored.added.conditions == ("answer_only",)
+    assert {THIRD, "answer_only"} <= {*rows["updates"]["condition"]}

@@ -169,6 +169,20 @@ def test_nothing_but_conditions_and_seeds_extends_a_run(sdcore, file, old, new, 
     assert "--extend" not in error.value.fix
 
 
+def test_other_values_of_a_sweep_do_not_extend_it(sdcore):
+    grid = "conditions.grpo.learning_rate=[1e-4, 2e-4]"
+    sdcore("run", "quickstart", grid)
+    with pytest.raises(ConfigError, match="other values in a sweep"):
+        sdcore("run", "quickstart", grid.replace("]", ", 4e-4]"), "--extend")
+
+
+@pytest.mark.parametrize("other", [["--new"], ["--scale", "smoke"]])
+def test_a_run_is_extended_or_something_else(sdcore, other):
+    sdcore("run", "quickstart", "--quick")
+    with pytest.raises(ConfigError, match="--extend with --"):
+        sdcore("run", "quickstart", "--extend", *other)
+
+
 def test_there_must_be_a_run_to_extend(sdcore):
     with pytest.raises(ConfigError, match="no run to extend"):
         sdcore("run", "quickstart", "--extend")
