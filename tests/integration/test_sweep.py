@@ -99,11 +99,12 @@ def test_what_another_process_adds_meanwhile_is_kept_and_trained(tmp_path, monke
     file.write_text(SWEEPING, "utf-8")
     added = SWEEPING[SWEEPING.index("[conditions.step_aligned]") :]
     wider.write_text(SWEEPING + added.replace("step_aligned", "answer_only"), "utf-8")
-    choose = flow.choose
+    choose, others = flow.choose, [load_experiment(wider)]
 
     def choose_beside(base):
-        joined = load_experiment(wider).part_of(stored_settings(base))
-        store_grown(base_run(base.session, joined))
+        if others:  # once, before the grid is extended
+            joined = others.pop().part_of(stored_settings(base))
+            store_grown(base_run(base.session, joined))
         return choose(base)
 
     monkeypatch.setattr(flow, "choose", choose_beside)
