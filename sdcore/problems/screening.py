@@ -255,11 +255,15 @@ def _too_many(bad: list[Rejection], total: int, config: ProblemsConfig) -> DataE
         f"row {row.number}: {row.reason} [{row.content[:EXCERPT]}]"
         for row in first_of_each[:EXAMPLES]
     ]
+    pattern = config.answer_pattern
+    within = (
+        f", and problems.answer_pattern = {pattern!r} finds the answer in it" if pattern else ""
+    )
     return DataError(
         "too many rows are bad",
         got=f"{len(bad)} of {total}\n    " + "\n    ".join(examples),
         expected=f"at most {config.checks.bad_share:.1%}",
         where=origin(config),
-        fix="problems.question, problems.solution and problems.answer name the columns; "
+        fix=f"problems.question, problems.solution and problems.answer name the columns{within}; "
         "problems.checks.bad_share bounds the share",
     )

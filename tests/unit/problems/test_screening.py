@@ -174,6 +174,15 @@ def test_too_many_bad_rows_stop_the_run_with_an_example_of_each_kind():
     assert len(screened(rows, checks={"bad_share": 0.5})[0]) == 3
 
 
+def test_too_many_answers_that_a_pattern_does_not_find_name_the_pattern():
+    with pytest.raises(DataError, match="does not fit") as caught:
+        screened(GOOD, checks={"bad_share": 0.4}, answer_pattern="#### (.+)")
+    assert "problems.answer_pattern = '#### (.+)'" in caught.value.fix
+    with pytest.raises(DataError, match="too many") as caught:
+        screened([{"question": "x?"}], checks={"bad_share": 0.4})
+    assert "answer_pattern" not in caught.value.fix
+
+
 def test_duplicates_and_conflicts_are_not_bad():
     rows = [*GOOD, GOOD[0] | {"answer": 7}]
     assert len(screened(rows, checks={"bad_share": 0.0})[0]) == 2
