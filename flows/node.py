@@ -1,4 +1,4 @@
-"""What a node of a cluster runs: one condition and seed, in a workspace of its own.
+"""The work of a cluster's node: one condition and seed, in a workspace of its own.
 
 It imports neither Prefect nor torch: Prefect reads its settings when it is imported, and they name
 the server that is started here.

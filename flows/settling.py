@@ -1,4 +1,4 @@
-"""What an experiment file leaves open, settled once: which run it is, and with which engine."""
+"""Settle what an experiment file leaves open: which run it belongs to, and the engine of `auto`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ The public API, each name imported when it is first used:
     experiment = sdcore.load_experiment("quickstart", ["training.rounds=5"])
     run = sdcore.run(experiment, "runs")
     print(run.comparison())
-    print(run.champion().generate(["What is 12 + 30 - 5?"]))
+    print(run.champion().generate(["Compute 16-30+54+10."]))
 """
 
 from importlib import import_module

@@ -85,7 +85,7 @@ def _default(text: str) -> str:
 
 
 def _meaning(setting: Setting) -> str:
-    """What it means, and whether only a file or the command line may set it."""
+    """Meaning of a setting, and whether only a file or the command line may set it."""
     return setting.meaning + ("; *not from a form*" if setting.set_by == "file" else "")
 
 

@@ -18,7 +18,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -272,7 +272,7 @@ def source_digest(module: ModuleType) -> str:
 def _module(name: str) -> ModuleType:
     try:
         with importable():
-            module = importlib.import_module(name)
+            module = _imported_module(name)
             there = PathFinder.find_spec(name.partition(".")[0]) if name != "__main__" else None
             top = sys.modules[name.partition(".")[0]]
     except (ImportError, ValueError) as error:  # ValueError: an empty name
@@ -295,6 +295,13 @@ def _module(name: str) -> ModuleType:
             fix="rename one of the two",
         )
     return module
+
+
+def _imported_module(name: str) -> ModuleType:
+    """Import a module. What it prints when it runs goes to standard error, not among results."""
+    first = name not in sys.modules  # later calls come from several threads, which share sys.stdout
+    with redirect_stdout(sys.stderr) if first else nullcontext():
+        return importlib.import_module(name)
 
 
 def _same_file(one: str, other: str | None) -> bool:

@@ -16,7 +16,7 @@ from sdcore.errors import EngineError
 Script = Mapping[Request, Completion] | Callable[[Request], Completion]
 Handler = BaseHTTPRequestHandler
 Behaviour = Callable[[Handler], None]
-"""What a server does with one request, whose body is read."""
+"""A server's answer to one request, whose body is read."""
 
 
 class ScriptedEngine:

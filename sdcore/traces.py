@@ -1,4 +1,4 @@
-"""Step-tagged traces: parse, render, and tell for each token in which part of the trace it is."""
+"""Step-tagged traces: parse, render, and assign each token to a part of the trace it is."""
 
 import re
 from collections import Counter
@@ -24,7 +24,7 @@ _REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no whole cha
 
 
 class Region(IntEnum):
-    """Where a token stands relative to the first error; see `relative_regions`."""
+    """Position of a token relative to the first error; see `relative_regions`."""
 
     BEFORE, AT, AFTER, ANSWER = range(4)
 

@@ -1,4 +1,4 @@
-"""Where the loss of a condition would lie: measured on the preflight's frozen rollouts."""
+"""Positions of a condition's loss: measured on the preflight's frozen rollouts."""
 
 from collections.abc import Mapping, Sequence
 

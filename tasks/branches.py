@@ -121,7 +121,7 @@ def _continued(
     prompts: Mapping[str, tuple[int, ...]],
     sampling: SamplingConfig,
 ) -> dict[str, Completion]:
-    """What the base policy samples after the prompts, by the branches' ids, with their seeds."""
+    """Return the base policy's samples after the prompts, with their seeds, by branch id."""
     if not prompts:
         return {}
     policy = run.policy(0)
@@ -136,7 +136,7 @@ def _continued(
 def _correct(
     run: ConditionRun, branches: Sequence[Branch], ids: Mapping[str, Sequence[int]]
 ) -> dict[str, bool]:
-    """Whether the traces are right that go on with these tokens, by the branches' ids."""
+    """Return whether the traces are right that go on with these tokens, by the branches' ids."""
     answered = [
         Answered(each.branch_id, each.problem, (*each.prefix_ids, *ids[each.branch_id]))
         for each in branches

@@ -79,7 +79,7 @@ class Search:
         return prompt_experiment(self.experiment, self.field, prompt)
 
     def critic_bounds(self, characters: int) -> dict[str, CriticBound]:
-        """What a language model as critic is asked at most, by stage and prompt.
+        """Return the most that a language model as critic is asked, by stage and prompt.
 
         Args:
             characters: of the longest question with its solution.
@@ -102,7 +102,7 @@ class Search:
 
     @property
     def baseline(self) -> Candidate:
-        """What the winner is confirmed against."""
+        """Return the condition that the winner is confirmed against."""
         return self.field.baseline
 
     def pair(self, winner: str) -> list[Candidate]:
@@ -430,7 +430,7 @@ def _grids(base: ConditionRun, run: Experiment, split: str, round_: int) -> dict
 
 
 def _in_shares(spent: Spent, sharers: int) -> list[Spent]:
-    """What all share, divided equally among them."""
+    """Divide what all share equally among them."""
     sampled, critic = shared(spent.sampled, sharers), shared(spent.critic, sharers)
     return [
         Spent(tokens, read, spent.cost / sharers)

@@ -136,7 +136,7 @@ def _examples(round_: Round, rows: pl.DataFrame) -> list[Example]:
 
 
 def _regions(round_: Round) -> dict[str, Sequence[Region] | None]:
-    """Where each response token is, by rollout id; nothing if the weighting does not ask."""
+    """Return the regions of response tokens by rollout id; None where the weighting needs none."""
     run = round_.run
     if "regions" not in run.settings.weighting.needs:
         return {}

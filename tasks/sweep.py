@@ -36,7 +36,7 @@ def choose(base: ConditionRun) -> int:
 
 
 def decide(base: ConditionRun) -> list[trials.Search]:
-    """What the stored scores on validation say of each condition with lists."""
+    """Return the choice among each condition's trials, from the stored scores on validation."""
     experiment = base.experiment
     scores = comparison.candidates(base.store, experiment.experiment_id)
     return trials.searches(experiment, scores)

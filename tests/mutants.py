@@ -42,7 +42,7 @@ PYTEST = (
     "-m", "not night and not kills and not slow",
 )  # fmt: skip
 MUTANT = "MUTANT_UNDER_TEST"  # the variable that chooses the planted fault
-OUTCOMES = {0: "survived", 1: "killed", None: "ended for its time"}
+OUTCOMES = {0: "survived", 1: "killed", None: "ran out of time"}
 
 
 # The tests that answer for modules; both relative to the project.
@@ -183,7 +183,7 @@ def runs(process: psutil.Process, mutant: str) -> bool:
 def report(group: str, outcomes: dict[str, str]) -> None:
     """Print the mutants that no test failed on, and the share killed, with its 95 % interval.
 
-    One that is ended for its time is not counted as killed: look whether it is endless or the
+    One that runs out of time is not counted as killed: look whether it is endless or the
     machine was busy.
     """
     from mutmut import __main__ as mutmut

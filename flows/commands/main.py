@@ -1,7 +1,6 @@
 """The command `sdcore`: its entry point, and the commands that make and run experiments."""
 
 import errno
-import json
 import os
 import sys
 import time
@@ -28,7 +27,9 @@ from flows.commands.terminal import (
     find_run,
     notes,
     open_store,
+    print_json,
     print_tables,
+    served,
     stored_experiment,
 )
 from flows.settling import settled
@@ -41,7 +42,7 @@ from sdcore.store.database import Store
 
 
 class Scale(StrEnum):
-    """How much of an experiment is run."""
+    """The part of an experiment that is run."""
 
     FULL = "full"
     SMOKE = "smoke"
@@ -122,8 +123,8 @@ def run(
     """Run an experiment to its table; the same command again continues where it stopped.
 
     Other settings on the command line make another run. A file that has changed since its last
-    run is refused, unless --new is given; or --extend, if it has gained conditions or seeds only:
-    then these are trained beside what the run has.
+    run is refused: --new starts a new run, and --extend trains the conditions and seeds that the
+    file has gained in the existing run.
 
     Example: sdcore run quickstart training.rounds=3 --quick
     """
@@ -233,14 +234,11 @@ def run_experiment(
     first: Callable[[], None] = lambda: None,
 ) -> None:
     """Run an experiment in a workspace to its table, with a Prefect server; call `first` before."""
-    from flows.servers.own import prefect_server
-
     start = time.perf_counter()
-    with prefect_server(root) as server_address:
-        with notes.status("starting Prefect and MLflow"):
-            from flows.compare_contexts import compare_contexts
+    with served(root) as ready:
+        from flows.compare_contexts import compare_contexts
 
-            address = server_address().removesuffix("/api")
+        address = ready().removesuffix("/api")
         notes.print(f"Prefect: {address}  workspace: {root}", soft_wrap=True)
         plan.announce(settings)
         first()
@@ -284,14 +282,12 @@ def build_tiny_solver(
 
     Example: sdcore build-tiny-solver my-solver
     """
-    from flows.servers.own import prefect_server
+    with served(workspace.absolute()) as ready:
+        from flows.build_tiny_solver import build_tiny_solver as flow
 
-    with prefect_server(workspace.absolute()) as server_address:
-        with notes.status("starting Prefect"):
-            from flows.build_tiny_solver import build_tiny_solver as flow
-
-            server_address()
-        console.print(flow(folder.absolute()))
+        ready()
+        built = flow(folder.absolute())
+    console.print(built)
 
 
 def _summary(store: Store, experiment_id: str) -> dict[str, pl.DataFrame]:
@@ -316,7 +312,7 @@ def _print_summary(
 
     if as_json:
         frames = {name: frame.fill_nan(None).to_dicts() for name, frame in tables.items()}
-        print(json.dumps({**frames, **more}))
+        print_json({**frames, **more})
         return
     print_tables(printing.printable(**tables))
 

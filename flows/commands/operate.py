@@ -1,6 +1,5 @@
 """The commands that operate a workspace: up, down, status, doctor, promote, prune."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +17,7 @@ from flows.commands.terminal import (
     enter,
     notes,
     open_store,
+    print_json,
     print_table,
     stored_experiment,
 )
@@ -95,7 +95,7 @@ def status(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = Fals
             name: {"address": addresses.get(name, ""), "processes": running}
             for name, running in processes.items()
         }
-        print(json.dumps(services))
+        print_json(services)
         return
     table = Table("service", "state", "address", "processes", header_style="bold")
     for name, running in processes.items():
@@ -137,7 +137,7 @@ def doctor(
             notes.print(line, soft_wrap=True, markup=False, highlight=False)
     findings = examine(root, {"prefect": prefect_port, "mlflow": mlflow_port})
     if as_json:
-        print(json.dumps([asdict(finding) for finding in findings]))
+        print_json([asdict(finding) for finding in findings])
     else:
         table = Table("check", "state", "result", "fix", header_style="bold")
         for finding in findings:
@@ -151,7 +151,9 @@ def doctor(
 @app.command()
 def promote(
     run: RunArgument,
-    lineage: Annotated[str, typer.Argument(help="condition/seed, such as step_aligned/0")],
+    lineage: Annotated[
+        str, typer.Argument(metavar="CONDITION/SEED", help="such as step_aligned/0")
+    ],
     workspace: WorkspaceOption = Path("runs"),
 ) -> None:
     """Make the policy of a condition and seed the champion in MLflow, whatever its score.
@@ -191,10 +193,10 @@ def prune(
     workspace: WorkspaceOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Free the disk of a run's checkpoints that nothing needs; all rows stay.
+    """List the checkpoint files of a run that nothing needs, or delete them; all rows stay.
 
-    Kept are scored checkpoints, the champion, and what training goes on from. Redoing a stage of an
-    earlier round then trains again from the last checkpoint with the optimizer's moments.
+    Scored checkpoints, the champion, and what training continues from are kept. Redoing a stage of
+    an earlier round then trains again from the last checkpoint with the optimizer's moments.
 
     Example: sdcore prune quickstart --delete
     """
@@ -214,7 +216,7 @@ def prune(
     ]
     total = sum(each.size for each in freed)
     if as_json:
-        print(json.dumps({"deleted": delete, "bytes": total, "freed": rows}))
+        print_json({"deleted": delete, "bytes": total, "freed": rows})
         return
     if rows:
         print_table(pl.DataFrame(rows))

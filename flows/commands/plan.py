@@ -1,6 +1,5 @@
 """The command `plan`: what an experiment takes, before anything is spent; its line before `run`."""
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from flows.commands.terminal import (
     JsonOption,
     OverridesArgument,
     notes,
+    print_json,
     print_table,
 )
 from sdcore.config import AUTO, Experiment, load_experiment
@@ -38,7 +38,8 @@ def plan(
         float | None, typer.Option(min=1, help="mean tokens of a response, where you know them")
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="as in `sdcore run`, each on such a machine of its own")
+        int,
+        typer.Option(min=1, help="as in `sdcore run --workers`, each on such a machine alone"),
     ] = 1,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -52,7 +53,7 @@ def plan(
     with notes.status("planning"):
         planned = planned_on(settings, machine, response_tokens)
     if as_json:
-        print(json.dumps(as_dict(planned, workers)))
+        print_json(as_dict(planned, workers))
         return
     print_table(_table(planned), title=settings.name)
     for line in _lines(planned, workers):

@@ -1,6 +1,5 @@
 """The commands that examine and find feedback: contexts, diagnose, predict, design, critic-eval."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +13,10 @@ from flows.commands.terminal import (
     OverridesArgument,
     WorkspaceOption,
     notes,
+    print_json,
     print_table,
     print_tables,
+    served,
 )
 from flows.settling import settled
 from sdcore.config import CRITICS, ENGINES, OBJECTIVES, SOURCES, WEIGHTINGS, load_experiment
@@ -28,7 +29,7 @@ app = typer.Typer()
 
 @app.command()
 def contexts(as_json: JsonOption = False) -> None:
-    """List the registered contexts, the question that each one tests, and the prediction for it.
+    """List the registered contexts, what each one tests, and the result predicted for it.
 
     Example: sdcore contexts
     """
@@ -41,7 +42,7 @@ def contexts(as_json: JsonOption = False) -> None:
         }
         for context in CONTEXTS.entries().values()
     ]
-    print(json.dumps(rows)) if as_json else print_table(pl.DataFrame(rows))
+    print_json(rows) if as_json else print_table(pl.DataFrame(rows))
 
 
 def _lister(registry: Registry[Any]) -> Callable[..., None]:
@@ -52,7 +53,7 @@ def _lister(registry: Registry[Any]) -> Callable[..., None]:
             {registry.kind: entry.name, "about": entry.about}
             for entry in registry.entries().values()
         ]
-        print(json.dumps(rows)) if as_json else print_table(pl.DataFrame(rows))
+        print_json(rows) if as_json else print_table(pl.DataFrame(rows))
 
     entries.__doc__ = (
         f"List the {registry.kind}s that an experiment can name.\n\n"
@@ -79,18 +80,15 @@ def diagnose(
     """
     root = workspace.absolute()
     settings = settled(load_experiment(experiment, overrides or []), root)
-    from flows.servers.own import prefect_server
+    with served(root) as ready:
+        from flows.diagnose import diagnose as flow
 
-    with prefect_server(root) as server_address:
-        with notes.status("starting Prefect"):
-            from flows.diagnose import diagnose as flow
-
-            server_address()
+        ready()
         diagnosis = flow(settings, root)
     from sdcore.reports.preflight import as_dict, printable
 
     if as_json:
-        print(json.dumps(as_dict(diagnosis)))
+        print_json(as_dict(diagnosis))
     else:
         print_tables(printable(settings, diagnosis))
     page = root / "reports" / f"{settings.experiment_id}-diagnosis.html"
@@ -110,18 +108,15 @@ def predict(
     """
     root = workspace.absolute()
     settings = settled(load_experiment(experiment, overrides or []), root)
-    from flows.servers.own import prefect_server
+    with served(root) as ready:
+        from flows.predict import predict as flow
 
-    with prefect_server(root) as server_address:
-        with notes.status("starting Prefect"):
-            from flows.predict import predict as flow
-
-            server_address()
+        ready()
         found = flow(settings, root)
     from sdcore.reports.prediction import as_dict, printable
 
     if as_json:
-        print(json.dumps(as_dict(found)))
+        print_json(as_dict(found))
     else:
         print_tables(printable(found))
     figure = root / "reports" / f"{settings.experiment_id}-predict.png"
@@ -137,25 +132,22 @@ def design(
 ) -> None:
     """Find the feedback that trains the model best: preflight, short runs, confirmation.
 
-    The most that it can sample is said before it starts, and can be limited. The same command again
-    continues where it stopped. The winner's experiment file is written beside the page.
+    It first prints the most tokens that it can sample; `design.max_tokens` limits them. The same
+    command again continues where it stopped. The winner's file is written beside the page.
 
-    Example: sdcore design quickstart design.max_tokens=20000000
+    Example: sdcore design quickstart design.max_tokens=5000000
     """
     root = workspace.absolute()
     settings = settled(load_experiment(experiment, overrides or []), root)
-    from flows.servers.own import prefect_server
+    with served(root) as ready:
+        from flows.design import design as flow
 
-    with prefect_server(root) as server_address:
-        with notes.status("starting Prefect"):
-            from flows.design import design as flow
-
-            server_address()
+        ready()
         outcome = flow(settings, root)
     from sdcore.reports.design import as_dict, printable
 
     if as_json:
-        print(json.dumps(as_dict(outcome)))
+        print_json(as_dict(outcome))
     else:
         print_tables(printable(outcome))
     notes.print(f"Report: {root / 'reports' / outcome.page_name}", soft_wrap=True)
@@ -186,16 +178,13 @@ def critic_eval(
     """
     root = workspace.absolute()
     settings = settled(load_experiment(experiment, overrides or []), root)
-    from flows.servers.own import prefect_server
+    with served(root) as ready:
+        from flows.critic_eval import critic_eval as flow
 
-    with prefect_server(root) as server_address:
-        with notes.status("starting Prefect"):
-            from flows.critic_eval import critic_eval as flow
-
-            server_address()
+        ready()
         scores = flow(settings, root, solutions, processbench)
     if as_json:
-        print(json.dumps(scores))
+        print_json(scores)
         return
     print_table(
         pl.DataFrame([scores]).transpose(

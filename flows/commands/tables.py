@@ -1,6 +1,5 @@
 """The commands for a workspace's tables: list, query, tables, why, rescore, export, view."""
 
-import json
 import os
 from dataclasses import asdict
 from enum import StrEnum
@@ -24,7 +23,9 @@ from flows.commands.terminal import (
     newest_run,
     notes,
     open_store,
+    print_json,
     print_table,
+    results_alone,
     stored_experiment,
 )
 from flows.settling import settled
@@ -60,7 +61,7 @@ def query(
         bool, typer.Option("--allow-files", help="let the statement read files, as read_csv does")
     ] = False,
 ) -> None:
-    """Query the tables and views in SQL, on a copy that holds up no run.
+    """Query the tables and views in SQL, on a private copy, so that no run waits.
 
     The statement can only read, and only the tables. A table shows as many rows and columns as fit.
 
@@ -120,7 +121,7 @@ def tables(
             fix=did_you_mean(name, described),
         )
     if as_json:
-        print(json.dumps(described if name is None else described[name]))
+        print_json(described if name is None else described[name])
     elif name is None:
         rows = [{"name": table, "kind": about["kind"], "one row is": about["meaning"]}
                 for table, about in described.items()]  # fmt: skip
@@ -169,7 +170,7 @@ def why(
             changes = since(rows, experiment_row(base), base_policy(base).sha256)
     if as_json:
         inputs = [{"table": row.table, "key": row.key} | row.inputs for row in rows]
-        print(json.dumps({"lineage": inputs, "changes": [asdict(change) for change in changes]}))
+        print_json({"lineage": inputs, "changes": [asdict(change) for change in changes]})
         return
     lines = [(row.table, row.key, *item) for row in rows for item in row.inputs.items()]
     print_table(pl.DataFrame(lines, ["table", "key", "input", "value"], orient="row"), "made from")
@@ -194,9 +195,10 @@ def rescore(
     from tasks.run.condition_run import base_run
     from tasks.run.session import Session
 
-    with notes.status("grading, scoring and comparing"), Session(root) as session:
+    status = notes.status("grading, scoring and comparing")
+    with results_alone(), status, Session(root) as session:
         counts = regrade(base_run(session, settings))
-    print(json.dumps(counts)) if as_json else print_table(pl.DataFrame([counts]))
+    print_json(counts) if as_json else print_table(pl.DataFrame([counts]))
     report = root / "reports" / f"{settings.experiment_id}.html"
     if counts["changed"] and report.exists():
         notes.print(f"Report: {report}", soft_wrap=True)
@@ -229,7 +231,7 @@ def export(
     with notes.status(f"writing {target}"):
         counts = write(store, experiment_id, target, keys)
     rows = pl.DataFrame(list(counts.items()), ["table", "rows"], orient="row")
-    print(json.dumps(counts)) if as_json else print_table(rows, title=target)
+    print_json(counts) if as_json else print_table(rows, title=target)
 
 
 def _keys(critic: LlmCriticConfig, workspace: Path) -> dict[str, Key]:

@@ -1,12 +1,14 @@
 """Shared by all commands: options, output on the terminal, and the choice of a run."""
 
+import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from shutil import copyfileobj
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import polars as pl
 import typer
@@ -61,6 +63,11 @@ def print_tables(tables: Iterable[tuple[str, pl.DataFrame]]) -> None:
         print_table(frame, title=title)
 
 
+def print_json(value: object) -> None:
+    """Print a value as one line of JSON, as `--json` asks."""
+    print(json.dumps(value))
+
+
 def emit(text: str) -> None:
     """Print text as it is into files and pipes, and as `visible` gives it on a terminal."""
     print(visible(text) if on_terminal() else text)
@@ -99,6 +106,37 @@ def enter(workspace: Path) -> Path:
     os.environ.update(environment(root))
     require_settings()
     return root
+
+
+def results_alone() -> redirect_stdout[TextIO]:
+    """Inside the block, what is printed goes to standard error: a user's function may print too."""
+    return redirect_stdout(sys.stderr)
+
+
+@contextmanager
+def served(root: Path) -> Iterator[Callable[[], str]]:
+    """Start Prefect's server for a flow; the block calls what it is given once it needs the server.
+
+    What is imported until then is imported while the server starts. Results are printed after the
+    block: see `results_alone`.
+
+    Yields:
+        the function that waits for the server, and returns its address.
+    """
+    from flows.servers.own import prefect_server
+
+    with (
+        results_alone(),
+        prefect_server(root) as server_address,
+        notes.status("starting Prefect and MLflow") as status,
+    ):
+
+        def ready() -> str:
+            address = server_address()
+            status.stop()
+            return address
+
+        yield ready
 
 
 def open_store(workspace: Path, *, timeout: float | None = 60.0) -> Store:

@@ -1,4 +1,4 @@
-"""What the doctor found."""
+"""Findings of the doctor."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -74,7 +74,7 @@ def _tables(path: Path, exports: Sequence[str]) -> Iterator[str]:
 
 
 def _fault(path: Path) -> str:
-    """What is wrong with the tables, or nothing.
+    """Return the fault of the tables, or nothing.
 
     Raises:
         StoreBusyError: another process holds them.

@@ -1,4 +1,4 @@
-"""What stands before Prefect's, MLflow's and the viewer's servers: it refuses strangers.
+"""Guard before Prefect's, MLflow's and the viewer's servers: it refuses strangers.
 
 All listen on loopback, which every user of the machine reaches, and every page in a browser: one
 of another site whose name is made to point here (DNS rebinding), or one that another local program
@@ -111,7 +111,7 @@ def _guarded(
 
 
 def _is_own(origin: str, port: int) -> bool:
-    """Whether a page of this server asks; what has no origin, such as a program, is not asked."""
+    """Return whether a page of this server asks; a request without an origin is a program's."""
     try:
         site = urlsplit(origin)
         return (site.scheme, site.hostname in HOSTS, site.port or 80) == ("http", True, port)

@@ -23,7 +23,7 @@ KEY = "login.key"
 
 @dataclass(frozen=True)
 class Login:
-    """What the workspace's servers ask for. Printing it does not show the key."""
+    """Login of the workspace's servers. Printing it does not show the key."""
 
     key: str = field(repr=False)
 

@@ -268,7 +268,7 @@ def is_free(port: int) -> bool:
 
 
 def holder(port: int) -> str:
-    """Who listens on a port, as far as this user may know."""
+    """Return the process that listens on a port, as far as this user may know."""
     try:
         connections = psutil.net_connections("tcp")
     except psutil.AccessDenied:  # macOS answers root only
@@ -288,7 +288,7 @@ def prefect_command(address: str) -> list[str]:
 
 
 def _refused(error: ValidationError) -> str:
-    """What is wrong with which setting; not its value, which may be a key."""
+    """Return the wrong setting and its fault; not its value, which may be a key."""
     found = error.errors(include_input=False, include_url=False, include_context=False)
     return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in found)
 

@@ -142,7 +142,7 @@ def _bounds(start: Mapping[str, float], settings: HealthConfig) -> dict[str, tup
 
 
 def _beyond(row: Mapping[str, Any], sign: str, low: float, high: float) -> bool:
-    """Whether a sign is beyond its threshold; an unknown value is not."""
+    """Return whether a sign is beyond its threshold; an unknown value is not."""
     value = row[COLUMNS[sign]]
     return value is not None and (value < low or value > high)
 

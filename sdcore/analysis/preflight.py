@@ -76,7 +76,7 @@ def contexts_of(experiment: Experiment) -> tuple[str, ...]:
 
 
 def taught_with(experiment: Experiment) -> tuple[str, ...]:
-    """What the teacher is measured with: the contexts, and its own prompt without one."""
+    """Return what the teacher is measured with: the contexts, and its own prompt without one."""
     own = (teacher_ability.OWN_PROMPT,) if experiment.prompts.teacher_differs else ()
     return contexts_of(experiment) + own
 

@@ -1,4 +1,4 @@
-"""How a continuation reacts to the error that it follows: does it repeat, repair or ignore it?"""
+"""Reactions of a continuation to the error that it follows: does it repeat, repair or ignore it?"""
 
 from decimal import Decimal
 from typing import Literal

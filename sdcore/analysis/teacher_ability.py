@@ -1,4 +1,4 @@
-"""What the teacher can do: does the context in its prompt make the model right more often?
+"""The teacher's ability: does the context in its prompt make the model right more often?
 
 A student that learns from its teacher can hardly become better than it, however well the context
 points at errors. So the model samples with each context in its prompt, from the question and after
@@ -31,7 +31,7 @@ from sdcore.contexts import NULL
 from sdcore.store.database import Store
 
 QUESTION, STEP, ERROR = "question", "step", "error"
-"""Where a sample with the context in its prompt starts: the question, or in a wrong rollout before
+"""Start of a sample with the context in its prompt: the question, or in a wrong rollout before
 or after its first wrong step."""
 
 BACK = {"after_question": QUESTION, "after_step": STEP}
@@ -39,7 +39,7 @@ BACK = {"after_question": QUESTION, "after_step": STEP}
 has up to its first wrong one."""
 
 OWN_PROMPT = "none with own prompt"
-"""What the preflight calls a teacher without a context, if its prompt is not the student's."""
+"""The preflight's name for a teacher without a context whose prompt is not the student's."""
 
 GAIN = "gain"
 

@@ -1,4 +1,4 @@
-"""What a run has gained since it was started: further conditions and seeds, which keep its id."""
+"""Conditions and seeds that a run has gained since it was started; they keep its id."""
 
 from pydantic import Field
 
@@ -6,7 +6,7 @@ from sdcore.config.base import FILE_ONLY, Name, Seed, Settings
 
 
 class Additions(Settings):
-    """What was added to a run after its start, by name. It is left out of the run's fingerprint.
+    """Names of what was added to a run after its start; left out of the run's fingerprint.
 
     Nothing that was there before depends on it: conditions and seeds train independently.
     """

@@ -40,7 +40,7 @@ class CriticSettings(Settings):
 
     @property
     def limits(self) -> Limits:
-        """What may be spent on it, by its settings `max_budget` and `max_total_tokens`."""
+        """Return the budget that its settings `max_budget` and `max_total_tokens` allow."""
         return Limits(getattr(self, "max_budget", None), getattr(self, "max_total_tokens", None))
 
     @property
@@ -50,7 +50,7 @@ class CriticSettings(Settings):
 
     @property
     def streams(self) -> bool:
-        """Whether it judges rollouts while others are still sampled: all its models have servers.
+        """Return whether it judges rollouts while others are sampled: all its models have servers.
 
         Under a limit one process at a time asks it. It would hold the others up while it samples.
         """
@@ -69,7 +69,7 @@ class OracleConfig(CriticSettings):
 
 
 PROMPT_FIELDS = frozenset({"mark", "question", "solution", "answer", "trace", "correct"})
-"""What the template of a critic's prompt may name."""
+"""Variables of a critic's prompt template."""
 
 MILLION = 1_000_000
 

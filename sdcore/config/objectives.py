@@ -79,7 +79,7 @@ class ConditionSettings(Settings):
 
     @property
     def learns_from(self) -> str:
-        """What reports say about the tokens, such as `regions: after 0, answer 0`."""
+        """Return the reports' name of the tokens, such as `regions: after 0, answer 0`."""
         chosen = self.tokens.model_dump(exclude={"kind"})
         told = ", ".join(f"{name} {value}" for name, value in chosen.items())
         return f"{self.tokens.kind}: {told}" if told else self.tokens.kind
@@ -119,7 +119,7 @@ class DistillConfig(ConditionSettings):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the loss is a divergence over the whole vocabulary at temperature 1."""
+        """Return whether the loss is a divergence over the whole vocabulary at temperature 1."""
         sampled = self.divergence == "policy_gradient"
         return self.support == "vocabulary" and self.temperature == 1.0 and not sampled
 

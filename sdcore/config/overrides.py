@@ -138,7 +138,7 @@ def _require_harmless(overrides: Sequence[str]) -> None:
 
 
 def _is_within(names: Sequence[str], place: Sequence[str]) -> bool:
-    """Whether a path is of a setting, or of an entry of it where it is a table."""
+    """Return whether a path is of a setting, or of an entry of it where it is a table."""
     pairs = zip(names, place, strict=False)
     return len(names) >= len(place) and all(own in (NAME, name) for name, own in pairs)
 
@@ -188,7 +188,7 @@ def _path(key: str, override: str) -> list[str]:
 
 
 def _oddity(node: object, names: Sequence[str] = ()) -> str | None:
-    """What no setting can be, and what reads the settings would stumble over; None if all is well.
+    """Return why a value can be no setting; None if it can.
 
     TOML's whole numbers have 64 bits, but Python's parser takes any. A command line can have bytes
     that are no UTF-8, such as those of a path, and no table can store them.

@@ -68,12 +68,12 @@ class PromptsConfig(Settings):
 
     @property
     def teacher_differs(self) -> bool:
-        """Whether the teacher's prompt is another one than the student's even without a context."""
+        """Return whether the teacher's prompt differs from the student's even without a context."""
         return self.own_system or self.teacher_thinking not in (None, self.student_thinking)
 
     @property
     def own_system(self) -> bool:
-        """Whether the teacher has another system message than the student, or alone has none."""
+        """Return whether the teacher's system message differs from the student's, or is missing."""
         own = self.teacher_system
         return own is not None and (own or None) != (self.system or None)
 
@@ -96,7 +96,8 @@ AUTO = "auto"
 
 
 class EngineConfig(Settings):
-    """The sampler: this process, or vLLM servers. Only `kind` is part of the fingerprint.
+    """The sampler: this process, or vLLM servers. Only `kind` and `options` are part of
+    the fingerprint.
 
     Without `urls`, a server is started for the run, in the environment that `python` belongs to.
     """

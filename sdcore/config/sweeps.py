@@ -204,7 +204,7 @@ def _refused(condition: Mapping[str, Any]) -> list[tuple[int | str, ...]]:
 
 
 def _is_about(place: tuple[int | str, ...], path: Path) -> bool:
-    """Whether an error is about the list at a path, not about one of its elements.
+    """Return whether an error is about the list at a path, not about one of its elements.
 
     What follows the path names the form of a union: ("beta", "float").
     """

@@ -15,7 +15,7 @@ from sdcore.errors import ConfigError
 from sdcore.registry import Entry, Registry, about
 
 NEEDS = ("regions", "advantages", "divergences")
-"""What a weighting can need beyond the number of tokens and whether the rollout is correct."""
+"""Inputs that a weighting can ask for, beyond the number of tokens and the grade."""
 
 
 class WeightingSettings(Settings):

@@ -9,7 +9,7 @@ from sdcore.errors import BudgetError
 
 @dataclass(frozen=True)
 class Paid:
-    """What requests cost: their price, and the tokens that were read and written."""
+    """Cost of requests: their price, and the tokens that were read and written."""
 
     cost: float = 0.0
     tokens: int = 0

@@ -28,7 +28,7 @@ from sdcore.slips import is_written_plainly, written
 
 SLIPS = (1, -1, 2, -2, 10, -10)
 Fault = Literal["slip", "operand", "distractor", "operation"]
-"""What is wrong in a step: its result, by a slip; a number in it, by a slip; a number in it, which
+"""The fault of a step: its result, by a slip; a number in it, by a slip; a number in it, which
 is a distractor's; or its operation."""
 
 _NOTE = re.compile(r"<<([^<>=\n]+)=([^<>=\n]+)>>")  # GSM8K's <<48/2=24>>

@@ -1,4 +1,4 @@
-"""What a solution of a word problem computes, step by step, and where it goes wrong.
+"""The quantities that a word problem's solution computes, step by step, and its first wrong step.
 
 The equations of a step are found by `sdcore.grading.equations`, whatever words stand around them.
 Each number in them is traced back to the question. It *follows* if it is
@@ -71,7 +71,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said about the steps of a solution.
+    """Judgement of the steps of a solution.
 
     Attributes:
         first_wrong: index of the first wrong step; None if no step is wrong.
@@ -105,7 +105,7 @@ class Formulae:
     answer: Laurent
 
     def useful(self, formula: Laurent) -> bool:
-        """Whether a formula is, up to a product, a part of a needed quantity's."""
+        """Return whether a formula is, up to a product, a part of a needed quantity's."""
         return any(is_part(formula, each) for each in self.needed.values())
 
 
@@ -247,7 +247,7 @@ class _Reader:
         return [each for each in self.known.get(value, ()) if each.step <= step and each is not but]
 
     def _circular(self, origin: Origin) -> bool:
-        """Whether an equation only leads back to a number of the question."""
+        """Return whether an equation only leads back to a number of the question."""
         given = (formula for each in self.formulas.given.values() for formula in each)
         return bool(origin.parents) and bool({*given} & {*origin.formulas})
 
@@ -255,7 +255,7 @@ class _Reader:
         return origin.step < 0 or any(map(self.formulas.useful, origin.formulas))
 
     def _derived(self, value: Fraction | None) -> bool:
-        """Whether an equation has this value as its result."""
+        """Return whether an equation has this value as its result."""
         return value is not None and any(each.parents for each in self.known.get(value, ()))
 
     def _formulas_of(self, value: Fraction) -> Formulas:
@@ -308,7 +308,7 @@ class _Reader:
         self.known.setdefault(value, []).append(origin)
 
     def _follows(self, number: Fraction) -> bool:
-        """Whether a number is at hand, or can be computed in the mind from what is."""
+        """Return whether a number is at hand, or can be computed in the mind from what is."""
         if number in self.known:
             return True
         if number in self.formulas.needed:

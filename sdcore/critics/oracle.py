@@ -25,7 +25,7 @@ _BY = re.compile(r"(?<=[\d ])(?:÷|\\div|/)(?=[ $\d])")
 
 @dataclass(frozen=True)
 class Assessment:
-    """What is true of a trace's steps.
+    """Judgement of a trace's steps.
 
     Attributes:
         wrong: index of the first wrong step; None if no step is wrong.

@@ -56,7 +56,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Field:
-    """What a search chooses among; the first candidate is what the winner is confirmed against.
+    """The candidates of a search; the winner is confirmed against the first one.
 
     Attributes:
         usual: the prompt of the critic that the file uses; None is sdcore's own.

@@ -85,7 +85,7 @@ def confirmation_tokens(experiment: Experiment) -> int:
 
 @dataclass(frozen=True)
 class CriticBound:
-    """What a stage asks of a language model as critic, at most.
+    """Upper bound of what a stage asks of a language model as critic.
 
     Attributes:
         critiques: made, each with all of its attempts.

@@ -1,4 +1,4 @@
-"""What a search has spent, from the tables: sampled tokens, the critic's tokens, and its price."""
+"""Spending of a search, from the tables: sampled tokens, the critic's tokens, and its price."""
 
 from dataclasses import dataclass
 
@@ -44,7 +44,7 @@ class Spent:
 
 
 def spending(store: Store, experiment_id: str) -> pl.DataFrame:
-    """What a run has sampled: columns condition, purpose, round, sampled, critic, cost."""
+    """Return what a run has sampled: columns condition, purpose, round, sampled, critic, cost."""
     return store.query(_SPENT, {"id": experiment_id})
 
 

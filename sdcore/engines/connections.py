@@ -1,4 +1,4 @@
-"""How clients of servers are opened: no proxy on this machine, and errors that say why."""
+"""Clients of servers: no proxy for servers on this machine, and errors that name the cause."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

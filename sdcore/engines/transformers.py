@@ -37,7 +37,7 @@ BLOCK = 512  # tokens of the vocabulary whose probabilities are added up first
 
 @dataclass(frozen=True)
 class Pace:
-    """How often a device is asked which samples are finished, and when these are dropped."""
+    """Interval at which a device is asked for finished samples, and when these are dropped."""
 
     tokens: int  # drawn before it is asked: a GPU goes on meanwhile, past the ends of samples
     kept: float  # share of unfinished rows below which the finished ones are dropped

@@ -62,7 +62,7 @@ class Laurent:
 
 
 def is_part(part: Laurent, whole: Laurent) -> bool:
-    """Whether a polynomial, times a monomial, is proportional to some of another's terms.
+    """Return whether a polynomial, times a monomial, is proportional to some of another's terms.
 
     ``1 - r/100`` is a part of ``x - x*r/100 + d``, and so are ``100 - r``, ``x*r`` and ``x + d``;
     ``x + r`` and ``x*d`` are not. The monomial may have no variable in a power that lies beyond

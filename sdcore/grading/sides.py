@@ -39,7 +39,7 @@ def first_number(side: Side) -> Side:
 
 
 def equal(left: Side, right: Side) -> bool:
-    """Whether two readings have the same value in units of one kind."""
+    """Return whether two readings have the same value in units of one kind."""
     return any(abs(mine - theirs) <= SAME * abs(theirs) for mine, theirs in _pairs(left, right))
 
 

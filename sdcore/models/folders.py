@@ -1,4 +1,4 @@
-"""Where models lie on this machine; nothing is loaded or downloaded."""
+"""Folders of models on this machine; nothing is loaded or downloaded."""
 
 import json
 import os

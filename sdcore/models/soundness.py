@@ -1,4 +1,4 @@
-"""What makes a folder's files a model that can be used, beyond that transformers loads them."""
+"""Checks that a folder's files are a usable model, beyond those of transformers."""
 
 import json
 from collections.abc import Sequence

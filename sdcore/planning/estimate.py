@@ -90,7 +90,7 @@ def _less(cost: Cost, seconds: float) -> Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an experiment takes on a machine.
+    """Time, work and memory of an experiment on a machine.
 
     Attributes:
         stages: cost by stage, in order, of all conditions and seeds.
@@ -156,7 +156,7 @@ class Plan:
 
     @property
     def second_worker(self) -> str:
-        """What one more worker would bring."""
+        """Return the benefit of one more worker."""
         if len(self.lineages) == 1:
             return "nothing: there is one condition and one seed"
         together = duration(self.seconds_with(2))
@@ -240,7 +240,7 @@ class _Work:
     rows: int  # that are decoded together
 
     def shared(self) -> Iterator[tuple[str, Cost]]:
-        """What is done once: prepare, warm-up, difficulty, the base's scores, the comparison."""
+        """Return what is done once: prepare, warm-up, difficulty, the base's scores, comparison."""
         starting = 0.6 * self.machine.start
         yield "prepare", Cost(seconds=starting + PREPARING, written=EMPTY_BYTES)
         yield "compare", Cost(seconds=self.machine.start - starting)
@@ -256,7 +256,7 @@ class _Work:
         yield from self.scored(tested=True)
 
     def lineage(self, condition: ConditionSettings, *, tested: bool) -> Iterator[tuple[str, Cost]]:
-        """What a condition does with one seed; a trial that loses is not tested."""
+        """Return the stages of a condition and seed; a trial that loses is not tested."""
         training, lengths = self.experiment.training, self.lengths
         rollouts = training.questions_per_round * condition.group_size
         step = step_of(self.experiment, self.shape, lengths, condition)

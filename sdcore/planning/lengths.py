@@ -1,4 +1,4 @@
-"""How many tokens prompts and responses will have: counted where that is possible, else assumed."""
+"""Lengths of prompts and responses in tokens: counted where that is possible, else assumed."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -66,7 +66,7 @@ class Memory:
 
     @property
     def stays(self) -> float:
-        """What is there while the process samples, and while it trains."""
+        """Return the memory held while the process samples, and while it trains."""
         return self.weights + self.optimizer + self.sampler + self.process
 
 
@@ -326,7 +326,7 @@ def _too_long(experiment: Experiment, shape: Shape, lengths: Lengths) -> Iterato
 def _does_not_start(
     experiment: Experiment, shape: Shape, machine: Machine, lengths: Lengths
 ) -> Iterator[str]:
-    """What a vLLM server refuses that the run starts itself."""
+    """Return the settings that a run's own vLLM server would refuse."""
     serving = server_of(experiment, shape, machine, lengths)
     if serving is None:
         return

@@ -18,7 +18,7 @@ BLOCK = 128  # positions; vLLM hands the cache out in blocks of 16, on processor
 
 @dataclass(frozen=True)
 class Serving:
-    """What a server takes of each of its devices.
+    """Memory that a server takes on each of its devices.
 
     Attributes:
         weights: bytes of its part of the model.

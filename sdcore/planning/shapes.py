@@ -96,7 +96,7 @@ class Shape:
 
     @property
     def normed(self) -> bool:
-        """Whether queries and keys are normalised."""
+        """Return whether queries and keys are normalised."""
         return self.kind == "qwen3"
 
     @property

@@ -1,4 +1,4 @@
-"""What the stages of an experiment have to do: passes over a model, counted from the settings."""
+"""Work of the stages: passes over a model, counted from an experiment's settings."""
 
 from dataclasses import dataclass
 from math import ceil, log2

@@ -73,6 +73,6 @@ def _slipped_sum(problem: Problem, steps: Sequence[str], rng: random.Random) -> 
 
 
 def _first_change(right: str, wrong: str) -> Span:
-    """Where the first number is that the two texts do not share."""
+    """Return the position of the first number that the two texts do not share."""
     pairs = zip(NUMBER.finditer(right), NUMBER.finditer(wrong), strict=True)
     return next(new.span() for old, new in pairs if old[0] != new[0])

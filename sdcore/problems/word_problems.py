@@ -39,14 +39,14 @@ NAMES = (
     "Leila", "Mateo", "Nadia", "Olga", "Pablo", "Quinn", "Rosa", "Samir", "Tara", "Uma", "Viktor",
 )  # fmt: skip
 PARTS = {3: "a third", 4: "a quarter", 5: "a fifth"}
-"""How {x} is written in a sentence of the kind `fraction`."""
+"""Forms of {x} in a sentence of the kind `fraction`."""
 
 STYLES = {
     "told": "{facts} {ask}",
     "asked": "{ask} This is known: {facts}",
     "listed": "{facts}\n\n{ask}",
 }
-"""Where the facts and the question stand; the facts of `listed` are lines of a list."""
+"""Layouts of facts and question; the facts of `listed` are lines of a list."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Kind:
 
     @property
     def steps(self) -> int:
-        """How many steps of a solution it needs."""
+        """Return the number of steps that its solution needs."""
         return len(self.operations)
 
 
@@ -525,13 +525,13 @@ def _numbers(
 
 
 def _plain(value: Fraction, kind: str, family: WordProblemsConfig) -> bool:
-    """Whether a value can be counted: whole, or dollars and cents where decimals are allowed."""
+    """Return whether a value can be counted: whole, or dollars and cents with decimals."""
     money = KINDS[kind].state in ("money", "goal", "split")
     return (value * (100 if money and family.decimals else 1)).denominator == 1
 
 
 def _fits(problem: Problem, family: WordProblemsConfig) -> bool:
-    """Whether all values are positive, countable, not too large, and of one quantity each."""
+    """Return whether all values are positive, countable, not too large, of one quantity each."""
     values = [each.value for each in problem.quantities]
     countable = (
         (each.value * (100 if each.unit == "dollars" and family.decimals else 1)).denominator == 1

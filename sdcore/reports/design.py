@@ -108,7 +108,7 @@ def ranking(outcome: Outcome) -> list[Line]:
 
 
 def skipped(outcome: Outcome) -> pl.DataFrame:
-    """What could not be trained: columns candidate, reason."""
+    """Return the candidates that could not be trained: columns candidate, reason."""
     return outcome.candidates.filter(fate="skipped").select("candidate", "reason")
 
 

@@ -76,7 +76,7 @@ _ADDED = {
         "a second condition that differs in the setting tokens only",
     ),
 }
-"""What feedback adds, as in the view `feedback_gains`: title, and the contexts that show it."""
+"""Parts of the gain, as in the view `feedback_gains`: title, and the contexts that show it."""
 
 
 def write_report(store: Store, experiment_id: str, folder: Path) -> Path:
@@ -237,7 +237,7 @@ def _comparisons(rows: pl.DataFrame, by_seed: pl.DataFrame) -> list[Values]:
 
 
 def _added(store: Store, experiment: Experiment) -> list[Values]:
-    """What the feedback added: for each question its pairs, or a note how to get one."""
+    """Return what the feedback added: for each question its pairs, or a note how to get one."""
     sql = "FROM feedback_gains WHERE experiment_id = ? AND metric = 'avg_at_k'"
     found = store.query(sql, [experiment.experiment_id])
     return [

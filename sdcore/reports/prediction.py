@@ -13,7 +13,7 @@ from sdcore.reports import plots
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the preflight measured, beside what the training brought.
+    """The preflight's measures beside the gains of training.
 
     Attributes:
         conditions: one row per condition: context, tokens, verdict, training_gain with interval

@@ -142,7 +142,7 @@ def _about_context(rows: Measured) -> str:
 
 
 def _about_beginnings(able: Mapping[str, Measured], bound: float) -> Prospect:
-    """Whether the contexts make the model expect another beginning of the response."""
+    """Return whether the contexts make the model expect another beginning of the response."""
     kl = {name: rows["first_kl"]["value"] for name, rows in able.items() if "first_kl" in rows}
     refused = f"training.max_first_token_kl is {bound:g}: above it the first step may be refused."
     above = [f"{name} {nats:.2f}" for name, nats in kl.items() if nats > bound]
@@ -160,7 +160,7 @@ def _about_beginnings(able: Mapping[str, Measured], bound: float) -> Prospect:
 
 
 def _about_tokens(name: str, rows: Measured, student: Measured) -> Iterator[Prospect]:
-    """What the teacher does after the student's error, and how much of the KL lies there."""
+    """Return the teacher's reactions to the student's error, and the share of the KL there."""
     if "kl_after" in rows:
         yield Prospect(
             "tokens after the error",
@@ -179,7 +179,7 @@ def _about_tokens(name: str, rows: Measured, student: Measured) -> Iterator[Pros
 
 
 def _about_branches(name: str, rows: Measured) -> Iterator[Prospect]:
-    """Where the teacher's preferred token leads the student to the right answer.
+    """Return how often the teacher's preferred token leads the student to the right answer.
 
     It names no mask: after the error the teacher hands over results that cannot be derived from
     what stands before. Forcing them helps, training on them harms (see the experiment `tokens`).

@@ -1,4 +1,4 @@
-"""Whether a DuckDB file is whole: every block of every table is read, and nothing is written."""
+"""Check that a DuckDB file is whole: every block of every table is read, and nothing is written."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

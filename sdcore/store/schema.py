@@ -137,7 +137,7 @@ _TABLES = (
     Table("experiments", "a run of an experiment file", ("experiment_id",), (
         Column("experiment_id", TEXT, "name and start of the fingerprint"),
         Column("name", TEXT, "name in the experiment file"),
-        Column("fingerprint", TEXT, "hash of all resolved settings"),
+        Column("fingerprint", TEXT, "hash of the settings that can change a result"),
         Column("config", TEXT, "all resolved settings, JSON"),
         Column("code_version", TEXT, "package version and git commit"),
         Column("libraries", TEXT, "versions of the libraries that matter, JSON"),
@@ -179,7 +179,7 @@ _TABLES = (
     )),
     Table("policies", "a set of weights", ("policy_id",), (
         *_RUN,
-        Column("policy_id", TEXT, "hash of lineage and weights"),
+        Column("policy_id", TEXT, "hash of run, condition, seed and weights"),
         Column("parent_id", TEXT, "the policy it was trained from; empty for the base", True),
         Column("step", INT, "optimizer steps since the base; negative before a warm-up"),
         Column("round", INT, "rounds since the base; -1 before a warm-up"),
@@ -361,7 +361,7 @@ _TABLES = (
     )),
     Table("updates", "one optimizer step", ("update_id",), (
         *_RUN,
-        Column("update_id", TEXT, "hash of lineage and step"),
+        Column("update_id", TEXT, "hash of run, condition, seed and step"),
         Column("policy_id", TEXT, "the weights after the round"),
         Column("round", INT, "training round, from 0; -1 is the warm-up"),
         Column("step", INT, "optimizer step, from 1; a warm-up ends with 0"),
@@ -404,7 +404,7 @@ _TABLES = (
     )),
     Table("scores", "one policy on one split; its intervals are within this seed only", ("score_id",), (
         *_RUN,
-        Column("score_id", TEXT, "hash of policy, split and sampling"),
+        Column("score_id", TEXT, "hash of policy, split and number of samples"),
         Column("policy_id", TEXT, "the scored weights"),
         Column("round", INT, "rounds since the base"),
         Column("split", TEXT, "validation or test"),

@@ -1,4 +1,4 @@
-"""Where a run's wall time goes.
+"""Shares of a run's wall time.
 
 Compute is what models, critics and graders do, analysis the statistics and the pictures of them,
 storage DuckDB and checkpoints, tracking MLflow. What is left is orchestration: Prefect, and handing

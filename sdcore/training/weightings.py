@@ -26,7 +26,7 @@ __all__ = ["Region", "ResponseTokens", "Weigher", "regions_of"]
 
 @dataclass(frozen=True)
 class ResponseTokens:
-    """What a weighting may look at: the response tokens of one rollout, in order.
+    """Inputs of a weighting: the response tokens of one rollout, in order.
 
     A row is None where the weighting does not say that it needs it. Advantages and divergences are
     in nats, by the weights before the step.

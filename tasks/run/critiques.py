@@ -97,7 +97,7 @@ def open_critic(run: ConditionRun) -> Iterator[Critic]:
 
 @contextmanager
 def critic_budget(run: ConditionRun) -> Iterator[Budget]:
-    """What may be spent on the experiment's critic, by this process alone while the block runs.
+    """Give the budget of the experiment's critic, to this process alone while the block runs.
 
     Several processes would each spend what is left of it by their own count.
     """
@@ -316,7 +316,7 @@ def _answer_row(
 
 
 def _paid(run: ConditionRun, member: Critic, handed: Sequence[Handed]) -> dict[str, dict[str, Any]]:
-    """What was paid to a model of a cascade for its answers about these very rollouts, by id."""
+    """Return what was paid to a model of a cascade for its answers about these rollouts, by id."""
     wanted = [_answer_id(run, member, each) for each in handed]
     rows = run.store.rows("critic_answers", answer_id=wanted)
     return {

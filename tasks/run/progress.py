@@ -39,7 +39,7 @@ _COLUMNS = (
 
 
 class Advance(Protocol):
-    """Tells a bar that work was done: how much, and what of it is worth showing."""
+    """Advances a progress bar: how much, and what of it is worth showing."""
 
     def __call__(
         self,

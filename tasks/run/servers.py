@@ -1,4 +1,4 @@
-"""How the vLLM server of a run is started on this machine: its GPUs and its part of them."""
+"""The start of a run's vLLM server on this machine: its GPUs and its share of them."""
 
 import os
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from tasks.run.progress import note
 
 @dataclass(frozen=True)
 class Server:
-    """What a server is started with.
+    """Arguments that a server is started with.
 
     Attributes:
         settings: of the engine, with the cache and the context length that it gets.

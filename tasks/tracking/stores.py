@@ -1,4 +1,4 @@
-"""Where MLflow keeps a workspace's runs: in the workspace, or where MLFLOW_TRACKING_URI says.
+"""The place of a workspace's MLflow runs: in the workspace, or where MLFLOW_TRACKING_URI says.
 
 A workspace keeps to the store that its first run was logged to: a variable that is set by chance,
 or missing on one of several machines, must not split its runs over two.

@@ -129,6 +129,8 @@ def test_an_experiment_with_one_of_each_kind_runs_to_its_end(folder):
     file = folder / "file" / "own.toml"
     ran = call(folder, SDCORE, "run", file, "--workspace", root, "--json")
     assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["summary"]
+    assert "imported\n" in ran.stderr and "graded" in ran.stderr  # what the grader prints
     store = Store(root / "sdcore.duckdb")
     (stored,) = store.rows("experiments").to_dicts()
     assert stored["fingerprint"] == settings["fingerprint"]
