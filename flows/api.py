@@ -48,7 +48,7 @@ def run(
         ConfigError: the experiment does not validate, or there is no run to extend.
         SdcoreError: the run failed; its message was printed.
     """
-    root = Path(workspace).absolute()
+    root = Path(workspace).resolve()
     given = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
     settings = settled(given, root, extend=extend)
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +75,7 @@ def open(workspace: str | Path = "runs") -> "Workspace":
     Raises:
         StoreError: there are no tables.
     """
-    root = Path(workspace).absolute()
+    root = Path(workspace).resolve()
     if not (root / DATABASE).exists():
         raise StoreError(
             "no tables here",

@@ -302,7 +302,7 @@ def _load(experiment: str, overrides: list[str], *, extend: bool = False) -> con
 
 
 def _workspace() -> Path:
-    return Path(os.environ.get("SDCORE_WORKSPACE", "runs")).absolute()
+    return Path(os.environ.get("SDCORE_WORKSPACE", "runs")).resolve()
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

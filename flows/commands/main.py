@@ -143,13 +143,12 @@ def run(
             expected="one of them",
             fix="leave the other out",
         )
-    root = workspace.absolute()
-    with _scaled(settings, scale, root, extend=extend) as settings:
+    with _scaled(settings, scale, workspace, extend=extend) as settings:
         if dry_run:
             console.print_json(settings.model_dump_json())
             return
-        files.note(file, settings, root, new=new)
-        run_experiment(settings, root, workers=workers, as_json=as_json)
+        files.note(file, settings, workspace, new=new)
+        run_experiment(settings, workspace, workers=workers, as_json=as_json)
 
 
 @contextmanager
@@ -179,7 +178,7 @@ def resume(
     Example: sdcore resume quickstart
     """
     settings = stored_experiment(open_store(workspace), run)
-    run_experiment(settings, workspace.absolute(), workers=workers, as_json=as_json)
+    run_experiment(settings, workspace, workers=workers, as_json=as_json)
 
 
 @app.command()
@@ -202,7 +201,7 @@ def rerun(
     """
     from tasks.run.condition_run import condition_runs, require_condition
 
-    settings, root = stored_experiment(open_store(workspace), run), workspace.absolute()
+    settings = stored_experiment(open_store(workspace), run)
     require_condition(settings, condition, seed)  # before the seconds that servers take to start
 
     def move_rows() -> None:
@@ -211,7 +210,7 @@ def rerun(
         from tasks.run.lock import run_lock
         from tasks.run.session import Session
 
-        with Session(root) as session:
+        with Session(workspace) as session:
             runs = condition_runs(session, settings, condition, seed)
             for each in runs:
                 with run_lock(each):
@@ -222,7 +221,7 @@ def rerun(
                 counts = ", ".join(f"{count} {name}" for name, count in moved.items() if count)
                 notes.print(f"{each.label}: moved {counts or 'nothing'} to superseded")
 
-    run_experiment(settings, root, workers=workers, as_json=as_json, first=move_rows)
+    run_experiment(settings, workspace, workers=workers, as_json=as_json, first=move_rows)
 
 
 def run_experiment(
@@ -282,7 +281,7 @@ def build_tiny_solver(
 
     Example: sdcore build-tiny-solver my-solver
     """
-    with served(workspace.absolute()) as ready:
+    with served(workspace) as ready:
         from flows.build_tiny_solver import build_tiny_solver as flow
 
         ready()

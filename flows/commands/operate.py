@@ -1,6 +1,8 @@
 """The commands that operate a workspace: up, down, status, doctor, promote, prune."""
 
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +26,7 @@ from flows.commands.terminal import (
 from sdcore.errors import ConfigError, SdcoreError, did_you_mean
 
 app = typer.Typer()
+_say = partial(notes.print, soft_wrap=True, markup=False, highlight=False)
 PrefectPort = Annotated[int, typer.Option(min=1, max=65535, help="port of the Prefect server")]
 MlflowPort = Annotated[int, typer.Option(min=1, max=65535, help="port of the MLflow server")]
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -48,21 +51,21 @@ def up(
 
     if prefect_port == mlflow_port:
         raise ConfigError("both servers are given the same port", got=prefect_port, fix="give two")
-    root = workspace.absolute()
-    standing.require_workspace(root)
-    for line in named(root, up=True).values():
-        notes.print(line, soft_wrap=True, markup=False, highlight=False)
-    if set(standing.addresses(root)) == {"prefect", "mlflow"} and standing.processes(
-        root, "deployments"
-    ):
-        notes.print("already up")
-    else:
-        standing.stop(root)  # remains of an earlier start
-        with notes.status("starting Prefect, MLflow and the deployments"):
-            standing.start(root, {"prefect": prefect_port, "mlflow": mlflow_port})
-    for name, address in standing.addresses(root).items():
+    standing.require_workspace(workspace)
+    for line in named(workspace, up=True).values():
+        _say(line)
+    with standing.starting(workspace, _say):
+        if set(standing.addresses(workspace)) == {"prefect", "mlflow"} and standing.processes(
+            workspace, "deployments"
+        ):
+            notes.print("already up")
+        else:
+            standing.stop(workspace)  # remains of an earlier start
+            with notes.status("starting Prefect, MLflow and the deployments"):
+                standing.start(workspace, {"prefect": prefect_port, "mlflow": mlflow_port})
+    for name, address in standing.addresses(workspace).items():
         console.print(f"{name:<8} {address}", soft_wrap=True)
-    console.print(f"{'log in':<8} {(root / PAGE).as_uri()}", soft_wrap=True)
+    console.print(f"{'log in':<8} {(workspace / PAGE).as_uri()}", soft_wrap=True)
 
 
 @app.command()
@@ -75,7 +78,10 @@ def down(workspace: WorkspaceOption = Path("runs")) -> None:
     """
     from flows.servers import standing
 
-    count = standing.stop(workspace.absolute())
+    # A workspace that is read-only, or none at all, needs nothing written.
+    known = standing.was_started(workspace)
+    with standing.starting(workspace, _say) if known else nullcontext():
+        count = standing.stop(workspace)
     notes.print(f"{count} processes stopped" if count else "no services were running")
 
 
@@ -87,9 +93,10 @@ def status(workspace: WorkspaceOption = Path("runs"), as_json: JsonOption = Fals
     """
     from flows.servers import standing
 
-    root = workspace.absolute()
-    addresses = standing.addresses(root)
-    processes = {name: [p.pid for p in standing.processes(root, name)] for name in standing.NAMES}
+    addresses = standing.addresses(workspace)
+    processes = {
+        name: [p.pid for p in standing.processes(workspace, name)] for name in standing.NAMES
+    }
     if as_json:
         services = {
             name: {"address": addresses.get(name, ""), "processes": running}
@@ -127,15 +134,14 @@ def doctor(
     """
     from flows.doctor import examine
 
-    root = workspace.absolute()
     if export and not repair:
         raise ConfigError("--export is for --repair", fix="give both, or neither")
     if repair:
         from flows.doctor.repair import repair as repaired
 
-        for line in repaired(root, export or []):
-            notes.print(line, soft_wrap=True, markup=False, highlight=False)
-    findings = examine(root, {"prefect": prefect_port, "mlflow": mlflow_port})
+        for line in repaired(workspace, export or []):
+            _say(line)
+    findings = examine(workspace, {"prefect": prefect_port, "mlflow": mlflow_port})
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -172,13 +178,13 @@ def promote(
             expected=", ".join(known),
             fix=did_you_mean(lineage, known),
         )
-    root = enter(workspace)
+    enter(workspace)
     with notes.status("opening MLflow"):
         from tasks.run.condition_run import ConditionRun
         from tasks.run.session import Session
         from tasks.tracking.champions import promote as promote_run
 
-        with Session(root) as session:
+        with Session(workspace) as session:
             version = promote_run(ConditionRun(session, experiment, condition, int(seed)))
     console.print(f"{experiment.name} version {version} is the champion")
 
@@ -201,17 +207,21 @@ def prune(
     Example: sdcore prune quickstart --delete
     """
     experiment = stored_experiment(open_store(workspace), run)
-    root = enter(workspace)
+    enter(workspace)
     with notes.status("opening MLflow"):
         from tasks.maintenance.prune import prune as prune_run
         from tasks.run.condition_run import base_run
         from tasks.run.session import Session
 
-        with Session(root) as session:
+        with Session(workspace) as session:
             base = base_run(session, experiment)
             freed = prune_run(base, unchosen=unchosen, delete=delete)
     rows = [
-        {"checkpoint": str(each.folder.relative_to(root)), "part": each.part, "bytes": each.size}
+        {
+            "checkpoint": str(each.folder.relative_to(workspace)),
+            "part": each.part,
+            "bytes": each.size,
+        }
         for each in freed
     ]
     total = sum(each.size for each in freed)

@@ -78,20 +78,19 @@ def diagnose(
 
     Example: sdcore diagnose quickstart diagnose.problems=64
     """
-    root = workspace.absolute()
-    settings = settled(load_experiment(experiment, overrides or []), root)
-    with served(root) as ready:
+    settings = settled(load_experiment(experiment, overrides or []), workspace)
+    with served(workspace) as ready:
         from flows.diagnose import diagnose as flow
 
         ready()
-        diagnosis = flow(settings, root)
+        diagnosis = flow(settings, workspace)
     from sdcore.reports.preflight import as_dict, printable
 
     if as_json:
         print_json(as_dict(diagnosis))
     else:
         print_tables(printable(settings, diagnosis))
-    page = root / "reports" / f"{settings.experiment_id}-diagnosis.html"
+    page = workspace / "reports" / f"{settings.experiment_id}-diagnosis.html"
     notes.print(f"Report: {page}", soft_wrap=True)
 
 
@@ -106,20 +105,19 @@ def predict(
 
     Example: sdcore predict predict
     """
-    root = workspace.absolute()
-    settings = settled(load_experiment(experiment, overrides or []), root)
-    with served(root) as ready:
+    settings = settled(load_experiment(experiment, overrides or []), workspace)
+    with served(workspace) as ready:
         from flows.predict import predict as flow
 
         ready()
-        found = flow(settings, root)
+        found = flow(settings, workspace)
     from sdcore.reports.prediction import as_dict, printable
 
     if as_json:
         print_json(as_dict(found))
     else:
         print_tables(printable(found))
-    figure = root / "reports" / f"{settings.experiment_id}-predict.png"
+    figure = workspace / "reports" / f"{settings.experiment_id}-predict.png"
     notes.print(f"Figure: {figure}", soft_wrap=True)
 
 
@@ -137,22 +135,21 @@ def design(
 
     Example: sdcore design quickstart design.max_tokens=5000000
     """
-    root = workspace.absolute()
-    settings = settled(load_experiment(experiment, overrides or []), root)
-    with served(root) as ready:
+    settings = settled(load_experiment(experiment, overrides or []), workspace)
+    with served(workspace) as ready:
         from flows.design import design as flow
 
         ready()
-        outcome = flow(settings, root)
+        outcome = flow(settings, workspace)
     from sdcore.reports.design import as_dict, printable
 
     if as_json:
         print_json(as_dict(outcome))
     else:
         print_tables(printable(outcome))
-    notes.print(f"Report: {root / 'reports' / outcome.page_name}", soft_wrap=True)
+    notes.print(f"Report: {workspace / 'reports' / outcome.page_name}", soft_wrap=True)
     if outcome.file is not None:
-        path = root / "reports" / outcome.file_name
+        path = workspace / "reports" / outcome.file_name
         notes.print(f"The winner's file: sdcore run {path}", soft_wrap=True)
 
 
@@ -176,13 +173,12 @@ def critic_eval(
 
     Example: sdcore critic-eval gsm8k-critic problems.path=train.jsonl --solutions 50
     """
-    root = workspace.absolute()
-    settings = settled(load_experiment(experiment, overrides or []), root)
-    with served(root) as ready:
+    settings = settled(load_experiment(experiment, overrides or []), workspace)
+    with served(workspace) as ready:
         from flows.critic_eval import critic_eval as flow
 
         ready()
-        scores = flow(settings, root, solutions, processbench)
+        scores = flow(settings, workspace, solutions, processbench)
     if as_json:
         print_json(scores)
         return

@@ -1,6 +1,7 @@
 """The commands for a workspace's tables: list, query, tables, why, rescore, export, view."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +27,7 @@ from flows.commands.terminal import (
     print_json,
     print_table,
     results_alone,
+    served,
     stored_experiment,
 )
 from flows.settling import settled
@@ -150,7 +152,7 @@ def why(
 
     store = open_store(workspace)
     rows = lineage(store, table, key)
-    root = enter(workspace)
+    enter(workspace)
     from tasks.prepare import base_policy, experiment_row
     from tasks.run.condition_run import base_run
     from tasks.run.session import Session
@@ -161,11 +163,11 @@ def why(
         )
     else:
         settings = (
-            settled(load_experiment(other), root)
+            settled(load_experiment(other), workspace)
             if other
             else stored_experiment(store, rows[-1].key)
         )
-        with Session(root) as session:
+        with Session(workspace) as session:
             base = base_run(session, settings)
             changes = since(rows, experiment_row(base), base_policy(base).sha256)
     if as_json:
@@ -190,16 +192,16 @@ def rescore(
     Example: sdcore rescore quickstart
     """
     settings = stored_experiment(open_store(workspace), run)
-    root = enter(workspace)
+    enter(workspace)
     from tasks.maintenance.rescore import rescore as regrade
     from tasks.run.condition_run import base_run
     from tasks.run.session import Session
 
     status = notes.status("grading, scoring and comparing")
-    with results_alone(), status, Session(root) as session:
+    with results_alone(), status, Session(workspace) as session:
         counts = regrade(base_run(session, settings))
     print_json(counts) if as_json else print_table(pl.DataFrame([counts]))
-    report = root / "reports" / f"{settings.experiment_id}.html"
+    report = workspace / "reports" / f"{settings.experiment_id}.html"
     if counts["changed"] and report.exists():
         notes.print(f"Report: {report}", soft_wrap=True)
 
@@ -225,38 +227,32 @@ def export(
     store = open_store(workspace)
     experiment_id = find_run(store, run)
     critic = stored_experiment(store, run).critic
-    keys = dict[str, Key]()
-    for model in critic.models if critic else ():
-        keys |= _keys(model, workspace)
+    keys = _keys(critic.models if critic else (), workspace)
     with notes.status(f"writing {target}"):
         counts = write(store, experiment_id, target, keys)
     rows = pl.DataFrame(list(counts.items()), ["table", "rows"], orient="row")
     print_json(counts) if as_json else print_table(rows, title=target)
 
 
-def _keys(critic: LlmCriticConfig, workspace: Path) -> dict[str, Key]:
-    """The key of a run's critic by where it is from, if it still is there; else a note says so."""
-    if critic.api_key_env:
-        where, text = f"${critic.api_key_env}", os.environ.get(critic.api_key_env)
-    elif critic.api_key_block:
-        where, text = f"the block secret/{critic.api_key_block}", None
-        from flows.servers.own import prefect_server
-
-        with prefect_server(workspace.absolute()) as server_address:
+def _keys(models: Sequence[LlmCriticConfig], workspace: Path) -> dict[str, Key]:
+    """The keys of a run's critics by where they are from; a note names those that are not there."""
+    variables = sorted({each.api_key_env for each in models if each.api_key_env})
+    blocks = sorted({each.api_key_block for each in models if each.api_key_block})
+    found = {f"${name}": os.environ.get(name) for name in variables}
+    if blocks:
+        with served(workspace) as ready:
             from tasks.run.critiques import secret_block
 
-            server_address()
-            text = secret_block(critic.api_key_block)
-    else:
-        return {}
-    if text and text.strip():
-        return {where: Key(text.strip())}
-    notes.print(
-        f"The run's critic had a key of {where}, which is not there now: texts are searched only "
-        "for what looks like a key.",
-        soft_wrap=True,
-    )
-    return {}
+            ready()
+            found |= {f"the block secret/{name}": secret_block(name) for name in blocks}
+    texts = {where: (text or "").strip() for where, text in found.items()}
+    for where in (where for where, text in texts.items() if not text):
+        notes.print(
+            f"The run's critic had a key of {where}, which is not there now: texts are searched "
+            "only for what looks like a key.",
+            soft_wrap=True,
+        )
+    return {where: Key(text) for where, text in texts.items() if text}
 
 
 @app.command()

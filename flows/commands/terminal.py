@@ -33,7 +33,11 @@ notes = PlainConsole(stderr=True)
 
 WorkspaceOption = Annotated[
     Path,
-    typer.Option(envvar="SDCORE_WORKSPACE", help="folder of the tables, checkpoints and reports"),
+    typer.Option(
+        envvar="SDCORE_WORKSPACE",
+        help="folder of the tables, checkpoints and reports",
+        resolve_path=True,  # one folder, one path: services are found again by it
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 RunArgument = Annotated[
@@ -94,18 +98,16 @@ def emit_file(path: Path) -> None:
         ) from error
 
 
-def enter(workspace: Path) -> Path:
-    """Return the workspace's absolute path, after pointing Prefect and MLflow at it.
+def enter(workspace: Path) -> None:
+    """Point Prefect and MLflow at the workspace.
 
     Call this before anything that imports Prefect: it reads its settings then, and without them
     makes a folder in the user's home.
     """
     from flows.servers.standing import environment, require_settings
 
-    root = workspace.absolute()
-    os.environ.update(environment(root))
+    os.environ.update(environment(workspace))
     require_settings()
-    return root
 
 
 def results_alone() -> redirect_stdout[TextIO]:

@@ -7,7 +7,8 @@ import os
 import re
 import secrets
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -50,19 +51,18 @@ def login(root: Path) -> Login:
         SdcoreError: the file belongs to somebody else, others may read it, or it holds no key.
     """
     path = root / KEY
-    try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(new_login().key)
-    except FileExistsError:
-        status = path.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise SdcoreError(
-                "others may read the key of the workspace's servers, or made it",
-                got=f"mode {status.st_mode & 0o777:o}, user {status.st_uid}",
-                expected=f"mode 600, user {os.getuid()}",
-                where=str(path),
-                fix="`sdcore down`, delete the file, and start again: another key is made",
-            ) from None
+    if not path.exists():
+        with _draft(path, new_login().key) as draft, suppress(FileExistsError):
+            os.link(draft, path)  # whole from the start; the first of two that make it wins
+    status = path.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise SdcoreError(
+            "others may read the key of the workspace's servers, or made it",
+            got=f"mode {status.st_mode & 0o777:o}, user {status.st_uid}",
+            expected=f"mode 600, user {os.getuid()}",
+            where=str(path),
+            fix="`sdcore down`, delete the file, and start again: another key is made",
+        )
     key = path.read_bytes().strip()
     if not re.fullmatch(rb"[\w-]{43}", key):
         raise SdcoreError(
@@ -114,7 +114,18 @@ def remove_page(root: Path) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read."""
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        os.fchmod(file.fileno(), 0o600)  # of one that was there before
-        file.write(text)
+    """Write a file that only its owner may read; who reads it finds the old text or the new one."""
+    with _draft(path, text) as draft:
+        draft.replace(path)
+
+
+@contextmanager
+def _draft(path: Path, text: str) -> Iterator[Path]:
+    """A private file with a text beside another one, for the block to put into its place."""
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    try:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)

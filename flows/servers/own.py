@@ -4,12 +4,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 import httpx
-from filelock import FileLock, Timeout
 
 from flows.servers import standing
 from flows.servers.named import named
@@ -35,20 +34,29 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
     address, without a login.
     """
     standing.require_workspace(root)
+    say = partial(_NOTES.print, soft_wrap=True, markup=False, highlight=False)
     for line in named(root).values():
-        _NOTES.print(line, soft_wrap=True, markup=False, highlight=False)
-    os.environ.update(standing.environment(root))
-    if given := os.environ.get("PREFECT_API_URL"):
-        standing.require_settings()
-        try:
-            yield partial(_reached, given)
-        finally:
-            _deliver()
-        return
+        say(line)
+    with ExitStack() as starting:
+        if not os.environ.get("PREFECT_API_URL"):
+            starting.enter_context(standing.starting(root, say))
+        os.environ.update(standing.environment(root))
+        if given := os.environ.get("PREFECT_API_URL"):
+            starting.close()
+            standing.require_settings()
+            try:
+                yield partial(_reached, given, root)
+            finally:
+                _deliver()
+            return
+        with _started(root, starting) as ready:
+            yield ready
+
+
+@contextmanager
+def _started(root: Path, starting: ExitStack) -> Iterator[Callable[[], str]]:
+    """Run a server while the block does; `starting` is closed once it is ready."""
     assert "prefect" not in sys.modules, "its settings would name another server"
-    starting = FileLock(root / "prefect" / "start.lock", mode=0o600)
-    with suppress(Timeout):  # two that made the database at once would both fail
-        starting.acquire(timeout=standing.START_SECONDS)
     address = f"http://127.0.0.1:{free_port()}"
     log_path = root / "prefect-server.log"
     with log_path.open("ab") as log:
@@ -65,9 +73,8 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
     os.environ["PREFECT_API_URL"] = f"{address}/api"
     try:
         standing.require_settings()
-        yield partial(_ready, f"{address}/api", server, log_path, starting)
+        yield partial(_ready, address, server, log_path, starting)
     finally:
-        starting.release()
         if "prefect" in sys.modules and server.poll() is None:
             _deliver()  # after an error too: at exit they would wait for a server that is gone
         os.environ.pop("PREFECT_API_URL", None)
@@ -75,12 +82,13 @@ def prefect_server(root: Path) -> Iterator[Callable[[], str]]:
         server.wait(timeout=standing.START_SECONDS)
 
 
-def _reached(api: str) -> str:
+def _reached(api: str, root: Path) -> str:
     """The address of a running server's API without its login, once it has answered a question.
 
     Raises:
         SdcoreError: nobody answers there, it is no Prefect server, or it refuses the login.
     """
+    standing.require_listener(root, api.removesuffix("/api"))
     from prefect.client.orchestration import get_client  # noqa: PLC0415 - reads the settings
 
     try:
@@ -99,21 +107,23 @@ def _reached(api: str) -> str:
     return without_login(api)
 
 
-def _ready(api: str, server: subprocess.Popen[bytes], log_path: Path, starting: FileLock) -> str:
+def _ready(
+    address: str, server: subprocess.Popen[bytes], log_path: Path, starting: ExitStack
+) -> str:
     """Wait until the server is ready to work, let others start, and return its API's address.
 
     Raises:
         SdcoreError: it did not in time.
     """
     # /health answers before what the first other request has to wait for.
-    answered = answers(f"{api}/ready", server, standing.START_SECONDS)
-    starting.release()
+    answered = answers(f"{address}/api/ready", server, standing.START_SECONDS)
+    starting.close()
     if answered:
-        return api
+        return f"{address}/api"
     raise SdcoreError(
         "the Prefect server did not start",
-        got=f"exit code {server.poll()}",
-        expected=f"an answer from {api} within {standing.START_SECONDS} s",
+        got="; ".join(filter(None, [f"exit code {server.poll()}", standing.held(address)])),
+        expected=f"an answer from {address}/api within {standing.START_SECONDS} s",
         where=str(log_path),
         fix="read the log, or set PREFECT_API_URL to a running server",
     )

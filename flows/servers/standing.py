@@ -9,8 +9,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -18,11 +19,13 @@ from tempfile import TemporaryFile
 
 import psutil
 import yaml
+from filelock import FileLock
 from pydantic import ValidationError
 
 from flows.servers.login import HOSTS, USER, login, remove_page, write_page, write_private
 from sdcore.errors import ConfigError, SdcoreError
-from sdcore.system.ports import answers
+from sdcore.system.holders import wait_for
+from sdcore.system.ports import answers, listens
 from tasks.tracking.mlflow_file import artifacts_uri, follow_if_moved
 from tasks.tracking.stores import ARTIFACTS, TRACKING, shared_store
 
@@ -193,6 +196,48 @@ def addresses(root: Path) -> dict[str, str]:
     return {name: _address(port) for name, port in ports.items() if processes(root, name)}
 
 
+@contextmanager
+def starting(root: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the start and the end of the workspace's servers while the block runs.
+
+    Two that made a new workspace's database at once would both fail, and two starts of the services
+    end each other.
+
+    Args:
+        root: the workspace.
+        say: takes a line if another process has to be waited for.
+    """
+    lock = FileLock(root / "prefect" / "start.lock", mode=0o600)
+    wait_for(lock, "starts or stops servers of this workspace", say)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_listener(root: Path, address: str) -> None:
+    """Wait until the workspace's Prefect server, if it is the one at an address, listens there.
+
+    Its key is for no other program.
+
+    Raises:
+        SdcoreError: it ended, or did not listen in time.
+    """
+    if addresses(root).get("prefect") != address:
+        return
+    deadline = time.monotonic() + START_SECONDS
+    while (running := processes(root, "prefect")) and time.monotonic() < deadline:
+        if listens(running, address):
+            return
+        time.sleep(0.1)
+    raise SdcoreError(
+        "the workspace's Prefect server does not listen on its port",
+        got="; ".join(filter(None, ["it runs" if running else "it ended", held(address)])),
+        where=address,
+        fix="`sdcore down`, then `sdcore up`; the log is logs/prefect.log",
+    )
+
+
 def processes(root: Path, *names: str) -> list[psutil.Process]:
     """The running processes of the named services, all of them by default, children included."""
     marks = {_mark(root, name) for name in names or NAMES}
@@ -211,7 +256,7 @@ def start(root: Path, ports: Mapping[str, int]) -> None:
     for name, port in ports.items():
         require_free(name, port, f"sdcore up --{name}-port N")
     (root / "logs").mkdir(parents=True, exist_ok=True)
-    (root / _STATE).write_text(json.dumps(ports), "utf-8")
+    write_private(root / _STATE, json.dumps(ports))
     try:
         _start_all(root, {name: _address(port) for name, port in ports.items()})
         write_page(root, addresses(root))
@@ -279,6 +324,12 @@ def holder(port: int) -> str:
     return "another user's program"
 
 
+def held(address: str) -> str:
+    """Return who listens on the port of an address, in words; nothing if it is free."""
+    port = int(address.rpartition(":")[2])
+    return "" if is_free(port) else f"{port} is held by {holder(port)}"
+
+
 def prefect_command(address: str) -> list[str]:
     """The command that serves Prefect at an address on this machine."""
     port = address.rpartition(":")[2]
@@ -302,11 +353,12 @@ def _start_all(root: Path, address: Mapping[str, str]) -> None:
     prefect = _spawn(root, server, "prefect", command, root / "prefect")
     follow_if_moved(root)
     mlflow = _spawn(root, own | _mlflow(root), "mlflow", _mlflow_command(address["mlflow"]), root)
-    _wait(root, "prefect", f"{api}/health", prefect)
-    _wait(root, "mlflow", f"{address['mlflow']}/health", mlflow)
+    _wait(root, "prefect", address["prefect"], "/api/health", prefect)
+    _wait(root, "mlflow", address["mlflow"], "/health", mlflow)
     deployments = spawn("deployments", serve)
     for name in _deployment_names():
-        _wait(root, "deployments", f"{api}/deployments/name/{name}", deployments)
+        path = f"/api/deployments/name/{name}"
+        _wait(root, "deployments", address["prefect"], path, deployments, prefect)
 
 
 def _deployment_names() -> list[str]:
@@ -364,12 +416,21 @@ def _spawn(
         )
 
 
-def _wait(root: Path, name: str, url: str, process: subprocess.Popen[bytes]) -> None:
-    if not answers(url, process, START_SECONDS, (USER, login(root).key)):
+def _wait(
+    root: Path,
+    name: str,
+    address: str,
+    path: str,
+    process: subprocess.Popen[bytes],
+    server: subprocess.Popen[bytes] | None = None,
+) -> None:
+    """Wait until a service is there: the server, which is its own process by default, answers."""
+    known = (USER, login(root).key)
+    if not answers(f"{address}{path}", process, START_SECONDS, known, server=server):
         raise SdcoreError(
             f"the service {name} did not start",
-            got=f"exit code {process.poll()}",
-            expected=f"an answer from {url} within {START_SECONDS} s",
+            got="; ".join(filter(None, [f"exit code {process.poll()}", held(address)])),
+            expected=f"an answer from {address}{path} within {START_SECONDS} s",
             where=str(root / "logs" / f"{name}.log"),
             fix="the last lines of that log say why",
         )

@@ -7,11 +7,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sdcore.errors import StoreError
+from sdcore.system import holders
 from sdcore.system.holders import described, lock_holder
 from tasks.run.condition_run import ConditionRun
 from tasks.run.progress import note
-
-LOOK = 1.0  # seconds between two looks whether Ctrl-C was pressed
 
 
 class HeldError(StoreError):
@@ -71,13 +70,4 @@ def wait_for(lock: FileLock, run: ConditionRun, work: str) -> None:
     Raises:
         Stopped: Ctrl-C was pressed.
     """
-    said = False
-    while True:
-        try:
-            lock.acquire(timeout=LOOK)
-            return
-        except Timeout:
-            if not said:
-                note(f"waiting: {described(lock_holder(Path(lock.lock_file)))} works on {work}")
-                said = True
-            run.session.interrupts.stop_if_asked()
+    holders.wait_for(lock, f"works on {work}", note, run.session.interrupts.stop_if_asked)

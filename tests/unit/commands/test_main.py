@@ -6,13 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import typer
+from filelock import FileLock
 from typer.testing import CliRunner
 
 import sdcore
-from flows.commands import main, terminal
+from flows.commands import main, tables, terminal
+from flows.servers import standing
+from sdcore.config import LlmCriticConfig
 from sdcore.errors import SdcoreError, StoreError
 from sdcore.store.database import Store
 from tests.helpers.example import EXPERIMENT, fill
@@ -300,3 +304,48 @@ def test_nothing_follows_an_error(tmp_path):
     first, *others = ended.stderr.splitlines()
     assert first.startswith("error: ")
     assert [line.split(":")[0].strip() for line in others] == ["got", "where", "fix"]
+
+
+def test_the_keys_of_all_blocks_are_read_from_one_server(tmp_path, monkeypatch, capsys):
+    """A second one in the same process would be refused: Prefect has read its settings."""
+    started = []
+
+    @contextmanager
+    def served(root):
+        started.append(root)
+        yield lambda: "http://127.0.0.1:1/api"
+
+    monkeypatch.setattr(tables, "served", served)
+    monkeypatch.setattr("tasks.run.critiques.secret_block", {"small": " a-key\n"}.get)
+    models = [
+        LlmCriticConfig(kind="llm", model="m", base_url="http://127.0.0.1:1/v1", api_key_block=name)
+        for name in ("small", "large")
+    ]
+    keys = tables._keys(models, tmp_path)
+    assert {where: key.text for where, key in keys.items()} == {"the block secret/small": "a-key"}
+    assert started == [tmp_path] and "secret/large, which is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spelling", [".", "../workspace", "../link", "absolute"])
+def test_services_start_and_end_under_one_path_one_command_at_a_time(
+    tmp_path, monkeypatch, spelling
+):
+    root, done = tmp_path / "workspace", []
+    root.mkdir()
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.chdir(root)
+
+    def work(named, *_):
+        lock = FileLock(root / "prefect" / "start.lock")
+        with pytest.raises(TimeoutError):
+            lock.acquire(timeout=0)
+        done.append(named)
+        return 0
+
+    monkeypatch.setattr(standing, "start", work)
+    monkeypatch.setattr(standing, "stop", work)
+    where = ["--workspace", str(root) if spelling == "absolute" else spelling]
+    CliRunner().invoke(main.app, ["up", *where], catch_exceptions=False)
+    (root / "services.json").write_text("{}")
+    CliRunner().invoke(main.app, ["down", *where], catch_exceptions=False)
+    assert done == [root] * 3  # what is left of an earlier start, the start, the end

@@ -79,7 +79,7 @@ def test_stopping_what_was_not_started_writes_nothing(tmp_path, monkeypatch):
     ("status", "body"),
     [(200, "<html>hello"), (401, '{"detail": "Unauthorized"}'), (200, "7"), (200, '[{"x": 1}]')],
 )  # fmt: skip
-def test_a_server_that_is_not_prefects_is_named(status, body):
+def test_a_server_that_is_not_prefects_is_named(tmp_path, status, body):
     from flows.servers.own import _reached
 
     class Other(BaseHTTPRequestHandler):
@@ -100,16 +100,16 @@ def test_a_server_that_is_not_prefects_is_named(status, body):
         api = f"http://me:word@127.0.0.1:{server.server_port}/api"
         refused = pytest.raises(SdcoreError, match="no Prefect server answers")
         with temporary_settings({PREFECT_API_URL: api}), refused as caught:
-            _reached(api)
+            _reached(api, tmp_path)
         server.shutdown()
     assert "word" not in str(caught.value) and caught.value.got
     assert caught.value.where == f"PREFECT_API_URL = http://127.0.0.1:{server.server_port}/api"
 
 
 @pytest.mark.parametrize("address", ["garbage", "http://127.0.0.1:999999/api", "http://[::1"])
-def test_an_address_of_prefect_that_is_none_is_named(address):
+def test_an_address_of_prefect_that_is_none_is_named(tmp_path, address):
     from flows.servers.own import _reached
 
     with pytest.raises(SdcoreError, match="no Prefect server answers") as caught:
-        _reached(address)
+        _reached(address, tmp_path)
     assert address in str(caught.value) and "unset" in caught.value.fix
