@@ -22,7 +22,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -328,11 +328,25 @@ def _file(name: str) -> str | None:
         file = module.__file__ if hasattr(module, "__file__") else None
     else:
         try:
-            spec = find_spec(name)
-        except (ImportError, ValueError):  # an attribute of a module, not a module
+            spec = _spec(name)
+        except (ImportError, ValueError):  # such as `__main__`
             return None
         file = spec.origin if spec else None
     return file if file and file.endswith(".py") and Path(file).exists() else None
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Where a module is: `find_spec`, but it imports no package that the module is in.
+
+    Importing would run code that the run never asked for, which may print or fail.
+    """
+    top, *parts = name.split(".")
+    spec = find_spec(top)
+    for part in parts:
+        if spec is None or spec.submodule_search_locations is None:
+            return None  # an attribute of a module, not a module
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
+    return spec
 
 
 def _beside(module: ModuleType, name: str, file: str) -> bool:

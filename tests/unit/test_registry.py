@@ -200,6 +200,25 @@ def test_a_helper_that_is_imported_later_must_be_python_too(module, text, tmp_pa
         CONTEXTS.digest(f"{name}:hint")
 
 
+def test_what_is_imported_later_is_hashed_without_being_imported(module, tmp_path):
+    """`plug_package` has an __init__ that fails; `plug_space.inner` are folders without any."""
+    name = module("plug_k")
+    with (tmp_path / "plug_k.py").open("a") as file:
+        file.write("\n\ndef later():\n    import plug_package.one\n")
+        file.write("    from plug_space.inner import two\n")
+    for folder in ("plug_package", "plug_space/inner"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "plug_package" / "__init__.py").write_text("print('!')\nraise RuntimeError\n")
+    for file in ("plug_package/one.py", "plug_space/inner/two.py"):
+        (tmp_path / file).write_text("")
+    with registry.importable(tmp_path):
+        assert CONTEXTS[f"{name}:hint"]
+        files = registry._files(sys.modules[name])
+    lazy = {"plug_package", "plug_package.one", "plug_space.inner.two"}
+    assert set(files) == {"plug_k", "plug_k_words"} | lazy
+    assert not [each for each in sys.modules if each.startswith(("plug_package", "plug_space"))]
+
+
 def test_two_modules_of_one_name_are_not_mixed_up(module, tmp_path):
     name = module("plug_f")
     with registry.importable(tmp_path):
