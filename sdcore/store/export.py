@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
@@ -46,16 +48,20 @@ def export(
         DataError: a text holds a key, or what looks like one.
     """
     known = environment_keys() | dict(keys or {})
-    for table in TABLES.values():
-        for _, rows in _parts(store, table, experiment_id):
-            _refuse_keys(table, rows, known)
-    files, root = _open(target)
     written: dict[str, int] = {}
-    for name, table in TABLES.items():
-        for path, rows in _parts(store, table, experiment_id):
-            with _new_file(files, f"{root}/data/{name}/{path}.parquet") as file:
-                rows.write_parquet(file)
-            written[name] = written.get(name, 0) + len(rows)
+    with (
+        TemporaryDirectory(prefix="sdcore-") as folder,
+        Store(store.copied(Path(folder))) as copy,  # what is searched is what is written
+    ):
+        for table in TABLES.values():
+            for _, rows in _parts(copy, table, experiment_id):
+                _refuse_keys(table, rows, known)
+        files, root = _open(target)
+        for name, table in TABLES.items():
+            for path, rows in _parts(copy, table, experiment_id):
+                with _new_file(files, f"{root}/data/{name}/{path}.parquet") as file:
+                    rows.write_parquet(file)
+                written[name] = written.get(name, 0) + len(rows)
     with _new_file(files, f"{root}/README.md") as file:
         file.write(card(experiment_id, written).encode())
     return written

@@ -201,6 +201,23 @@ def test_a_secret_of_the_environment_is_never_exported(tmp_path, monkeypatch, te
     assert raised.value.fix and not (tmp_path / "out").exists()
 
 
+def test_what_was_searched_is_what_is_written(tmp_path, monkeypatch):
+    """A row that a run stores meanwhile, and that nobody has searched, is not exported."""
+    store = Store(tmp_path / "sdcore.duckdb")
+    store.append_missing(problems=TABLES["problems"].frame([problem("p", "train", 0)]))
+    monkeypatch.setenv("CRITIC_API_KEY", TOKEN)
+    opened = exporting._open
+
+    def later(target):
+        leak = problem("q", "train", 1, question=TOKEN)
+        store.append_missing(problems=TABLES["problems"].frame([leak]))
+        return opened(target)
+
+    monkeypatch.setattr(exporting, "_open", later)
+    assert export(store, RUN, str(tmp_path / "out")) == {"problems": 1}
+    assert len(store.rows("problems")) == 2
+
+
 def test_the_key_of_another_run_in_the_workspace_does_not_count(tmp_path, monkeypatch):
     monkeypatch.setenv("CRITIC_API_KEY", TOKEN)
     store = Store(tmp_path / "sdcore.duckdb")
