@@ -13,7 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -348,12 +348,20 @@ class Tracking:
         self, experiment: Experiment, condition: str | None = None, seed: int | None = None
     ) -> str:
         key = (experiment.experiment_id, condition, None if seed is None else str(seed))
+        if key in self._runs and not self._is_active(self._runs[key]):
+            del self._runs[key]
         if key not in self._runs:
             with self._lock:
                 self._runs |= self._find(experiment)
                 if key not in self._runs:
                     self._runs[key] = self._create(experiment, condition, seed)
         return self._runs[key]
+
+    def _is_active(self, run_id: str) -> bool:
+        """Return whether the run was not deleted since, such as by `rescore` in another process."""
+        with suppress(MlflowException):  # `mlflow gc` has removed it for good
+            return str(self._client.get_run(run_id).info.lifecycle_stage) == "active"
+        return False
 
     def _find(self, experiment: Experiment) -> dict[tuple[str, str | None, str | None], str]:
         name = experiment.experiment_id

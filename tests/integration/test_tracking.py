@@ -203,6 +203,16 @@ def test_finish_closes_all_runs_and_start_opens_them_again(tracking, client):
     assert {run.info.status for run in runs(client, settings).values()} == {"RUNNING"}
 
 
+def test_a_run_that_another_process_has_forgotten_is_logged_again(root, tracking, client):
+    settings = experiment("forgotten")
+    tracking.log_checkpoint(settings, "grpo", 0, updates(1), scores())
+    with closing(Tracking(root)) as other:
+        other.forget(settings, "grpo", 0)
+    tracking.log_checkpoint(settings, "grpo", 0, updates(1, 2), scores())
+    run = runs(client, settings)["grpo/seed-0"]
+    assert history(client, run, "train/loss") == [(1, 1 / 8), (2, 2 / 8)]
+
+
 def test_files_of_a_rerun_replace_those_before(tracking, client):
     settings = experiment("files")
     for number in (1, 2):
