@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.run.condition_run import ConditionRun
 from tasks.run.interrupts import Stopped
+from tasks.run.progress import note
 
 
 @task(cache_policy=NO_CACHE, task_run_name="track {run.label}")
@@ -50,6 +51,9 @@ def tracked(base: ConditionRun) -> Iterator[None]:
         yield
     except BaseException as error:
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
-        with base.session.tracking() as tracking:
-            tracking.finish(base.experiment, "KILLED" if stopped else "FAILED")
+        try:
+            with base.session.tracking() as tracking:
+                tracking.finish(base.experiment, "KILLED" if stopped else "FAILED")
+        except Exception as second:
+            note(f"WARNING: MLflow was not told how the run ended: {second}")
         raise

@@ -1,7 +1,7 @@
 """Resources that one process holds open while it works in a workspace."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -41,7 +41,7 @@ class Session:
         self.panel = Panel()
         self.interrupts = Interrupts(self.panel.at_work)
         self.models = LiveModels(root, workers)
-        self._private = private_files()  # what is created while it is open is its owner's alone
+        self._opened = ExitStack()
         self.store = Store(
             root / DATABASE,
             timeout=None,  # nothing is lost while it waits
@@ -82,14 +82,25 @@ class Session:
         return Tracking(self.root)
 
     def __enter__(self) -> Self:
+        self._opened.enter_context(private_files())  # what is created now is its owner's alone
+        self._opened.callback(self.store.close)
+        self._opened.callback(self._close_tracking)
+        self._opened.callback(self._close_models)
+        self._opened.callback(self.interrupts.restore)
         self.interrupts.listen()
-        self._private.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self.interrupts.restore()
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        try:
+            self._opened.close()  # all of it, also where a part fails
+        except Exception as second:
+            if error is None:
+                raise
+            note(f"WARNING: not everything could be closed: {second}")
+
+    def _close_models(self) -> None:
         self.models.close()
+
+    def _close_tracking(self) -> None:
         if "_tracking" in self.__dict__:
             self._tracking.close()
-        self.store.close()
-        self._private.__exit__(*error)
