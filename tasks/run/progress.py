@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Protocol
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.exceptions import MissingContextError
+from prefect.exceptions import MissingContextError, PrefectException
 from prefect.logging import get_run_logger
 from rich.progress import (
     BarColumn,
@@ -144,27 +145,40 @@ def artifact_key(*parts: str) -> str:
 
 
 class _Artifact:
-    """The progress artifact of one bar, made once the work has taken a while."""
+    """The progress artifact of one bar, made once the work has taken a while.
+
+    Where Prefect's server fails, the work goes on without the picture.
+    """
 
     def __init__(self, description: str) -> None:
         self._description = description
         self._id: UUID | None = None
         self._next = time.monotonic() + EVERY
-        self._in_a_run = bool(FlowRunContext.get() or TaskRunContext.get())
+        self._drawn = bool(FlowRunContext.get() or TaskRunContext.get())
 
     def show(self, share: float, text: str) -> None:
-        if not self._in_a_run or time.monotonic() < self._next:
+        if not self._drawn or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + EVERY
         about = " · ".join(filter(None, [self._description, text]))
-        if self._id is None:
-            key = artifact_key("progress", self._description)
-            made = create_progress_artifact(100 * share, key=key, description=about)
-            assert isinstance(made, UUID), "no event loop runs here"
-            self._id = made
-        else:
-            update_progress_artifact(self._id, 100 * share, description=about)
+        with self._unless_prefect_fails():
+            if self._id is None:
+                key = artifact_key("progress", self._description)
+                made = create_progress_artifact(100 * share, key=key, description=about)
+                assert isinstance(made, UUID), "no event loop runs here"
+                self._id = made
+            else:
+                update_progress_artifact(self._id, 100 * share, description=about)
 
     def finish(self) -> None:
-        if self._id is not None:
-            update_progress_artifact(self._id, 100.0)
+        if self._drawn and self._id is not None:
+            with self._unless_prefect_fails():
+                update_progress_artifact(self._id, 100.0)
+
+    @contextmanager
+    def _unless_prefect_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except (HTTPError, PrefectException) as error:
+            self._drawn = False
+            note(f"WARNING: no more progress of {self._description} in Prefect: {error}")

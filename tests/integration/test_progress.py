@@ -1,8 +1,12 @@
 """What is said of work in progress."""
 
 from collections import Counter
+from types import SimpleNamespace
+from uuid import uuid4
 
+import httpx
 import pytest
+from prefect.exceptions import PrefectHTTPStatusError
 
 from tasks.run import progress
 
@@ -51,6 +55,34 @@ def test_a_bar_moves_along_with_the_step_that_is_at_work():
                 assert around() == done + 0.75
             advance(1)
             assert around() == done + 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        httpx.ConnectError("gone"),
+        PrefectHTTPStatusError(
+            "500", request=httpx.Request("POST", "http://x"), response=httpx.Response(500)
+        ),
+    ],
+)
+def test_work_goes_on_where_prefect_cannot_draw_it(error, monkeypatch, capfd):
+    asked = []
+
+    def failing(*_, **__):
+        asked.append(1)
+        raise error
+
+    monkeypatch.setattr(progress, "EVERY", -1.0)
+    monkeypatch.setattr(progress.TaskRunContext, "get", lambda: True)
+    monkeypatch.setattr(progress, "get_run_logger", lambda: SimpleNamespace(info=lambda text: 0))
+    monkeypatch.setattr(progress, "create_progress_artifact", lambda *_, **__: uuid4())
+    monkeypatch.setattr(progress, "update_progress_artifact", failing)
+    with progress.Panel().bar("samples", total=3) as advance:
+        for _ in range(3):
+            advance(1)
+    assert len(asked) == 1
+    assert capfd.readouterr().err.count("no more progress of samples in Prefect") == 1
 
 
 def test_a_note_is_a_line(capfd):
