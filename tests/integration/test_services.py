@@ -10,6 +10,7 @@ import sys
 import httpx
 import psutil
 import pytest
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -195,7 +196,11 @@ def test_up_serves_runs_use_it_and_down_leaves_nothing(tmp_path, monkeypatch):
             answer = httpx.post(f"{deployments}/{quickstart}/create_flow_run", json=run, auth=known)
             assert answer.status_code in (409, 422), answer.text
         monkeypatch.setattr(os, "environ", dict(os.environ))  # the next line adds to it
-        with prefect_server(tmp_path) as server_address:
+        read = {  # when this process imported Prefect
+            PREFECT_API_URL: f"{address['prefect']}/api",
+            PREFECT_API_AUTH_STRING: login(tmp_path).text,
+        }
+        with temporary_settings(read), prefect_server(tmp_path) as server_address:
             assert server_address() == f"{address['prefect']}/api"
     finally:
         sdcore("down", *where)
