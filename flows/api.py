@@ -1,11 +1,12 @@
 """The Python API behind `sdcore.run` and `sdcore.open`: start experiments, read their tables."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -20,6 +21,7 @@ from sdcore.config import Experiment, load_experiment
 from sdcore.errors import SdcoreError, StoreError
 from sdcore.store.database import Store
 from sdcore.store.reading import read
+from sdcore.system.supervise import die_with_parent
 from tasks.tracking.mlflow_file import follow_if_moved
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ def run(
     The work is done in a process of its own, so that this works in a script without a
     ``__main__`` guard, in a notebook and inside a running event loop. That process keeps to the
     workspace: its servers listen on loopback and end with it, and nothing is sent anywhere.
-    Progress goes to standard error. Call it again and it does only what is missing.
+    Progress goes to standard error. Call it again and it does only what is missing. Ctrl-C stops it
+    as it stops the command; at the second one it ends at once.
 
     Args:
         experiment: settings, a file, or the name of a shipped experiment.
@@ -56,13 +59,11 @@ def run(
         file.write_text(settings.model_dump_json(), "utf-8")
         command = [sys.executable, "-m", "flows.api", str(file), str(root)]
         path = os.pathsep.join(entry for entry in sys.path if entry)
-        done = subprocess.run(
-            command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL, check=False
-        )
-    if done.returncode:
+        code = _finished(command, os.environ | {"PYTHONPATH": path})
+    if code:
         raise SdcoreError(
             "the run failed",
-            got=f"exit code {done.returncode}",
+            got=f"exit code {code}",
             where=f"{settings.experiment_id} in {root}",
             fix="its message is on standard error; the same call goes on from what is stored",
         )
@@ -222,6 +223,34 @@ class Champion:
             given = warmed_up if run.experiment.warmup else None
             save_solver(target, run.experiment, run.root / self.path, run.started, given)
             return Solver(target)
+
+
+def _finished(command: list[str], environment: Mapping[str, str]) -> int:
+    """Run a command to its end, and return its exit code.
+
+    A terminal's Ctrl-C reaches the command too, which is then waited for until it has stored what
+    it did. It ends with this process.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed meanwhile; the command has ended.
+    """
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - a prctl, which takes no lock
+    ) as process:
+        # With a time limit Python looks again and again; a wait without one does not notice
+        # Ctrl-C, since polars has system calls restarted.
+        try:
+            return process.wait(math.inf)
+        except KeyboardInterrupt:
+            try:
+                process.wait(math.inf)
+            except KeyboardInterrupt:
+                process.terminate()  # where no terminal has sent it the second one
+                process.wait(math.inf)
+            raise
 
 
 def _main(file: str, workspace: str) -> None:

@@ -1,9 +1,12 @@
 """The public Python API, name by name."""
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
 
+import psutil
 import pytest
 
 import sdcore
@@ -88,3 +91,57 @@ def test_importing_sdcore_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("whom", ["both", "caller"])
+def test_ctrl_c_lets_the_run_end_by_itself(tmp_path, whom):
+    """In a terminal both get it; where only the caller does, the second one ends the run."""
+    child = """
+import os, signal, sys, time
+def stop(number, frame):
+    time.sleep(1)  # longer than `subprocess.run` waits
+    print("stored", number, file=sys.stderr, flush=True)
+    os._exit(130)
+signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
+print("started", file=sys.stderr, flush=True)
+time.sleep(60)
+"""
+    caller = """
+import os, sys
+from flows.api import _finished
+try:
+    _finished([sys.executable, "-c", sys.argv[1]], os.environ)
+except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr, flush=True)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", caller, child], stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stderr.readline() == "started\n"
+        if whom == "both":
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            os.kill(process.pid, signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1)
+            os.kill(process.pid, signal.SIGINT)
+        number = signal.SIGINT if whom == "both" else signal.SIGTERM
+        assert process.stderr.read() == f"stored {number:d}\ninterrupted\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")
+def test_a_run_ends_with_the_process_that_called_it():
+    child = "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
+    caller = """
+import os, sys
+from flows.api import _finished
+_finished([sys.executable, "-c", sys.argv[1]], os.environ)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", caller, child], stderr=subprocess.PIPE, text=True
+    ) as process:
+        run = psutil.Process(int(process.stderr.readline()))
+        process.kill()
+        run.wait(30)
