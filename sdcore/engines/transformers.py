@@ -116,11 +116,7 @@ class TransformersEngine:
         updates = adapters.updates_of(policy.live)
         held = {name: update.to(own[f"{name}.weight"]) for name, update in updates.items()}
         self._set(held)
-        moved = {
-            name: own[f"{name}.weight"].float() - theirs[f"{name}.weight"].float()
-            for name in updates
-        }
-        self.update_share = adapters.held_share(updates, held, moved)
+        self.update_share = adapters.held_share(updates, held)
 
     def close(self) -> None:
         """Hold nothing that must be freed."""

@@ -97,9 +97,7 @@ def merged_weights(policy: Policy) -> dict[str, Tensor]:
     return merged
 
 
-def held_share(
-    updates: Mapping[str, LowRank], held: Mapping[str, LowRank], moved: Mapping[str, Tensor]
-) -> float | None:
+def held_share(updates: Mapping[str, LowRank], held: Mapping[str, LowRank]) -> float | None:
     """Return the share of a policy's update Δ that a sampler holds: ⟨held, Δ⟩ / ⟨Δ, Δ⟩.
 
     1 where it holds all of it, 0 where rounding left nothing.
@@ -107,7 +105,6 @@ def held_share(
     Args:
         updates: Δ, by layer.
         held: what the sampler adds to its layers.
-        moved: sampler's weight less the base model's, [O, I] by layer.
 
     Returns:
         None if there is no update, or it is zero.
@@ -115,12 +112,7 @@ def held_share(
     total = sum(update.dot(update) for update in updates.values())
     if not total:
         return None
-    added = sum(held[name].dot(update) for name, update in updates.items() if name in held)
-    merged = sum(
-        float(((moved[name].float() @ update.a_RI.T) * update.b_OR).double().sum())
-        for name, update in updates.items()
-    )
-    return (added + merged) / total
+    return sum(held[name].dot(update) for name, update in updates.items()) / total
 
 
 def require_adaptable(model: PreTrainedModel, lora: LoraConfig) -> None:

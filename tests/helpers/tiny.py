@@ -10,6 +10,8 @@ from transformers import (
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GptOssConfig,
     GptOssForCausalLM,
     GraniteConfig,
@@ -60,6 +62,15 @@ def qwen(kind, config, **settings: object):
     """A Qwen2 or Qwen3, with heads that share keys and values."""
     sizes = _SMALL | {"num_hidden_layers": 2, "num_key_value_heads": 1, "head_dim": 8}
     return _seeded(kind, config(**sizes | settings))
+
+
+def gpt2():
+    """A model with `Conv1D` layers, whose weights are [I, O]."""
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "initializer_range": 0.3}
+    return _seeded(
+        GPT2LMHeadModel,
+        GPT2Config(vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=1, **sizes),
+    )
 
 
 def save(policy: policies.Policy, folder: Path) -> None:

@@ -6,12 +6,14 @@ from peft import LoraConfig, get_peft_model
 from scipy.stats import chisquare
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from sdcore import config as settings
 from sdcore.config import SamplingConfig
 from sdcore.engines import Completion, Engine, Request, Served
 from sdcore.engines.transformers import BLOCK, TransformersEngine, draw, rounded_down
 from sdcore.errors import EngineError, ModelError
+from sdcore.models import policies
 from sdcore.testing import ScriptedEngine
-from tests.helpers.tiny import save
+from tests.helpers.tiny import gpt2, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
@@ -253,6 +255,23 @@ def test_load_adds_the_adapter():
     with policy.disable_adapter():
         sampler.load(live(policy))
     assert sampler.generate(requests(), SamplingConfig(max_new_tokens=20)) == before
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # PEFT sets it for GPT-2's layers
+def test_load_adds_the_adapter_of_layers_whose_weights_are_transposed():
+    lora = settings.LoraConfig(rank=4, alpha=8, targets=("c_attn", "c_fc", "c_proj"))
+    policy, sampler = policies.attach_lora(gpt2(), lora, 0), engine(gpt2())
+    sampler.load(live(policy))
+    assert sampler.update_share is None  # B is zero
+    for name, weight in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    sampler.load(live(policy))
+    assert sampler.update_share == pytest.approx(1)
+    drawn = sampler.generate(requests(), SamplingConfig(max_new_tokens=20))
+    for request, completion in zip(requests(), drawn, strict=True):
+        expected = reference_logprobs(policy, request.prompt_ids, completion.token_ids)
+        assert torch.tensor(completion.logprobs).sub(expected).abs().max() < 1e-4
 
 
 def tuned(scale: float, dtype=torch.float32):

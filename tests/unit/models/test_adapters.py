@@ -1,22 +1,13 @@
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from sdcore.config import LoraConfig
 from sdcore.errors import ModelError
 from sdcore.models import adapters, policies
-from tests.helpers.tiny import adapted, llama
+from sdcore.models.adapters import LowRank
+from tests.helpers.tiny import adapted, gpt2, llama
 
 IDS = torch.tensor([[3, 4, 5, 6]])
-
-
-def gpt2():
-    config = GPT2Config(
-        vocab_size=32, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=1,
-        eos_token_id=1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(config).eval()
 
 
 def changed(policy, scale=0.1):
@@ -45,22 +36,14 @@ def test_updates_beside_and_merged_weights_are_the_adapted_policy(base, targets)
 
 
 @torch.no_grad()
-def test_merging_into_bfloat16_loses_small_updates_and_the_share_shows_it():
-    updates = adapters.updates_of(changed(adapted(), scale=5e-6))
-    moved, dense, kept = {}, 0.0, 0.0
-    for name, update in updates.items():
-        weight = llama().get_submodule(name).weight.bfloat16()
-        delta = update.b_OR @ update.a_RI
-        moved[name] = (weight + delta).bfloat16().float() - weight.float()
-        dense += float((delta * delta).double().sum())
-        kept += float((moved[name] * delta).double().sum())
-    share = adapters.held_share(updates, {}, moved)
-    assert share == pytest.approx(kept / dense, rel=1e-4)
-    assert share < 0.5
-    unmoved = {name: torch.zeros_like(change) for name, change in moved.items()}
-    assert adapters.held_share(updates, updates, unmoved) == pytest.approx(1)
-    assert adapters.held_share(updates, {}, unmoved) == 0
-    assert adapters.held_share(adapters.updates_of(adapted()), {}, moved) is None  # B is zero
+def test_the_share_that_a_sampler_holds_is_that_of_the_inner_products():
+    updates = adapters.updates_of(changed(adapted()))
+    held = {name: LowRank(each.a_RI, each.b_OR / 4) for name, each in updates.items()}
+    dense = [(update.b_OR @ update.a_RI).flatten() for update in updates.values()]
+    kept = [(each.b_OR @ each.a_RI).flatten() for each in held.values()]
+    expected = float(torch.cat(kept) @ torch.cat(dense) / torch.cat(dense).square().sum())
+    assert adapters.held_share(updates, held) == pytest.approx(expected) == pytest.approx(0.25)
+    assert adapters.held_share(adapters.updates_of(adapted()), {}) is None  # B is zero
 
 
 def test_a_disabled_adapter_and_a_bare_model_have_no_updates():
