@@ -57,15 +57,28 @@ def load(policy: Policy, folder: Path) -> None:
     """Copy the weights of a folder into the policy, in place.
 
     Raises:
+        ModelError: see `read`.
+    """
+    put(policy, read(policy, folder))
+
+
+def read(policy: Policy, folder: Path) -> dict[str, Tensor]:
+    """Return the weights of a folder for this policy, which stays as it is.
+
+    Raises:
         ModelError: the folder holds no such weights, they differ from their digest, or their names
             or shapes are not this policy's.
     """
-    adapted = isinstance(policy, PeftModel)
-    path = folder / (ADAPTER_FILE if adapted else FULL_FILE)
+    path = folder / (ADAPTER_FILE if isinstance(policy, PeftModel) else FULL_FILE)
     sealed.require_intact(folder, path.name)
     stored = load_tensors(path)
     require_same(stored, _held(policy), path)
-    if adapted:
+    return stored
+
+
+def put(policy: Policy, stored: dict[str, Tensor]) -> None:
+    """Copy what `read` returned into the policy, in place."""
+    if isinstance(policy, PeftModel):
         set_peft_model_state_dict(policy, stored)
     else:
         for name, weight in policy.named_parameters():

@@ -128,6 +128,7 @@ class Trainer:
         """
         started = time.perf_counter()
         self._require_fit(examples)
+        self._objective.loss(examples, torch.device("cpu"))  # refuses what it cannot learn from
         weights = self._token_weights(examples)
         if not any(each.any() for each in weights):
             return None
@@ -212,9 +213,14 @@ class Trainer:
             ModelError: there is none, it is damaged, or it was written under other settings.
             SdcoreError: another rank cannot read it.
         """
-        step, state = collectives.together(partial(checkpoints.read, folder, self._settings))
         collectives.settle(self.model)
-        weight_files.load(self.model, folder)
+
+        def read() -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:
+            step, state = checkpoints.read(folder, self._settings)
+            return step, state, weight_files.read(self.model, folder)
+
+        step, state, weights = collectives.together(read)
+        weight_files.put(self.model, weights)
         self._optimizer.restore(state, step)
         if self._teacher is not None:
             self._teacher.restore(state)
@@ -224,12 +230,18 @@ class Trainer:
 
         Raises:
             ModelError: there are none, or they are damaged.
+            SdcoreError: another rank cannot read them.
         """
         collectives.settle(self.model)
-        weight_files.load(self.model, folder)
+        read = partial(weight_files.read, self.model, folder)
+        weight_files.put(self.model, collectives.together(read))
 
     def _require_fit(self, examples: Sequence[Example]) -> None:
+        """Refuse examples on every rank, before any of them waits for the others."""
         batches.require_whole(examples, self._limit)
+        batches.student_side(examples)
+        if self._teacher is not None and self._objective.prompted:
+            batches.teacher_side(examples)
         if self._teacher is not None and self._optimizer.step == 0:
             same = replace(examples[0], teacher_prompt_ids=examples[0].prompt_ids)
             kl_T = self._scored([0], [same]).signals.kl

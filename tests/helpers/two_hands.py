@@ -1,6 +1,8 @@
-"""The command of test_crew.py under torchrun: rank 0 counts, and rank 1 counts with it."""
+"""The commands of test_crew.py under torchrun: rank 0 counts, and rank 1 counts with it."""
 
 import faulthandler
+import sys
+from datetime import timedelta
 from functools import partial
 
 import torch
@@ -24,6 +26,12 @@ class Counter:
         self.total += int(part)
         return self.total
 
+    def stumble(self) -> int:
+        """Fail on rank 1 alone, while rank 0 waits for its part."""
+        if distributed.get_rank() == 1:
+            raise TrainingError("rank 1 alone")
+        return self.add(1)
+
 
 def count() -> None:
     """Only rank 0 gets here."""
@@ -39,9 +47,17 @@ def count() -> None:
     raise TrainingError("the end")
 
 
+def fail_apart() -> None:
+    """Only rank 0 gets here, and never to the end."""
+    print(controller.shared(partial(Counter, 1)).stumble())
+
+
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(120, exit=True)  # a hang ends, and says where it was
     torch.set_num_threads(1)
+    controller.AGREEMENT = timedelta(seconds=3)
+    if "apart" in sys.argv:
+        controller.lead(fail_apart)
     try:
         controller.lead(count)
     except TrainingError as error:

@@ -1,6 +1,7 @@
 """What tests/test_ranks.py runs under torchrun: each case trains, saves, and resumes once."""
 
 import faulthandler
+import shutil
 import sys
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,7 +14,7 @@ from sdcore.distributed import collectives
 from sdcore.errors import SdcoreError
 from sdcore.models import weight_files
 from sdcore.training.trainer import Trainer
-from tests.helpers.tiny import LORA, adapted, examples, llama
+from tests.helpers.tiny import LORA, adapted, examples, flip, llama
 
 distill = partial(DistillConfig, objective="distill", context="none", learning_rate=1e-2)
 grpo = GrpoConfig(objective="grpo", learning_rate=1e-2, kl_coefficient=0.1, normalise="sequence")
@@ -56,15 +57,26 @@ def train(case: str, folder: Path) -> list[dict[str, object]]:
 
 
 def load_apart(folder: Path) -> list[str]:
-    """What each rank's error says when rank 1 finds no checkpoint where rank 0 has one."""
+    """What each rank's error says when rank 1 alone finds something wrong with a checkpoint."""
     condition, _, _ = CASES["full"]
     trainer = Trainer(llama(), condition, TrainingConfig(lora=None), total_steps=9, seed=0)
+    first = torch.distributed.get_rank() == 0
     trainer.save(folder)
-    try:
-        trainer.load(folder if torch.distributed.get_rank() == 0 else folder / "nowhere")
-    except SdcoreError as error:
-        return collectives.gather([f"{error.what}: {error.got}"])
-    return []
+    own = folder if first else folder.with_name("of rank 1")
+    if not first:
+        shutil.copytree(folder, own)
+        flip(own / weight_files.FULL_FILE)
+    said = []
+    for load, path in (
+        (trainer.load, own if first else own / "nowhere"),
+        (trainer.load, own),
+        (trainer.load_weights, own),
+    ):
+        try:
+            load(path)
+        except SdcoreError as error:
+            said.append(f"{error.what}: {error.got}")
+    return collectives.gather([said])
 
 
 if __name__ == "__main__":

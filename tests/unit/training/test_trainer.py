@@ -272,6 +272,20 @@ def test_grpo_needs_an_advantage_and_distillation_a_teacher_prompt():
             trainer(condition).step(bare)
 
 
+@pytest.mark.parametrize("lost", ["advantage", "teacher_prompt_ids", "response_ids"])
+def test_what_one_micro_batch_cannot_use_is_refused_before_the_first(lost):
+    """Every rank sees it then, also those whose own examples are sound."""
+    condition, some = distill() if lost == "teacher_prompt_ids" else reward(), examples(9)
+    made, twin = (trainer(condition, tokens_per_microbatch=20) for _ in range(2))
+    assert [len(e.response_ids) for e in some[:4:3]] == [4, 4]  # the shortest are scored last
+    empty = [] if lost == "response_ids" else None
+    with pytest.raises(TrainingError):
+        made.step([replace(e, **{lost: empty}) if e is some[3] else e for e in some])
+    for each in (made, twin):
+        each.step(some)
+    assert_same_bits(made, twin)
+
+
 def test_a_loss_that_is_not_finite_names_its_rollout_and_changes_nothing(tmp_path):
     made, twin, some = trainer(reward()), trainer(reward()), examples()
     for each in (made, twin):
