@@ -67,6 +67,10 @@ class Objective(Generic[S]):
         """Return the advantage [P, G] of each rollout, or None if rewards play no part."""
         return None
 
+    def teaches(self, example: Example) -> bool:
+        """Return whether an example's loss can have a gradient; a step where none can is skipped."""
+        return True
+
     def loss(self, examples: Sequence[Example], device: torch.device) -> ChunkLoss:
         """Return the loss of a micro-batch, as a function of a chunk of its tokens."""
         raise NotImplementedError
@@ -114,6 +118,10 @@ class Grpo(Objective[GrpoConfig]):
     def advantages(self, rewards_PG: Tensor) -> Tensor:
         """Rewards relative to their group."""
         return losses.group_advantages(rewards_PG)[0]
+
+    def teaches(self, example: Example) -> bool:
+        """Not in a group of equal rewards, unless the KL counts."""
+        return bool(self.settings.kl_coefficient) or example.advantage != 0
 
     def loss(self, examples: Sequence[Example], device: torch.device) -> ChunkLoss:
         """The surrogate, with the old policy's log-probs where examples have them."""
