@@ -142,27 +142,31 @@ def lengths(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def microbatches(
-    examples: Sequence[Example], budget: int, *, padded: bool = True
+    examples: Sequence[Example], budget: int, *, padded: bool = True, ranks: int = 1
 ) -> Iterator[list[int]]:
     """Yield indices of the examples in groups of similar length, the longest first.
 
-    A group is full when its larger side would exceed the budget of positions (a single example
-    may). Where these are `padded`, to the longest sequence of a side, it is also full when it is
-    not small and more than `MAX_PADDING` of it would be padding.
+    A group is dealt to the ranks in turn: `group[rank::ranks]` is a rank's share. It is full when
+    the larger side of a share would exceed the budget of positions (a single example may). Where
+    these are `padded`, to the longest sequence of a side, it is also full when a share is not small
+    and more than `MAX_PADDING` of it would be padding.
     """
     sides = np.stack(lengths(examples), 1)
     group: list[int] = []
-    widest, used = np.zeros(2, np.int64), np.zeros(2, np.int64)
+    widest, used = np.zeros((ranks, 2), np.int64), np.zeros((ranks, 2), np.int64)
     for index in np.argsort(-sides.sum(1), kind="stable").tolist():
-        tokens = used + sides[index]
-        wider = np.maximum(widest, sides[index])
-        area = wider * (len(group) + 1) if padded else tokens
+        rank, dealt = len(group) % ranks, len(group) // ranks
+        tokens = used[rank] + sides[index]
+        wider = np.maximum(widest[rank], sides[index])
+        area = wider * (dealt + 1) if padded else tokens
         padding = 1 - tokens.sum() / area.sum()
-        if group and (area.max() > budget or (used.sum() >= SMALL and padding > MAX_PADDING)):
+        small = used[rank].sum() < SMALL
+        if dealt and (area.max() > budget or (not small and padding > MAX_PADDING)):
             yield group
-            group, tokens, wider = [], sides[index], sides[index]
+            group, rank, tokens, wider = [], 0, sides[index], sides[index]
+            widest[:], used[:] = 0, 0
         group.append(index)
-        widest, used = wider, tokens
+        widest[rank], used[rank] = wider, tokens
     if group:
         yield group
 

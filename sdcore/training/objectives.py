@@ -68,7 +68,7 @@ class Objective(Generic[S]):
         return None
 
     def teaches(self, example: Example) -> bool:
-        """Return whether an example's loss can have a gradient; a step where none can is skipped."""
+        """Return whether an example's loss can have a gradient; without any, no step is taken."""
         return True
 
     def loss(self, examples: Sequence[Example], device: torch.device) -> ChunkLoss:

@@ -256,10 +256,11 @@ class Trainer:
         Every rank has as many, since sharded weights make each forward pass a joint act.
         """
         assert self.tokens_per_microbatch != "auto", "it is to be set before a step"
-        rank, size = collectives.rank_and_world_size()
-        budget = self.tokens_per_microbatch * size
-        groups = batches.microbatches(examples, budget, padded=self._padded)
-        return [group[rank::size] for group in groups]
+        rank, ranks = collectives.rank_and_world_size()
+        groups = batches.microbatches(
+            examples, self.tokens_per_microbatch, padded=self._padded, ranks=ranks
+        )
+        return [group[rank::ranks] for group in groups]
 
     def _token_weights(self, examples: Sequence[Example]) -> list[Tensor]:
         """Weights [T] of each example's tokens; every rank makes those of all examples."""

@@ -72,8 +72,27 @@ def test_without_padding_a_budget_is_filled_with_tokens():
     assert list(batches.microbatches(some, 13, padded=False)) == [[0, 2, 1], [3]]
 
 
+@pytest.mark.parametrize("padded", [True, False])
+def test_no_rank_gets_more_than_the_budget(padded):
+    # dealt to 8 ranks, 9 examples of 10 tokens would be 20 for the first, and 10 for the others
+    equal = [sized(4, 6)] * 9
+    groups = batches.microbatches(equal, 15, padded=padded, ranks=8)
+    assert list(map(len, groups)) == [8, 1]
+    assert list(map(len, batches.microbatches(equal, 20, padded=padded, ranks=8))) == [9]
+    drawn = np.random.default_rng(2)
+    some = [sized(*drawn.integers(1, 100, 3)) for _ in range(60)]
+    sides_N2 = np.stack(batches.lengths(some), 1)
+    dealt = list(batches.microbatches(some, 600, padded=padded, ranks=3))
+    assert sorted(index for group in dealt for index in group) == list(range(60))
+    for share in (group[rank::3] for group in dealt for rank in range(3) if group[rank::3]):
+        widest_2, used_2 = sides_N2[share].max(0), sides_N2[share].sum(0)
+        assert (len(share) * widest_2 if padded else used_2).max() <= 600
+
+
 def test_an_example_larger_than_the_budget_stands_alone():
     assert list(batches.microbatches([sized(5, 5), sized(50, 50)], 20)) == [[1], [0]]
+    pair = [sized(50, 50), sized(50, 50)]
+    assert list(batches.microbatches(pair, 20, ranks=2)) == [[0, 1]]  # alone on its rank
 
 
 def test_mixed_lengths_are_padded_by_less_than_a_tenth():
