@@ -99,21 +99,31 @@ def _write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text("".join(lines), "utf-8")
 
 
-def remove_file(folder: Path, name: str) -> None:
-    """Remove a file of a folder that `replacing` wrote; the folder is intact without it.
+def remove_files(folder: Path, *names: str) -> None:
+    """Remove files of a folder that `replacing` wrote; the folder is intact without them.
 
-    Its digest goes first: after a crash in between there is a file too many, which nobody reads.
+    Their digests go first, all at once: after a crash in between there are files too many, which
+    `has_file` does not know.
 
     Raises:
         ModelError: the folder has no checksums.
     """
-    left = {path: sha256 for path, sha256 in _checksums(folder).items() if path != name}
+    left = {path: sha256 for path, sha256 in _checksums(folder).items() if path not in names}
     with private_files():
         fresh = folder / f".{CHECKSUMS}"
         fresh.write_text("".join(f"{sha256}  {path}\n" for path, sha256 in left.items()), "utf-8")
     _sync(fresh)
     fresh.replace(folder / CHECKSUMS)
-    (folder / name).unlink(missing_ok=True)
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
+def has_file(folder: Path, name: str) -> bool:
+    """Return whether a folder has a file, and a digest of it."""
+    try:
+        return (folder / name).is_file() and name in _checksums(folder)
+    except ModelError:
+        return False
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -61,7 +61,12 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]
 
 def has_state(folder: Path) -> bool:
     """Return whether training can go on from a checkpoint, or only its weights are there."""
-    return (folder / ABOUT).is_file()
+    return sealed.has_file(folder, ABOUT.as_posix())
+
+
+def state_bytes(folder: Path) -> int:
+    """Return the size of what a checkpoint has besides its weights, also if that is a remainder."""
+    return sum(path.stat().st_size for path in (folder / STATE.parent).rglob("*") if path.is_file())
 
 
 def drop_state(folder: Path) -> int:
@@ -70,10 +75,9 @@ def drop_state(folder: Path) -> int:
     Raises:
         ModelError: the folder is no checkpoint.
     """
-    freed = sum((folder / name).stat().st_size for name in (ABOUT, STATE))
-    for name in (ABOUT, STATE):  # without the first it has no state
-        sealed.remove_file(folder, name.as_posix())
-    (folder / STATE).parent.rmdir()
+    freed = state_bytes(folder)
+    sealed.remove_files(folder, ABOUT.as_posix(), STATE.as_posix())
+    (folder / STATE.parent).rmdir()
     return freed
 
 

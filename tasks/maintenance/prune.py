@@ -82,8 +82,8 @@ def _needless(run: ConditionRun, kept: set[int]) -> Iterator[Freed]:
     for number, folder in folders.items():
         if number not in {*kept, *whole[-1:]}:
             yield Freed(folder, "checkpoint", _size(folder))
-        elif number in whole[:-1]:
-            yield Freed(folder, "moments", _size(folder / checkpoints.STATE.parent))
+        elif number not in whole[-1:] and (size := checkpoints.state_bytes(folder)):
+            yield Freed(folder, "moments", size)
 
 
 def _delete(run: ConditionRun, freed: Sequence[Freed]) -> None:

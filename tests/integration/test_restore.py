@@ -10,6 +10,7 @@ from sdcore.config import load_experiment
 from sdcore.errors import StoreError
 from sdcore.models import sealed, weight_files
 from sdcore.schedule import Stage
+from sdcore.training import checkpoints
 from tasks.align import align
 from tasks.distill import distill
 from tasks.maintenance.prune import prune
@@ -163,7 +164,13 @@ def no_champion(run, monkeypatch):
     return run
 
 
-def test_pruning_frees_the_moments_of_older_checkpoints_and_their_weights_still_sample(no_champion):
+def interrupted(path, missing_ok=False):
+    raise KeyboardInterrupt
+
+
+def test_pruning_frees_the_moments_of_older_checkpoints_and_their_weights_still_sample(
+    no_champion, monkeypatch
+):
     run, base = no_champion, no_champion.base
     old = run.checkpoint(1)
     (remains := old.with_name(".round-0003-killed")).mkdir()
@@ -174,6 +181,10 @@ def test_pruning_frees_the_moments_of_older_checkpoints_and_their_weights_still_
         (old, "moments"),
     ]
     assert remains.exists() and (old / "trainer").exists()  # nothing was asked to be deleted
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(old), "unlink", interrupted)
+        checkpoints.drop_state(old)
+    assert prune(base) == planned  # also of a deletion that was killed
     assert prune(base, delete=True) == planned and prune(base) == []
     # two moments per weight
     assert planned[1].size == pytest.approx(

@@ -93,10 +93,26 @@ def test_without_its_state_a_checkpoint_is_intact_but_cannot_be_resumed(folder, 
             checkpoints.require_whole(bare, sha256)
 
 
-def test_a_crash_while_the_state_is_dropped_leaves_an_intact_folder(folder, monkeypatch):
-    sha256 = weight_files.folder_digest(folder)
+@pytest.mark.parametrize("unlinked", [0, 1])
+def test_a_crash_while_the_state_is_dropped_leaves_an_intact_folder(folder, monkeypatch, unlinked):
+    sha256, unlink = weight_files.folder_digest(folder), type(folder).unlink
+    left = [unlinked]
+
+    def dies(path, missing_ok=False):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        unlink(path, missing_ok)
+
     with monkeypatch.context() as patch:
-        patch.setattr(type(folder), "unlink", lambda path, missing_ok=False: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        patch.setattr(type(folder), "unlink", dies)
+        with pytest.raises(KeyboardInterrupt):
             checkpoints.drop_state(folder)
     weight_files.require(folder, sha256)
+    assert not checkpoints.has_state(folder)
+    with pytest.raises(ModelError, match="has the weights alone"):
+        checkpoints.require_whole(folder, sha256)
+    size = checkpoints.state_bytes(folder)
+    assert size > 0 and checkpoints.drop_state(folder) == size
+    weight_files.require(folder, sha256)
+    assert not (folder / "trainer").exists()
