@@ -54,7 +54,7 @@ def distill(round_: Round) -> int:
         if not updates:
             note(f"{round_.label}: nothing to train on, the policy stays as it is")
         policy = _policy_after(round_, digest)
-        frames = {"updates": _updates(round_, policy, rows, updates, held, drift)}
+        frames = {"updates": _updates(round_, policy, rows, steps, held, drift)}
         if updates and round_.number in signal_rounds(run.experiment):
             frames["token_signals"] = _token_signals(round_, rows, steps)
         round_.commit(policy, frames)
@@ -189,7 +189,7 @@ def _updates(
     round_: Round,
     policy: StoredPolicy,
     rows: pl.DataFrame,
-    updates: Sequence[Update],
+    steps: Sequence[Update | None],
     held: float | None,
     drift: float | None,
 ) -> pl.DataFrame:
@@ -209,7 +209,8 @@ def _updates(
             "base_drift": drift,
         }
         | update.columns
-        for step, update in enumerate(updates, first)
+        for step, update in enumerate(steps, first)
+        if update is not None
     ]
     return TABLES["updates"].frame(made)
 

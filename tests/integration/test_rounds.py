@@ -1,13 +1,17 @@
 """What a round commits, and where a run goes on."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import polars as pl
 import pytest
 
 from sdcore.config import DistillConfig, load_experiment, objective
 from sdcore.rollouts import Rollout
 from sdcore.store.schema import TABLES
+from sdcore.training import results
 from sdcore.training.objectives import Distillation
-from tasks.distill import train
+from tasks.distill import _updates, train
 from tasks.run.condition_run import ConditionRun, StoredPolicy, base_run
 from tasks.run.rounds import Round, first_round, stored_round
 from tasks.run.session import Session
@@ -198,3 +202,18 @@ def test_rollouts_that_are_left_out_count_in_their_group_alone(run, kind, expect
     trainer = Recorder()
     train(round_, trainer)
     assert trainer.advantages == dict(zip(("a1", "b0", "b1"), expected, strict=True))
+
+
+def test_a_step_that_was_not_taken_keeps_its_place_among_the_updates(run):
+    own = run.experiment.model_dump(exclude={"plugins", "trials"})
+    own["training"]["steps_per_round"] = 3
+    mine = ConditionRun(run.session, type(run.experiment).model_validate(own), "grpo", 0)
+    round_ = Round(mine, policy(mine, 2), resumed=False)
+    rows = [rollout("grpo", 0, "train", 2, "a", index, correct=index == 1) for index in range(8)]
+    round_.frames["rollouts"] = TABLES["rollouts"].frame([row | mine.columns for row in rows])
+    round_.rollouts = Rollout.from_frame(round_.frames["rollouts"])
+    after = replace(policy(mine, 3), step=9)
+    taken = SimpleNamespace(columns=dict.fromkeys(results._COLUMNS, 1))
+    steps = [None, taken, taken]
+    found = _updates(round_, after, round_.frames["rollouts"], steps, None, None)
+    assert found["step"].to_list() == [8, 9]
