@@ -63,14 +63,16 @@ class Endpoint:
             model = self._model(served)
             answer = self._post("/v1/completions", body | {"model": model})
         except Unavailable:
-            self.failures, self._ready = self.failures + 1, None
+            with self._lock:
+                self.failures, self._ready = self.failures + 1, None
             raise
         self.failures = 0
         return answer
 
     def recheck(self) -> None:
         """Check before the next request that the server still has the policy."""
-        self.failures, self._ready = 0, None
+        with self._lock:
+            self.failures, self._ready = 0, None
 
     def close(self) -> None:
         """End the connections and, if it is ours, the server."""

@@ -134,12 +134,24 @@ class VllmEngine:
             done: SimpleQueue[Future[Completion]] = SimpleQueue()
             for each in index_of:
                 each.add_done_callback(done.put)
+
+            def handed_over(arrived: Sequence[Future[Completion]]) -> BaseException | None:
+                """Pass completions on; return the first error among them."""
+                errors = [each.exception() for each in arrived]
+                sound = [each for each, error in zip(arrived, errors) if error is None]
+                if fresh := {index_of[each]: each.result() for each in sound}:
+                    completions.update(fresh)
+                    on_progress(len(fresh), sum(len(each.token_ids) for each in fresh.values()))
+                    on_finished(fresh)
+                return next((error for error in errors if error is not None), None)
+
             while len(completions) < len(requests):
-                arrived = [done.get() for _ in range(max(1, done.qsize()))]
-                fresh = {index_of[each]: each.result() for each in arrived}
-                completions |= fresh
-                on_progress(len(fresh), sum(len(each.token_ids) for each in fresh.values()))
-                on_finished(fresh)
+                error = handed_over([done.get() for _ in range(max(1, done.qsize()))])
+                if error is not None:
+                    pool.shutdown(cancel_futures=True)  # those in flight come to their end
+                    rest = [done.get() for _ in range(done.qsize())]
+                    handed_over([each for each in rest if not each.cancelled()])
+                    raise error
         finally:
             pool.shutdown(cancel_futures=True)
         return [completions[index] for index in range(len(requests))]

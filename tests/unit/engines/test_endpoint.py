@@ -219,6 +219,40 @@ def test_an_error_leaves_no_request_behind(base):
     assert len(server.posts) <= 3
 
 
+def test_samples_in_flight_when_another_is_refused_are_handed_over(base):
+    with speaking() as server, engine_on(server) as engine:
+        engine.load(Served("base", base, base))
+        server.gate.clear()
+        whole, finished = server.complete, {}
+
+        def complete(body):
+            if body["prompt"][-1] != 10:
+                return whole(body)
+            while server.active < 3:
+                time.sleep(0.01)
+            threading.Timer(0.3, server.gate.set).start()
+            return {}
+
+        server.complete = complete
+        with pytest.raises(EngineError, match="not vLLM's"):
+            engine.generate(requests(4), SAMPLING, on_finished=finished.update)
+    assert finished == dict(enumerate(expected(4)[1:], 1))
+
+
+def test_a_recheck_waits_while_another_thread_asks_for_the_policy():
+    endpoint = Endpoint("http://127.0.0.1:1", None)
+
+    class Loaded:
+        def __ne__(self, other):
+            recheck = threading.Thread(target=endpoint.recheck)
+            recheck.start()
+            recheck.join(0.2)
+            return False
+
+    endpoint._ready = Loaded(), "policy"
+    assert endpoint._model(Loaded()) == "policy"
+
+
 def test_adapters_are_loaded_by_policy_and_only_ours_unloaded(base):
     with speaking(others=["somebody-elses"]) as server, engine_on(server) as engine:
         for name in ("p1", "p2"):
