@@ -34,7 +34,12 @@ class TrainingConfig(Settings):
         "as it if the engine is a server",
     )
     lora: LoraConfig | None = Field(None, description="absent: all weights are trained")
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(
+        0,
+        ge=0,
+        description="optimizer steps in which the learning rate rises to its peak; all of them "
+        "where a run, or its section warmup, has no more",
+    )
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     save_every: int = Field(
         1,

@@ -13,10 +13,14 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def learning_rate(step: int, total_steps: int, peak: float, training: TrainingConfig) -> float:
-    """Return the rate of a step, from 0: linear warm-up to the peak, then the schedule to 0."""
-    if step < training.warmup_steps:
-        return peak * (step + 1) / training.warmup_steps
-    progress = (step - training.warmup_steps) / max(1, total_steps - training.warmup_steps)
+    """Return the rate of a step, from 0: linear warm-up to the peak, then the schedule to 0.
+
+    A warm-up longer than all steps takes all of them, so that the last one is at the peak.
+    """
+    rising = min(training.warmup_steps, total_steps)
+    if step < rising:
+        return peak * (step + 1) / rising
+    progress = (step - rising) / max(1, total_steps - rising)
     match training.schedule:
         case "constant":
             return peak

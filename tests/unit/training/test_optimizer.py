@@ -20,6 +20,14 @@ def test_schedules_by_hand(schedule, rates):
     assert [learning_rate(s, 6, 1.0, training) for s in range(6)] == pytest.approx(rates, abs=1e-6)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_warm_up_longer_than_all_steps_ends_at_the_peak(schedule):
+    training = TrainingConfig(warmup_steps=100, schedule=schedule)
+    rates = [learning_rate(step, 4, 0.8, training) for step in range(4)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert learning_rate(0, 1, 0.8, training) == 0.8
+
+
 def weights():
     return {"matrix": nn.Parameter(torch.ones(2, 2)), "vector": nn.Parameter(torch.ones(2))}
 
