@@ -11,7 +11,7 @@ from sdcore.config import SamplingConfig
 from sdcore.engines import Completion, Engine, Request, Served
 from sdcore.engines.transformers import BLOCK, TransformersEngine, draw, rounded_down
 from sdcore.errors import EngineError, ModelError
-from sdcore.models import policies
+from sdcore.models import adapters, policies
 from sdcore.testing import ScriptedEngine
 from tests.helpers.tiny import gpt2, save
 
@@ -290,10 +290,19 @@ def tuned(scale: float, dtype=torch.float32):
 @pytest.mark.parametrize("scale", [5e-6, 1e-3])
 @pytest.mark.parametrize(("dtype", "most_lost"), [(torch.float32, 1e-6), (torch.bfloat16, 0.01)])
 def test_the_sampler_holds_small_updates(scale, dtype, most_lost):
-    sampler = engine(llama().to(dtype))
-    assert sampler.update_share is None
-    sampler.load(live(tuned(scale, dtype)))
-    assert sampler.update_share == pytest.approx(1, abs=most_lost)
+    policy, sampler = tuned(scale, dtype), engine(llama().to(dtype))
+    sampler.load(live(policy))
+    added = total = 0.0
+    for name, update in adapters.updates_of(policy).items():
+        layer = sampler.model.get_submodule(name)
+        with torch.no_grad():
+            delta = update.b_OR @ update.a_RI
+            layer.weight.zero_()  # what is left of its output is what was added
+            held = layer(torch.eye(layer.in_features, dtype=dtype)).T.float()
+        added += float((held * delta).sum())
+        total += float(delta.square().sum())
+    assert added / total == pytest.approx(1, abs=most_lost)
+    assert sampler.update_share == pytest.approx(added / total, abs=most_lost)
     sampler.load(live(llama().to(dtype)))
     assert sampler.update_share is None
 

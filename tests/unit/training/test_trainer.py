@@ -304,16 +304,14 @@ def test_what_one_micro_batch_cannot_use_is_refused_before_the_first(lost):
     assert_same_bits(made, twin)
 
 
-def test_a_loss_that_is_not_finite_names_its_rollout_and_changes_nothing(tmp_path):
+def test_a_loss_that_is_not_finite_names_its_rollout_and_changes_nothing():
     made, twin, some = trainer(reward()), trainer(reward()), examples()
     for each in (made, twin):
         each.step(some)
-    made.save(tmp_path / "good")
-    digest = weight_files.folder_digest(tmp_path / "good")
     broken = [*some[:4], replace(some[4], advantage=float("inf")), some[5]]
     with pytest.raises(TrainingError, match="rollouts rollout-4\n"):
         made.step(broken)
-    assert weight_files.folder_digest(tmp_path / "good") == digest
+    assert_same_bits(made, twin)
     for each in (made, twin):
         each.step(some)
     assert_same_bits(made, twin)
