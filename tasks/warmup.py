@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import polars as pl
+import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sdcore.config import WarmupConfig
 from sdcore.errors import ModelError
 from sdcore.models import policies, weight_files
+from sdcore.models.adapters import base_weights, merged_weights
 from sdcore.models.prompts import end_of_turn
 from sdcore.schedule import round_questions
 from sdcore.store.schema import TABLES
@@ -17,6 +19,8 @@ from sdcore.training.trainer import Example, Trainer, Update
 from tasks.run.checkpoints import damaged_checkpoints
 from tasks.run.condition_run import RAW, ConditionRun, StoredPolicy
 from tasks.run.progress import note
+
+KEPT = 0.9  # share of the update; where the base keeps less, a note says so
 
 
 @task(cache_policy=NO_CACHE, task_run_name="warm up {base.experiment.name}")
@@ -41,8 +45,10 @@ def warm_up(base: ConditionRun) -> StoredPolicy:
         named = base.session.models.folder(base.experiment.model.name)
         trainer = base.session.models.new_trainer(base, settings, named, settings.steps)
         steps = _trained(base, settings, trainer)
+        trained = merged_weights(trainer.model)
         with base.session.clock.measure("storage"):
-            warmup.save_base(trainer.model, named, base.checkpoint(0))
+            warmup.save_base(trainer.model, trained, named, base.checkpoint(0))
+        _note_rounding(base, trainer.model, trained, named)
         policy = _policy(base, settings)
         if lost:
             _require_same(base.policy(0), policy, base.checkpoint(0))
@@ -65,6 +71,24 @@ def _require_same(stored: StoredPolicy, retrained: StoredPolicy, folder: Path) -
             "another name",
         )
     note(f"the warmed-up base was retrained to the same weights, sha256 {stored.sha256[:12]}")
+
+
+def _note_rounding(
+    base: ConditionRun, policy: policies.Policy, trained: dict[str, torch.Tensor], named: Path
+) -> None:
+    """Say so where the base, read in the model's type, is not the policy that was trained."""
+    model = base.experiment.model
+    if model.dtype == "float32":
+        return
+    adapted = base.experiment.training.lora is not None
+    on_cpu = model.model_copy(update={"device": "cpu"})
+    before = base_weights(policy if adapted else policies.load_policy(named, on_cpu))
+    share = warmup.kept_share(before, trained, getattr(torch, model.dtype))
+    if share is not None and share < KEPT:
+        note(
+            f"warm-up: rounded to {model.dtype}, the base keeps {share:.0%} of what was learned; "
+            "with model.dtype = 'float32' it keeps all"
+        )
 
 
 Step = tuple[Update, float]  # an optimizer step, and the share of its traces that are right

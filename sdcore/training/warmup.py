@@ -6,18 +6,18 @@ tiny solver's pre-training, `sdcore.tiny_solver.corpus`.
 """
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
+import torch
 
 from sdcore.config import SOURCES, ProblemsConfig, PromptsConfig
 from sdcore.errors import DataError, TrainingError
 from sdcore.models import sealed, weight_files
-from sdcore.models.adapters import merged_weights
 from sdcore.models.folders import copy_settings
 from sdcore.models.policies import Policy, Tokenizer
 from sdcore.models.prompts import neutralise, student_prompt, teacher_prompt
@@ -152,14 +152,46 @@ def _weights(tokenizer: Tokenizer, ids: list[int], text: str, lesson: Lesson) ->
     return [*(0.0 if each else 1.0 for each in hidden), 1.0]
 
 
-def save_base(policy: Policy, named: Path, folder: Path) -> None:
+def save_base(policy: Policy, trained: dict[str, torch.Tensor], named: Path, folder: Path) -> None:
     """Write a warmed-up policy as a model folder of its own, whole or not at all.
 
-    Adapters are merged into the weights; tokenizer and settings are those of the named model.
+    Tokenizer and settings are those of the named model.
+
+    Args:
+        policy: the warmed-up policy.
+        trained: its `merged_weights`.
+        named: folder of the named model.
+        folder: to write.
     """
     with sealed.replacing(folder) as fresh:
         copy_settings(named, fresh)
-        weight_files.write(unwrap_peft(policy), fresh, merged_weights(policy))
+        weight_files.write(unwrap_peft(policy), fresh, trained)
+
+
+@torch.no_grad()
+def kept_share(
+    before: Mapping[str, torch.Tensor], trained: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> float | None:
+    """Return the share of an update Δ of weights W that rounding to a type leaves.
+
+    ⟨round(W + Δ) − W, Δ⟩ / ⟨Δ, Δ⟩ over all weights, computed one weight at a time.
+
+    Args:
+        before: W, by name.
+        trained: W + Δ.
+        dtype: the type.
+
+    Returns:
+        1 where all of it is left, 0 where nothing is; None if there is no update.
+    """
+    kept = total = 0.0
+    for name, weight in trained.items():
+        if weight is not before[name]:
+            start = before[name].to(weight.device).double()
+            delta = weight.double() - start
+            kept += float(((weight.to(dtype).double() - start) * delta).sum())
+            total += float(delta.square().sum())
+    return kept / total if total else None
 
 
 def arithmetic_traces(problems: ProblemsConfig) -> Iterator[Solved]:

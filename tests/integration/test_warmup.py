@@ -9,7 +9,7 @@ from mlflow import MlflowClient, pyfunc
 
 from sdcore.config import ModelConfig, ProblemsConfig, load_experiment
 from sdcore.errors import DataError
-from sdcore.models import hub, policies, weight_files
+from sdcore.models import adapters, hub, policies, weight_files
 from sdcore.problems.arithmetic import parse_question, read_step, verify_steps
 from sdcore.problems.splits import load_problems
 from sdcore.store.database import Store
@@ -73,7 +73,7 @@ def test_the_base_folder_is_a_model_with_the_adapter_merged(tmp_path):
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 weight.fill_(0.02)
-    warmup.save_base(adapted, named, tmp_path / "base")
+    warmup.save_base(adapted, adapters.merged_weights(adapted), named, tmp_path / "base")
     loaded = policies.load_policy(tmp_path / "base", TINY)
     ids_NL = torch.tensor([examples(1)[0].response_ids])
     with torch.no_grad():
@@ -147,6 +147,20 @@ def test_a_hinted_warm_up_is_recorded_and_gives_the_same_weights_again(file, tmp
         )
         assert len(session.store.rows("updates")) == len(updates)
     assert "retrained to the same weights" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("adapted", [True, False], ids=["adapter", "full"])
+@pytest.mark.parametrize(("rate", "noted"), [(1e-6, True), (0.1, False)])
+def test_a_base_that_bfloat16_rounds_away_is_noted(tmp_path, capsys, adapted, rate, noted):
+    lora = "[training.lora]\nrank = 4\nalpha = 8\n"
+    (file := tmp_path / "warmed.toml").write_text(EXPERIMENT.replace(lora, lora * adapted))
+    changes = ["model.dtype=bfloat16", f"warmup.learning_rate={rate}", "warmup.steps=1"]
+    with Session(tmp_path) as session:
+        base = base_run(session, load_experiment(file, changes))
+        prepare.fn(base)
+        warm_up.fn(base)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("rounded to bfloat16, the base keeps" in said) == noted
 
 
 def run(file, workspace, check=True):

@@ -110,3 +110,13 @@ def test_the_loss_is_that_of_the_unmasked_tokens_and_falls(folder, tokenizer, en
     assert losses[0] == pytest.approx(float(loss_T[learnt_T].mean()), rel=1e-4)
     assert loss_T[~learnt_T].max() > 5  # what the slip alone would have added
     assert losses[-1] < losses[0] / 4
+
+
+def test_the_share_of_an_update_that_rounding_keeps():
+    # Between 1 and 2 bfloat16 has steps of 1/128; 1/128 stays and 1/1024 is lost: 64/65.
+    before = {"a": torch.ones(1), "b": torch.ones(1), "frozen": torch.ones(1)}
+    trained = before | {"a": torch.tensor([1 + 1 / 128]), "b": torch.tensor([1 + 1 / 1024])}
+    assert warmup.kept_share(before, trained, torch.bfloat16) == pytest.approx(64 / 65)
+    assert warmup.kept_share(before, trained, torch.float32) == 1
+    assert warmup.kept_share(before, before | {"a": trained["b"]}, torch.bfloat16) == 0
+    assert warmup.kept_share(before, before, torch.bfloat16) is None
