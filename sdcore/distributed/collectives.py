@@ -87,12 +87,12 @@ def sum_gradients(weights: Iterable[nn.Parameter]) -> None:
             weight.grad = total.view_as(weight)
 
 
-def buckets(weights: Sequence[nn.Parameter], size: int = BUCKET) -> Iterator[list[nn.Parameter]]:
-    """Split weights, in their order, into groups of at most `size` elements, or of one weight."""
+def buckets(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Split weights, in their order, into groups of at most `BUCKET` elements, or of one weight."""
     group: list[nn.Parameter] = []
     elements = 0
     for weight in weights:
-        if group and elements + weight.numel() > size:
+        if group and elements + weight.numel() > BUCKET:
             yield group
             group, elements = [], 0
         group.append(weight)

@@ -120,7 +120,7 @@ def _failed_on_rank_0(call: _Call) -> bool:
     return True
 
 
-def _store() -> distributed.Store:
+def _store() -> Any:
     """What ranks can exchange while another waits for them in a collective operation."""
     return distributed.distributed_c10d._get_default_store()
 

@@ -58,28 +58,20 @@ class TransformersEngine:
     """Samples from its own copy of the weights, so that training may go on with the policy's.
 
     Requests are ordered by prompt and cut into batches, so the composition of a batch depends on
-    the request list alone. A distinct prompt of a batch is computed once and its keys and values
+    the request list alone. Keys, values and logits of a batch take at most `MEMORY` on a processor,
+    and on a GPU half of what is free, for a power of two of rows, so that the same work finds the
+    same batches. A distinct prompt of a batch is computed once and its keys and values
     are given to all its samples; finished samples leave the batch. The same requests in the same
     order give the same tokens bit for bit on the same machine and number of threads.
 
     Args:
         model: this object becomes the engine's copy; no one else may change it.
         end_ids: token ids that end a response.
-        memory_bytes: bound on keys, values and logits of a batch; it may make batches smaller
-            than `SamplingConfig.batch_size`, never larger. None: `MEMORY` on a processor, and on a
-            GPU half of what is free, for a power of two of rows, so that the same work finds the
-            same batches.
     """
 
     reads_folders = False
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        end_ids: Collection[int],
-        memory_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, end_ids: Collection[int]) -> None:
         self.model = model.eval().requires_grad_(False)
         self._device = next(model.parameters()).device
         self._replays = self._device.type == "cuda" and can_replay(model)
@@ -87,7 +79,6 @@ class TransformersEngine:
         if plain and not self._replays:
             model.set_attn_implementation(SHARED)
         self._end_ids = torch.tensor(sorted(end_ids), device=self._device)
-        self._memory_bytes = memory_bytes
         self._handles: list[RemovableHandle] = []
         self.update_share: float | None = None
 
@@ -176,7 +167,7 @@ class TransformersEngine:
                 "folder",
             )
         longest = max(len(request.prompt_ids) for request in requests)
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = policies.positions(self.model.config)
         if limit is not None and longest + sampling.max_new_tokens > limit:
             raise EngineError(
                 "prompt and response do not fit into the model's positions",
@@ -195,8 +186,8 @@ class TransformersEngine:
         longest = max(len(request.prompt_ids) for request in requests)
         logits = 32 * config.vocab_size  # float32 and float64 copies while a token is drawn
         sample: int = token * (longest + sampling.max_new_tokens) + logits
-        if self._memory_bytes is not None or self._device.type == "cpu":
-            rows = (self._memory_bytes or MEMORY) // sample
+        if self._device.type == "cpu":
+            rows = MEMORY // sample
         else:
             rows = rounded_down(free_bytes(self._device) // (2 * sample))
         return max(1, min(sampling.batch_size, rows))

@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -154,16 +155,21 @@ def context_length(folder: Path) -> int | None:
     Raises:
         ModelError: the folder holds no model config.
     """
-    config = _loaded(AutoConfig.from_pretrained, folder).get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and (not isinstance(positions, int) or positions < 1):
+    limit = positions(_loaded(AutoConfig.from_pretrained, folder))
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise ModelError(
             "the model's config has no usable number of positions",
-            got=f"max_position_embeddings = {positions!r}",
+            got=f"max_position_embeddings = {limit!r}",
             expected="a whole number from 1",
             where=str(folder / "config.json"),
         )
-    return positions
+    return limit
+
+
+def positions(config: PretrainedConfig) -> int | None:
+    """Positions that a model's config names; None where it has no limit."""
+    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit
 
 
 def attach_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftModel:

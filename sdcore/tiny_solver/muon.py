@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # drives all singular values to about 1 in five rounds
 ROUNDS = 5
+MOMENTUM = 0.95  # decay of the averaged gradient, applied in Nesterov's form
+WEIGHT_DECAY = 0.05  # decoupled, times the learning rate
 
 
 class Muon:
@@ -18,16 +20,11 @@ class Muon:
 
     Args:
         matrices: two-dimensional weights.
-        momentum: decay of the averaged gradient, applied in Nesterov's form.
-        weight_decay: decoupled, times the learning rate.
     """
 
-    def __init__(
-        self, matrices: Iterable[nn.Parameter], momentum: float = 0.95, weight_decay: float = 0.05
-    ) -> None:
+    def __init__(self, matrices: Iterable[nn.Parameter]) -> None:
         self._matrices = list(matrices)
         self._averages = [torch.zeros_like(matrix) for matrix in self._matrices]
-        self._momentum, self._weight_decay = momentum, weight_decay
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
@@ -35,9 +32,9 @@ class Muon:
         for matrix, average in zip(self._matrices, self._averages):
             if matrix.grad is None:
                 continue
-            average.lerp_(matrix.grad, 1 - self._momentum)
-            update = orthogonalise(matrix.grad.lerp(average, self._momentum))
-            matrix.mul_(1 - learning_rate * self._weight_decay).sub_(learning_rate * update)
+            average.lerp_(matrix.grad, 1 - MOMENTUM)
+            update = orthogonalise(matrix.grad.lerp(average, MOMENTUM))
+            matrix.mul_(1 - learning_rate * WEIGHT_DECAY).sub_(learning_rate * update)
             matrix.grad = None
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from sdcore.errors import TrainingError
-from sdcore.models.policies import Policy
+from sdcore.models.policies import Policy, positions
 from sdcore.training import batches, packing
 from sdcore.training.batches import Example, Packed
 from sdcore.training.head import head_input, require_exact_head, unwrap_peft
@@ -44,9 +44,8 @@ def context_signals(
     """
     require_exact_head(policy)
     bare = unwrap_peft(policy)
-    limit = getattr(bare.config.get_text_config(), "max_position_embeddings", None)
     longest = [replace(r, teacher_prompt_ids=_longest(i, prompts)) for i, r in enumerate(rollouts)]
-    batches.require_whole(longest, limit)
+    batches.require_whole(longest, positions(bare.config))
     packing.turn_on(bare)
     padded = not packing.is_on(bare)
     for group in batches.microbatches(longest, tokens_per_batch, padded=padded):

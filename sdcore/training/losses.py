@@ -115,18 +115,15 @@ def cross_entropy(chunk: Chunk, temperature: float = 1.0) -> tuple[Tensor, Tenso
     return -logprob_N, _by_logits(gradient_NV, temperature)
 
 
-def group_advantages(rewards_PG: Tensor) -> tuple[Tensor, int]:
-    """Return (reward − group mean) / group standard deviation (arXiv 2402.03300).
+def group_advantages(rewards_PG: Tensor) -> Tensor:
+    """Return (reward − group mean) / group standard deviation (arXiv 2402.03300), [P, G].
 
     The standard deviation is the unbiased one. A group of equal rewards has advantages 0.
-
-    Returns:
-        Advantages [P, G], and the number of groups of equal rewards, which give no signal.
     """
     silent_P1 = (rewards_PG == rewards_PG[:, :1]).all(1, keepdim=True)
     centred_PG = (rewards_PG - rewards_PG.mean(1, keepdim=True)).masked_fill(silent_P1, 0.0)
     deviation_P1 = rewards_PG.std(1, keepdim=True).masked_fill(silent_P1, 1.0)
-    return centred_PG / deviation_P1, int(silent_P1.sum())
+    return centred_PG / deviation_P1
 
 
 def _is_plain_forward_kl(settings: DistillConfig) -> bool:

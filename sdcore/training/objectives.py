@@ -117,7 +117,7 @@ class Grpo(Objective[GrpoConfig]):
 
     def advantages(self, rewards_PG: Tensor) -> Tensor:
         """Rewards relative to their group."""
-        return losses.group_advantages(rewards_PG)[0]
+        return losses.group_advantages(rewards_PG)
 
     def teaches(self, example: Example) -> bool:
         """Not in a group of equal rewards, unless the KL counts."""

@@ -151,8 +151,6 @@ def chunked_loss(
     tokens_T: Tensor,
     weights_T: Tensor,
     chunk_loss: ChunkLoss,
-    *,
-    chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor, TokenScores]:
     """Σ_t weight_t · loss_t, differentiable by the student's hidden states and head.
 
@@ -162,7 +160,6 @@ def chunked_loss(
         tokens_T: the response tokens.
         weights_T: weights of the tokens; the normalisation of the loss is in them.
         chunk_loss: see `sdcore.training.losses`.
-        chunk_rows: rows a chunk; by default so that its buffers stay small and its products busy.
 
     Returns:
         The weighted sum, each token's unweighted loss [T] (detached), and the diagnostics.
@@ -171,7 +168,7 @@ def chunked_loss(
     with torch.autocast(student.hidden_TD.device.type, enabled=False):
         loss, loss_T, *scores = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
             student.hidden_TD, student.head.weight_VD, student.head.bias_V,
-            student.head, teacher, tokens_T, weights_T, chunk_loss, chunk_rows,
+            student.head, teacher, tokens_T, weights_T, chunk_loss,
         )  # fmt: skip
     return loss, loss_T, TokenScores(*scores)
 
@@ -217,7 +214,6 @@ class _ChunkedLoss(torch.autograd.Function):
         tokens_T: Tensor,
         weights_T: Tensor,
         chunk_loss: ChunkLoss,
-        chunk_rows: int | None,
     ) -> tuple[Tensor, ...]:
         ctx.dtype = hidden_TD.dtype
         ctx.gradients = [
@@ -230,7 +226,7 @@ class _ChunkedLoss(torch.autograd.Function):
         # A product of few rows with a [V, D] sum takes a GPU as long to read and write that sum as
         # to compute: the gradients of many chunks are held for one product.
         hold = whole is not None and head.linear and weight is not None
-        spans = _spans(tokens_T, len(weight_VD), chunk_rows)
+        spans = _spans(tokens_T, len(weight_VD))
         pool = _Pool(student, spans)
 
         def scored(rows: slice, space_NV: Tensor | None = None) -> tuple[Tensor, TokenScores]:
@@ -277,7 +273,7 @@ class _ChunkedLoss(torch.autograd.Function):
             scaled = [
                 None if each is None else _times(each, slope, ctx.dtype) for each in gradients
             ]
-        return *scaled, *[None] * 6
+        return *scaled, *[None] * 5
 
 
 class _Pool:
@@ -310,12 +306,13 @@ class _Pool:
         return flat.view(self._vocabulary, self._rows).T
 
 
-def _spans(tokens_T: Tensor, vocabulary: int, chunk_rows: int | None = None) -> list[slice]:
+def _spans(tokens_T: Tensor, vocabulary: int) -> list[slice]:
+    """Chunks whose buffers stay small and whose products are busy."""
     device = tokens_T.device.type
     affordable = ELEMENTS[device] // vocabulary
     if device == "cuda":
         affordable -= affordable % MIN_ROWS
-    step = chunk_rows or max(MIN_ROWS, affordable)
+    step = max(MIN_ROWS, affordable)
     return [slice(start, start + step) for start in range(0, len(tokens_T), step)]
 
 

@@ -42,7 +42,7 @@ from sdcore.config import (
 from sdcore.distributed import collectives
 from sdcore.errors import TrainingError
 from sdcore.models import weight_files
-from sdcore.models.policies import Policy
+from sdcore.models.policies import Policy, positions
 from sdcore.training import batches, checkpoints, losses, packing, results
 from sdcore.training.batches import Example, Packed
 from sdcore.training.head import checkpointed, head_input, require_exact_head, unwrap_peft
@@ -100,7 +100,7 @@ class Trainer:
         bare = unwrap_peft(model)
         self.tokens_per_microbatch: int | Literal["auto"] = training.tokens_per_microbatch
         self._dtype, self._device = bare.dtype, bare.device
-        self._limit = getattr(bare.config.get_text_config(), "max_position_embeddings", None)
+        self._limit = positions(bare.config)
         require_exact_head(model)
         packing.turn_on(bare)
         self._padded = not packing.is_on(bare)

@@ -66,8 +66,9 @@ def test_alone_nothing_is_exchanged():
     assert collectives.whole(weight) is weight
 
 
-def test_gradients_are_exchanged_in_buckets_that_keep_their_order():
+def test_gradients_are_exchanged_in_buckets_that_keep_their_order(monkeypatch):
+    monkeypatch.setattr(collectives, "BUCKET", 8)
     weights = [torch.nn.Parameter(torch.zeros(size)) for size in (3, 4, 1, 9, 2, 2)]
-    sizes = [[w.numel() for w in group] for group in collectives.buckets(weights, 8)]
+    sizes = [[w.numel() for w in group] for group in collectives.buckets(weights)]
     assert sizes == [[3, 4, 1], [9], [2, 2]]
-    assert list(collectives.buckets([], 8)) == []
+    assert list(collectives.buckets([])) == []

@@ -15,6 +15,7 @@ from sdcore.training import projection
 from sdcore.training.divergences import DIVERGENCES, Whole
 from sdcore.training.losses import Distillation, distillation
 from sdcore.training.projection import Head, HeadInput, chunked_loss, token_scores
+from tests.helpers.chunks import chunks_of
 
 pytest.importorskip("triton", reason="no Triton: run `make triton`")
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -65,7 +66,8 @@ def results(inputs, loss, head=None, dtype=None):
         HeadInput(hidden, Head(weight, **(head or {}))),
         [HeadInput(other_hidden.detach(), Head(other_weight.detach(), **(head or {})))],
     )
-    total, loss_T, scores = chunked_loss(*sides, tokens_T, weights_T, loss, chunk_rows=1)
+    with chunks_of(1):
+        total, loss_T, scores = chunked_loss(*sides, tokens_T, weights_T, loss)
     total.backward()
     return [loss_T, *scores, hidden.grad, weight.grad]
 
@@ -139,7 +141,8 @@ def test_gradients_that_are_held_for_one_product_add_up(on_gpu, monkeypatch, hel
             HeadInput(leaves[0], Head(leaves[1])),
             [HeadInput(other.to(dtype), Head(weight.to(dtype)))],
         )
-        total, loss_T, scores = chunked_loss(*sides, ids_T, weights_T, loss, chunk_rows=1)
+        with chunks_of(1):
+            total, loss_T, scores = chunked_loss(*sides, ids_T, weights_T, loss)
         (3 * total).backward()
         made.append([loss_T, *scores, *(leaf.grad for leaf in leaves)])
     close(*made)

@@ -8,6 +8,7 @@ import torch
 from sdcore.config import DistillConfig, GrpoConfig
 from sdcore.training.losses import cross_entropy, distillation, group_advantages, grpo
 from sdcore.training.projection import Head, HeadInput, chunked_loss
+from tests.helpers.chunks import chunks_of
 
 T, D, V = 12, 6, 40
 
@@ -201,7 +202,8 @@ def test_gradients_on_sampled_tokens_are_those_of_finite_differences(objective):
 
     def loss(hidden_TD, weight_VD):
         student = HeadInput(hidden_TD, Head(weight_VD))
-        total, *_ = chunked_loss(student, teacher, tokens_T, weights_T, objective, chunk_rows=2)
+        with chunks_of(2):
+            total, *_ = chunked_loss(student, teacher, tokens_T, weights_T, objective)
         return 2 * total  # a slope of 1 is for one backward pass only, and gradcheck makes two
 
     assert torch.autograd.gradcheck(loss, (hidden, weight))
@@ -214,18 +216,16 @@ def test_agrees_with_torch_cross_entropy():
     assert_agree(both(cross_entropy, theirs))
 
 
-def test_group_advantages_by_hand_and_silent_groups_counted():
+def test_group_advantages_by_hand():
     rewards_PG = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0] * 4, [0.0] * 4])
-    advantages_PG, silent = group_advantages(rewards_PG)
+    advantages_PG = group_advantages(rewards_PG)
     # mean 1/4, unbiased deviation sqrt((9 + 3) / 16 / 3) = 1/2
     assert advantages_PG[0].tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5])
     assert advantages_PG[1:].abs().max() == 0
-    assert silent == 2
 
 
 def test_equal_rewards_that_no_float_holds_exactly_are_silent():
-    advantages_PG, silent = group_advantages(torch.full((1, 3), 0.1))
-    assert (advantages_PG.tolist(), silent) == ([[0, 0, 0]], 1)
+    assert group_advantages(torch.full((1, 3), 0.1)).tolist() == [[0, 0, 0]]
 
 
 @pytest.fixture(scope="module")
@@ -248,10 +248,11 @@ def both(objective, theirs, weights_T=None):
     tokens_T = torch.randint(V, (T,), generator=drawn)
     weights_T = torch.full((T,), 1 / T) if weights_T is None else weights_T
     head = Head(weight.requires_grad_())
-    ours, *_ = chunked_loss(
-        HeadInput(hidden.requires_grad_(), head), [HeadInput(other, Head(weight.detach()))],
-        tokens_T, weights_T, objective, chunk_rows=5,
-    )  # fmt: skip
+    student, teacher = HeadInput(hidden.requires_grad_(), head), Head(weight.detach())
+    with chunks_of(5):
+        ours, *_ = chunked_loss(
+            student, [HeadInput(other, teacher)], tokens_T, weights_T, objective
+        )
     expected = theirs(hidden @ weight.T, (other @ weight.T).detach(), tokens_T)
     return [(v, *torch.autograd.grad(v, (hidden, weight))) for v in (ours, expected)]
 

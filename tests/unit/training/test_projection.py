@@ -7,6 +7,7 @@ from torch.autograd import gradcheck
 from sdcore.config import DistillConfig
 from sdcore.training.losses import distillation
 from sdcore.training.projection import Head, HeadInput, chunked_loss, token_scores
+from tests.helpers.chunks import chunks_of
 
 T, D, V = 5, 3, 7
 HEADS = [{"scale": 0.3}, {"softcap": 2.0}, {"scale": 1.7, "softcap": 3.0}]
@@ -31,7 +32,8 @@ def loss_of(hidden, weight, bias, teacher, changes, head, rows=2):
     tokens_T, weights_T = tokens()
     objective = partial(distillation, settings=settings(**changes))
     student = HeadInput(hidden, Head(weight, bias, **head))
-    return chunked_loss(student, teacher, tokens_T, weights_T, objective, chunk_rows=rows)
+    with chunks_of(rows):
+        return chunked_loss(student, teacher, tokens_T, weights_T, objective)
 
 
 CASES = [

@@ -10,10 +10,10 @@ from sdcore.errors import ConfigError, PluginError, TrainingError
 from sdcore.models import weight_files
 from sdcore.rollouts import JudgedRollout, Problem, Rollout
 from sdcore.tiny_solver.tokenizer import build_tokenizer
-from sdcore.training import projection
 from sdcore.training.batches import Example
 from sdcore.training.results import TokenSignals
 from sdcore.training.weightings import Region, ResponseTokens, Weigher, regions_of
+from tests.helpers.chunks import chunks_of
 from tests.helpers.tiny import examples, llama
 from tests.unit.training.test_trainer import (
     assert_same_bits,
@@ -246,12 +246,11 @@ def test_loss_and_gradient_are_the_weighted_means_on_full_logits(case, tmp_path)
         torch.testing.assert_close(gradient, weight.grad, rtol=1e-3, atol=1e-4 * scale + 1e-8)
 
 
-def test_a_chunked_loss_with_weights_is_the_whole_one(monkeypatch):
+def test_a_chunked_loss_with_weights_is_the_whole_one():
     some, condition = placed(examples()), distill(tokens={"kind": "advantages"})
     whole = trainer(condition).step(some)
-    monkeypatch.setattr(projection, "MIN_ROWS", 1)
-    monkeypatch.setattr(projection, "ELEMENTS", {"cpu": 1})
-    chunked = trainer(condition).step(some)
+    with chunks_of(1):
+        chunked = trainer(condition).step(some)
     assert chunked.loss == pytest.approx(whole.loss, rel=1e-5)
     assert chunked.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
 
