@@ -66,7 +66,7 @@ def naive_forward_kl(hidden, weight, other_hidden, other_weight, weights_T):
     return ((log_t.exp() * (log_t - log_q)).sum(-1) * weights_T).sum()
 
 
-@pytest.mark.parametrize("rows", [None, 1, 2, T, 100])
+@pytest.mark.parametrize("rows", [1, 2, T, 100])
 def test_any_chunking_gives_the_naive_loss_and_gradients(rows):
     hidden, weight, _, other_hidden, other_weight = inputs(torch.float32)
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]
