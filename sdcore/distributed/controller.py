@@ -120,9 +120,10 @@ def _failed_on_rank_0(call: _Call) -> bool:
     return True
 
 
-def _store() -> Any:
-    """What ranks can exchange while another waits for them in a collective operation."""
-    return distributed.distributed_c10d._get_default_store()
+def _store() -> distributed.TCPStore:
+    """Connect to torchrun's store, where a rank can leave word while others wait in an exchange."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return distributed.TCPStore(address, port, is_master=False)
 
 
 def _dismiss() -> None:
