@@ -87,6 +87,11 @@ class Context(Entry):
     write: Write
     predicted: str = ""
 
+    @property
+    def quotes_critique(self) -> bool:
+        """Return whether it is made of a critique, of the rollout itself or of another one."""
+        return not self.needs.isdisjoint({"critique", "other_critique"})
+
     def available(self, inputs: ContextInputs) -> bool:
         """Return whether the rollout has all that this context needs."""
         return not self._missing(inputs)

@@ -149,6 +149,22 @@ def neighbours(round_: Sequence[JudgedRollout]) -> list[Neighbours]:
     return found[::-1]
 
 
+def lacking_sources(solutions: pl.Series, group_size: int) -> frozenset[str]:
+    """Return the inputs of contexts that some rollouts lack, or all, for want of solutions.
+
+    Args:
+        solutions: worked ones of the training problems; some may be missing.
+        group_size: rollouts per question. Another one may be the wrong solution.
+    """
+    missing = solutions.null_count()
+    lacking = {
+        "solution": missing > 0,
+        "wrong_solution": missing > 0 and group_size == 1,
+        "other_solution": missing == len(solutions),
+    }
+    return frozenset(name for name, lacks in lacking.items() if lacks)
+
+
 def other_solutions(asked: Iterable[Problem], known: Sequence[Problem]) -> dict[str, str]:
     """For each problem the worked solution of another, by problem id; none where there is none.
 

@@ -64,7 +64,7 @@ def align(round_: Round) -> int:
         if run.settings.teacher_context is None:
             _note_refusals(round_, {rollout.rollout_id for rollout in round_.rollouts})
             return len(round_.critiques)
-        wanted = _wanted(run, run.settings.teacher_context)
+        wanted = run.experiment.shown_in(run.settings)
         contexts = context_rows(run, critic, wanted, round_.judged())
     round_.frames["contexts"] = contexts
     _note_refusals(round_, set(contexts["rollout_id"]))
@@ -148,19 +148,10 @@ def _arriving(round_: Round) -> Iterator[Batch]:
 
 
 def _wants_critiques(run: ConditionRun, round_: int) -> bool:
-    context, known = run.settings.teacher_context, run.experiment.known_contexts
-    needed = context is not None and "critique" in known[context].needs
+    needed = any(context.quotes_critique for context in run.experiment.shown_in(run.settings))
     needed = needed or "regions" in run.settings.weighting.needs
     judged = round_ in signal_rounds(run.experiment) and run.experiment.judge is not None
     return needed or judged
-
-
-def _wanted(run: ConditionRun, name: str) -> list[Context]:
-    """The condition's context, and the one that stands in where a language model fails."""
-    known, critic = run.experiment.known_contexts, run.experiment.judge
-    context = known[name]
-    fallback = critic.fallback_context if critic and "critique" in context.needs else None
-    return [context, known[fallback]] if fallback else [context]
 
 
 def _note_refusals(round_: Round, trainable: set[str]) -> None:

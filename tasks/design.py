@@ -13,7 +13,7 @@ from sdcore.analysis.metrics import SHARE
 from sdcore.analysis.preflight import PURPOSE, measured_as, purpose_with, taught_with
 from sdcore.config import Experiment, Limits, LlmCriticConfig
 from sdcore.critics.llm import AGAIN, PROMPT
-from sdcore.design.candidates import Candidate, Field, Skipped, enumerate_field
+from sdcore.design.candidates import SOLVED, Candidate, Field, Skipped, enumerate_field
 from sdcore.design.experiments import (
     as_file,
     confirmation_experiment,
@@ -60,10 +60,10 @@ class Search:
     Not a dataclass, since Prefect walks through every field of one that a task is given.
     """
 
-    def __init__(self, experiment: Experiment, lacking: frozenset[str] = frozenset()) -> None:
+    def __init__(self, experiment: Experiment, solutions: pl.Series = SOLVED) -> None:
         self.file = experiment
         self.design_id = design_id(experiment)
-        self.field: Field = enumerate_field(experiment, lacking)
+        self.field: Field = enumerate_field(experiment, solutions)
         self.candidates = {each.name: each for each in self.field.candidates}
         self.experiment = search_experiment(experiment, self.field)
         largest = sorted(self.field.candidates, key=lambda each: -each.condition.group_size)[:2]
@@ -162,8 +162,7 @@ def plan_search(base: ConditionRun) -> Search:
         ConfigError: there is nothing to choose among, or the budget does not allow it.
     """
     train = base.candidates("train")
-    lacking = frozenset({"solution"} if train["solution"].null_count() else ())
-    search = Search(base.experiment, lacking)
+    search = Search(base.experiment, train["solution"])
     for each in search.field.skipped:
         note(f"skipped {each.name}: {each.reason}")
     rungs = search.plan.rungs

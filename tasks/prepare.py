@@ -20,6 +20,7 @@ from sdcore.models.lengths import Room
 from sdcore.models.prompts import require_shown
 from sdcore.problems.screening import Problem
 from sdcore.problems.splits import Loaded, load_problems
+from sdcore.rollouts import lacking_sources
 from sdcore.schedule import lineages
 from sdcore.store.schema import TABLES
 from tasks.growth import grown, store_grown, stored_settings
@@ -187,19 +188,20 @@ def _summary(loaded: Loaded) -> str:
 
 
 def _require_solutions(experiment: Experiment, problems: pl.DataFrame) -> None:
-    missing = problems.filter(pl.col("solution").is_null(), split="train")
-    known = experiment.known_contexts
+    train = problems.filter(split="train")
+    missing = train.filter(pl.col("solution").is_null())
     for name, condition in experiment.conditions.items():
-        context = condition.teacher_context
-        needs = known[context].needs if context is not None else frozenset[str]()
-        if "solution" in needs and len(missing):
-            raise ConfigError(
-                f"condition {name!r} shows the teacher reference solutions, and problems lack one",
-                got=f"{len(missing)} train problems without, first {missing['source'][0]}",
-                where=f"conditions.{name}.context",
-                fix="name the column in problems.solution, use another context, or leave the "
-                "condition out",
-            )
+        lacking = lacking_sources(train["solution"], condition.group_size)
+        for context in experiment.shown_in(condition):
+            if context.needs & lacking:
+                raise ConfigError(
+                    f"condition {name!r} shows the teacher {context.name}, which is made of "
+                    "reference solutions, and problems lack one",
+                    got=f"{len(missing)} train problems without, first {missing['source'][0]}",
+                    where=f"conditions.{name}.context",
+                    fix="name the column in problems.solution, use another context, or leave the "
+                    "condition out",
+                )
 
 
 def experiment_row(base: ConditionRun) -> dict[str, object]:

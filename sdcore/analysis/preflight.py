@@ -72,7 +72,7 @@ def contexts_of(experiment: Experiment) -> tuple[str, ...]:
     )
     if named or experiment.judge:
         return tuple(names)
-    return tuple(name for name in names if "critique" not in known[name].needs)
+    return tuple(name for name in names if not known[name].quotes_critique)
 
 
 def taught_with(experiment: Experiment) -> tuple[str, ...]:

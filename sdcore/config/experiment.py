@@ -32,7 +32,7 @@ from sdcore.config.critic import (
 )
 from sdcore.config.design import DesignConfig
 from sdcore.config.health import HealthConfig
-from sdcore.config.objectives import OBJECTIVES, Condition
+from sdcore.config.objectives import OBJECTIVES, Condition, ConditionSettings
 from sdcore.config.problems import SOURCES, ProblemsConfig
 from sdcore.config.sampling import (
     AUTO,
@@ -193,13 +193,17 @@ class Experiment(Settings):
 
     def _check_groups(self) -> None:
         for name, condition in self.conditions.items():
-            context = condition.teacher_context
-            needs = self.known_contexts[context].needs if context else frozenset[str]()
-            if condition.group_size == 1 and "sibling" in needs:
-                raise ValueError(
-                    f"conditions.{name}.group_size: {context} shows another rollout of the same "
-                    "question, and there is none: set it to 2 or more"
-                )
+            for context in self.shown_in(condition):
+                if condition.group_size == 1 and "sibling" in context.needs:
+                    raise ValueError(
+                        f"conditions.{name}.group_size: {context.name} shows another rollout of "
+                        "the same question, and there is none: set it to 2 or more"
+                    )
+                if self.training.questions_per_round == 1 and "other_critique" in context.needs:
+                    raise ValueError(
+                        f"training.questions_per_round: {context.name} of conditions.{name} shows "
+                        "a critique of another question, and there is none: set it to 2 or more"
+                    )
 
     def _check_rollouts(self) -> None:
         for name, condition in self.conditions.items():
@@ -229,7 +233,7 @@ class Experiment(Settings):
                 "problems only"
             )
         fallback = self.critic.fallback_context if self.critic else None
-        if fallback and "critique" in self.known_contexts[fallback].needs:
+        if fallback and self.known_contexts[fallback].quotes_critique:
             raise ValueError(f"critic.fallback: {fallback} needs a critique itself")
         if self.cluster and self.critic and self.critic.limits != Limits():
             raise ValueError(
@@ -239,11 +243,10 @@ class Experiment(Settings):
         if self.critic is not None:
             return
         for name, condition in self.conditions.items():
-            context = condition.teacher_context
-            if context and "critique" in self.known_contexts[context].needs:
+            if any(context.quotes_critique for context in self.shown_in(condition)):
                 raise ValueError(f"conditions.{name} needs a critic: add a section [critic]")
         for name in self.diagnose.contexts:
-            if "critique" in self.known_contexts[name].needs:
+            if self.known_contexts[name].quotes_critique:
                 raise ValueError(
                     f"diagnose.contexts: {name} needs a critic: add a section [critic]"
                 )
@@ -288,6 +291,16 @@ class Experiment(Settings):
             if name not in known:
                 known[name] = CONTEXTS.get(name, others=self.contexts, where=where)
         return known
+
+    def shown_in(self, condition: ConditionSettings) -> tuple[Context, ...]:
+        """Return what a condition shows its teacher, and what stands in for an invalid critique."""
+        known, name = self.known_contexts, condition.teacher_context
+        if name is None:
+            return ()
+        fallback = self.critic.fallback_context if self.critic else None
+        if fallback is None or not known[name].quotes_critique:
+            return (known[name],)
+        return known[name], known[fallback]
 
     @property
     def distilled(self) -> tuple[str, ...]:

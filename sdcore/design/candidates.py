@@ -14,14 +14,19 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import polars as pl
 from pydantic import ValidationError
 
 from sdcore.config import NAME_LENGTH, Condition, Experiment, LlmCriticConfig
 from sdcore.contexts import NULL
 from sdcore.errors import ConfigError
+from sdcore.rollouts import lacking_sources
 
 QUOTED = ("reference", "step_aligned", "full_quote", "omission")
 """The built-in contexts that are candidates by default; controls are not."""
+
+SOLVED = pl.Series(["a worked solution"])
+"""Solutions of problems of which none lacks one."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Field:
         return self.candidates[0]
 
 
-def enumerate_field(experiment: Experiment, lacking: frozenset[str] = frozenset()) -> Field:
+def enumerate_field(experiment: Experiment, solutions: pl.Series = SOLVED) -> Field:
     """Return the candidates of an experiment in a fixed order, each once.
 
     The baseline comes first, then the file's other conditions with a context, then the combinations
@@ -86,7 +91,7 @@ def enumerate_field(experiment: Experiment, lacking: frozenset[str] = frozenset(
 
     Args:
         experiment: the file.
-        lacking: fields of `ContextInputs` that its problems do not have, such as solution.
+        solutions: worked ones of its training problems; some may be missing.
 
     Raises:
         ConfigError: no condition shows the teacher a context, or fewer than two candidates can be
@@ -103,14 +108,14 @@ def enumerate_field(experiment: Experiment, lacking: frozenset[str] = frozenset(
         for name, condition in settings.items()
     }
     for name, tree in _combinations(experiment, settings[baseline]):
-        judged = llm and "critique" in experiment.known_contexts[tree["context"]].needs
+        judged = llm and experiment.known_contexts[tree["context"]].quotes_critique
         for prompt in dict.fromkeys([usual, *llm.prompts]) if llm and judged else [usual]:
             if (tree, prompt) not in named.values():
                 end = f"-{prompt}" if prompt != usual else ""
                 named[_free(f"{name}{end}", named)] = tree, prompt
     candidates, skipped = list[Candidate](), list[Skipped]()
     for name, (tree, prompt) in named.items():
-        made = _made(experiment, name, tree, lacking, prompt)
+        made = _made(experiment, name, tree, solutions, prompt)
         if isinstance(made, Skipped):
             skipped.append(made)
         else:
@@ -191,7 +196,7 @@ def _made(
     experiment: Experiment,
     name: str,
     tree: dict[str, Any],
-    lacking: frozenset[str],
+    solutions: pl.Series,
     prompt: str | None,
 ) -> Candidate | Skipped:
     """The candidate; or, if the experiment with it alone does not validate, the reason."""
@@ -203,6 +208,7 @@ def _made(
         said = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
         reason = said.removeprefix(f"conditions.{name}").lstrip(".: ")
         return Skipped(name, context, label, divergence, reason)
+    lacking = lacking_sources(solutions, alone.conditions[name].group_size)
     if missing := alone.known_contexts[context].needs & lacking:
         reason = f"the problems have no {', '.join(sorted(missing))}, which {context} shows"
         return Skipped(name, context, label, divergence, reason)

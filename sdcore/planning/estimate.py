@@ -326,13 +326,13 @@ class _Work:
     def aligned(self, condition: ConditionSettings, rollouts: int) -> Cost:
         """Critiques and contexts of a round."""
         experiment, context = self.experiment, condition.teacher_context
-        needs = experiment.known_contexts[context].needs if context else frozenset[str]()
         cost = Cost()
         if context:
             size = rollouts * context_bytes(self.shape, self.lengths.shown)
             seconds = CONTEXT_HANDLING * self.machine.handling * rollouts
             cost += Cost(seconds=seconds, written=size)
-        if "critique" in needs or "regions" in condition.weighting.needs:
+        quoted = any(each.quotes_critique for each in experiment.shown_in(condition))
+        if quoted or "regions" in condition.weighting.needs:
             cost += self.asked(rollouts, attempts=1)
         return cost
 

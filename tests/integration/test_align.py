@@ -13,9 +13,10 @@ from sdcore.grading.answers import grade
 from sdcore.keys import Key
 from sdcore.models import hub, policies
 from sdcore.rollouts import Rollout
+from sdcore.schedule import signal_rounds
 from sdcore.store.schema import TABLES
 from sdcore.traces import parse_trace
-from tasks.align import align
+from tasks.align import align, streams
 from tasks.run.arrivals import Arrivals
 from tasks.run.condition_run import ConditionRun, StoredPolicy
 from tasks.run.critiques import critic_budget
@@ -243,6 +244,30 @@ def test_a_weighting_by_region_asks_the_critic_under_any_context(tmp_path, capsy
     # The right one keeps all its tokens, the two wrong ones have no known error.
     said = " ".join(capsys.readouterr().err.split())
     assert "3 of 4 critiques refused, 2 rollouts left out" in said
+
+
+def test_critiques_of_other_questions_are_made_in_every_round(tmp_path):
+    settings = experiment("http://127.0.0.1:1").model_dump(mode="json")
+    settings["contexts"] = {"theirs": "{{ other_critique.corrected }}"}
+    settings["conditions"]["step_aligned"]["context"] = "theirs"
+    settings["problems"]["train"] = settings["training"]["questions_per_round"] = 2
+    file = Experiment.model_validate(settings)
+    needed = {}
+    for name in ("step_aligned", "reference"):
+        run = ConditionRun(Session(tmp_path), file, name, 0)
+        policy = StoredPolicy(
+            **run.columns,
+            policy_id="base",
+            parent_id=None,
+            step=1,
+            round=1,
+            kind="lora",
+            path=None,
+            sha256="",
+        )
+        needed[name] = streams(Round(run, policy, resumed=True))
+    assert 1 not in signal_rounds(file)
+    assert needed == {"step_aligned": True, "reference": False}
 
 
 def test_a_critique_that_does_not_fit_makes_room_for_the_fallback(tmp_path, capsys):

@@ -104,6 +104,21 @@ def test_a_question_or_a_reference_that_does_not_fit_is_rejected_with_the_reason
 ANSWER = {"objective": "distill", "context": "answer_only", "learning_rate": 1e-3}
 
 
+def test_contexts_made_of_solutions_need_them(model):
+    rows = model.parent / "bare.jsonl"
+    records = [{"question": each, "answer": str(n)} for n, each in enumerate(QUESTIONS)]
+    rows.write_text("\n".join(map(json.dumps, records)))
+    without = experiment(model).model_dump(mode="json")["problems"] | {"path": str(rows)}
+    hint = {"hint": ANSWER | {"context": "wrong_hint"}}
+    with pytest.raises(ConfigError, match=r"'hint' shows the teacher wrong_hint[\s\S]*4 train"):
+        prepared(model, conditions=hint, problems=without)
+    pairs = {"hint": hint["hint"] | {"group_size": 2}}  # another rollout may be wrong
+    assert prepared(model, conditions=pairs, problems=without)
+    other = {"contexts": {"theirs": "{{ other_solution }}"}, "problems": without}
+    with pytest.raises(ConfigError, match=r"'answer' shows the teacher theirs"):
+        prepared(model, conditions={"answer": ANSWER | {"context": "theirs"}}, **other)
+
+
 def added(model, context, **settings):
     """The run of the file with another condition, whose context may be a template of its own."""
     run = experiment(model, **settings)

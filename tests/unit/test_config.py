@@ -282,6 +282,27 @@ def test_a_critic_is_needed_where_a_context_is_made_of_critiques():
         load_experiment(QUICKSTART, [*words, "critic.kind=oracle"])
     assert load_experiment(QUICKSTART, [*words, "critic={kind='llm', model='m'}"]).judge
     assert load_experiment(QUICKSTART).judge.kind == "oracle"
+    others = [*words, "contexts.theirs='{{ other_critique.corrected }}'"]
+    others += ["conditions.step_aligned.context=theirs"]
+    with pytest.raises(ConfigError, match=r"conditions.step_aligned needs a critic"):
+        load_experiment(QUICKSTART, others)
+    preflight = [*words, "conditions.step_aligned.context=reference", others[2]]
+    with pytest.raises(ConfigError, match=r"diagnose.contexts: theirs needs a critic"):
+        load_experiment(QUICKSTART, [*preflight, "diagnose.contexts=['theirs']"])
+    with pytest.raises(ConfigError, match=r"critic.fallback: theirs needs a critique itself"):
+        load_experiment(QUICKSTART, [*others, "critic={kind='llm', model='m', fallback='theirs'}"])
+
+
+def test_what_a_context_quotes_of_other_rollouts_has_to_be_in_the_round():
+    critic = "critic={kind='llm', model='m', fallback='sibling'}"
+    with pytest.raises(ConfigError, match=r"step_aligned.group_size: sibling shows another"):
+        load_experiment(QUICKSTART, [critic])
+    assert load_experiment(QUICKSTART, [critic, "conditions.step_aligned.group_size=2"])
+    unasked = "conditions.step_aligned.context=reference"
+    assert load_experiment(QUICKSTART, [critic, unasked])  # no condition falls back
+    alone = ["training.questions_per_round=1", "conditions.step_aligned.context=shuffled"]
+    with pytest.raises(ConfigError, match=r"questions_per_round: shuffled of conditions.step"):
+        load_experiment(QUICKSTART, alone)
 
 
 def test_a_critic_is_needed_where_tokens_are_weighted_by_the_first_error():

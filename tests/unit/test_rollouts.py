@@ -13,6 +13,7 @@ from sdcore.rollouts import (
     Rollout,
     context_inputs,
     judged,
+    lacking_sources,
     neighbours,
     other_solutions,
 )
@@ -137,6 +138,14 @@ def test_the_other_solution_is_of_another_question_with_another_answer():
     assert found["d"] in {"one and one", "four halves", "of the same question", "two and four"}
     assert other_solutions(known[:2], known[:3]) == {"b": "of the same question"}
     assert other_solutions(known, []) == {}
+
+
+def test_what_rollouts_lack_where_problems_have_no_solution():
+    some, none = pl.Series(["s", None]), pl.Series([None, None], dtype=pl.String)
+    assert lacking_sources(pl.Series(["s", "t"]), 1) == set()
+    assert lacking_sources(some, 1) == {"solution", "wrong_solution"}
+    assert lacking_sources(some, 2) == {"solution"}
+    assert lacking_sources(none, 2) == {"solution", "other_solution"}
 
 
 def test_other_solutions_are_spread_and_do_not_depend_on_who_asks():

@@ -1,5 +1,6 @@
 """The candidates of an experiment file, and why combinations are skipped."""
 
+import polars as pl
 import pytest
 from pydantic import ValidationError
 
@@ -22,8 +23,8 @@ TREE = {
 JSONL = {"source": "jsonl", "path": "problems.jsonl", "train": 32}
 
 
-def field(lacking=(), **sections):
-    return enumerate_field(Experiment.model_validate(TREE | sections), frozenset(lacking))
+def field(solutions=("s",), **sections):
+    return enumerate_field(Experiment.model_validate(TREE | sections), pl.Series(solutions))
 
 
 def names(found):
@@ -86,10 +87,23 @@ def test_without_a_critic_masks_by_region_and_critiques_are_skipped_with_the_rea
 
 
 def test_a_context_whose_source_the_problems_lack_is_skipped():
-    found = field(lacking=["solution"], design={"condition": "step"})
-    assert "ref" in {each.name for each in found.skipped}
-    (reason,) = {each.reason for each in found.skipped}
-    assert reason == "the problems have no solution, which reference shows"
+    contexts = {"another": "{{ other_solution }}"}
+    own = {"hint": TREE["conditions"]["ref"] | {"context": "wrong_hint"}}
+    own["pair"] = own["hint"] | {"group_size": 2}
+    other = {"other": own["hint"] | {"context": "another"}}
+    conditions = TREE["conditions"] | own | other
+    design = {"condition": "step", "contexts": ["reference", "step_aligned"], "tokens": ["error"]}
+    skipped = {}
+    for solutions in (["s", None], [None, None]):
+        found = field(solutions, contexts=contexts, conditions=conditions, design=design)
+        skipped[solutions[0]] = {each.name: each.reason for each in found.skipped}
+    assert skipped["s"] == {
+        "ref": "the problems have no solution, which reference shows",
+        "reference-error": "the problems have no solution, which reference shows",
+        "hint": "the problems have no wrong_solution, which wrong_hint shows",
+    }
+    more = {"other": "the problems have no other_solution, which another shows"}
+    assert skipped[None] == skipped["s"] | more
 
 
 def test_there_has_to_be_a_choice_and_a_condition_to_compare_with():
