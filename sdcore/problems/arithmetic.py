@@ -37,6 +37,7 @@ STYLES = {
     "recipe": ("take {x}, add {y}: {r}", "take {x}, subtract {y}: {r}"),
     "walk": ("from {x} up {y} to {r}", "from {x} down {y} to {r}"),
 }
+SPACED_STYLE = ("{x} + {y} = {r}", "{x} - {y} = {r}")  # the symbols of a pretrained model
 REFERENCE_STYLE = (
     "when we add {y} to {x} the result is {r}",
     "when we subtract {y} from {x} the result is {r}",
@@ -252,9 +253,10 @@ class Reading:
 
 
 def read_step(text: str) -> Reading | None:
-    """Parse a step in any style; None if it fits no style."""
+    """Parse a step in any style, with or without a full stop; None if it fits no style."""
+    claim = text.strip().removesuffix(".").rstrip().replace("\N{MINUS SIGN}", "-")
     for pattern, sign, style in _PATTERNS:
-        if match := pattern.fullmatch(text.strip()):
+        if match := pattern.fullmatch(claim):
             move = Move(int(match["x"]), sign * int(match["y"]))
             return Reading(move, int(match["r"]), style)
     return None
@@ -300,13 +302,15 @@ def _leftovers(problem: Problem, taken: list[Move]) -> Iterator[Move]:
 
 def _pattern(template: str) -> re.Pattern[str]:
     text = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
+    if "=" in template:
+        text = text.replace(r"\ ", r"\s*")
     groups = {"x": r"(?P<x>-?\d{1,4})", "y": r"(?P<y>\d{1,4})", "r": r"(?P<r>-?\d{1,4})"}
     return re.compile(text.format(**groups))
 
 
 _PATTERNS = [
     (_pattern(template), sign, style)
-    for style in (*STYLES.values(), REFERENCE_STYLE)
+    for style in (*STYLES.values(), SPACED_STYLE, REFERENCE_STYLE)
     for template, sign in zip(style, (1, -1))
 ]
 _FORMULA = re.compile(r"\d{1,4}(?:[+-]\d{1,4}){2,3}")

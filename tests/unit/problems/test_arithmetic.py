@@ -162,6 +162,10 @@ def test_solved_traces_verify(problem, order, style):
         (["47-23=24"], 0),  # 23 is added in this problem
         (["when we add 23 to 47 the result is 70", "70 minus 31 is 39"], None),  # mixed styles
         ([], None),
+        (["47 + 23 = 70", "70  -31= 39", "39 \N{MINUS SIGN} 12 =27."], None),
+        (["47+23=70 .", "70 minus 31 is 39.", "39 - 12 = 28"], 2),  # 27
+        (["47 + 23 is 70"], 0),  # no known style
+        (["47+23=7 0"], 0),
     ],
 )
 def test_the_earliest_wrong_step_is_found(steps, wrong):
@@ -203,6 +207,15 @@ def test_a_prefix_in_no_known_order_is_finished():
     # 47-31 = 16, then what is left: 16+23 = 39, 39-12 = 27
     rest = continue_trace(PROBLEM, ["47 minus 31 is 16"])
     assert rest == ["16 plus 23 is 39", "39 minus 12 is 27"]
+
+
+def test_spaced_symbols_are_continued_with_spaces():
+    # 16-30 = -14, -14+54 = 40, 40+10 = 50
+    problem = parse_question("Compute 16-30+54+10.")
+    steps = ["16 - 30 = -14", "-14 + 54 = 40", "40 + 10 = 50"]
+    assert verify_steps(problem, steps) is None
+    assert continue_trace(problem, steps[:1]) == steps[1:]
+    assert continue_trace(problem, ["16-30=-14."]) == ["-14+54=40", "40+10=50"]
 
 
 def test_an_unreadable_first_step_gives_the_default():
