@@ -269,7 +269,30 @@ def _without_name(answer: Any, reference: Any) -> tuple[Any, Any]:
         mine, theirs = _sides(answer), _sides(reference)
         if mine[0] == theirs[0] and _is_name(mine[0]):
             answer, reference = _last_side(answer), _last_side(reference)
+    else:
+        mine, theirs = _values_of_names(answer), _values_of_names(reference)
+        if theirs is not None and mine is None:
+            answer, reference = _in_order(answer), theirs
+        elif mine is not None and theirs is None:
+            answer, reference = mine, _in_order(reference)
     return answer, reference
+
+
+def _values_of_names(parsed: Any) -> sympy.Tuple | None:
+    """The values of ``x = 1, y = 2`` as written; None where a name repeats: ``x = 1, x = 2``."""
+    if not isinstance(parsed, FiniteSet) or not all(map(_is_equation, parsed.args)):
+        return None
+    pairs = [_sides(each) for each in parsed._unsorted_args]
+    apart = len({pair[0] for pair in pairs}) == len(pairs)
+    named = all(len(pair) == 2 and _is_name(pair[0]) for pair in pairs)
+    return sympy.Tuple(*(pair[1] for pair in pairs)) if apart and named else None
+
+
+def _in_order(parsed: Any) -> Any:
+    """A list as written, which the parser takes for a set."""
+    if not isinstance(parsed, FiniteSet) or any(map(_is_relation, parsed.args)):
+        return parsed
+    return sympy.Tuple(*parsed._unsorted_args)
 
 
 def _last_side(equation: Any) -> Any:

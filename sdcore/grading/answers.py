@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import permutations
 
 from sdcore.grading.bounded import run_bounded
-from sdcore.grading.reading import Reading, read
+from sdcore.grading.reading import Reading, read, words
 from sdcore.grading.values import same_value, value
 from sdcore.grading.worker import Exceeded
 
@@ -100,7 +100,10 @@ def _group_key(answer: str | None) -> Decimal | str | None:
     if answer is None or not answer.strip():
         return None
     number = plain_number(answer)
-    return answer.strip().casefold() if number is None else number
+    if number is not None:
+        return number
+    spoken = words(answer)
+    return answer.strip() if spoken is None else spoken
 
 
 def readable_many(references: Sequence[str]) -> list[bool]:

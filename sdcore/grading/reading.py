@@ -246,7 +246,8 @@ _CENTS = re.compile(
 )  # 5 dollars and 50 cents
 _STRAY = re.compile(r"\\?[$€£¥₹]")
 _PERCENT = re.compile(  # 50%  50\,\%  50\text{ percent}
-    r"(?:\s|~|\\[,;:! ])*(?:\\text\s*\{\s*)?(?:\\?%|\b(?:percent|per cent|pct)\b)\s*\}?$"
+    r"(?:\s|~|\\[,;:! ])*(?:\\text\s*\{\s*)?(?:\\?%|\b(?:percent|per cent|pct)\b)\s*\}?$",
+    re.IGNORECASE,
 )
 
 

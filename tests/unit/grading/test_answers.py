@@ -425,6 +425,7 @@ def test_grading_works_in_worker_threads():
          [0, 1, 0, 1, 0, 1, 0, 1, 0]),
         ([None, "5", "", "5", None], [0, 1, 0, 1, 0]),
         (["Monday", "monday ", "Tuesday"], [0, 0, 1]),
+        (["X", "x", "X"], [0, 1, 0]),  # two unknowns
         (["x^2-1", "(x-1)(x+1)", "1", "2"], [0, 0, 1, 2]),
         (["50", "0.5", "50%"], [0, 1, 0]),  # 50% equals both, which does not make them equal
         (["0", "-0", "0.00"], [0, 0, 0]),
