@@ -55,7 +55,7 @@ def loss_up_to_error(
 def _wrong_examples(run: ConditionRun) -> dict[str, Example]:
     """The wrong frozen rollouts whose first wrong step is known, with the regions of tokens."""
     problems, rollouts = frozen_problems(run), frozen_rollouts(run)
-    handed = [Handed.of(each) for each in judged(rollouts, problems, {})]
+    handed = Handed.of(judged(rollouts, problems, {}), run.experiment.grader)
     with open_critic(run) as critic:
         critiques = criticise(run, critic, handed)
     wrong = [each for each in judged(rollouts, problems, critiques) if not each.rollout.correct]

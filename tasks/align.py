@@ -59,7 +59,7 @@ def align(round_: Round) -> int:
             round_.critiques = criticise_arriving(run, critic, _arriving(round_), count)
             if not round_.rollouts:  # the stage that samples has failed, or was stopped
                 return 0
-            handed = [Handed.of(each) for each in round_.judged()]
+            handed = Handed.of(round_.judged(), run.experiment.grader)
             round_.frames["critiques"] = critique_rows(run, critic, handed, round_.critiques)
         if run.settings.teacher_context is None:
             _note_refusals(round_, {rollout.rollout_id for rollout in round_.rollouts})
@@ -143,7 +143,7 @@ def _other_solutions(run: ConditionRun, judged: Sequence[JudgedRollout]) -> dict
 
 def _arriving(round_: Round) -> Iterator[Batch]:
     for rollouts in round_.arrived:
-        handed = [Handed.of(each) for each in round_.judged(rollouts)]
+        handed = Handed.of(round_.judged(rollouts), round_.run.experiment.grader)
         yield Batch(handed, {"rollouts": Rollout.to_frame(rollouts)})
 
 

@@ -49,7 +49,8 @@ def write_contexts(run: ConditionRun) -> int:
     known = run.experiment.known_contexts
     wanted = [known[name] for name in preflight.contexts_of(run.experiment)]
     judges = run.experiment.judge is not None
-    handed = [Handed.of(each) for each in judged(rollouts, problems, {})] if judges else []
+    asked = judged(rollouts, problems, {}) if judges else []
+    handed = Handed.of(asked, run.experiment.grader)
     with open_critic(run) as critic:
         critiques = criticise(run, critic, handed)
     given = judged(rollouts, problems, critiques)

@@ -47,7 +47,7 @@ from sdcore.config.training import CADENCE, EvaluationConfig, TrainingConfig, Wa
 from sdcore.config.weightings import WEIGHTINGS
 from sdcore.contexts import CONTEXTS, Context, template_context
 from sdcore.errors import ConfigError
-from sdcore.grading.graders import GRADERS
+from sdcore.grading.graders import DEFAULT_GRADER, GRADERS
 from sdcore.registry import Registry, importable
 from sdcore.store.schema import content_key
 
@@ -81,7 +81,7 @@ class Experiment(Settings):
         description="absent: the exact critic of problems.source if it has one, otherwise none",
     )
     grader: str = Field(
-        "math",
+        DEFAULT_GRADER,
         description="math: reward 1 if the answer equals the reference, else 0; or "
         "module:attribute, for rewards of your own",
         json_schema_extra=NAMES_CODE,
@@ -235,6 +235,19 @@ class Experiment(Settings):
         fallback = self.critic.fallback_context if self.critic else None
         if fallback and self.known_contexts[fallback].quotes_critique:
             raise ValueError(f"critic.fallback: {fallback} needs a critique itself")
+        models = self.critic.models if self.critic else ()
+        priced = any(model.addresses and model.price(1, 1) for model in models)
+        budgets = {
+            "critic.max_budget": self.critic.limits.cost if self.critic else None,
+            "design.max_cost": self.design.max_cost,
+        }
+        for name, most in budgets.items():
+            if models and most is not None and not priced:
+                raise ValueError(
+                    f"{name} = {most:g} limits nothing, since no model of the critic has a price: "
+                    "set price_in and price_out of one with a base_url, or max_total_tokens "
+                    "instead"
+                )
         if self.cluster and self.critic and self.critic.limits != Limits():
             raise ValueError(
                 "cluster: critic.max_budget and critic.max_total_tokens need one process at a time "

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from queue import SimpleQueue
 from typing import Any
@@ -38,7 +39,7 @@ from sdcore.engines import Engine, Request
 from sdcore.engines.connections import follows_environment, opening
 from sdcore.errors import EngineError
 from sdcore.keys import Key, redacted
-from sdcore.models.prompts import Message, prompt_ids
+from sdcore.models.prompts import Message, neutralise, prompt_ids
 from sdcore.traces import response_text
 
 MAX_BYTES = 2 << 20  # per response; an answer of 131072 tokens has about half a million bytes
@@ -148,26 +149,42 @@ class ChatEndpoint:
             sleep=sleep_using_event(self._cancelled),
             retry_error_callback=_given_up,
         )
-        most = len(body), self._config.max_tokens  # a token has one byte or more
-        worst = Paid(self._config.price(*most), sum(most))
-        self._budget.take(worst)
-        paid = Paid()
+        unusable: list[Reply] = []
         try:
-            reply: Reply = tries(self._post, body)
-            paid = Paid(reply.cost, reply.prompt_tokens + reply.tokens)
+            reply: Reply = tries(self._paid_post, body, unusable)
         except EngineError:
             self._cancelled.set()  # here, so that no queued request starts in between
             raise
+        return replace(
+            reply,
+            prompt_tokens=reply.prompt_tokens + sum(each.prompt_tokens for each in unusable),
+            tokens=reply.tokens + sum(each.tokens for each in unusable),
+            cost=reply.cost + sum(each.cost for each in unusable),
+        )
+
+    def _paid_post(self, body: bytes, unusable: list[Reply]) -> Reply:
+        """Send one request within the budget; a reply that is billed and unusable is appended."""
+        most = len(body), self._config.max_tokens  # a token has one byte or more
+        worst = Paid(self._config.price(*most), sum(most))
+        self._budget.take(worst)
+        billed = Reply(None)
+        try:
+            billed = self._post(body)
+        except _PassingError as error:
+            billed = error.billed
+            unusable.append(billed)
+            raise
         finally:
+            paid = Paid(billed.cost, billed.prompt_tokens + billed.tokens)
             self._budget.settle(worst, paid)
-        return reply
+        return billed
 
     def _body(self, messages: list[Message]) -> dict[str, Any]:
         schema = {"name": "critique", "strict": True, "schema": SCHEMA}
         form = {"response_format": {"type": "json_schema", "json_schema": schema}}
         return {
             "model": self._config.model,
-            "messages": messages,
+            "messages": [each | {"content": neutralise(each["content"])} for each in messages],
             "temperature": self._config.temperature,
             "max_tokens": self._config.max_tokens,
         } | (form if self._config.structured else {})
@@ -230,15 +247,22 @@ class ChatEndpoint:
 
     def _read_reply(self, content: bytes, sent: int) -> Reply:
         """Parse a reply; tokens that are not reported, or as 0, are estimated as 4 characters."""
+        reported: _Usage | None = None
+        with suppress(ValidationError):
+            reported = _Billed.model_validate_json(content).usage
         try:
             found = _Completion.model_validate_json(content)
         except ValidationError:
-            raise _PassingError(f"no chat completion: {self._start(content)}") from None
+            billed = self._billed(None, reported) if reported else Reply(None)
+            raise _PassingError(
+                f"no chat completion: {self._start(content)}", billed=billed
+            ) from None
         text = redacted(found.choices[0].message.content or "", self._key)
-        usage = _Usage(prompt_tokens=-(-sent // 4), completion_tokens=-(-len(text) // 4))
-        with suppress(ValidationError):
-            reported = _Usage.model_validate(found.usage)
-            usage = reported if reported.completion_tokens or not text else usage
+        if reported is None or (text and not reported.completion_tokens):
+            reported = _Usage(prompt_tokens=-(-sent // 4), completion_tokens=-(-len(text) // 4))
+        return self._billed(text, reported)
+
+    def _billed(self, text: str | None, usage: "_Usage") -> Reply:
         cost = self._config.price(usage.prompt_tokens, usage.completion_tokens)
         return Reply(text, usage.prompt_tokens, usage.completion_tokens, cost)
 
@@ -314,8 +338,9 @@ class _Cancelled(EngineError):
 class _PassingError(Exception):
     """A failure that may pass."""
 
-    def __init__(self, reason: str, retry_after: str = "") -> None:
+    def __init__(self, reason: str, retry_after: str = "", billed: Reply = Reply(None)) -> None:  # noqa: B008
         super().__init__(reason)
+        self.billed = billed
         self.retry_after = min(float(retry_after), 60.0) if retry_after.isdecimal() else 0.0
 
 
@@ -336,7 +361,12 @@ class _Completion(BaseModel):
     """The parts of a chat completion that are used."""
 
     choices: list[_Choice] = Field(min_length=1)
-    usage: Any = None  # optional: missing or odd usage is estimated
+
+
+class _Billed(BaseModel):
+    """The tokens that a response reports, usable or not; missing or odd usage is estimated."""
+
+    usage: _Usage
 
 
 def _given_up(state: RetryCallState) -> Reply:

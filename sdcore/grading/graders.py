@@ -54,12 +54,14 @@ class GraderEntry(Entry):
     implementation: Callable[[Sequence[Response]], list[Reward]] | str
 
 
+DEFAULT_GRADER = "math"
+
 GRADERS = Registry(
     "grader",
     GraderEntry,
     (
         GraderEntry(
-            "math",
+            DEFAULT_GRADER,
             "sdcore.grading.binary:by_answer",  # imported when needed: it brings sympy
             about="1 where the answer in the trace equals the reference, else 0.",
         ),

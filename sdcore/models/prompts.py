@@ -35,6 +35,11 @@ _PLAIN_TURN = re.compile(  # "Assistant:", " user :" at the start of any kind of
 _MARKER = re.compile(
     r"<[^<>\s]+>|\[/?[A-Z_]+\]"
 )  # </think>, <|call|>, <｜end｜>, [/INST]; not <, [1]
+_COMMON_MARKER = re.compile(  # <|im_end|>, <｜User｜>; </think>; <eos>; <end_of_turn>; [/INST]
+    r"(?=<\|[^<>|\s]{2,}\|>|<｜[^<>｜\s]+｜>"
+    r"|</?(?:think|tool_call|tool_response|s)>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_\w+>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|THINK)\]|<</?SYS>>)(.)"
+)
 
 _TEMPLATE_FAILURES = (  # what expressions of a template may raise
     TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
@@ -290,13 +295,20 @@ def _rendered(
     return text
 
 
-def neutralise(text: str, tokenizer: Tokenizer) -> str:
+def neutralise(text: str, tokenizer: Tokenizer | None = None) -> str:
     """Break up what a model takes for control, with a space after its first character.
 
     So `<|im_end|>` in a question becomes `< |im_end|>` and cannot end the user's turn, nor can
     `</think>` end a thought. Without a chat template turns are plain text: there a line that
     begins with `Assistant:` becomes `A ssistant:`. Other text is unchanged.
+
+    Args:
+        text: a question, a trace or the like.
+        tokenizer: the model's; where it is out of reach, behind an endpoint, the markers that
+            models commonly have are broken up.
     """
+    if tokenizer is None:
+        return _COMMON_MARKER.sub(r"\1 ", text)
     safe = _start_of(frozenset(_control_tokens(tokenizer))).sub(r"\1 ", text)
     return safe if tokenizer.chat_template else _PLAIN_TURN.sub(r"\1 \2", safe)
 

@@ -20,6 +20,8 @@ from sdcore.critics.llm import Ask, Client, Critic
 from sdcore.critics.llm import open_critic as open_named
 from sdcore.critics.validation import Submission, verbatim_prefix
 from sdcore.errors import ConfigError
+from sdcore.grading.answers import grade_many
+from sdcore.grading.graders import DEFAULT_GRADER
 from sdcore.keys import Key, read_key
 from sdcore.rollouts import JudgedRollout
 from sdcore.store.schema import TABLES
@@ -46,13 +48,22 @@ class Handed:
     response_ids: Sequence[int] | None = None
 
     @classmethod
-    def of(cls, judged: JudgedRollout) -> Self:
-        """The trace of a rollout."""
-        rollout, problem = judged.rollout, judged.problem
-        submission = Submission(
-            problem.question, rollout.text, rollout.correct, problem.reference, problem.solution
-        )
-        return cls(rollout.rollout_id, submission, rollout.response_ids)
+    def of(cls, judged: Sequence[JudgedRollout], grader: str) -> list[Self]:
+        """The traces of rollouts that a grader has given rewards.
+
+        The critic is told whether the final answer is right. A grader of the user's own may judge
+        something else, so that under it the answers are compared with the references.
+        """
+        rollouts = [each.rollout for each in judged]
+        right = [rollout.correct for rollout in rollouts]
+        if grader != DEFAULT_GRADER:
+            references = [each.problem.reference for each in judged]
+            grades = grade_many([rollout.answer for rollout in rollouts], references)
+            right = [grade.correct for grade in grades]
+        return [
+            cls(each.rollout.rollout_id, _submission(each, correct), each.rollout.response_ids)
+            for each, correct in zip(judged, right, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,13 @@ class Batch:
 
     handed: Sequence[Handed]
     beside: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+
+
+def _submission(judged: JudgedRollout, correct: bool) -> Submission:
+    problem = judged.problem
+    return Submission(
+        problem.question, judged.rollout.text, correct, problem.reference, problem.solution
+    )
 
 
 class _Traces:

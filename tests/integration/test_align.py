@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from prefect.blocks.system import Secret
@@ -12,14 +13,14 @@ from sdcore.errors import BudgetError, ConfigError, EngineError
 from sdcore.grading.answers import grade
 from sdcore.keys import Key
 from sdcore.models import hub, policies
-from sdcore.rollouts import Rollout
+from sdcore.rollouts import Rollout, judged
 from sdcore.schedule import signal_rounds
 from sdcore.store.schema import TABLES
 from sdcore.traces import parse_trace
 from tasks.align import align, streams
 from tasks.run.arrivals import Arrivals
 from tasks.run.condition_run import ConditionRun, StoredPolicy
-from tasks.run.critiques import critic_budget
+from tasks.run.critiques import Handed, critic_budget
 from tasks.run.rounds import Round
 from tasks.run.session import Session
 from tests.helpers import critic_server as server
@@ -268,6 +269,18 @@ def test_critiques_of_other_questions_are_made_in_every_round(tmp_path):
         needed[name] = streams(Round(run, policy, resumed=True))
     assert 1 not in signal_rounds(file)
     assert needed == {"step_aligned": True, "reference": False}
+
+
+def test_the_critic_hears_of_the_answer_whatever_a_grader_of_ones_own_gives(tmp_path):
+    made = condition_run(tmp_path, "http://127.0.0.1:1", answers=["27", "26"])
+    rollouts = Rollout.from_frame(made.store.rows("rollouts"))
+    low = [replace(each, reward=0.5, correct=False) for each in rollouts]
+    problems = made.store.rows("problems")
+    for grader, right in (("math", [False, False]), ("mine:grader", [True, False])):
+        handed = Handed.of(judged(low, problems, {}), grader)
+        by_answer = {parse_trace(each.submission.trace).answer: each for each in handed}
+        found = [by_answer[answer].submission.correct for answer in ("27", "26")]
+        assert found == right
 
 
 def test_a_critique_that_does_not_fit_makes_room_for_the_fallback(tmp_path, capsys):

@@ -114,7 +114,7 @@ def test_no_flow_of_a_form_renames_its_run():
 
 def test_conditions_a_critic_and_contexts_are_filled_in_too(tmp_path):
     judged = tmp_path / "judged.toml"
-    critic = '[critic]\nkind = "llm"\nmodel = "judge"\n'
+    critic = '[critic]\nkind = "llm"\nmodel = "judge"\nprice_out = 1\nbase_url = "http://a/v1"\n'
     judged.write_text((EXPERIMENTS / "quickstart.toml").read_text() + critic)
     own = 'Look "here":\n{{ trace }} 🙂'
     filled = {

@@ -293,6 +293,24 @@ def test_a_critic_is_needed_where_a_context_is_made_of_critiques():
         load_experiment(QUICKSTART, [*others, "critic={kind='llm', model='m', fallback='theirs'}"])
 
 
+def test_a_budget_without_prices_limits_nothing_and_is_refused():
+    def critic(**settings):
+        known = {"kind": "llm", "model": "m", "base_url": "http://127.0.0.1:1/v1"} | settings
+        pairs = (f"{name}={value!r}" for name, value in known.items() if value is not None)
+        return f"critic={{{', '.join(pairs)}}}"
+
+    free = r"limits nothing[\s\S]*price_in and price_out[\s\S]*max_total_tokens"
+    for refused in (critic(max_budget=5), critic(max_budget=5, price_in=1, base_url=None)):
+        with pytest.raises(ConfigError, match=f"critic.max_budget = 5 {free}"):
+            load_experiment(QUICKSTART, [refused])
+    with pytest.raises(ConfigError, match=f"design.max_cost = 2 {free}"):
+        load_experiment(QUICKSTART, [critic(), "design.max_cost=2"])
+    priced = critic(price_out=1, max_budget=5)
+    assert load_experiment(QUICKSTART, [priced, "design.max_cost=2"]).judge.limits.cost == 5
+    assert load_experiment(QUICKSTART, [critic(max_total_tokens=5)])
+    assert load_experiment(QUICKSTART, ["design.max_cost=2"])  # the oracle costs nothing
+
+
 def test_what_a_context_quotes_of_other_rollouts_has_to_be_in_the_round():
     critic = "critic={kind='llm', model='m', fallback='sibling'}"
     with pytest.raises(ConfigError, match=r"step_aligned.group_size: sibling shows another"):
@@ -339,7 +357,9 @@ def test_how_a_critic_is_reached_does_not_change_the_experiment():
             QUICKSTART, ["critic={kind='llm', model='m'}", *overrides]
         ).fingerprint
 
-    assert llm() == llm(max_budget=3.0, concurrency=2, base_url="http://127.0.0.1:1/v1")
+    assert llm() == llm(
+        max_budget=3.0, price_in=1.0, concurrency=2, base_url="http://127.0.0.1:1/v1"
+    )
     assert len({llm(), llm(attempts=5), llm(fallback="none"), llm(structured="false")}) == 4
     assert llm() != load_experiment(QUICKSTART).fingerprint
 

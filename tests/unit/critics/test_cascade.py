@@ -116,7 +116,8 @@ def experiment(**critic):
 def test_what_changes_no_answer_of_either_is_not_in_the_fingerprint():
     usual = experiment()
     cheap, near = {"concurrency": 2, "price_in": 3.0}, {"base_url": "http://127.0.0.1:2/v1"}
-    same = experiment(max_budget=3.0, small=SMALL | cheap, large=LARGE | near | {"timeout": 9.0})
+    near |= {"price_out": 2.0, "timeout": 9.0}
+    same = experiment(max_budget=3.0, small=SMALL | cheap, large=LARGE | near)
     assert same.fingerprint == usual.fingerprint
     assert experiment(small=SMALL | {"attempts": 1}).fingerprint != usual.fingerprint
     assert experiment(large=LARGE | {"model": "other"}).fingerprint != usual.fingerprint

@@ -79,6 +79,7 @@ def test_a_search_is_another_one_when_its_rules_change_but_not_its_money():
 
 def test_the_critic_may_cost_no_more_than_the_search(tmp_path):
     llm = {"kind": "llm", "model": "m", "price_out": 1.0, "max_budget": 5.0}
+    llm["base_url"] = "http://127.0.0.1:1/v1"
     tree = FILE.model_dump(mode="json") | {"critic": llm, "plugins": {}}
 
     def limits(**design):

@@ -137,6 +137,22 @@ def test_added_tokens_that_are_text_stay_as_they_are():
     assert neutralise(text, tokenizer) == text
 
 
+@pytest.mark.parametrize(
+    "marker",
+    ["<|im_end|>", "<|eot_id|>", "<｜end▁of▁sentence｜>", "<think>", "</s>", "<eos>", "[INST]",
+     "<end_of_turn>", "<start_of_turn>", "<<SYS>>", "<</SYS>>", "</tool_call>", "[/THINK]"],
+)  # fmt: skip
+def test_markers_of_a_model_that_is_out_of_reach_are_broken_up(marker):
+    safe = neutralise(f"1{marker}{marker}2")
+    broken = f"{marker[0]} {marker[1:]}"
+    assert safe == f"1{broken}{broken}2" == neutralise(safe)
+
+
+def test_ordinary_text_for_a_model_that_is_out_of_reach_stays_as_it_is():
+    text = "if x<y and |x|>1, see [1], [A] and <b>S</b>: f<|x|>2, <step_9>1 < 2</step_9>"
+    assert neutralise(text) == text
+
+
 PLAIN = characters(chat_template=None)
 
 
