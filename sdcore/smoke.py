@@ -16,6 +16,7 @@ import polars as pl
 
 from sdcore.config import AUTO, SOURCES, Experiment, ProblemsConfig, PromptsConfig
 from sdcore.config.base import NAME_LENGTH
+from sdcore.config.problems import OPTIONAL
 from sdcore.critics.llm import LIVENESS_PROMPT
 from sdcore.critics.validation import Submission
 from sdcore.grading.equations import NUMBER
@@ -127,7 +128,7 @@ def _models(critic: dict[str, Any] | None) -> list[dict[str, Any]]:
     return [each for each in sections if isinstance(each, dict) and "base_url" in each]
 
 
-_PLACE = ("source", "path", "query", "name", "subset", "answer_pattern")
+_PLACE = ("source", "path", "query", "name", "subset", "part", "options", "answer_pattern")
 
 
 def _problems(config: ProblemsConfig, place: Path) -> tuple[ProblemsConfig, str | None]:
@@ -154,6 +155,7 @@ def _problems(config: ProblemsConfig, place: Path) -> tuple[ProblemsConfig, str 
         frame.write_parquet(changed["path"])
     else:
         changed |= {"source": "jsonl", "path": place / "rows.jsonl"}
+        changed |= {name: ProblemsConfig.model_fields[name].default for name in OPTIONAL}
         frame.write_ndjson(changed["path"])
     if config.answer_pattern:
         changed["answer_pattern"] = r"####\s*(.+)$"

@@ -219,6 +219,12 @@ class Experiment(Settings):
                     f"training.lag = 1 gives conditions.{name} a wrong gradient, because of "
                     f"{refused}: change one of the two"
                 )
+            steps, temperature = self.training.steps_per_round, self.sampling.temperature
+            if refused := condition.refuses_rollouts(steps, temperature):
+                raise ValueError(
+                    f"conditions.{name}: {refused} gives its loss a wrong gradient: change one of "
+                    "the two"
+                )
             if self.sampling.temperature == 0 and condition.compares_rollouts:
                 raise ValueError(
                     f"sampling.temperature = 0 makes all rollouts of a group of conditions.{name} "
@@ -425,7 +431,7 @@ class Experiment(Settings):
                 fix="`sdcore run` settles it; in Python, `Experiment.sampled_by`",
             )
         left_out: dict[str, Any] = {
-            "engine": set(EngineConfig.model_fields) - {"kind", "options"},
+            "engine": set(EngineConfig.model_fields) - self.engine.effective,
             "critic": dict(CRITICS[self.critic.kind].operational) if self.critic else {},
             "training": CADENCE,
         }

@@ -72,6 +72,15 @@ class ConditionSettings(Settings):
         """
         return ""
 
+    def refuses_rollouts(self, steps: int, temperature: float) -> str:
+        """Return which setting makes the rollouts of a round give a wrong gradient; empty if none.
+
+        Args:
+            steps: per round, all on its rollouts.
+            temperature: of sampling.
+        """
+        return ""
+
     @property
     def title(self) -> str:
         """Name of the objective in reports."""
@@ -131,6 +140,16 @@ class DistillConfig(ConditionSettings):
     def refuses_lag(self, temperature: float) -> str:
         """The policy gradient is that of the divergence on rollouts of the same weights only."""
         return "divergence = policy_gradient" if self.divergence == "policy_gradient" else ""
+
+    def refuses_rollouts(self, steps: int, temperature: float) -> str:
+        """The policy gradient needs rollouts of the weights and the temperature in the loss."""
+        if self.divergence != "policy_gradient":
+            return ""
+        if steps > 1:
+            return f"training.steps_per_round = {steps}"
+        if temperature != self.temperature:
+            return f"sampling.temperature = {temperature:g}, which is {self.temperature:g} in it,"
+        return ""
 
     @property
     def summary(self) -> str:

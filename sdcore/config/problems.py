@@ -15,6 +15,9 @@ from sdcore.registry import Entry, Registry, about
 LOCATIONS = ("path", "query", "name")
 """The settings of problems that a source may need."""
 
+OPTIONAL = ("subset", "part", "options")
+"""The settings of problems that a source may read."""
+
 
 class ArithmeticConfig(Settings):
     """Difficulty of the problems of source = arithmetic."""
@@ -175,6 +178,11 @@ class ProblemsConfig(Settings):
                     f"problems.{setting} is {'not for' if given else 'needed for'} "
                     f"source = {self.source}"
                 )
+        source, fields = SOURCES[self.source], type(self).model_fields
+        unread = [setting for setting in OPTIONAL if setting not in source.reads]
+        for setting in unread if source.screened else [*unread, "answer_pattern"]:
+            if getattr(self, setting) != fields[setting].default:
+                raise ValueError(f"problems.{setting} is not for source = {self.source}")
         if self.test_share + self.validation_share >= 1:
             raise ValueError("problems.test_share and validation_share leave nothing to train on")
         return self
@@ -198,6 +206,7 @@ class SourceEntry(Entry):
         implementation: function from `ProblemsConfig` to the rows with their numbers, or its
             import path. A row is a mapping, or text that says why it cannot be read.
         needs: settings of `LOCATIONS` that it needs; the others must be absent.
+        reads: settings of `OPTIONAL` that it reads; the others must be absent.
         settings: model of `problems.options`; None leaves them to the source.
         endless: a generator, whose problems are dealt to the splits in the order of drawing.
         screened: its rows are checked for usable answers and for duplicates.
@@ -210,6 +219,7 @@ class SourceEntry(Entry):
 
     implementation: Callable[["ProblemsConfig"], Iterable[tuple[int, Any]]] | str
     needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = OPTIONAL
     settings: type[Settings] | None = None
     endless: bool = False
     screened: bool = True
@@ -226,29 +236,29 @@ SOURCES = Registry(
     SourceEntry,
     (
         SourceEntry(
-            "arithmetic", _reader("arithmetic"), endless=True, screened=False,
+            "arithmetic", _reader("arithmetic"), reads=(), endless=True, screened=False,
             traces="sdcore.training.warmup:arithmetic_traces",
             exercises="sdcore.critics.corruption:arithmetic_exercises",
             about="Generated sums of three or four numbers, with worked solutions.",
         ),
         SourceEntry(
-            "word_problems", _reader("word_problem"), endless=True, screened=False,
+            "word_problems", _reader("word_problem"), reads=(), endless=True, screened=False,
             traces="sdcore.training.warmup:word_problem_traces",
             exercises="sdcore.critics.corruption:word_exercises",
             about="Generated word problems of two to six steps, with worked solutions.",
         ),
-        SourceEntry("jsonl", _reader("jsonl"), ("path",), about="A JSON object per line."),
-        SourceEntry("csv", _reader("csv"), ("path",), about="A CSV file with a header."),
-        SourceEntry("parquet", _reader("parquet"), ("path",), about="A Parquet file."),
+        SourceEntry("jsonl", _reader("jsonl"), ("path",), (), about="A JSON object per line."),
+        SourceEntry("csv", _reader("csv"), ("path",), (), about="A CSV file with a header."),
+        SourceEntry("parquet", _reader("parquet"), ("path",), (), about="A Parquet file."),
         SourceEntry(
-            "duckdb", _reader("duckdb"), ("path", "query"), about="A query on a DuckDB file."
+            "duckdb", _reader("duckdb"), ("path", "query"), (), about="A query on a DuckDB file."
         ),
         SourceEntry(
-            "dataset", _reader("dataset"), ("name",),
+            "dataset", _reader("dataset"), ("name",), ("subset", "part"),
             about="A data set of the Hugging Face hub, or a local folder of one.",
         ),
         SourceEntry(
-            "reasoning_gym", _reader("reasoning_gym"), ("name",), endless=True,
+            "reasoning_gym", _reader("reasoning_gym"), ("name",), ("options",), endless=True,
             about="A procedural generator of reasoning-gym.",
         ),
     ),
@@ -273,7 +283,7 @@ def source(
             return enumerate(map(_record, rows(config)), 1)
 
         return SourceEntry(
-            rows.__name__, numbered, needs, settings, endless=endless, about=about(rows)
+            rows.__name__, numbered, needs, settings=settings, endless=endless, about=about(rows)
         )
 
     return register

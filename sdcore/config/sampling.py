@@ -96,8 +96,8 @@ AUTO = "auto"
 
 
 class EngineConfig(Settings):
-    """The sampler: this process, or vLLM servers. Only `kind` and `options` are part of
-    the fingerprint.
+    """The sampler: this process, or vLLM servers. Part of the fingerprint are only `kind`
+    and `options`, and for vLLM a `context_length` that is set: it decides which problems fit.
 
     Without `urls`, a server is started for the run, in the environment that `python` belongs to.
     """
@@ -147,6 +147,12 @@ class EngineConfig(Settings):
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())  # options are a dictionary
+
+    @property
+    def effective(self) -> set[str]:
+        """Names of the settings that can change a result."""
+        bounded = self.kind == "vllm" and self.context_length is not None
+        return {"kind", "options"} | ({"context_length"} if bounded else set())
 
     @field_validator("kind")
     @classmethod

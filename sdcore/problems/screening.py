@@ -26,7 +26,7 @@ PATTERN_SECONDS = 1.0  # of answer_pattern per answer: some patterns take hours 
 DEFAULT_SOLUTION = "solution"  # the one key that a row may lack: not every source has solutions
 
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's <<48/2=24>>
-_FINAL = re.compile(r"^####.*$", re.MULTILINE)  # GSM8K's answer line
+_FINAL = re.compile(r"^####.*\Z", re.MULTILINE)  # GSM8K's answer line, the last one
 _THINKING = re.compile(r"^.*</think>", re.DOTALL)  # OpenMathReasoning's solutions think first
 
 
@@ -120,8 +120,10 @@ def _problem(number: int, record: Record, config: ProblemsConfig) -> Problem:
         raise DataError(record[:EXCERPT])
     solution = None
     if record.get(config.solution) is not None or config.solution != DEFAULT_SOLUTION:
-        solution = _clean(_text(record, "solution", config.solution))
+        solution = _clean(_text(record, "solution", config.solution)) or None
     final = _final(_text(record, "answer", config.answer), config.answer_pattern)
+    if solution is None and config.solution != DEFAULT_SOLUTION:
+        raise DataError(f"the solution under {config.solution!r} has nothing but an answer")
     question = _text(record, "question", config.question)
     for name, text in {"question": question, "solution": solution, "answer": final}.items():
         if len(text or "") > LONGEST[name]:
@@ -188,7 +190,7 @@ def _final(answer: str, pattern: str | None) -> str:
 
 def _clean(solution: str) -> str:
     """Remove thinking, calculator notes and the bare answer line from a worked solution."""
-    return _FINAL.sub("", _CALCULATOR.sub("", _THINKING.sub("", solution))).strip()
+    return _FINAL.sub("", _CALCULATOR.sub("", _THINKING.sub("", solution)).rstrip()).strip()
 
 
 def _readable(rows: list[Problem | Rejection]) -> list[Problem | Rejection]:

@@ -47,6 +47,8 @@ class SpelledFloat(float):
 def read_records(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
     """Yield the rows of a source with their numbers, from 1; at most `config.limit` of them.
 
+    Without that limit a generator, which may never end, is asked for `SURPLUS` per problem wanted.
+
     Bytes that are not UTF-8 become U+FFFD.
 
     Raises:
@@ -54,9 +56,12 @@ def read_records(config: ProblemsConfig) -> Iterator[tuple[int, Record]]:
         DataError: the source cannot be read at all.
         PluginError: a source from outside fails.
     """
+    source, most = SOURCES[config.source], config.limit
+    if most is None and source.endless:
+        most = SURPLUS * sum(config.counts.values())
     try:
         with SOURCES.running(config.source, origin(config)):
-            yield from islice(loaded(SOURCES[config.source].implementation)(config), config.limit)
+            yield from islice(loaded(source.implementation)(config), most)
     except (OSError, ValueError, csv.Error, pl.exceptions.PolarsError) as error:
         if isinstance(error, ConfigError | DataError):
             raise

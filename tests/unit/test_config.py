@@ -108,6 +108,10 @@ def test_overrides_are_dotted_toml_or_bare_words():
         (f"training.rounds={10**400}", r"training.rounds: .*less than 2\*\*63"),
         ("training.rounds=" + "1" * 5000, r"not an override[\s\S]*digits"),
         ("training.rounds=" + "[" * 9000, r"not an override[\s\S]*recursion"),
+        ("problems.options.size=3", r"problems.options is not for source = arithmetic"),
+        ("problems.subset=main", r"problems.subset is not for source = arithmetic"),
+        ("problems.part=test", r"problems.part is not for source = arithmetic"),
+        ("problems.answer_pattern='(.+)'", r"answer_pattern is not for source = arithmetic"),
         ("problems.answer_pattern='('", r"problems.answer_pattern: .*not a regular expression"),
         ("problems.answer_pattern='(a)(b)'", r"problems.answer_pattern: .*exactly one group"),
         ("conditions.reference.tokens=until", r"no weighting of this name[\s\S]*mean until_error"),
@@ -291,6 +295,29 @@ def test_a_critic_is_needed_where_a_context_is_made_of_critiques():
         load_experiment(QUICKSTART, [*preflight, "diagnose.contexts=['theirs']"])
     with pytest.raises(ConfigError, match=r"critic.fallback: theirs needs a critique itself"):
         load_experiment(QUICKSTART, [*others, "critic={kind='llm', model='m', fallback='theirs'}"])
+
+
+def test_a_policy_gradient_needs_rollouts_of_its_weights_and_temperature():
+    gradient = "conditions.reference.divergence=policy_gradient"
+    refused = {
+        "training.steps_per_round=2": r"conditions.reference: training.steps_per_round = 2",
+        "sampling.temperature=0.7": r"conditions.reference: sampling.temperature = 0.7, which is 1",
+    }
+    for override, message in refused.items():
+        assert load_experiment(QUICKSTART, [override])
+        with pytest.raises(ConfigError, match=message):
+            load_experiment(QUICKSTART, [gradient, override])
+    same = ["sampling.temperature=0.7", "conditions.reference.temperature=0.7"]
+    assert load_experiment(QUICKSTART, [gradient, *same])
+
+
+def test_a_context_length_that_chooses_problems_is_part_of_the_identity():
+    def made(*overrides: str) -> str:
+        return load_experiment(QUICKSTART, overrides).fingerprint
+
+    server, bounded = "engine.kind=vllm", "engine.context_length=512"
+    assert made(server) != made(server, bounded) != made(server, "engine.context_length=600")
+    assert made() == made(bounded)  # the engine of this process does not read it
 
 
 def test_a_budget_without_prices_limits_nothing_and_is_refused():

@@ -102,6 +102,25 @@ def test_the_pattern_picks_the_answer_and_annotations_go():
     ]
 
 
+def test_a_solution_of_an_answer_line_alone_is_none():
+    rows = [{"question": f"{n} + {n}?", "answer": f"#### {2 * n}"} for n in (1, 2)]
+    pattern = r"####\s*(.*)$"
+    problems, rejections = screened(rows, solution="answer", answer_pattern=pattern)
+    reason = "the solution under 'answer' has nothing but an answer"
+    assert problems == [] and [each.reason for each in rejections] == [reason] * 2
+    unnamed = [{"question": "1 + 1?", "answer": 2, "solution": "<<1+1=2>>\n#### 2\n"}]
+    assert [each.solution for each in screened(unnamed)[0]] == [None]
+
+
+def test_headings_of_a_solution_stay():
+    solution = "#### Step 1\nAdd.\n#### Step 2\nIt is 5."
+    rows = [
+        {"question": "x?", "answer": 5, "solution": solution},
+        {"question": "y?", "answer": 5, "solution": f"{solution}\n#### 5 "},
+    ]
+    assert [each.solution for each in screened(rows)[0]] == [solution, solution]
+
+
 def test_a_solution_that_thinks_first_loses_its_thinking():
     rows = [{"question": "x?", "answer": 5, "solution": "<think>Hm.\n4? No.</think>\n\nIt is 5."}]
     assert screened(rows)[0][0].solution == "It is 5."

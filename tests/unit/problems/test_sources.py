@@ -9,6 +9,7 @@ import pytest
 from sdcore.config import ProblemsConfig
 from sdcore.errors import ConfigError, DataError, PluginError
 from sdcore.problems.sources import origin, read_jsonl, read_records
+from sdcore.problems.splits import load_problems
 
 ROWS = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(4)]
 
@@ -91,6 +92,21 @@ def test_a_limit_ends_a_query_that_never_does(tmp_path):
     query = f"{endless} SELECT n AS question, n AS answer FROM r"
     rows = read(source="duckdb", path=tmp_path / "p.duckdb", query=query, limit=2)
     assert rows == [(1, {"question": 1, "answer": 1}), (2, {"question": 2, "answer": 2})]
+
+
+def test_a_generator_that_never_ends_is_asked_for_a_surplus(tmp_path, monkeypatch):
+    (tmp_path / "forever.py").write_text(
+        "from itertools import count\nfrom sdcore.config import source\n\n"
+        "@source(endless=True)\ndef sums(config):\n"
+        "    return ({'question': f'{n} + {n}?', 'answer': 2 * n} for n in count())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    counts = {"train": 3, "validation": 1, "test": 1}
+    endless = ProblemsConfig(source="forever:sums", **counts)
+    assert len(list(read_records(endless))) == 4 * 5
+    assert len(list(read_records(endless.model_copy(update={"limit": 50})))) == 50
+    loaded = load_problems(endless)
+    assert len(loaded.problems) == 5
 
 
 def test_a_query_reads_a_duckdb_file_and_can_do_nothing_else(tmp_path):
