@@ -270,11 +270,11 @@ def _without_name(answer: Any, reference: Any) -> tuple[Any, Any]:
         if mine[0] == theirs[0] and _is_name(mine[0]):
             answer, reference = _last_side(answer), _last_side(reference)
     else:
-        mine, theirs = _values_of_names(answer), _values_of_names(reference)
-        if theirs is not None and mine is None:
-            answer, reference = _in_order(answer), theirs
-        elif mine is not None and theirs is None:
-            answer, reference = mine, _in_order(reference)
+        values, expected = _values_of_names(answer), _values_of_names(reference)
+        if expected is not None and values is None:
+            answer, reference = _in_order(answer), expected
+        elif values is not None and expected is None:
+            answer, reference = values, _in_order(reference)
     return answer, reference
 
 
