@@ -1,9 +1,10 @@
 """The paper's table from stored scores: checkpoints chosen on validation, paired differences.
 
 Conditions are compared on the same problems with the same seeds, so a difference is taken per
-problem and seed; its interval covers other problems and, with two seeds or more, other seeds. The
-base has one policy and no seed of its own: gains over it have the seeds of the condition. What no
-update has changed is never compared: a condition or seed that trained nothing is named instead.
+problem and seed; its interval covers other problems and, with three seeds or more, other seeds; two
+are too few, and `covers` says so. The base has one policy and no seed of its own: gains over it
+have the seeds of the condition. What no update has changed is never compared: a condition or seed
+that trained nothing is named instead.
 """
 
 from dataclasses import dataclass

@@ -47,7 +47,7 @@ class DesignConfig(Settings):
         "of its candidates; the preflight lets eta^rungs of them in",
     )
     confirm_seeds: int = Field(
-        4, ge=2, le=64, description="seeds of the confirmation, none of which the rungs have used"
+        4, ge=3, le=64, description="seeds of the confirmation, none of which the rungs have used"
     )
     max_tokens: Count | None = Field(
         None,

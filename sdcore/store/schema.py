@@ -450,7 +450,7 @@ _TABLES = (
         Column("difference", REAL, "condition minus baseline, mean over seeds"),
         Column("low", REAL, "lower bound"),
         Column("high", REAL, "upper bound"),
-        Column("covers", TEXT, "the variation that the bounds cover: problems and seeds, or problems within this seed only"),
+        Column("covers", TEXT, "the variation that the bounds cover: problems and seeds, two seeds that are too few, or problems within this seed only"),
         Column("seeds", INT, "seeds that were trained under both"),
         Column("caveat", TEXT, "what to keep in mind beside the number; empty where nothing", True),
     )),

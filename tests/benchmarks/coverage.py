@@ -10,7 +10,8 @@ interval over problems alone covers of the first. `effect` is the predicted mini
 effect of `paired` over the simulated one.
 
 The headline is the worst distance from 95 % in a cell with 3 seeds or more; with one seed the
-interval is within this seed only, and its cells show what that leaves out.
+interval is within this seed only, and its cells show what that leaves out. Two seeds are too few,
+and its cells show how few.
 The default of 2000 data sets per cell takes about a minute; its standard error is 0.5 points.
 Usage: coverage.py [data sets per cell]
 """
@@ -24,7 +25,7 @@ import numpy as np
 from sdcore.analysis.intervals import MeanSquares, half_width, mean_squares
 from sdcore.analysis.power import minimum_effect
 
-SEEDS, PROBLEMS, DEVIATIONS = (1, 3, 5), (30, 80, 200), (0.0, 0.01, 0.02, 0.03, 0.05)
+SEEDS, PROBLEMS, DEVIATIONS = (1, 2, 3, 5), (30, 80, 200), (0.0, 0.01, 0.02, 0.03, 0.05)
 SAMPLES, VALIDATION, VALIDATION_SAMPLES = 12, 100, 4
 CONFIDENCE, LOW, HIGH = 0.95, 0.93, 0.97
 GAINS = np.array([[0.4, 0.7], [0.3, 0.5]])  # logits over the base: condition, checkpoint

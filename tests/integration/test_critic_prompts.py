@@ -23,7 +23,7 @@ sampling = { max_new_tokens = 96, batch_size = 64 }
 training = { rounds = 1, questions_per_round = 2 }
 evaluation = { every = 1, samples = 1, validation_samples = 1, resamples = 100 }
 diagnose = { problems = 3, rollouts = 1, teacher_samples = 1 }
-design = { contexts = ["step_aligned"], tokens = ["all"], rungs = 1, confirm_seeds = 2 }
+design = { contexts = ["step_aligned"], tokens = ["all"], rungs = 1, confirm_seeds = 3 }
 [prompts]
 student = "{{ question }}"
 teacher = "Hint: {{ context }}\\n{{ question }}"
@@ -114,11 +114,11 @@ def test_critiques_are_stored_under_their_prompt_and_none_is_asked_for_twice(fin
 
 def test_the_critics_budget_is_said_for_each_prompt_and_kept(finished):
     store, found, said, heard, _ = finished
-    # 3 frozen rollouts for each prompt; rung 1: 2 candidates x 2; confirmation: 2 x 2 seeds x 2
+    # 3 frozen rollouts for each prompt; rung 1: 2 candidates x 2; confirmation: 2 x 3 seeds x 2
     told = [line for line in said if line.startswith("Critic, ")]
     written = {
         "preflight, sdcore's own prompt": 600, "preflight, terse": 600, "rung 1": 800,
-        "confirmation": 1600,
+        "confirmation": 2400,
     }  # fmt: skip
     assert len(told) == 2 * len(written)  # the search and its repetition
     for line, (stage, tokens) in zip(told, written.items(), strict=False):

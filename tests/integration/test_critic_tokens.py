@@ -29,7 +29,7 @@ diagnose = { problems = 3, rollouts = 1, teacher_samples = 0 }
 contexts = ["step_aligned"]
 tokens = ["all", "until_error"]
 rungs = 1
-confirm_seeds = 2
+confirm_seeds = 3
 [prompts]
 student = "{{ question }}"
 teacher = "Hint: {{ context }}\\n{{ question }}"

@@ -27,7 +27,7 @@ sampling = { max_new_tokens = 96, batch_size = 64 }
 training = { rounds = 2, questions_per_round = 2 }
 evaluation = { every = 2, samples = 1, validation_samples = 1, resamples = 100 }
 diagnose = { problems = 3, rollouts = 1, teacher_samples = 1 }
-design = { contexts = ["step_aligned"], rungs = 2, eta = 2, confirm_seeds = 2 }
+design = { contexts = ["step_aligned"], rungs = 2, eta = 2, confirm_seeds = 3 }
 [prompts]
 student = "{{ question }}"
 teacher = "Hint: {{ context }}\\n{{ question }}"
@@ -46,7 +46,7 @@ class Confirmation:
         row = {
             "experiment_id": experiment.experiment_id, "condition": WINNER, "baseline": "aligned",
             "metric": "avg_at_k", "budget": "epochs", "difference": 0.045, "low": 0.032,
-            "high": 0.058, "covers": "problems and seeds", "seeds": 2, "caveat": None,
+            "high": 0.058, "covers": "problems and seeds", "seeds": 3, "caveat": None,
         }  # fmt: skip
         with Session(root) as session:
             prepare.fn(base_run(session, experiment))
@@ -91,8 +91,8 @@ def finished(tmp_path_factory):
 def test_the_budget_is_said_before_anything_is_sampled_and_kept(finished):
     workspace, found, _, said = finished
     # Preflight: 3 problems x (1 + 2 contexts x 5 starts), 2 of the base. Rung 1: 3 candidates x (1
-    # round x 2 questions + 2 on validation), rung 2: 2 x 4. Confirmation: 4 + 4 runs x (2 x 2 + 4).
-    bounds = [96 * samples for samples in (35, 12, 8, 36)]
+    # round x 2 questions + 2 on validation), rung 2: 2 x 4. Confirmation: 4 + 6 runs x (2 x 2 + 4).
+    bounds = [96 * samples for samples in (35, 12, 8, 52)]
     assert [row["at_most"] for row in found["costs"]] == [*bounds, sum(bounds)]
     budget = next(place for place, text in enumerate(said) if f"at most {sum(bounds):,}" in text)
     assert budget < next(place for place, text in enumerate(said) if "after 0 rounds" in text)
@@ -117,7 +117,7 @@ def test_every_decision_is_a_row(finished):
     assert masked["aim"] == pytest.approx(1) and 0 < whole["aim"] < 1
     assert masked["teacher"] == whole["teacher"] and masked["auc"] == whole["auc"]
     assert (found["winner"], found["baseline"], found["word"]) == (WINNER, "aligned", "confirmed")
-    said = "+4.5 points (+3.2 to +5.8) against aligned, avg@1 on 2 test problems, 2 seeds"
+    said = "+4.5 points (+3.2 to +5.8) against aligned, avg@1 on 2 test problems, 3 seeds"
     assert found["reason"] == said == rows.filter(rung=3, candidate=WINNER)["reason"].item()
 
 
@@ -132,7 +132,7 @@ def test_lineages_go_on_from_rung_to_rung_and_the_confirmation_is_fresh(finished
     assert len(search.filter(purpose="train")) == 2 * sum(lengths)
     assert store.rows("updates", experiment_id=found["search_id"])["step"].len() == sum(lengths)
     run = store.rows("experiments", experiment_id=found["confirmation_id"])["config"][0]
-    assert Experiment.model_validate_json(run).seeds == (4, 5)
+    assert Experiment.model_validate_json(run).seeds == (4, 5, 6)
     tested = store.rows("problems", experiment_id=found["confirmation_id"], split="test")
     assert len(tested) == 2 and not set(tested["problem_id"]) & set(search["problem_id"])
 

@@ -8,6 +8,7 @@ from sdcore.analysis.intervals import (
     BOTH,
     ONE_SEED,
     PROBLEMS,
+    TWO_SEEDS,
     MeanSquares,
     bootstrap,
     grid_mean,
@@ -61,6 +62,13 @@ def test_where_seeds_dominate_it_is_a_t_interval_over_seeds():
     half = 4.30265 / math.sqrt(3)
     assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), rel=1e-5)
     assert found.covers == BOTH
+
+
+def test_two_seeds_are_said_to_be_too_few():
+    rng = np.random.default_rng(2)
+    grids = [rng.normal(0, 0.2, (80, seeds)) for seeds in (1, 2, 3)]
+    assert [grid_mean(grid, 0.95).covers for grid in grids] == [ONE_SEED, TWO_SEEDS, BOTH]
+    assert "too few" in TWO_SEEDS and "88 %" in TWO_SEEDS
 
 
 def test_seeds_that_do_not_differ_leave_the_interval_over_problems():
@@ -122,3 +130,18 @@ def test_none_or_all_of_a_few_problems_leaves_room_for_others(seeds):
     assert (every.value, every.low, every.high) == (1, pytest.approx(1 - exact, rel=1e-9), 1)
     lost = grid_mean(-np.ones((26, seeds)), 0.95, limits=(-1.0, 1.0))
     assert (lost.low, lost.high) == (-1, pytest.approx(-1 + 2 * exact, rel=1e-9))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_problems_that_all_differ_alike_leave_room_for_others(seeds):
+    """Three differences of 1/2: a share q of others differs, 0.025 = (1 - q)^3, q = 0.70760.
+
+    At most by 1.5 points down and 0.5 up. Such an interval resolves nothing.
+    """
+    found = grid_mean(np.full((3, seeds), 0.5), 0.95, limits=(-1.0, 1.0))
+    bounds = 0.5 - 0.70760 * 1.5, 0.5 + 0.70760 * 0.5
+    assert (found.low, found.high) == pytest.approx(bounds, abs=1e-4)
+    uneven = np.array([[7 / 12 - 5 / 12], [5 / 12 - 3 / 12], [3 / 12 - 1 / 12]])  # but for rounding
+    assert grid_mean(uneven, 0.95, limits=(-1.0, 1.0)).low < 0
+    unlimited = grid_mean(np.full((3, seeds), 0.5), 0.95)
+    assert (unlimited.low, unlimited.high) == (0.5, 0.5)
