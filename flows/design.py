@@ -13,7 +13,7 @@ from sdcore.analysis import preflight
 from sdcore.config import Experiment
 from sdcore.design.schedule import Rung
 from sdcore.reports.design import Outcome
-from tasks.design import Search, conclude, halve, plan_search, rank_by_preflight
+from tasks.design import Search, conclude, halve, plan_search, rank_by_preflight, require_fresh
 from tasks.diagnose import frozen_problems
 from tasks.evaluate import evaluate
 from tasks.health import stopped
@@ -31,8 +31,8 @@ def design(experiment: Experiment, root: Path) -> Outcome:
     """Find the feedback that trains an experiment's model best, within a budget said beforehand.
 
     The candidates are the conditions of one run, which the preflight and every rung of the search
-    share; the confirmation is a run of its own. What the workspace folder `root` already holds is
-    not done again.
+    share; the confirmation is a run of its own, on problems that neither has sampled. What the
+    workspace folder `root` already holds is not done again.
     """
     with Session(root) as session:
         base = base_run(session, experiment)
@@ -49,6 +49,11 @@ def design(experiment: Experiment, root: Path) -> Outcome:
         winner = best[0] if best else None
         confirmation = search.confirmation(session.store, winner) if winner else None
     if winner != search.baseline.name and confirmation:
+        with Session(root) as session:
+            base = base_run(session, confirmation)
+            with run_lock(base):
+                prepare(base)
+                require_fresh(base, search, confirmation)
         compare_contexts.fn(confirmation, root)
     with Session(root) as session:
         base = base_run(session, experiment)

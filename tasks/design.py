@@ -7,7 +7,7 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sdcore.analysis.comparison import summary
+from sdcore.analysis.comparison import results, summary
 from sdcore.analysis.intervals import Array, grid_mean
 from sdcore.analysis.metrics import SHARE
 from sdcore.analysis.preflight import PURPOSE, measured_as, purpose_with, taught_with
@@ -22,7 +22,15 @@ from sdcore.design.experiments import (
     search_experiment,
     winner_experiment,
 )
-from sdcore.design.ranking import Fate, decision, fates, preflight_parts, preflight_score, shared
+from sdcore.design.ranking import (
+    Fate,
+    Word,
+    decision,
+    fates,
+    preflight_parts,
+    preflight_score,
+    shared,
+)
 from sdcore.design.schedule import CriticBound, Plan, Rung, critic_bounds, plan, stage_bounds
 from sdcore.design.spending import Spent, of_rung, spending, total
 from sdcore.errors import DataError
@@ -229,7 +237,7 @@ def rank_by_preflight(
         | parts[fate.name]
         for fate, share in zip(decided, spent, strict=True)
     ]
-    base.store.append_missing(candidates=TABLES["candidates"].frame(made + search.skipped_rows()))
+    _store(base, search, 0, made + search.skipped_rows())
     return _kept(decided, "the preflight")
 
 
@@ -285,7 +293,7 @@ def halve(base: ConditionRun, search: Search, rung: Rung, names: list[str]) -> l
         if fate.name in means:
             row |= {"low": means[fate.name].low, "high": means[fate.name].high}
         made.append(row)
-    base.store.append_missing(candidates=TABLES["candidates"].frame(made))
+    _store(base, search, rung.number, made)
     return _kept(decided, f"rung {rung.number}")
 
 
@@ -308,6 +316,8 @@ def conclude(base: ConditionRun, search: Search, winner: str | None) -> Outcome:
     elif winner is not None:
         run = search.confirmation(base.store, winner)
         word, reason = _confirmed(base, search, run, winner)
+    if run is None:
+        _store(base, search, len(search.plan.rungs) + 1, [])  # a former winner's confirmation
     outcome = Outcome(
         experiment=base.experiment,
         design_id=search.design_id,
@@ -343,13 +353,14 @@ def _winner_file(search: Search, winner: str, about: str) -> str:
 
 def _confirmed(base: ConditionRun, search: Search, run: Experiment, winner: str) -> tuple[str, str]:
     """The decision and its reason; both candidates get a row."""
-    _require_fresh(base, search, run)
+    require_fresh(base, search, run)
     pair = [each.name for each in search.pair(winner)]
     rows = base.store.rows(
         "comparisons", experiment_id=run.experiment_id, condition=winner, baseline=pair[0],
         metric="avg_at_k", budget="epochs",
     )  # fmt: skip
-    word, reason = "not shown", "the two were not compared: one of them trained nothing or stopped"
+    word: Word = "not shown"
+    reason = "the two were not compared: one of them trained nothing or stopped"
     if len(rows):
         row = rows.row(0, named=True)
         word = decision(row["low"], row["high"])
@@ -357,9 +368,15 @@ def _confirmed(base: ConditionRun, search: Search, run: Experiment, winner: str)
             f"{100 * row[end]:+z.1f}".replace("-", "−") for end in ("difference", "low", "high")
         ]
         reason = (
-            f"{points[0]} points ({points[1]} to {points[2]}) against {pair[0]}, avg@"
-            f"{run.evaluation.samples} on {run.problems.test} test problems, {row['seeds']} seeds"
+            f"{points[0]} points ({points[1]} to {points[2]}; the interval covers {row['covers']}) "
+            f"against {pair[0]}, avg@{run.evaluation.samples} on {run.problems.test} test "
+            f"problems, {row['seeds']} seeds"
         )
+        if row["seeds"] < len(run.seeds):
+            loaded = results(base.store, run.experiment_id)
+            lost = [f"{name}: {said}" for name in pair if (said := loaded.note(name))]
+            word = "not shown"
+            reason += f" of {len(run.seeds)}; seeds were lost, {'; '.join(lost)}"
     chosen = summary(base.store, run.experiment_id).filter(checkpoint="validation")
     known = {row["condition"]: row for row in chosen.iter_rows(named=True)}
     spent = spending(base.store, run.experiment_id)
@@ -375,12 +392,36 @@ def _confirmed(base: ConditionRun, search: Search, run: Experiment, winner: str)
             | {"fate": word if name == winner else "baseline"}
             | {"reason": reason if name == winner else "what the winner is compared with"}
         )
-    base.store.append_missing(candidates=TABLES["candidates"].frame(made))
+    _store(base, search, len(search.plan.rungs) + 1, made)
     return word, reason
 
 
-def _require_fresh(base: ConditionRun, search: Search, run: Experiment) -> None:
-    """Refuse a confirmation on problems that the preflight or a rung has sampled.
+def _store(
+    base: ConditionRun, search: Search, rung: int, made: Sequence[Mapping[str, object]]
+) -> None:
+    """Store what a rung has decided; where that is another now, the old decisions are superseded.
+
+    They are after `sdcore rescore` of the search's run or of the confirmation, for example.
+    """
+    now = TABLES["candidates"].frame(made)
+    where: dict[str, object] = {"design_id": search.design_id, "rung": rung}
+    before = base.store.rows("candidates", **where)
+    decided = [name for name in now.columns if name != "decided_at"]
+    old = before.join(now, on=decided, how="anti", nulls_equal=True)
+    if len(old):
+        sql = "design_id = $design_id AND rung = $rung"
+        base.store.supersede({"candidates": sql}, where, candidates=now)
+    else:
+        base.store.append_missing(candidates=now)
+
+
+def require_fresh(base: ConditionRun, search: Search, run: Experiment) -> None:
+    """Refuse a confirmation on problems that the search has sampled.
+
+    Args:
+        base: of any run in the workspace.
+        search: the search.
+        run: the confirmation, whose problems are stored.
 
     Raises:
         DataError: there are such problems.
@@ -392,7 +433,9 @@ def _require_fresh(base: ConditionRun, search: Search, run: Experiment) -> None:
             got=f"{reused} problems",
             expected="none",
             where=f"{run.experiment_id} and {search.experiment.experiment_id}",
-            fix="report this: the splits of a source should have no problem in common",
+            fix="if the search's run was once resumed or redone like a run of `sdcore run`, which "
+            "scores it on test, start another search: give the file another name. Else report "
+            "this: the splits of a source should have no problem in common",
         )
 
 

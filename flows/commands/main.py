@@ -232,7 +232,20 @@ def run_experiment(
     as_json: bool = False,
     first: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run an experiment in a workspace to its table, with a Prefect server; call `first` before."""
+    """Run an experiment in a workspace to its table, with a Prefect server; call `first` before.
+
+    Raises:
+        ConfigError: it is a search's run, whose test split has to stay unseen.
+    """
+    if settings.search_of is not None:
+        raise ConfigError(
+            "the run of a search is no run by itself: it would be scored on the test split, which "
+            "the search keeps for its confirmation",
+            got=settings.experiment_id,
+            expected="a run of `sdcore run`",
+            where=f"the search of {settings.search_of}",
+            fix="`sdcore design FILE` continues it",
+        )
     start = time.perf_counter()
     with served(root) as ready:
         from flows.compare_contexts import compare_contexts

@@ -213,10 +213,10 @@ def curves(store: Store, experiment_id: str) -> pl.DataFrame:
     """Return test accuracy against training, over seeds, for the learning curves.
 
     Columns: condition, round, sampled_tokens, k, seeds, value, low, high, covers. Checkpoints whose
-    weights no update has changed are left out.
+    weights no update has changed are left out, and rounds that some seed of the condition lacks.
     """
     found = results(store, experiment_id)
-    test = found.scores.filter(split="test").sort("condition", "round", "seed")
+    test = of_all_seeds(found.scores.filter(split="test")).sort("condition", "round", "seed")
     rows = []
     for (condition, round_), scores in test.group_by("condition", "round", maintain_order=True):
         grid_PS = _grid(found, scores.select(_POLICY), "avg_at_k")
@@ -292,14 +292,25 @@ def best_test_rounds(scores: pl.DataFrame, condition: str, metric: str) -> pl.Da
 
     Columns: condition, seed, round.
     """
-    test = scores.filter(split="test", condition=condition)
+    test = of_all_seeds(scores.filter(split="test", condition=condition))
     means = (
         test.group_by("round")
-        .agg(pl.col(metric).mean(), seeds=pl.len())
-        .filter(pl.col("seeds") == pl.col("seeds").max())  # others were stopped before
+        .agg(pl.col(metric).mean())
         .sort(metric, "round", descending=[True, False])
     )
     return test.filter(round=means["round"][0]).select(_POLICY).sort(_POLICY)
+
+
+def of_all_seeds(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of the rounds that the same seeds of a condition have, as many as can be.
+
+    In a mean over seeds one that was stopped would be missing from its later rounds.
+    """
+    by, names = ["condition", "round"], pl.col("seed").unique().sort().cast(pl.String)
+    rounds = rows.group_by(by).agg(seeds=names.str.join(" "), count=pl.col("seed").n_unique())
+    most = rounds.sort("count", "round").group_by("condition").agg(pl.col("seeds").last())
+    kept = rounds.join(most, on=["condition", "seeds"], how="semi")
+    return rows.join(kept, on=by, how="semi", maintain_order="left")
 
 
 def _without(experiment: Experiment, losers: set[str]) -> list[str]:

@@ -4,7 +4,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from sdcore.analysis.intervals import Array, bootstrap
+from sdcore.analysis.intervals import Array, bootstrap, grid_mean
+from sdcore.analysis.metrics import SHARE
 from sdcore.config import EvaluationConfig
 
 Vector = NDArray[np.float64]
@@ -12,14 +13,14 @@ Numbers = dict[str, float | int | None]
 
 
 def critic_scores(trials: pl.DataFrame, settings: EvaluationConfig) -> Numbers:
-    """Return scores as ProcessBench (arXiv 2412.06559) defines them, with bootstrap intervals.
+    """Return scores as ProcessBench (arXiv 2412.06559) defines them, with intervals.
 
     `error_accuracy` is the share of wrong solutions whose first wrong step is named, and
     `correct_accuracy` the share of right ones in which no step is; `f1` is their harmonic mean.
     The critic's claim counts there even if its critique is invalid; an unreadable answer claims
     nothing and is a miss. `false_alarms` is the share of right solutions in which a step is called
     wrong, `validity` the share of critiques that may be trained on. Intervals cover other
-    solutions; they are None where there is nothing to resample.
+    solutions; they are None where there is a single one.
 
     Args:
         trials: columns truth, verdict, claimed, valid, repaired, attempts, prompt_tokens, tokens
@@ -58,9 +59,15 @@ def harmonic_mean(a: Vector, b: Vector) -> Vector:
 
 
 def _f1(wrong_N: Vector, right_M: Vector, settings: EvaluationConfig) -> Array:
-    """F1 with its bounds; wrong and right solutions are resampled apart."""
+    """F1 with its bounds; wrong and right solutions are resampled apart.
+
+    Resamples of solutions that are all hits or all misses are alike, so there the bounds are the
+    harmonic means of those of the two accuracies.
+    """
     if not min(len(wrong_N), len(right_M)):
         return np.full(3, np.nan)
+    if any(len(set(values)) == 1 for values in (wrong_N, right_M)):
+        return harmonic_mean(_share(wrong_N, settings), _share(right_M, settings))
 
     def statistic(wrong_RN: Array, right_RM: Array) -> Array:
         hits = wrong_RN @ wrong_N / len(wrong_N), right_RM @ right_M / len(right_M)
@@ -71,14 +78,11 @@ def _f1(wrong_N: Vector, right_M: Vector, settings: EvaluationConfig) -> Array:
 
 
 def _share(values_N: Vector, settings: EvaluationConfig) -> Array:
+    """The mean of values that are 0 or 1, with its bounds."""
     if not len(values_N):
         return np.full(3, np.nan)
-
-    def statistic(counts_RN: Array) -> Array:
-        return (counts_RN @ values_N / len(values_N))[:, None]
-
-    size, rule = [len(values_N)], (settings.confidence, settings.resamples)
-    return np.asarray(bootstrap(statistic, size, *rule)[0])
+    mean = grid_mean(values_N[:, None], settings.confidence, fixed=True, limits=SHARE)
+    return np.array([mean.value, mean.low, mean.high])
 
 
 def _vector(values: pl.Series) -> Vector:

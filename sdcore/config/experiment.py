@@ -54,7 +54,9 @@ from sdcore.store.schema import content_key
 RESERVED = {"base", "diagnose"}
 """Condition names with a meaning in the tables: the untrained policy, and the preflight."""
 
-_WITHOUT_EFFECT = ("description", "diagnose", "design", "modules", "cluster", "added")
+_WITHOUT_EFFECT = (
+    "description", "diagnose", "design", "modules", "cluster", "added", "search_of",
+)  # fmt: skip
 _GROWING = ("conditions", "contexts", "plugins")
 
 
@@ -108,6 +110,12 @@ class Experiment(Settings):
     added: Additions = Field(
         Additions(),
         description="what `sdcore run --extend` has added to the run; filled in by sdcore",
+        json_schema_extra=FILE_ONLY,
+    )
+    search_of: Name | None = Field(
+        None,
+        description="the experiment whose candidates of `sdcore design` the conditions are; filled "
+        "in by sdcore",
         json_schema_extra=FILE_ONLY,
     )
     modules: Path | None = Field(

@@ -23,6 +23,7 @@ def search_experiment(experiment: Experiment, field: Field) -> Experiment:
     design = experiment.design
     rungs = halving(2, design.eta, design.rungs, experiment.training.rounds)
     tree = tree_of(experiment) | {
+        "search_of": experiment.name,
         "name": _named(experiment, "design"),
         "description": f"The candidates of `sdcore design` for {experiment.name}.",
         "conditions": {each.name: _settings(each) for each in field.candidates},

@@ -292,9 +292,9 @@ def _health_curves(store: Store, experiment: Experiment, names: list[str]) -> li
     sql = "FROM round_health WHERE experiment_id = ? ORDER BY condition, seed, round"
     rounds = store.query(sql, [experiment.experiment_id]).filter(pl.col("condition").is_in(names))
     return [
-        _chart(plots.health_curve(rounds, names, column, title), f"{title}, by training round")
+        _chart(plots.health_curve(known, names, column, title), f"{title}, by training round")
         for column, title in _HEALTH_CURVES.items()
-        if rounds[column].count()
+        if len(known := comparison.of_all_seeds(rounds.drop_nulls(column)))
     ]
 
 

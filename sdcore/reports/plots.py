@@ -41,7 +41,7 @@ def learning_curves(
     """Test accuracy (avg@k) against training, one panel for each of `axes`.
 
     Args:
-        curves: the frame of `comparison.curves`: means over seeds, with intervals as bands.
+        curves: the frame of `comparison.curves`: means over the same seeds, intervals as bands.
         conditions: names in the order of the experiment file; 'base' is the dashed line.
         axes: columns of `scores` to draw against.
     """
@@ -64,7 +64,7 @@ def health_curve(
     """One sign of health by training round: a line per condition, the mean over seeds.
 
     Args:
-        rounds: rows of the view `round_health`.
+        rounds: rows of the view `round_health`, of rounds that all seeds of a condition have.
         conditions: names in the order of the experiment file.
         column: what to draw; conditions without any value are left out.
         title: what it is, with its unit.

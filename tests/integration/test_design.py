@@ -1,6 +1,7 @@
 """`sdcore design` with real parts at its smallest: interrupted, resumed, and once more."""
 
 import shutil
+from contextlib import contextmanager
 
 import polars as pl
 import pytest
@@ -9,6 +10,7 @@ from mlflow import MlflowClient
 import flows.design as flow
 import tasks.design as stages
 from sdcore.config import Experiment, load_experiment
+from sdcore.errors import DataError
 from sdcore.reports.design import as_dict
 from sdcore.store.database import Store
 from sdcore.store.schema import TABLES
@@ -53,20 +55,10 @@ class Confirmation:
             session.store.append_missing(comparisons=TABLES["comparisons"].frame([row]))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A search that is cut off after its first rung, loses a checkpoint, is resumed, and repeated.
-
-    What other tests look at is left out: the preflight's page, and the run that confirms.
-    """
-    folder = tmp_path_factory.mktemp("design")
-    (folder / "tiny.toml").write_text(FILE, "utf-8")
-    experiment, root = load_experiment(folder / "tiny.toml"), folder / "runs"
-    said, grids = list[str](), stages._grids
-
-    def halve_once(base, search, rung, names):
-        stages.halve.fn(base, search, rung, names)
-        raise KeyboardInterrupt
+@contextmanager
+def in_this_process(said):
+    """A search without what other tests look at: the preflight's page, the run that confirms."""
+    grids = stages._grids
 
     def favour(base, run, split, round_):
         found = grids(base, run, split, round_)
@@ -76,6 +68,22 @@ def finished(tmp_path_factory):
         searches.without_server_and_pages(patch, said)
         patch.setattr(flow, "compare_contexts", Confirmation())
         patch.setattr(stages, "_grids", favour)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A search that is cut off after its first rung, loses a checkpoint, and goes on, twice."""
+    folder = tmp_path_factory.mktemp("design")
+    (folder / "tiny.toml").write_text(FILE, "utf-8")
+    experiment, root = load_experiment(folder / "tiny.toml"), folder / "runs"
+    said = list[str]()
+
+    def halve_once(base, search, rung, names):
+        stages.halve.fn(base, search, rung, names)
+        raise KeyboardInterrupt
+
+    with in_this_process(said):
         with pytest.MonkeyPatch.context() as cut:
             cut.setattr(flow, "halve", halve_once)
             with pytest.raises(KeyboardInterrupt):
@@ -117,7 +125,10 @@ def test_every_decision_is_a_row(finished):
     assert masked["aim"] == pytest.approx(1) and 0 < whole["aim"] < 1
     assert masked["teacher"] == whole["teacher"] and masked["auc"] == whole["auc"]
     assert (found["winner"], found["baseline"], found["word"]) == (WINNER, "aligned", "confirmed")
-    said = "+4.5 points (+3.2 to +5.8) against aligned, avg@1 on 2 test problems, 3 seeds"
+    said = (
+        "+4.5 points (+3.2 to +5.8; the interval covers problems and seeds) against aligned, avg@1 "
+        "on 2 test problems, 3 seeds"
+    )
     assert found["reason"] == said == rows.filter(rung=3, candidate=WINNER)["reason"].item()
 
 
@@ -157,3 +168,50 @@ def test_page_file_and_mlflow_have_the_result(finished):
     assert {"candidates.csv", "design.html", "winner.toml"} <= files
     statuses = {each.info.status for each in client.search_runs([*folders.values()])}
     assert statuses == {"FINISHED"}
+
+
+def test_a_confirmation_on_problems_that_the_search_has_seen_does_not_train(finished, tmp_path):
+    """As after `sdcore resume` of the search's run, which older code did not refuse."""
+    root, found, *_ = finished
+    copy = shutil.copytree(root, tmp_path / "runs")
+    store = Store(copy / "sdcore.duckdb")
+    tested = store.rows("problems", experiment_id=found["confirmation_id"], split="test")
+    seen = store.rows("rollouts", experiment_id=found["search_id"], purpose="validation").head(1)
+    seen = seen.with_columns(rollout_id=pl.lit("seen"), problem_id=pl.lit(tested["problem_id"][0]))
+    store.append_missing(rollouts=seen.with_columns(purpose=pl.lit("test")))
+    with in_this_process([]) as patch:
+        patch.setattr(Confirmation, "fn", lambda *arguments: pytest.fail("it is trained"))
+        with pytest.raises(DataError, match="give the file another name"):
+            flow.design.fn(load_experiment(root.parent / "tiny.toml"), copy)
+
+
+def test_decisions_follow_the_tables_they_rest_on(finished, tmp_path):
+    """As after `sdcore rescore`: other scores of a rung, and a confirmation that lost a seed."""
+    root, found, *_ = finished
+    copy = shutil.copytree(root, tmp_path / "runs")
+    experiment, store = load_experiment(root.parent / "tiny.toml"), Store(copy / "sdcore.duckdb")
+    compared = store.rows("comparisons", experiment_id=found["confirmation_id"])
+    store.replace(comparisons=compared.with_columns(seeds=pl.lit(2, pl.Int64)))
+    stop = {
+        "experiment_id": found["confirmation_id"], "condition": "aligned", "seed": 5, "round": 1,
+        "good_round": 0, "sign": "format", "reason": "40%",
+    }  # fmt: skip
+    store.append_missing(stops=TABLES["stops"].frame([stop]))
+    with in_this_process([]) as patch:
+        grids = stages._grids
+
+        def halved(base, run, split, round_):
+            return {name: grid / 2 for name, grid in grids(base, run, split, round_).items()}
+
+        patch.setattr(stages, "_grids", halved)
+        now = as_dict(flow.design.fn(experiment, copy))
+    assert (now["winner"], now["word"]) == (WINNER, "not shown")
+    assert now["reason"].endswith(
+        "2 seeds of 3; seeds were lost, aligned: seed 5 stopped after round 1 without a good "
+        "checkpoint"
+    )
+    rows = store.rows("candidates")
+    assert len(rows) == len(found["candidates"]) and now["costs"] == found["costs"]
+    assert rows.filter(rung=2, candidate=WINNER)["score"].to_list() == [0.5]
+    old = store.query("FROM superseded.candidates")
+    assert old.group_by("rung").len().sort("rung").rows() == [(1, 3), (2, 2), (3, 2)]

@@ -236,6 +236,23 @@ def test_a_curve_has_the_interval_over_its_seeds(store):
     assert rows.filter(condition="base")["covers"].to_list() == ["problems"]
 
 
+def test_a_curve_has_the_same_seeds_all_along(tmp_path):
+    """Seed 1 was stopped after its policy of two rounds: the line of both seeds ends there."""
+    store = fill(Store(tmp_path / "sdcore.duckdb"))
+    stop = {"condition": "grpo", "seed": 1, "round": 3, "good_round": 2, "sign": "format"}
+    stop |= {"experiment_id": EXPERIMENT.experiment_id, "reason": "40%"}
+    store.append_missing(stops=TABLES["stops"].frame([stop]))
+    rows = comparison.curves(store, EXPERIMENT.experiment_id)
+    assert rows.filter(condition="grpo").select("round", "seeds").rows() == [(2, 2)]
+    assert rows.filter(condition="reference")["round"].to_list() == [2, 4]
+
+
+def test_rounds_of_different_seeds_are_not_mixed():
+    apart = SCORES.filter(~((pl.col("seed") == 0) & (pl.col("round") == 3)))
+    apart = apart.filter(~((pl.col("seed") == 1) & (pl.col("round") == 1)))
+    assert comparison.of_all_seeds(apart)["round"].to_list() == [3]  # as many seeds, and later
+
+
 def test_signals_are_told_apart_by_region(store):
     # The example gives every token of a region the same advantage.
     rows = comparison.signal_summary(store, EXPERIMENT.experiment_id)

@@ -46,7 +46,19 @@ def test_scores_by_hand():
 
 def test_a_critic_that_always_says_right_has_no_f1():
     scores = score(*[{"truth": 1, "verdict": "A"}] * 3, *[{}] * 3)
-    assert (scores["f1"], scores["f1_high"], scores["correct_accuracy"]) == (0, 0, 1)
+    assert (scores["f1"], scores["f1_low"], scores["correct_accuracy"]) == (0, 0, 1)
+    # Of other wrong solutions it may name 1 - 0.025^(1/3) = 70.8 %: F1 is 2 x 0.708 / 1.708.
+    assert scores["f1_high"] == pytest.approx(2 * 0.70760 / 1.70760, abs=1e-4)
+
+
+def test_five_of_five_say_little_of_others():
+    """Clopper and Pearson's bound for 5 of 5: 0.025^(1/5) = 47.8 %; so both, and so F1."""
+    scores = score(*[{"truth": 2, "verdict": "D", "claimed": 2}] * 5, *[{}] * 5)
+    for name in ("error_accuracy", "correct_accuracy", "f1", "validity"):
+        assert (scores[name], scores[f"{name}_high"]) == (1, 1)
+    for name in ("error_accuracy", "correct_accuracy", "f1"):
+        assert scores[f"{name}_low"] == pytest.approx(0.025**0.2, abs=1e-9)
+    assert scores["validity_low"] == pytest.approx(0.025**0.1, abs=1e-9)
 
 
 def test_where_there_is_nothing_to_average_there_is_no_number():

@@ -17,9 +17,10 @@ import sdcore
 from flows.commands import main, tables, terminal
 from flows.servers import standing
 from sdcore.config import LlmCriticConfig
-from sdcore.errors import SdcoreError, StoreError
+from sdcore.errors import ConfigError, SdcoreError, StoreError
 from sdcore.store.database import Store
-from tests.helpers.example import EXPERIMENT, fill
+from sdcore.store.schema import TABLES
+from tests.helpers.example import EXPERIMENT, fill, run_row
 from tests.helpers.paths import EXPERIMENTS
 
 COMMANDS = sorted(typer.main.get_command(main.app).commands)
@@ -207,6 +208,27 @@ def test_the_list_has_the_progress_of_each_run(call, workspace):
     (run,) = json.loads(call("list", "--json"))
     assert run["experiment_id"] == ID and run["compared"]
     assert run["rollouts"] == len(Store(workspace / "sdcore.duckdb").rows("rollouts"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("resume",), ("rerun", "--from", "evaluate", "--condition", "grpo", "--round", "2")],
+)
+def test_the_run_of_a_search_is_not_run_by_itself(monkeypatch, tmp_path, arguments):
+    """It would sample the test split, after which the search could not conclude any more."""
+    searched = EXPERIMENT.model_copy(update={"name": "small-design", "search_of": "small"})
+    row = run_row() | {"experiment_id": searched.experiment_id, "name": searched.name}
+    row |= {"config": searched.model_dump_json()}
+    store = Store(tmp_path / "sdcore.duckdb")
+    store.append_missing(experiments=TABLES["experiments"].frame([row]))
+    monkeypatch.setattr(main, "served", lambda root: pytest.fail("a server is started"))
+    name, *more = arguments
+    with pytest.raises(ConfigError, match="test split") as refused:
+        CliRunner().invoke(
+            main.app, [name, "small-design", *more, "--workspace", str(tmp_path)],
+            catch_exceptions=False,
+        )  # fmt: skip
+    assert "`sdcore design FILE` continues it" in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def test_the_candidates_are_the_conditions_of_one_run_with_a_checkpoint_at_every
     assert search.seeds == FILE.seeds and search.problems == FILE.problems
     for condition in search.conditions.values():
         assert {5, 10, 20} <= {*checkpoint_rounds(search, condition)}
+    assert search.search_of == FILE.name and confirmation_experiment(FILE, PAIR).search_of is None
     assert set(search.diagnose.contexts) == {each.context for each in FIELD.candidates}
 
 
