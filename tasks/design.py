@@ -18,6 +18,7 @@ from sdcore.design.experiments import (
     as_file,
     confirmation_experiment,
     design_id,
+    possible_confirmations,
     prompt_experiment,
     search_experiment,
     winner_experiment,
@@ -74,12 +75,11 @@ class Search:
         self.field: Field = enumerate_field(experiment, solutions)
         self.candidates = {each.name: each for each in self.field.candidates}
         self.experiment = search_experiment(experiment, self.field)
-        largest = sorted(self.field.candidates, key=lambda each: -each.condition.group_size)[:2]
-        self.largest = confirmation_experiment(experiment, largest)
+        self.possible = possible_confirmations(experiment, self.field)
         self.asked: dict[str, CriticBound] = {}  # of the critic at most, by stage and prompt
         runs = [self.experiment, *map(self.with_prompt, self.field.prompts)]
         self.plan: Plan = plan(
-            self.experiment, self.largest, sum(len(taught_with(run)) for run in runs)
+            self.experiment, self.possible, sum(len(taught_with(run)) for run in runs)
         )
 
     def with_prompt(self, prompt: str) -> Experiment:
@@ -106,7 +106,12 @@ class Search:
         for name in self.field.prompts:  # which only a single model has
             prompted = [model.model_copy(update={"prompt": name}) for model in critic.models]
             lengths[name] = [read(model) for model in prompted]
-        return critic_bounds(self.experiment, self.largest, self.plan.rungs, lengths)
+        return critic_bounds(self.experiment, self.possible, self.plan.rungs, lengths)
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Return how many rollouts per question the candidates sample, each number once."""
+        return tuple(sorted({each.condition.group_size for each in self.field.candidates}))
 
     @property
     def baseline(self) -> Candidate:
@@ -328,6 +333,7 @@ def conclude(base: ConditionRun, search: Search, winner: str | None) -> Outcome:
         word=word,
         reason=reason,
         rungs=search.plan.rungs,
+        group_sizes=search.group_sizes,
         bounds=search.plan.bounds,
         critic_bounds=stage_bounds(search.asked),
         candidates=base.store.rows("candidates", design_id=search.design_id).sort("rung", "rank"),
@@ -386,7 +392,7 @@ def _confirmed(base: ConditionRun, search: Search, run: Experiment, winner: str)
         own, found = total(spent.filter(condition=name)) + share, known.get(name, {})
         made.append(
             search.row(search.candidates[name], run, len(search.plan.rungs) + 1, own)
-            | {"rounds": run.training.rounds, "seeds": len(run.seeds), "rank": rank}
+            | {"rounds": run.training.rounds, "seeds": found.get("seeds") or 0, "rank": rank}
             | {"score": found.get("avg_at_k"), "low": found.get("avg_at_k_low")}
             | {"high": found.get("avg_at_k_high")}
             | {"fate": word if name == winner else "baseline"}

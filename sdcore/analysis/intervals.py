@@ -80,7 +80,7 @@ def grid_mean(
     values = np.asarray(values_PS, dtype=np.float64)
     mean, seeds = float(values.mean()), values.shape[1]
     half = float(half_width(mean_squares(values), confidence))
-    covers = PROBLEMS if fixed else {1: ONE_SEED, 2: TWO_SEEDS}.get(seeds, BOTH)
+    covers = PROBLEMS if fixed else coverage(seeds)
     low, high = np.clip([mean - half, mean + half], *limits)
     if np.ptp(values) < _ROUNDING and np.isfinite(limits).all() and values.shape[0] > 1:
         # None of P problems differs from the others, such as 0 of 26: that says little of more. If
@@ -89,6 +89,11 @@ def grid_mean(
         share = 1 - ((1 - confidence) / 2) ** (1 / values.shape[0])
         low, high = mean - share * (mean - limits[0]), mean + share * (limits[1] - mean)
     return Interval(mean, float(low), float(high), covers)
+
+
+def coverage(seeds: int) -> str:
+    """What an interval over so many seeds of a trained condition covers, in words."""
+    return {1: ONE_SEED, 2: TWO_SEEDS}.get(seeds, BOTH)
 
 
 def mean_squares(values_PS: ArrayLike) -> MeanSquares:

@@ -67,6 +67,16 @@ def confirmation_experiment(
     return Experiment.model_validate(_limited(tree, left))
 
 
+def possible_confirmations(experiment: Experiment, field: Field) -> tuple[Experiment, ...]:
+    """Return the confirmations that the search may come to, as far as they sample differently.
+
+    That depends on how many rollouts per question the winner samples beside the baseline.
+    """
+    others = {c.condition.group_size: c for c in field.candidates if c != field.baseline}
+    pairs = [[field.baseline, each] for each in others.values()]
+    return tuple(confirmation_experiment(experiment, pair) for pair in pairs)
+
+
 def winner_experiment(experiment: Experiment, pair: Sequence[Candidate], about: str) -> Experiment:
     """Return the file with the baseline and the winner as its conditions, ready to run."""
     tree = tree_of(experiment) | {

@@ -107,7 +107,7 @@ class CriticBound:
 
 def critic_bounds(
     search: Experiment,
-    confirmation: Experiment,
+    confirmations: Sequence[Experiment],
     rungs: Sequence[Rung],
     read: Mapping[str, Sequence[int]],
 ) -> dict[str, CriticBound]:
@@ -118,7 +118,7 @@ def critic_bounds(
 
     Args:
         search: the candidates as conditions.
-        confirmation: the run that compares the winner with the baseline.
+        confirmations: the runs that may compare a winner with the baseline.
         rungs: the short runs.
         read: tokens of the longest request about a trace, by the name of the prompt; one number
             per model that the critic asks, each of which may have to judge every trace.
@@ -143,8 +143,10 @@ def critic_bounds(
         trained = _trained(search, rung.rounds - before) * rung.candidates * len(search.seeds)
         found[stage_of(rung.number, rungs)] = bound(trained, longest)
         before = rung.rounds
-    pair = len(confirmation.conditions) * len(confirmation.seeds)
-    trained = _trained(confirmation, confirmation.training.rounds) * pair
+    trained = max(
+        _trained(run, run.training.rounds) * len(run.conditions) * len(run.seeds)
+        for run in confirmations
+    )
     found["confirmation"] = bound(trained, longest)
     return found
 
@@ -177,14 +179,14 @@ class Plan:
         return sum(self.bounds.values())
 
 
-def plan(search: Experiment, confirmation: Experiment, contexts: int) -> Plan:
+def plan(search: Experiment, confirmations: Sequence[Experiment], contexts: int) -> Plan:
     """Return the largest search whose upper bound fits into `design.max_tokens`.
 
     It is made smaller by letting fewer candidates in; at least two stay.
 
     Args:
         search: the candidates as conditions.
-        confirmation: the run that compares the winner with the baseline.
+        confirmations: the runs that may compare a winner with the baseline; the dearest counts.
         contexts: of the preflight, the null check included.
 
     Raises:
@@ -192,7 +194,7 @@ def plan(search: Experiment, confirmation: Experiment, contexts: int) -> Plan:
     """
     design, most = search.design, search.design.max_tokens
     entrants = min(len(search.conditions), design.eta**design.rungs)
-    plans = [_plan(search, confirmation, contexts, n) for n in range(entrants, FEWEST - 1, -1)]
+    plans = [_plan(search, confirmations, contexts, n) for n in range(entrants, FEWEST - 1, -1)]
     fitting = [each for each in plans if most is None or each.bound <= most]
     if fitting:
         return fitting[0]
@@ -207,14 +209,16 @@ def plan(search: Experiment, confirmation: Experiment, contexts: int) -> Plan:
     )
 
 
-def _plan(search: Experiment, confirmation: Experiment, contexts: int, entrants: int) -> Plan:
+def _plan(
+    search: Experiment, confirmations: Sequence[Experiment], contexts: int, entrants: int
+) -> Plan:
     design = search.design
-    rungs = halving(entrants, design.eta, design.rungs, confirmation.training.rounds)
+    rungs = halving(entrants, design.eta, design.rungs, confirmations[0].training.rounds)
     before = [0, *(rung.rounds for rung in rungs)]
     bounds = {"preflight": preflight_tokens(search, contexts)}
     for rung, start in zip(rungs, before, strict=False):
         bounds[stage_of(rung.number, rungs)] = rung_tokens(search, rung, start)
-    bounds["confirmation"] = confirmation_tokens(confirmation)
+    bounds["confirmation"] = max(confirmation_tokens(run) for run in confirmations)
     return Plan(rungs, bounds)
 
 

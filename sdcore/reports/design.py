@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from sdcore.analysis.intervals import coverage
 from sdcore.config import Experiment
 from sdcore.design.ranking import MEASURES, RULES
 from sdcore.design.schedule import Rung, stage_of
@@ -38,6 +39,7 @@ class Outcome:
         word: confirmed, not shown, refuted; kept (the baseline has won), or no winner.
         reason: the word's, in numbers.
         rungs: the schedule.
+        group_sizes: rollouts per question of the candidates, each number once.
         bounds: most sampled tokens by stage.
         critic_bounds: about how many tokens the critic reads and writes at most, by stage; none
             where it is exact.
@@ -56,6 +58,7 @@ class Outcome:
     word: str
     reason: str
     rungs: tuple[Rung, ...]
+    group_sizes: tuple[int, ...]
     bounds: Mapping[str, int]
     critic_bounds: Mapping[str, int]
     candidates: pl.DataFrame
@@ -179,11 +182,24 @@ def render_design(outcome: Outcome) -> str:
         lines=ranking(outcome),
         stages=[stage_of(rung, outcome.rungs) for rung in range(1, len(outcome.rungs) + 2)],
         schedule=outcome.rungs,
+        covers=_covered(outcome),
         skipped=skipped(outcome),
         costs=costs(outcome),
         measures=MEASURES,
         rules=RULES,
     )
+
+
+def _covered(outcome: Outcome) -> dict[str, str]:
+    """What the intervals cover, in the rungs and in the confirmation."""
+    last, found = len(outcome.rungs), dict[str, str]()
+    scored = outcome.candidates.drop_nulls("low")
+    for stage, rows in (
+        ("rungs", scored.filter(pl.col("rung").is_between(1, last))),
+        ("confirmation", scored.filter(pl.col("rung") > last)),
+    ):
+        found[stage] = " / ".join(map(coverage, sorted(set(rows["seeds"])))) or "nothing"
+    return found
 
 
 def _facts(outcome: Outcome) -> dict[str, str]:
@@ -192,6 +208,11 @@ def _facts(outcome: Outcome) -> dict[str, str]:
         "Sampled tokens": f"{spent['sampled']:,} of at most {spent['at_most']:,}",
         "The file": f"{experiment.name}, compared with its condition {outcome.baseline}",
     }
+    if len(outcome.group_sizes) > 1:
+        told["Rollouts per question"] = (
+            f"{', '.join(map(str, outcome.group_sizes))}: candidates with more of them have "
+            "sampled and trained on more in as many rounds, which the ranking does not count"
+        )
     if most := experiment.design.max_tokens:
         told["Budget in tokens"] = f"{most:,}"
     if spent["critic_tokens"]:

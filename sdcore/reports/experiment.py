@@ -156,6 +156,7 @@ def _results(store: Store, experiment: Experiment, names: list[str]) -> Values:
     if not len(scores.filter(pl.col("split") == "test", pl.col("condition") != comparison.BASE)):
         return {
             "tiles": [],
+            "seeds": [],
             "result_blocks": [],
             "comparisons": [],
             "added": [],
@@ -169,6 +170,7 @@ def _results(store: Store, experiment: Experiment, names: list[str]) -> Values:
     by_seed = store.rows("seed_differences", **run)
     return {
         "covers": covered(chosen),
+        "seeds": sorted(set(chosen["seeds"].drop_nulls())),
         "tiles": [
             {"condition": row["condition"], "gain": _gain(row), "note": row["note"]}
             for row in chosen.to_dicts()

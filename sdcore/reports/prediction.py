@@ -31,8 +31,10 @@ class Prediction:
 
 def printable(found: Prediction) -> list[tuple[str, pl.DataFrame]]:
     """Titles and text frames, for a terminal or as Markdown."""
-    first = found.conditions.row(0, named=True)
-    covers, seeds = first["covers"], first["seeds"]
+    covers, seeds = (
+        found.conditions[name].unique().sort().cast(pl.String).str.join(separator).item()
+        for name, separator in (("covers", " / "), ("seeds", " or "))
+    )
     title = "Where each measure divides contexts that do harm from the others"
     cuts = [(title, _cuts(found))] if len(found.thresholds) else []
     return [

@@ -76,7 +76,7 @@ def test_the_critic_is_counted_for_each_prompt_and_stage():
     critic = {"kind": "llm", "model": "m", "attempts": 2, "max_tokens": 100} | prices
     search = experiment(critic=critic)
     rungs = (Rung(1, 2, 3, 2), Rung(2, 4, 2, 1))
-    found = critic_bounds(search, search, rungs, {"own": [50], "terse": [20]})
+    found = critic_bounds(search, [search], rungs, {"own": [50], "terse": [20]})
     # 4 problems x 2 rollouts; rung 1: 2 rounds x 3 questions x 2 x 3 candidates x 2 seeds, rung 2:
     # x 2 candidates; confirmation: 4 rounds x 3 x 2 x 4 conditions x 2 seeds
     assert {stage: each.critiques for stage, each in found.items()} == {
@@ -87,14 +87,14 @@ def test_the_critic_is_counted_for_each_prompt_and_stage():
     assert (terse.written, terse.read, first.read) == (8 * 200, 8 * 40, 72 * 100)
     assert terse.cost == pytest.approx((1600 * 3 + 320) / 1e6)
     assert stage_bounds(found)["preflight"] == 2 * 8 * 200 + 8 * 2 * (50 + 20)
-    assert critic_bounds(experiment(), experiment(), rungs, {}) == {}
+    assert critic_bounds(experiment(), [experiment()], rungs, {}) == {}
 
 
 def test_each_model_of_a_cascade_may_have_to_judge_every_trace():
     small = {"kind": "llm", "model": "s", "attempts": 1, "max_tokens": 10, "price_out": 1}
     large = {"kind": "llm", "model": "l", "attempts": 3, "max_tokens": 100, "price_in": 2}
     search = experiment(critic={"kind": "cascade", "small": small, "large": large})
-    found = critic_bounds(search, search, (Rung(1, 2, 3, 2),), {"own": [50, 60]})
+    found = critic_bounds(search, [search], (Rung(1, 2, 3, 2),), {"own": [50, 60]})
     first = found["preflight, own"]  # 8 rollouts
     assert (first.written, first.read) == (8 * (10 + 300), 8 * (50 + 180))
     assert first.cost == pytest.approx((80 + 2 * 8 * 180) / 1e6)
@@ -110,22 +110,41 @@ def test_a_band_is_counted_with_all_the_candidates_that_it_may_look_at():
 
 def test_a_budget_lets_fewer_candidates_in_and_is_refused_below_two():
     # preflight 3180; per candidate: rung 1 2 seeds x (2 x 6 + 10) x 10 = 440, rung 2 as much
-    whole = plan(experiment(), experiment(), 5)
+    whole = plan(experiment(), [experiment()], 5)
     assert [rung.candidates for rung in whole.rungs] == [4, 2]
     confirmation = whole.bounds["confirmation"]
     assert whole.bounds == {
         "preflight": 3180, "rung 1": 1760, "rung 2": 880, "confirmation": confirmation,
     }  # fmt: skip
     assert whole.bound == 5820 + confirmation
-    exact = plan(experiment(design={"max_tokens": whole.bound}), experiment(), 5)
+    exact = plan(experiment(design={"max_tokens": whole.bound}), [experiment()], 5)
     assert exact == whole
-    less = plan(experiment(design={"max_tokens": whole.bound - 1}), experiment(), 5)
+    less = plan(experiment(design={"max_tokens": whole.bound - 1}), [experiment()], 5)
     assert [rung.candidates for rung in less.rungs] == [3, 2] and less.bound == whole.bound - 440
     smallest = whole.bound - 2 * 440
-    assert plan(experiment(design={"max_tokens": smallest}), experiment(), 5).bound == smallest
+    assert plan(experiment(design={"max_tokens": smallest}), [experiment()], 5).bound == smallest
     with pytest.raises(ConfigError, match=f"at least {smallest}") as raised:
-        plan(experiment(design={"max_tokens": smallest - 1}), experiment(), 5)
+        plan(experiment(design={"max_tokens": smallest - 1}), [experiment()], 5)
     assert raised.value.where == "design.max_tokens"
+
+
+def test_the_dearest_of_the_confirmations_counts():
+    """Beside 2 rollouts per question, 3 have one more checkpoint, at round 4 x 2 // 3 = 2."""
+
+    def sized(*sizes):
+        tree = {
+            f"c{place}": TREE["conditions"]["a"] | {"group_size": size}
+            for place, size in enumerate(sizes)
+        }
+        other = TREE | {"conditions": tree, "evaluation": TREE["evaluation"] | {"every": 3}}
+        return Experiment.model_validate(other)
+
+    alike, mixed = sized(3, 3), sized(2, 3)
+    # checkpoints after rounds 3 and 4, in `mixed` of the second condition after round 2, too
+    assert confirmation_tokens(alike) == 10 * (52 + 2 * 2 * (36 + 2 * 52))
+    assert confirmation_tokens(mixed) == 10 * (52 + 2 * (24 + 2 * 52) + 2 * (36 + 3 * 52))
+    bounds = plan(experiment(), [alike, mixed], 5).bounds
+    assert bounds["confirmation"] == confirmation_tokens(mixed) > confirmation_tokens(alike)
 
 
 def test_stages_have_names():

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import datetime
 
+import polars as pl
 import pytest
 
 from sdcore.config import Experiment
@@ -47,6 +48,7 @@ FOUND = Outcome(
     word="confirmed",
     reason="+10.0 points (+2.0 to +18.0) against a",
     rungs=halving(2, 2, 1, 4),
+    group_sizes=(1,),
     bounds={"preflight": 400, "rung 1": 100, "confirmation": 200},
     critic_bounds={"preflight": 90, "rung 1": 30},
     candidates=TABLES["candidates"].frame(ROWS),
@@ -83,6 +85,24 @@ def test_the_page_is_whole_and_what_comes_from_tables_is_escaped():
         "sdcore run small-2-winner.toml",
     ):  # fmt: skip
         assert text in page
+
+
+@pytest.mark.parametrize(
+    ("seeds", "covers"), [(1, "problems, within this seed only"), (2, "too few"), (3, "and seeds")]
+)
+def test_the_page_says_what_its_intervals_cover(seeds, covers):
+    rows = FOUND.candidates.with_columns(
+        seeds=pl.when(pl.col("rung") == 1).then(seeds).otherwise(4).cast(pl.Int64)
+    )
+    ranking = render_design(replace(FOUND, candidates=rows)).split('id="ranking"')[1]
+    rungs, confirmation = ranking.split("on test in the confirmation")
+    assert covers in rungs and "they cover problems and seeds" in confirmation
+
+
+def test_candidates_that_sample_more_per_question_are_named():
+    page = render_design(replace(FOUND, group_sizes=(1, 8)))
+    assert "1, 8: candidates with more of them have sampled and trained on more" in page
+    assert "Rollouts per question" not in render_design(FOUND)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,17 @@ def test_intervals_say_what_they_cover_and_seeds_have_their_own_difference(page)
     assert seeds.endswith("seed 0: +33.3, 1: +33.3")
 
 
+def test_what_the_page_says_of_seeds_and_equality_is_what_the_rows_say(page, tmp_path):
+    """GRPO has another objective and other rollouts per question; its seed 0 trains nothing."""
+    assert "differ in their feedback only" not in page
+    limits = " ".join(page[page.index('id="limits"') :].split())
+    assert "Seeds that were compared, by condition: 2. Intervals" in limits
+    store = fill(Store(tmp_path / "sdcore.duckdb"), idle=[("grpo", 0)])
+    lost = " ".join(render_report(store, EXPERIMENT.experiment_id).split())
+    assert "Seeds that were compared, by condition: 1 or 2. Intervals" in lost
+    assert "Where there is one, another seed may give another order." in lost
+
+
 def test_what_trained_nothing_is_marked_and_has_no_number(tmp_path):
     idle = [("reference", 0), ("reference", 1), ("grpo", 0)]
     store = fill(Store(tmp_path / "sdcore.duckdb"), idle=idle)
@@ -136,7 +147,8 @@ def test_one_seed_says_so_wherever_an_interval_is(tmp_path):
     page = render_report(
         fill(Store(tmp_path / "sdcore.duckdb"), idle=idle), EXPERIMENT.experiment_id
     )
-    assert page.count("problems, within this seed only") == 6  # tiles, 2 tables, pairs (2), curves
+    # tiles, 2 tables, pairs (2), curves, limits
+    assert page.count("problems, within this seed only") == 7
 
 
 def test_an_example_has_its_critique(page, tmp_path):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -41,6 +42,19 @@ def test_the_tables_say_what_the_intervals_cover(found):
     assert known["rank correlation"][0] == "+1.00 (interval unknown)"  # three contexts
     # no condition has a copy rate
     assert set(correlated.filter(measure="copied")["rank correlation"]) == {"unknown"}
+
+
+def test_rows_of_unequal_seeds_are_all_said(found):
+    fewer = {"seeds": 1, "covers": "problems, within this seed only"}
+    lost = pl.col("condition") == "c all"
+    changed = found.conditions.with_columns(
+        pl.when(lost).then(pl.lit(value)).otherwise(name).alias(name)
+        for name, value in fewer.items()
+    )
+    _, (title, _), *_ = printable(replace(found, conditions=changed))
+    assert title.endswith(
+        "seeds: 1 or 5 (intervals: problems and seeds / problems, within this seed only)"
+    )
 
 
 def test_the_figure_has_a_panel_per_measure_that_is_there(found):
