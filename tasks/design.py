@@ -402,9 +402,7 @@ def _confirmed(base: ConditionRun, search: Search, run: Experiment, winner: str)
     return word, reason
 
 
-def _store(
-    base: ConditionRun, search: Search, rung: int, made: Sequence[Mapping[str, object]]
-) -> None:
+def _store(base: ConditionRun, search: Search, rung: int, made: list[dict[str, object]]) -> None:
     """Store what a rung has decided; where that is another now, the old decisions are superseded.
 
     They are after `sdcore rescore` of the search's run or of the confirmation, for example.

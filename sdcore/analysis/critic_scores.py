@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from sdcore.analysis.intervals import Array, bootstrap, grid_mean
+from sdcore.analysis.intervals import FEWEST, Array, bootstrap, grid_mean
 from sdcore.analysis.metrics import SHARE
 from sdcore.config import EvaluationConfig
 
@@ -61,12 +61,12 @@ def harmonic_mean(a: Vector, b: Vector) -> Vector:
 def _f1(wrong_N: Vector, right_M: Vector, settings: EvaluationConfig) -> Array:
     """F1 with its bounds; wrong and right solutions are resampled apart.
 
-    Resamples of solutions that are all hits or all misses are alike, so there the bounds are the
+    Resamples of few solutions, or of all hits or all misses, are alike: there the bounds are the
     harmonic means of those of the two accuracies.
     """
     if not min(len(wrong_N), len(right_M)):
         return np.full(3, np.nan)
-    if any(len(set(values)) == 1 for values in (wrong_N, right_M)):
+    if any(len(each) < FEWEST or len(set(each)) == 1 for each in (wrong_N, right_M)):
         return harmonic_mean(_share(wrong_N, settings), _share(right_M, settings))
 
     def statistic(wrong_RN: Array, right_RM: Array) -> Array:

@@ -26,6 +26,9 @@ problems, or other problems and other seeds, of which two are too few."""
 SEEDS_COUNT, SEED_WEIGHT = 0.9, 1.3
 """Small-sample corrections of `half_width`, chosen by simulation."""
 
+FEWEST = 5
+"""Clusters for a bootstrap: resamples of fewer are mostly alike."""
+
 _ROUNDING = 1e-9  # by which differences of shares may differ that are equal
 _BLOCK = 2_000_000  # resampled clusters held in memory at once
 
@@ -38,11 +41,6 @@ class Interval:
     low: float
     high: float
     covers: str
-
-    @property
-    def resolved(self) -> bool:
-        """Return whether the interval excludes 0; unknown bounds exclude nothing."""
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def bootstrap(
 ) -> Array:
     """Percentile bootstrap over clusters: value, lower and upper bound of M statistics, [M, 3].
 
-    The same resamples every time. Bounds are NaN where a stratum has a single cluster.
+    The same resamples every time. Bounds are NaN where a stratum has fewer than FEWEST clusters.
 
     Args:
         statistic: maps how often each cluster was drawn, one array [R, N] per stratum, to [R, M].
@@ -160,7 +158,7 @@ def bootstrap(
         resamples: R in all.
     """
     value_M = statistic(*(np.ones((1, size)) for size in sizes))[0]
-    if min(sizes) < 2:
+    if min(sizes) < FEWEST:
         return np.stack([value_M, value_M * np.nan, value_M * np.nan], axis=1)
     rng = np.random.default_rng(0)
     block = max(1, _BLOCK // max(sizes))

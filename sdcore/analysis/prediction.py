@@ -17,7 +17,6 @@ from sdcore.config import EvaluationConfig
 
 CONTEXTS_ONLY = "contexts, for this model, these problems and these seeds"
 EVERY = "every mask"
-FEWEST = 5  # contexts for an interval: resamples of fewer are mostly alike
 
 MEASURES: Mapping[str, tuple[str, str]] = {
     "gain": ("+", "accuracy with the context in the prompt minus accuracy without"),
@@ -39,7 +38,8 @@ def correlations(conditions: pl.DataFrame, settings: EvaluationConfig) -> pl.Dat
     """Correlate each measure with the training gain, over all conditions and within each mask.
 
     A measure that some conditions lack is correlated over the others. With fewer than three
-    conditions, or where all are alike, the correlation is NaN; with fewer than FEWEST contexts its
+    conditions, or where all are alike, the correlation is NaN; with fewer contexts than
+    `intervals.FEWEST` its
     bounds are.
 
     Args:
@@ -193,8 +193,6 @@ def _correlation(
         return np.nan, np.nan, np.nan
     context_N = known["context"].rank("dense").to_numpy() - 1
     correlate = rank_correlation(x_N, y_N)
-    if context_N.max() + 1 < FEWEST:
-        return float(correlate(np.ones((1, len(x_N))))[0, 0]), np.nan, np.nan
     ((value, low, high),) = bootstrap(
         lambda n_RC: correlate(n_RC[:, context_N]),
         [int(context_N.max()) + 1],

@@ -16,7 +16,8 @@ For the others the study neither confirms nor contradicts the number:
 - DIFFUSE = 5 % of tokens, by hand, after the paper's "correct steps stay above 0". The study's cut
   is between 4.5 and 7.4 % (1 error of 7, 2 left out): a harmful context objects to few tokens.
 - COPIES = 50 %, by hand: most errors. No context of the study reaches it.
-- ENOUGH = 10 rollouts, by hand: with fewer an interval over problems says little.
+- ENOUGH = 10 rollouts, by hand: with fewer an interval over problems says little. Those of too few
+  problems (`intervals.FEWEST`) are unknown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from sdcore.analysis.intervals import FEWEST
 from sdcore.analysis.teacher_ability import MASKS
 from sdcore.store.sql_views import OBJECTION
 
@@ -48,7 +50,7 @@ RULES = {
     "the teacher writes, it is not above the student's own, or not above that of the student going "
     "on at the same places by itself",
     "not enough data": f"fewer than {ENOUGH} wrong rollouts whose first wrong step is known, or "
-    "as few correct ones",
+    f"as few correct ones, or either of fewer than {FEWEST} problems",
     "copies": f"the copy rate is above {COPIES:.0%}",
     "no signal": f"neither for the error nor for the first wrong step is the AUC above {CHANCE:g} "
     "and the mean advantage below 0",
@@ -120,6 +122,8 @@ def _judged(found: Mapping[str, Row]) -> tuple[Word, str]:
             "not enough data",
             f"{wrong} wrong rollouts with a judged error, {right} correct ones",
         )
+    if any(isnan(found[name]["low"]) for name in ("at", "negative_share")):
+        return "not enough data", f"its rollouts are of fewer than {FEWEST} problems"
     copied, negative = found.get("copied"), found["negative_share"]
     if copied is not None and copied["low"] > COPIES:
         return "copies", f"it makes {copied['value']:.0%} of the errors likelier"

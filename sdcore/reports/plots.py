@@ -174,8 +174,9 @@ def _panels(figure: Figure, count: int) -> list[Axes]:
 
 
 def _looks(conditions: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Name, colour and marker of each condition; where colours begin again, markers shift."""
     return [
-        (name, colour, MARKERS[i % len(MARKERS)])
+        (name, colour, MARKERS[(i + i // len(COLOURS)) % len(MARKERS)])
         for i, (name, colour) in enumerate(colours(conditions).items())
     ]
 

@@ -116,11 +116,7 @@ def _signals(rows: pl.DataFrame) -> pl.DataFrame:
         "condition",
         pl.col("round").cast(pl.String),
         **{f"{name} first error": text for name, text in regions.items()},
-        **{
-            f"tokens < {OBJECTION:g} on correct rollouts".replace("-", "−"): _percent(
-                "negative_share"
-            )
-        },
+        **{_OBJECTED: _percent("negative_share")},
     )
 
 

@@ -8,6 +8,7 @@ from sdcore.config import EvaluationConfig
 from sdcore.traces import token_offsets
 from tests.helpers.families import byte_bpe, unigram
 
+pytestmark = pytest.mark.usefixtures("two_are_enough")
 SETTINGS = EvaluationConfig(resamples=1000)
 
 

@@ -9,6 +9,7 @@ from scipy.stats import mannwhitneyu
 from sdcore.analysis.signal_stats import correct_rollouts, error_auc, region_advantages
 from sdcore.config import EvaluationConfig
 
+pytestmark = pytest.mark.usefixtures("two_are_enough")
 SETTINGS = EvaluationConfig(resamples=1000)
 
 

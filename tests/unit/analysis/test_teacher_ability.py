@@ -202,6 +202,7 @@ def test_reactions_are_shares_of_the_judged_continuations(tmp_path):
     assert rows["repeats"]["rollouts"] == 5 and rows["continued"]["rollouts"] == 8
 
 
+@pytest.mark.usefixtures("two_are_enough")
 def test_the_kl_after_the_error_includes_tags_and_answer(tmp_path):
     """1 + 2 nats up to the error, 3 + 4 after it, in both problems: 7 of 10."""
     regions = {0: "before", 1: "at", 2: "tag", 3: "answer"}

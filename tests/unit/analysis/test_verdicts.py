@@ -64,6 +64,9 @@ def verdict(**changes):
          "no signal"),
         ({"before": (-0.3, -0.5, -0.11, 20)}, "diffuse"),
         ({"before": (-0.3, -0.5, -0.1, 20)}, "localised"),
+        # of too few problems no bounds are known
+        ({"at": (-0.5, math.nan, math.nan, 20)}, "not enough data"),
+        ({"negative_share": (0.09, math.nan, math.nan, 15)}, "not enough data"),
         # without a corrected trace nothing is known of copying
         ({"copied": (0, 0, 0, 0)}, "localised"),
     ],

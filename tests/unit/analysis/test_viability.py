@@ -120,6 +120,7 @@ def test_shares_differences_by_place_and_how_well_a_score_sees_them():
     assert counts["viable"] == 4 and counts["viable_at"] == 2 and counts["viable_after"] == 1
 
 
+@pytest.mark.usefixtures("two_are_enough")
 def test_problems_whose_branches_all_end_wrong_count_too():
     found = of_branches(
         pl.DataFrame(

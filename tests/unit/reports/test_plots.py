@@ -2,9 +2,10 @@ import io
 
 import polars as pl
 import pytest
+from matplotlib.colors import to_rgba
 from PIL import Image
 
-from sdcore.reports.plots import COLOURS, advantage_bars, colours, learning_curves, png, svg
+from sdcore.reports.plots import COLOURS, _looks, advantage_bars, colours, learning_curves, png, svg
 
 CONDITIONS = ["grpo", "reference"]
 
@@ -46,9 +47,14 @@ def test_a_condition_has_one_colour_everywhere():
     (panel,) = learning_curves(POINTS, CONDITIONS, ["round"]).axes
     assert [line.get_color() for line in panel.lines[:2]] == list(COLOURS[:2])
     (bars,) = advantage_bars(SIGNALS, CONDITIONS, ["first"]).axes
-    assert {patch.get_facecolor()[:3] for patch in bars.containers[1]} == {
-        patch.get_facecolor()[:3] for patch in bars.containers[1]
-    }
+    drawn = {patch.get_facecolor() for patch in bars.patches}
+    assert drawn == {to_rgba(colour) for colour in COLOURS[:2]}
+
+
+def test_no_two_of_many_conditions_look_alike():
+    looks = [(colour, marker) for _, colour, marker in _looks([f"c{i}" for i in range(100)])]
+    assert len(set(looks)) == 100
+    assert len({marker for _, marker in looks[:12]}) == 12  # for those who see no colours
 
 
 def test_bars_of_both_rounds_share_the_scale():
