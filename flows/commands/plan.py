@@ -18,7 +18,7 @@ from sdcore.config import AUTO, Experiment, load_experiment
 from sdcore.errors import SdcoreError
 from sdcore.planning.estimate import Cost, Plan, duration
 from sdcore.planning.estimate import plan as plan_of
-from sdcore.planning.machines import GIB
+from sdcore.planning.machines import GIB, Machine, named
 from sdcore.planning.placement import described, placements
 
 app = typer.Typer()
@@ -51,7 +51,8 @@ def plan(
     """
     settings = sampled_on(load_experiment(experiment, overrides or []), machine)
     with notes.status("planning"):
-        planned = planned_on(settings, machine, response_tokens)
+        chosen = None if machine is None else named(machine)
+        planned = planned_on(settings, chosen, response_tokens)
     if as_json:
         print_json(as_dict(planned, workers))
         return
@@ -72,25 +73,24 @@ def sampled_on(settings: Experiment, machine: str | None) -> Experiment:
         return settings
     from flows.settling import chosen_here
     from sdcore.engines.choosing import choice
-    from sdcore.planning import machines
 
     if machine is None:
         chosen = chosen_here(settings)
     else:
-        named = machines.named(machine)
-        chosen = choice(settings.model, None, None, gpus=named.count if named.gpu else 0)
+        meant = named(machine)
+        chosen = choice(settings.model, None, None, gpus=meant.count if meant.gpu else 0)
     notes.print(str(chosen), soft_wrap=True, highlight=False, markup=False)
     return settings.sampled_by(chosen.kind)
 
 
 def planned_on(
-    settings: Experiment, machine: str | None = None, response: float | None = None
+    settings: Experiment, machine: Machine | None = None, response: float | None = None
 ) -> Plan:
-    """Return the plan of an experiment for a named machine, or for this one.
+    """Return the plan of an experiment for a machine, or for this one, which is measured.
 
     Raises:
         ModelError: the model's shape is not known.
-        ConfigError: there is no such machine.
+        ConfigError: the GPU of this machine is not known.
     """
     from sdcore.models.folders import at_hand
     from sdcore.planning import machines
@@ -101,10 +101,8 @@ def planned_on(
     shape = shape_of(settings.model.name, folder)
     if machine is None:
         model = settings.model
-        chosen = machines.present(shape.width, shape.inner, model.device, model.dtype)
-    else:
-        chosen = machines.named(machine)
-    return plan_of(settings, shape, chosen, lengths_of(settings, folder, response))
+        machine = machines.present(shape.width, shape.inner, model.device, model.dtype)
+    return plan_of(settings, shape, machine, lengths_of(settings, folder, response))
 
 
 def announce(settings: Experiment) -> None:
@@ -115,7 +113,7 @@ def announce(settings: Experiment) -> None:
     if settings.model.name.startswith(SMOKE):
         return
     try:
-        planned = planned_on(settings, machines.guessed(settings.model.device))
+        planned = planned_on(settings, machines.unmeasured(settings.model.device))
     except SdcoreError as error:
         notes.print(f"No estimate of time and memory: {error.what}", soft_wrap=True, markup=False)
         return

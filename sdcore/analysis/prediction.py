@@ -39,8 +39,7 @@ def correlations(conditions: pl.DataFrame, settings: EvaluationConfig) -> pl.Dat
 
     A measure that some conditions lack is correlated over the others. With fewer than three
     conditions, or where all are alike, the correlation is NaN; with fewer contexts than
-    `intervals.FEWEST` its
-    bounds are.
+    `intervals.FEWEST` its bounds are.
 
     Args:
         conditions: one row per condition: context, tokens (the mask's name), training_gain, and a

@@ -8,10 +8,12 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from sdcore.errors import ConfigError
 
 GIB = 2**30
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -150,22 +152,28 @@ def here() -> Machine:
     """Return this machine without its GPUs, at the stated speed per core."""
     import psutil  # noqa: PLC0415 - the command's help needs no memory
 
-    cores = int(os.environ.get("OMP_NUM_THREADS") or _cores())
-    memory = psutil.virtual_memory().total
+    outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    cores = int(outermost) if outermost.isdecimal() and int(outermost) else _cores()
+    memory = min([psutil.virtual_memory().total, *_memory_limits()])
     name = f"cpu, {cores} core{'s' if cores > 1 else ''}"
     return replace(
         CPU, name=name, flops=cores * CORE_FLOPS, single=cores * CORE_FLOPS, memory=memory
     )
 
 
-def guessed(device: str) -> str:
-    """Return the name of this machine: its GPUs if they are known and may be used, else `cpu`."""
+def unmeasured(device: str) -> Machine:
+    """Return this machine, by data sheets: its GPUs with their own memory, else `here`.
+
+    Raises:
+        ConfigError: the GPU is not known, or is a slice of one.
+    """
     import torch  # noqa: PLC0415 - seconds
 
     if device == "cpu" or not torch.cuda.is_available():
-        return "cpu"
+        return here()
     kind = torch.cuda.get_device_name(0).lower()
-    known = next((name for name in GPUS if name in kind), None)
+    words = re.findall(r"[a-z0-9]+", kind)  # a GH200 is no H200; a MIG slice has no known speed
+    known = next((name for name in GPUS if name in words and "mig" not in words), None)
     if known is None:
         raise ConfigError(
             "no speeds of this GPU are known",
@@ -173,7 +181,9 @@ def guessed(device: str) -> str:
             expected=", ".join(sorted(GPUS)),
             fix="name a machine with --machine",
         )
-    return f"{known}x{torch.cuda.device_count()}"
+    count = torch.cuda.device_count()
+    memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(count))
+    return replace(GPUS[known], name=f"{known}x{count}", count=count, memory=memory)
 
 
 def present(width: int, inner: int, device: str, dtype: str) -> Machine:
@@ -182,8 +192,8 @@ def present(width: int, inner: int, device: str, dtype: str) -> Machine:
     Raises:
         ConfigError: the GPU is not known.
     """
-    name = guessed(device)
-    return measured(here(), width, inner, dtype) if name == "cpu" else named(name)
+    machine = unmeasured(device)
+    return machine if machine.gpu else measured(machine, width, inner, dtype)
 
 
 def measured(machine: Machine, width: int, inner: int, dtype: str) -> Machine:
@@ -242,6 +252,23 @@ def _fastest(work: Callable[[], object], seconds: float = 0.15) -> float:
         work()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def _memory_limits() -> list[int]:
+    """Return the limits of memory of this process's control group (v2) and of those above it."""
+    try:
+        line = Path("/proc/self/cgroup").read_text("utf-8").splitlines()[-1]
+    except (OSError, IndexError):  # no Linux
+        return []
+    own = _CGROUPS / line.partition("::")[2].lstrip("/")
+    found = list[int]()
+    for folder in (own, *own.parents):
+        try:
+            said = (folder / "memory.max").read_text("utf-8").strip()
+        except OSError:  # the topmost has none
+            continue
+        found += [int(said)] if said.isdecimal() else []  # else "max"
+    return found
 
 
 def _cores() -> int:

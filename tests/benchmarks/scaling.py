@@ -26,6 +26,7 @@ from flows.commands.plan import planned_on
 from flows.servers.standing import PROJECT
 from sdcore.config import load_experiment
 from sdcore.planning.estimate import Plan
+from sdcore.planning.machines import named
 from sdcore.schedule import checkpoint_rounds
 
 EXPERIMENTS = PROJECT / "deployments" / "experiments"
@@ -79,7 +80,7 @@ def on_ray(*overrides: str) -> None:
 def with_own_gpus(workers: int) -> None:
     """Simulate the study with one GPU per worker, as `sdcore plan --workers` does."""
     study = load_experiment(EXPERIMENTS / "paper-1gpu.toml", [f"seeds={SEEDS}"])
-    plan = planned_on(study, "h100x1")
+    plan = planned_on(study, named("h100x1"))
     few = len(plan.lineages) < workers
     say(
         f"one worker on each of {workers} H100",
@@ -99,7 +100,7 @@ def with_shared_servers(gpus: int) -> None:
     urls = ["engine.kind=vllm", "engine.urls=['http://server:8000']"]
     study = load_experiment(EXPERIMENTS / "paper-1gpu.toml", [f"seeds={SEEDS[:1]}", *urls])
     plans = [
-        planned_on(study.model_copy(update={"conditions": {name: condition}}), "h100x1")
+        planned_on(study.model_copy(update={"conditions": {name: condition}}), named("h100x1"))
         for name, condition in study.conditions.items()
     ]
     fitting = int(plans[0].machine.memory / max(each.memory.total for each in plans))

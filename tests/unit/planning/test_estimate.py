@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sdcore.config import Experiment, load_experiment
 from sdcore.config.shipped import shipped_names
@@ -343,6 +345,42 @@ def test_machines_by_name():
     for wrong in ("h100x0", "tpu", "x8", "h100 x8"):
         with pytest.raises(ConfigError, match="no such machine"):
             named(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "machine"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 39.4, "a100x2"), ("NVIDIA A100-SXM4-80GB", 79.1, "a100x2"),
+        ("NVIDIA H100 PCIe", 79.6, "h100x2"), ("NVIDIA H200", 139.8, "h200x2"),
+        ("NVIDIA GH200 480GB", 94.5, None), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9.8, None),
+    ],
+)  # fmt: skip
+def test_a_gpu_that_is_here_has_the_memory_that_it_says(monkeypatch, name, gib, machine):
+    cuda = SimpleNamespace(
+        is_available=lambda: True, device_count=lambda: 2, get_device_name=lambda _: name,
+        get_device_properties=lambda _: SimpleNamespace(total_memory=int(gib * GIB)),
+    )  # fmt: skip
+    monkeypatch.setattr(torch, "cuda", cuda)
+    if machine is None:
+        with pytest.raises(ConfigError, match="no speeds of this GPU"):
+            machines.unmeasured("auto")
+    else:
+        found = machines.unmeasured("auto")
+        assert (found.name, found.count, found.memory) == (machine, 2, int(gib * GIB))
+
+
+def test_the_memory_of_a_control_group_is_all_there_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(machines, "_CGROUPS", tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    whole = machines.here().memory
+    (tmp_path / "memory.max").write_text(f"{GIB // 4}\n")
+    assert machines.here().memory == GIB // 4 < whole
+
+
+@pytest.mark.parametrize(("threads", "cores"), [("3", 3), ("4,2", 4), ("", None), ("many", None)])
+def test_threads_are_read_as_openmp_reads_them(monkeypatch, threads, cores):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert machines.here().flops == (cores or machines._cores()) * machines.CORE_FLOPS
 
 
 def test_a_gpu_is_slower_in_float32():
