@@ -16,10 +16,7 @@ from scipy.special import stdtrit
 Array = NDArray[Any]
 
 PROBLEMS, ONE_SEED, BOTH = "problems", "problems, within this seed only", "problems and seeds"
-TWO_SEEDS = (
-    "problems and two seeds, which are too few: in simulations, intervals of 95 % held the truth "
-    "as rarely as 88 % of the time"
-)
+TWO_SEEDS = "problems and two seeds, which are too few (95 % may be 88 %, by simulation)"
 """Coverage of an interval: a fixed policy on other problems, the policy of one seed on other
 problems, or other problems and other seeds, of which two are too few."""
 
