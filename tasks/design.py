@@ -200,8 +200,12 @@ def plan_search(base: ConditionRun) -> Search:
         cost, tokens = sum(each.cost for each in bounds), sum(each.tokens for each in bounds)
         allowed = "" if most.cost is None else f", of which design.max_cost allows {most.cost:g}"
         note(f"Budget of the critic: at most {cost:.4g}{allowed}")
-        allowed = f", of which design.max_critic_tokens allows {most.tokens:,}"
-        note(f"Tokens of the critic: about {tokens:,} at most{allowed if most.tokens else ''}")
+        allowed = (
+            ""
+            if most.tokens is None
+            else f", of which design.max_critic_tokens allows {most.tokens:,}"
+        )
+        note(f"Tokens of the critic: about {tokens:,} at most{allowed}")
     return search
 
 
