@@ -30,8 +30,7 @@ def distill(round_: Round) -> int:
     """Train on the round's rollouts; commit the round, then write its checkpoint, if one is due.
 
     The policy stays where nothing is to be learned: no rollout has a context, because the critic
-    failed at all of them, every token has weight 0, or every group of GRPO has equal rewards. A
-    single step is left out likewise. The learning-rate schedule counts the steps that are taken.
+    failed at all of them, or every token has weight 0. A single step is left out likewise.
 
     Returns:
         How many optimizer steps were taken.
@@ -77,7 +76,7 @@ def train(round_: Round, trainer: Trainer) -> tuple[pl.DataFrame, list[Update | 
 
     Returns:
         The rollouts that train, with their contexts, and the steps. None stands for a step that was
-        not taken, because nothing was to be learned from its rollouts.
+        not taken, because all weights of its tokens are 0.
     """
     run, rows = round_.run, _with_contexts(round_)
     examples = _examples(round_, rows)

@@ -305,10 +305,8 @@ _VIEWS = (
             "cut_off": "share of them that met the token limit",
             "ill_formed": "share of them without well-formed steps and one answer",
             "refused": "critiques of them that were not valid",
-            "left_out": "rollouts in no loss: they have no context, no token with a weight, or are "
-            "of a step of GRPO that was left out since no group had a signal",
-            "flat_groups": "groups of GRPO without a signal, all right or all wrong, in rounds "
-            "that changed the weights",
+            "left_out": "rollouts in no loss: they have no context, or no token with a weight",
+            "flat_groups": "groups of GRPO without a signal: all right or all wrong",
             "entropy_first": "entropy of the student at the first optimizer step, nats per token",
             "entropy_last": "entropy at the last one; both are means over seeds, empty without one",
             "logprob_drift_max": "largest difference of engine and trainer on a sampled token",

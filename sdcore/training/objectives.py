@@ -67,10 +67,6 @@ class Objective(Generic[S]):
         """Return the advantage [P, G] of each rollout, or None if rewards play no part."""
         return None
 
-    def teaches(self, example: Example) -> bool:
-        """Return whether an example's loss can have a gradient; without any, no step is taken."""
-        return True
-
     def loss(self, examples: Sequence[Example], device: torch.device) -> ChunkLoss:
         """Return the loss of a micro-batch, as a function of a chunk of its tokens."""
         raise NotImplementedError
@@ -118,10 +114,6 @@ class Grpo(Objective[GrpoConfig]):
     def advantages(self, rewards_PG: Tensor) -> Tensor:
         """Rewards relative to their group."""
         return losses.group_advantages(rewards_PG)
-
-    def teaches(self, example: Example) -> bool:
-        """Not in a group of equal rewards, unless the KL counts."""
-        return bool(self.settings.kl_coefficient) or example.advantage != 0
 
     def loss(self, examples: Sequence[Example], device: torch.device) -> ChunkLoss:
         """The surrogate, with the old policy's log-probs where examples have them."""

@@ -119,8 +119,7 @@ class Trainer:
         """Take one optimizer step on the loss of all examples, micro-batch by micro-batch.
 
         Returns:
-            Its figures; None, and no step is taken, where no example with a weight above 0 can
-            have a gradient: momentum alone would move the weights.
+            Its figures; None, and no step is taken, where the weight of every token is 0.
 
         Raises:
             TrainingError: an example does not fit, the loss or the gradient is not finite, or, at
@@ -131,8 +130,7 @@ class Trainer:
         self._require_fit(examples)
         self._objective.loss(examples, torch.device("cpu"))  # refuses what it cannot learn from
         weights = self._token_weights(examples)
-        taught = zip(examples, weights, strict=True)
-        if not any(w_T.any() and self._objective.teaches(e) for e, w_T in taught):
+        if not any(each.any() for each in weights):
             return None
         shares = batches.loss_shares(weights, self._objective.by_sequence)
         mine = [self._backward(group, examples, shares) for group in self._groups(examples)]

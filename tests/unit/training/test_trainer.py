@@ -132,24 +132,6 @@ def test_grpo_makes_rewarded_rollouts_likelier_and_others_less_so():
     assert min(gains) > 0
 
 
-def test_where_no_group_has_a_signal_momentum_does_not_move_the_weights():
-    made, twin, some = trainer(reward()), trainer(reward()), examples()
-    silent = [replace(each, advantage=0.0) for each in some]
-    for each in (made, twin):
-        each.step(some)
-    assert made.step(silent) is None
-    assert_same_bits(made, twin)
-    half = [*some[:3], *silent[3:]]  # one group with a signal beside one without
-    assert made.step(half).learning_rate == twin.step(half).learning_rate
-    assert_same_bits(made, twin)
-    unweighted = trainer(reward(tokens={"before": 0}))
-    lost = [replace(each, correct=False, regions=None) for each in some[:3]]
-    assert unweighted.step([*lost, *silent[3:]]) is None
-    kept = trainer(reward(kl_coefficient=0.1))
-    for those in (some, silent):
-        assert kept.step(those).rollouts == 6
-
-
 @torch.no_grad()
 def test_grpo_reuses_a_batch_at_the_sampling_temperature():
     made = Trainer(llama(), reward(), TrainingConfig(), total_steps=9, seed=0, temperature=1.3)
