@@ -15,6 +15,11 @@ from sdcore.registry import Entry, Registry, about
 LOCATIONS = ("path", "query", "name")
 """The settings of problems that a source may need."""
 
+UNASKED: dict[str, Any] = {"subset": None, "part": "train", "options": {}, "answer_pattern": None}
+"""Settings of problems that some sources do not read, with the value that asks them for nothing.
+
+Not the defaults: if one changes, stored experiments stay valid."""
+
 OPTIONAL = ("subset", "part", "options")
 """The settings of problems that a source may read."""
 
@@ -178,10 +183,10 @@ class ProblemsConfig(Settings):
                     f"problems.{setting} is {'not for' if given else 'needed for'} "
                     f"source = {self.source}"
                 )
-        source, fields = SOURCES[self.source], type(self).model_fields
+        source = SOURCES[self.source]
         unread = [setting for setting in OPTIONAL if setting not in source.reads]
         for setting in unread if source.screened else [*unread, "answer_pattern"]:
-            if getattr(self, setting) != fields[setting].default:
+            if getattr(self, setting) != UNASKED[setting]:
                 raise ValueError(f"problems.{setting} is not for source = {self.source}")
         if self.test_share + self.validation_share >= 1:
             raise ValueError("problems.test_share and validation_share leave nothing to train on")
