@@ -155,7 +155,7 @@ def _problems(config: ProblemsConfig, place: Path) -> tuple[ProblemsConfig, str 
         frame.write_parquet(changed["path"])
     else:
         changed |= {"source": "jsonl", "path": place / "rows.jsonl"}
-        changed |= {name: ProblemsConfig.model_fields[name].default for name in OPTIONAL}
+        changed |= OPTIONAL
         frame.write_ndjson(changed["path"])
     if config.answer_pattern:
         changed["answer_pattern"] = r"####\s*(.+)$"

@@ -13,7 +13,7 @@ from sdcore.analysis.metrics import SHARE
 from sdcore.analysis.preflight import PURPOSE, measured_as, purpose_with, taught_with
 from sdcore.config import Experiment, Limits, LlmCriticConfig
 from sdcore.critics.llm import AGAIN, PROMPT
-from sdcore.design.candidates import SOLVED, Candidate, Field, Skipped, enumerate_field
+from sdcore.design.candidates import Candidate, Field, Skipped, enumerate_field
 from sdcore.design.experiments import (
     as_file,
     confirmation_experiment,
@@ -69,7 +69,7 @@ class Search:
     Not a dataclass, since Prefect walks through every field of one that a task is given.
     """
 
-    def __init__(self, experiment: Experiment, solutions: pl.Series = SOLVED) -> None:
+    def __init__(self, experiment: Experiment, solutions: pl.Series) -> None:
         self.file = experiment
         self.design_id = design_id(experiment)
         self.field: Field = enumerate_field(experiment, solutions)

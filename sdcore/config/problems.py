@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import regex
@@ -15,13 +16,12 @@ from sdcore.registry import Entry, Registry, about
 LOCATIONS = ("path", "query", "name")
 """The settings of problems that a source may need."""
 
-UNASKED: dict[str, Any] = {"subset": None, "part": "train", "options": {}, "answer_pattern": None}
-"""Settings of problems that some sources do not read, with the value that asks them for nothing.
+OPTIONAL: Mapping[str, Any] = MappingProxyType(
+    {"subset": None, "part": "train", "options": {}, "answer_pattern": None}
+)
+"""The settings of problems that a source may read, each with the value that asks for nothing.
 
-Not the defaults: if one changes, stored experiments stay valid."""
-
-OPTIONAL = ("subset", "part", "options")
-"""The settings of problems that a source may read."""
+These are not the defaults as they are now: stored experiments stay valid if one changes."""
 
 
 class ArithmeticConfig(Settings):
@@ -183,10 +183,8 @@ class ProblemsConfig(Settings):
                     f"problems.{setting} is {'not for' if given else 'needed for'} "
                     f"source = {self.source}"
                 )
-        source = SOURCES[self.source]
-        unread = [setting for setting in OPTIONAL if setting not in source.reads]
-        for setting in unread if source.screened else [*unread, "answer_pattern"]:
-            if getattr(self, setting) != UNASKED[setting]:
+        for setting, unasked in OPTIONAL.items():
+            if setting not in SOURCES[self.source].reads and getattr(self, setting) != unasked:
                 raise ValueError(f"problems.{setting} is not for source = {self.source}")
         if self.test_share + self.validation_share >= 1:
             raise ValueError("problems.test_share and validation_share leave nothing to train on")
@@ -224,7 +222,7 @@ class SourceEntry(Entry):
 
     implementation: Callable[["ProblemsConfig"], Iterable[tuple[int, Any]]] | str
     needs: tuple[str, ...] = ()
-    reads: tuple[str, ...] = OPTIONAL
+    reads: tuple[str, ...] = tuple(OPTIONAL)
     settings: type[Settings] | None = None
     endless: bool = False
     screened: bool = True
@@ -235,6 +233,8 @@ class SourceEntry(Entry):
 def _reader(name: str) -> str:
     return f"sdcore.problems.sources:{name}_rows"
 
+
+_ROWS = ("answer_pattern",)  # what every source of written rows reads
 
 SOURCES = Registry(
     "source",
@@ -252,18 +252,19 @@ SOURCES = Registry(
             exercises="sdcore.critics.corruption:word_exercises",
             about="Generated word problems of two to six steps, with worked solutions.",
         ),
-        SourceEntry("jsonl", _reader("jsonl"), ("path",), (), about="A JSON object per line."),
-        SourceEntry("csv", _reader("csv"), ("path",), (), about="A CSV file with a header."),
-        SourceEntry("parquet", _reader("parquet"), ("path",), (), about="A Parquet file."),
+        SourceEntry("jsonl", _reader("jsonl"), ("path",), _ROWS, about="A JSON object per line."),
+        SourceEntry("csv", _reader("csv"), ("path",), _ROWS, about="A CSV file with a header."),
+        SourceEntry("parquet", _reader("parquet"), ("path",), _ROWS, about="A Parquet file."),
         SourceEntry(
-            "duckdb", _reader("duckdb"), ("path", "query"), (), about="A query on a DuckDB file."
+            "duckdb", _reader("duckdb"), ("path", "query"), _ROWS,
+            about="A query on a DuckDB file.",
         ),
         SourceEntry(
-            "dataset", _reader("dataset"), ("name",), ("subset", "part"),
+            "dataset", _reader("dataset"), ("name",), ("subset", "part", *_ROWS),
             about="A data set of the Hugging Face hub, or a local folder of one.",
         ),
         SourceEntry(
-            "reasoning_gym", _reader("reasoning_gym"), ("name",), ("options",), endless=True,
+            "reasoning_gym", _reader("reasoning_gym"), ("name",), ("options", *_ROWS), endless=True,
             about="A procedural generator of reasoning-gym.",
         ),
     ),

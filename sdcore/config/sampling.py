@@ -96,8 +96,10 @@ AUTO = "auto"
 
 
 class EngineConfig(Settings):
-    """The sampler: this process, or vLLM servers. Part of the fingerprint are only `kind`
-    and `options`, and for vLLM a `context_length` that is set: it decides which problems fit.
+    """The sampler: this process, or vLLM servers.
+
+    The fingerprint has only `kind` and `options`, and for vLLM a `context_length` that is set,
+    since it decides which problems fit.
 
     Without `urls`, a server is started for the run, in the environment that `python` belongs to.
     """

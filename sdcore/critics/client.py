@@ -42,6 +42,7 @@ from sdcore.keys import Key, redacted
 from sdcore.models.prompts import Message, neutralise, prompt_ids
 from sdcore.traces import response_text
 
+UNPAID = Reply(None)  # no answer, and nothing to pay
 MAX_BYTES = 2 << 20  # per response; an answer of 131072 tokens has about half a million bytes
 READ = 100_000  # bytes of an unusable response in which the key is looked for
 BUSY = {408, 409, 425, 429}  # retried, like all statuses from 500 on
@@ -167,7 +168,7 @@ class ChatEndpoint:
         most = len(body), self._config.max_tokens  # a token has one byte or more
         worst = Paid(self._config.price(*most), sum(most))
         self._budget.take(worst)
-        billed = Reply(None)
+        billed = UNPAID
         try:
             billed = self._post(body)
         except _PassingError as error:
@@ -253,7 +254,7 @@ class ChatEndpoint:
         try:
             found = _Completion.model_validate_json(content)
         except ValidationError:
-            billed = self._billed(None, reported) if reported else Reply(None)
+            billed = self._billed(None, reported) if reported else UNPAID
             raise _PassingError(
                 f"no chat completion: {self._start(content)}", billed=billed
             ) from None
@@ -338,7 +339,7 @@ class _Cancelled(EngineError):
 class _PassingError(Exception):
     """A failure that may pass."""
 
-    def __init__(self, reason: str, retry_after: str = "", billed: Reply = Reply(None)) -> None:  # noqa: B008
+    def __init__(self, reason: str, retry_after: str = "", billed: Reply = UNPAID) -> None:
         super().__init__(reason)
         self.billed = billed
         self.retry_after = min(float(retry_after), 60.0) if retry_after.isdecimal() else 0.0

@@ -25,9 +25,6 @@ from sdcore.rollouts import lacking_sources
 QUOTED = ("reference", "step_aligned", "full_quote", "omission")
 """The built-in contexts that are candidates by default; controls are not."""
 
-SOLVED = pl.Series(["a worked solution"])
-"""Solutions of problems of which none lacks one."""
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -83,7 +80,7 @@ class Field:
         return self.candidates[0]
 
 
-def enumerate_field(experiment: Experiment, solutions: pl.Series = SOLVED) -> Field:
+def enumerate_field(experiment: Experiment, solutions: pl.Series) -> Field:
     """Return the candidates of an experiment in a fixed order, each once.
 
     The baseline comes first, then the file's other conditions with a context, then the combinations

@@ -34,8 +34,8 @@ RULES = {
     "Winner": "the best of the last rung. It was chosen by its score, which is too high on "
     "average; the confirmation has other seeds and other problems.",
     "Confirmation": "confirmed if the whole interval of the paired difference is above 0, refuted "
-    "if it is below, else not shown; so is one that lost a seed, which trained nothing or was "
-    "stopped. If the file's own condition has won, nothing is confirmed.",
+    "if it is below, else not shown. A confirmation with a seed that trained nothing or was "
+    "stopped shows nothing. If the file's own condition has won, nothing is confirmed.",
 }
 
 

@@ -131,27 +131,11 @@ class VllmEngine:
                 pool.submit(self._draw, self._served, request, sampling): index
                 for index, request in enumerate(requests)
             }
-            done: SimpleQueue[Future[Completion]] = SimpleQueue()
-            for each in index_of:
-                each.add_done_callback(done.put)
-
-            def handed_over(arrived: Sequence[Future[Completion]]) -> BaseException | None:
-                """Pass completions on; return the first error among them."""
-                errors = [each.exception() for each in arrived]
-                sound = [each for each, error in zip(arrived, errors) if error is None]
-                if fresh := {index_of[each]: each.result() for each in sound}:
-                    completions.update(fresh)
-                    on_progress(len(fresh), sum(len(each.token_ids) for each in fresh.values()))
-                    on_finished(fresh)
-                return next((error for error in errors if error is not None), None)
-
-            while len(completions) < len(requests):
-                error = handed_over([done.get() for _ in range(max(1, done.qsize()))])
-                if error is not None:
-                    pool.shutdown(cancel_futures=True)  # those in flight come to their end
-                    rest = [done.get() for _ in range(done.qsize())]
-                    handed_over([each for each in rest if not each.cancelled()])
-                    raise error
+            for drawn in _arriving(pool, list(index_of)):
+                fresh = {index_of[each]: each.result() for each in drawn}
+                completions |= fresh
+                on_progress(len(fresh), sum(len(each.token_ids) for each in fresh.values()))
+                on_finished(fresh)
         finally:
             pool.shutdown(cancel_futures=True)
         return [completions[index] for index in range(len(requests))]
@@ -257,3 +241,29 @@ def completion(request: Request, answer: object, end_ids: Collection[int], most:
             expected=f"at most {most} tokens",
         )
     return Completion(ids, logprobs, choice.finish_reason)
+
+
+def _arriving(
+    pool: ThreadPoolExecutor, futures: Sequence[Future[Completion]]
+) -> Iterator[list[Future[Completion]]]:
+    """Yield futures with a result, as they come.
+
+    Where one fails, those not begun are cancelled, those in flight are yielded, and then its error
+    is raised.
+    """
+    done: SimpleQueue[Future[Completion]] = SimpleQueue()
+    for each in futures:
+        each.add_done_callback(done.put)
+    left, failure = len(futures), None
+    while left:
+        arrived = [done.get() for _ in range(max(1, done.qsize()))]
+        left -= len(arrived)
+        ended = [each for each in arrived if not each.cancelled()]
+        failures = [error for each in ended if (error := each.exception()) is not None]
+        if failures and failure is None:
+            failure = failures[0]
+            pool.shutdown(wait=False, cancel_futures=True)
+        if sound := [each for each in ended if each.exception() is None]:
+            yield sound
+    if failure is not None:
+        raise failure

@@ -2,6 +2,8 @@
 
 import tomllib
 
+import polars as pl
+
 from sdcore.config import Experiment, Limits, load_experiment
 from sdcore.design.candidates import enumerate_field
 from sdcore.design.experiments import (
@@ -15,7 +17,8 @@ from sdcore.schedule import checkpoint_rounds
 from tests.helpers.paths import QUICKSTART
 
 FILE = load_experiment(QUICKSTART)
-FIELD = enumerate_field(FILE)
+SOLVED = pl.Series(["a worked solution"])
+FIELD = enumerate_field(FILE, SOLVED)
 PAIR = [FIELD.baseline, next(c for c in FIELD.candidates if c.name == "step_aligned-until_error")]
 
 
@@ -58,7 +61,7 @@ def test_the_winners_file_finds_the_code_and_templates_of_the_file(tmp_path):
     (tmp_path / "my.toml").write_text(text)
     overrides = ['design.tokens=["my_masks:first"]', 'design.contexts=["own"]']
     file = load_experiment(tmp_path / "my.toml", overrides)
-    field = enumerate_field(file)
+    field = enumerate_field(file, SOLVED)
     pair = [field.baseline, field.candidates[-1]]
     assert pair[1].name == "own-my_masks-first"
     meant = winner_experiment(file, pair, "")
@@ -85,7 +88,7 @@ def test_the_critic_may_cost_no_more_than_the_search(tmp_path):
 
     def limits(**design):
         file = Experiment.model_validate(tree | {"design": design})
-        return search_experiment(file, enumerate_field(file)).critic.limits
+        return search_experiment(file, enumerate_field(file, SOLVED)).critic.limits
 
     assert limits() == Limits(5.0)
     assert limits(max_cost=2.0) == Limits(2.0) and limits(max_cost=9.0) == Limits(5.0)
@@ -94,7 +97,7 @@ def test_the_critic_may_cost_no_more_than_the_search(tmp_path):
 
 def test_the_trials_of_a_file_with_lists_are_candidates_like_its_conditions():
     file = load_experiment(QUICKSTART, ["conditions.reference.learning_rate=[2e-4, 4e-4]"])
-    field = enumerate_field(file)
+    field = enumerate_field(file, SOLVED)
     search = search_experiment(file, field)
     trials = {"reference-learning_rate-0.0002", "reference-learning_rate-0.0004"}
     assert trials <= search.conditions.keys() and search.trials == {}
