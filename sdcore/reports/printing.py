@@ -7,7 +7,7 @@ import polars as pl
 
 from sdcore.store.sql_views import OBJECTION
 
-_METRICS = {"pass_at_k": "Pass", "maj_at_k": "Maj", "avg_at_k": "Avg"}
+_METRICS = {"pass_at_k": "pass", "maj_at_k": "maj", "avg_at_k": "avg"}
 _CHECKPOINTS = {
     "validation": "checkpoint chosen on validation, scored once on test",
     "optimistic": "optimistic: best test checkpoint for each metric, as the paper reports",
@@ -39,7 +39,7 @@ def printable(
         if len(rows):
             seeds = seed_differences.filter(budget=budget, metric="avg_at_k")
             yield (
-                f"paired difference in Avg at {title}, points; intervals cover {covered(rows)}",
+                f"paired difference in avg@k at {title}, points; intervals cover {covered(rows)}",
                 _differences(rows, seeds),
             )
     if len(signals):

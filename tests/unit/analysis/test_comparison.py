@@ -290,7 +290,7 @@ def test_the_printed_tables_show_per_cent_points_and_each_seed(store):
     parts = dict(printing.printable(**printed_tables(store)))
     title = "checkpoint chosen on validation, scored once on test"
     chosen = parts[f"{title}; intervals cover {TWO_SEEDS}"]
-    assert chosen["Avg@2"][0].startswith("33.3 (")
+    assert chosen["avg@2"][0].startswith("33.3 (")
     assert chosen.filter(condition="reference")["gain"][0].startswith("+16.7 (")
     (pairs,) = [frame for title, frame in parts.items() if "equal epochs" in title]
     (pair,) = pairs.filter(pair="step_aligned − reference").to_dicts()

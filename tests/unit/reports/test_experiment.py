@@ -120,10 +120,10 @@ def test_what_the_page_says_of_seeds_and_equality_is_what_the_rows_say(page, tmp
     """GRPO has another objective and other rollouts per question; its seed 0 trains nothing."""
     assert "differ in their feedback only" not in page
     limits = " ".join(page[page.index('id="limits"') :].split())
-    assert "Seeds that were compared, by condition: 2. Intervals" in limits
+    assert "Number of seeds compared, by condition: 2. Intervals" in limits
     store = fill(Store(tmp_path / "sdcore.duckdb"), idle=[("grpo", 0)])
     lost = " ".join(render_report(store, EXPERIMENT.experiment_id).split())
-    assert "Seeds that were compared, by condition: 1 or 2. Intervals" in lost
+    assert "Number of seeds compared, by condition: 1 or 2. Intervals" in lost
     assert "Where there is one, another seed may give another order." in lost
 
 
