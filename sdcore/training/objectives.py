@@ -67,6 +67,16 @@ class Objective(Generic[S]):
         """Return the advantage [P, G] of each rollout, or None if rewards play no part."""
         return None
 
+    def require(self, examples: Sequence[Example]) -> None:
+        """Refuse examples that lack what the loss reads.
+
+        Every rank is shown all examples of a step before it computes its part of them, so that none
+        waits for another that has failed.
+
+        Raises:
+            TrainingError: an example lacks something.
+        """
+
     def loss(self, examples: Sequence[Example], device: torch.device) -> ChunkLoss:
         """Return the loss of a micro-batch, as a function of a chunk of its tokens."""
         raise NotImplementedError
@@ -114,6 +124,10 @@ class Grpo(Objective[GrpoConfig]):
     def advantages(self, rewards_PG: Tensor) -> Tensor:
         """Rewards relative to their group."""
         return losses.group_advantages(rewards_PG)
+
+    def require(self, examples: Sequence[Example]) -> None:
+        """Each rollout has an advantage."""
+        batches.advantages(examples)
 
     def loss(self, examples: Sequence[Example], device: torch.device) -> ChunkLoss:
         """The surrogate, with the old policy's log-probs where examples have them."""

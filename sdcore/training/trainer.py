@@ -128,7 +128,7 @@ class Trainer:
         """
         started = time.perf_counter()
         self._require_fit(examples)
-        self._objective.loss(examples, torch.device("cpu"))  # refuses what it cannot learn from
+        self._objective.require(examples)
         weights = self._token_weights(examples)
         if not any(each.any() for each in weights):
             return None
