@@ -199,10 +199,12 @@ def rerun(
 
     Example: sdcore rerun quickstart --from align --condition step_aligned --round 3
     """
-    from tasks.run.condition_run import condition_runs, require_condition
+    from tasks.run.condition_run import condition_runs, require_stage
 
-    settings = stored_experiment(open_store(workspace), run)
-    require_condition(settings, condition, seed)  # before the seconds that servers take to start
+    store = open_store(workspace)
+    settings = stored_experiment(store, run)
+    # Before the seconds that servers take to start.
+    require_stage(store, settings, condition, seed, stage, round_)
 
     def move_rows() -> None:
         from tasks.maintenance.rerun import supersede

@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 Array = NDArray[Any]
 
 PROBLEMS, ONE_SEED, BOTH = "problems", "problems, within this seed only", "problems and seeds"
-TWO_SEEDS = "problems and two seeds, which are too few (95 % may be 88 %, by simulation)"
+TWO_SEEDS = "problems and two seeds, which are too few (95 % may be 89 %, by simulation)"
 """Coverage of an interval: a fixed policy on other problems, the policy of one seed on other
 problems, or other problems and other seeds, of which two are too few."""
 
@@ -118,10 +118,10 @@ def half_width(found: MeanSquares, confidence: float) -> Array:
     variance of their own, and the P - 1 degrees of freedom are those of the problems. Elsewhere
     few seeds make them few: never below S - 1, those of the t interval over seeds alone. With three
     seeds the textbook's formula still covers only 92.4 % at times, so the seeds weigh SEED_WEIGHT
-    times as much in it. Both constants were chosen by simulation, with 3 to 8 seeds, 30 to 200
-    problems and seed deviations of 0 to 7 points: coverage is within 93.1 and 97.3 %. See
-    tests/benchmarks/coverage.py. With two seeds it is 89 to 97 %, falling the more the seeds differ
-    and the more problems there are; `TWO_SEEDS` says so.
+    times as much in it. Both constants were chosen by simulation. With 3 or 5 seeds, 30 to 200
+    problems and seed deviations of 0 to 5 points, tests/benchmarks/coverage.py finds 92 to 97 %.
+    With two seeds it is 89 to 97 %, falling the more the seeds differ and the more problems there
+    are; `TWO_SEEDS` says so.
     """
     problems, seeds, residual = found.problems, found.seeds, found.residual
     variance: Array = np.asarray(found.problem, dtype=np.float64)

@@ -1,9 +1,8 @@
 """Redo a stage: the rows that it and what depends on it have written are superseded, but kept."""
 
-from sdcore.errors import StoreError
 from sdcore.schedule import Stage
 from tasks.run.checkpoints import last_checkpoint
-from tasks.run.condition_run import BASE, ConditionRun
+from tasks.run.condition_run import ConditionRun
 from tasks.run.progress import note
 
 _RUN = "experiment_id = $experiment_id AND condition = $condition AND seed = $seed"
@@ -55,26 +54,6 @@ def _supersede(run: ConditionRun, stage: Stage, round_: int) -> dict[str, int]:
         {"experiment_id": run.experiment.experiment_id},
     )
     return moved
-
-
-def require_stage(run: ConditionRun, stage: Stage, round_: int) -> None:
-    """Refuse a stage or a round that the run has not been through.
-
-    Raises:
-        StoreError: it has not.
-    """
-    stored = set(run.store.rows("policies", **run.columns)["round"])
-    evaluates = stage is Stage.evaluate
-    if run.condition == BASE and not evaluates:
-        raise StoreError("the untrained policy has one stage only", got=stage, expected="evaluate")
-    expected = stored if evaluates else {number - 1 for number in stored if number}
-    if round_ not in expected:
-        raise StoreError(
-            "no such round to redo",
-            got=round_,
-            expected=f"{min(expected)} to {max(expected)}" if expected else "a trained run",
-            where=run.label,
-        )
 
 
 def _affected(stage: Stage) -> dict[str, str]:

@@ -5,10 +5,10 @@ from collections.abc import Collection
 from sdcore.errors import StoreError, TrainingError
 from sdcore.schedule import Stage
 from tasks.distill import train
-from tasks.maintenance.rerun import require_stage, supersede_after
+from tasks.maintenance.rerun import supersede_after
 from tasks.prepare import require_same_model
 from tasks.run.checkpoints import damaged_checkpoints, last_checkpoint
-from tasks.run.condition_run import ConditionRun, StoredPolicy
+from tasks.run.condition_run import ConditionRun, StoredPolicy, require_stage
 from tasks.run.critiques import open_critic
 from tasks.run.progress import note
 from tasks.run.rounds import stored_round
@@ -76,7 +76,7 @@ def require_replaceable(run: ConditionRun, stage: Stage, round_: int) -> None:
         ModelError: the base model is not there, or not the one that the run started with.
         ConfigError: a plugin has changed, or the engine or critic cannot be opened.
     """
-    require_stage(run, stage, round_)
+    require_stage(run.store, run.experiment, run.condition, run.seed, stage, round_)
     run.experiment.require_same_plugins()
     require_same_model(run.base)
     if run.experiment.warmup:

@@ -12,7 +12,7 @@ import polars as pl
 from sdcore.config import Condition, Experiment
 from sdcore.errors import ConfigError, StoreError, did_you_mean
 from sdcore.rollouts import Record
-from sdcore.schedule import PROBES, lineages
+from sdcore.schedule import PROBES, Stage, lineages
 from sdcore.store.database import Store
 from sdcore.store.schema import content_key
 
@@ -221,10 +221,46 @@ def condition_runs(
         ConfigError: the experiment has no such condition or seed.
     """
     require_condition(experiment, condition, seed)
-    if condition == BASE:
-        return [base_run(session, experiment)]
-    seeds = experiment.seeds if seed is None else (seed,)
+    seeds = _seeds(experiment, condition, seed)
     return [ConditionRun(session, experiment, condition, number) for number in seeds]
+
+
+def _seeds(experiment: Experiment, condition: str, seed: int | None) -> tuple[int, ...]:
+    if condition == BASE:
+        return experiment.seeds[:1]
+    return experiment.seeds if seed is None else (seed,)
+
+
+def require_stage(
+    store: Store,
+    experiment: Experiment,
+    condition: str,
+    seed: int | None,
+    stage: Stage,
+    round_: int,
+) -> None:
+    """Refuse a stage or a round that a condition, with one seed or with all, has not been through.
+
+    Raises:
+        ConfigError: the experiment has no such condition or seed.
+        StoreError: it has not been through it.
+    """
+    require_condition(experiment, condition, seed)
+    evaluates = stage is Stage.evaluate
+    if condition == BASE and not evaluates:
+        raise StoreError("the untrained policy has one stage only", got=stage, expected="evaluate")
+    for number in _seeds(experiment, condition, seed):
+        columns = {"condition": condition, "seed": number}
+        policies = store.rows("policies", experiment_id=experiment.experiment_id, **columns)
+        stored = set(policies["round"])
+        expected = stored if evaluates else {count - 1 for count in stored if count}
+        if round_ not in expected:
+            raise StoreError(
+                "no such round to redo",
+                got=round_,
+                expected=f"{min(expected)} to {max(expected)}" if expected else "a trained run",
+                where=condition if condition == BASE else f"{condition}, seed {number}",
+            )
 
 
 def require_condition(experiment: Experiment, condition: str, seed: int | None) -> None:

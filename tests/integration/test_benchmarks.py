@@ -54,6 +54,7 @@ def test_the_oracle_is_measured_on_word_problems(capsys):
     assert set(figures["share"]) == {"slip", "operand", "distractor", "operation"}
 
 
+@pytest.mark.night
 def test_growth_is_measured_on_rows_that_the_tables_take(tmp_path):
     import growth
 

@@ -151,6 +151,7 @@ def test_page_figure_artifacts_and_metrics_are_there(finished):
     assert parent.info.status == "FINISHED"
 
 
+@pytest.mark.night
 def test_a_wider_one_does_what_is_missing_and_the_same_again_nothing(finished):
     workspace, found = finished
     tables = ("rollouts", "critiques", "contexts", "token_signals", "teacher_samples", "branches")

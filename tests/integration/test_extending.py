@@ -44,7 +44,7 @@ def workspaces(tmp_path_factory):
     file.write_text(FILE.replace("[0]", "[0, 3]") + MORE)
     refused = sdcore("run", file, "--workspace", folder / "runs", check=False)
     assert refused.returncode == 1 and "--extend` adds step_aligned, seed 3" in refused.stderr
-    said = sdcore("run", file, "--extend", "--workers", 2, "--workspace", folder / "runs").stderr
+    said = sdcore("run", file, "--extend", "--workspace", folder / "runs").stderr
     assert "added to extended-" in said and "step_aligned, seed 3" in said
     whole.parent.mkdir()
     whole.write_text(file.read_text())
@@ -82,6 +82,7 @@ def test_what_was_there_is_not_done_again(workspaces):
         ), name
 
 
+@pytest.mark.night
 def test_the_file_as_it_was_continues_the_run_and_changes_nothing(workspaces):
     runs = workspaces[0]
     before, logged = tables(runs), metrics(runs)

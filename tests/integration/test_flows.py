@@ -193,6 +193,7 @@ def champion(workspace: Path) -> str:
     return client.get_model_version_by_alias("quickstart", "champion").tags["condition"]
 
 
+@pytest.mark.night
 def test_a_promoted_policy_stays_champion_when_the_run_is_compared_again(finished, tmp_path):
     workspace = shutil.copytree(finished[0], tmp_path / "copy")
     others = {"grpo", "reference", "step_aligned"} - {champion(workspace)}

@@ -109,7 +109,8 @@ def test_each_round_is_sampled_from_the_weights_before_the_last_update(whole):
         assert first < 1e-5 and min(later) > 10 * first  # the weights have moved on since
 
 
-@pytest.mark.parametrize("updates", [pytest.param(1, marks=pytest.mark.night), 3])
+@pytest.mark.night
+@pytest.mark.parametrize("updates", [1, 3])
 def test_a_killed_run_ends_as_if_it_never_had_been(file, whole, tmp_path, updates):
     """No checkpoint is due before the last round, so that older weights are made again."""
     process = start("run", file, "--workspace", tmp_path)

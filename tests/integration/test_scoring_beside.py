@@ -191,16 +191,14 @@ def test_it_is_scored_while_the_round_after_is_sampled_and_after_a_kill(folder, 
     assert_same(tmp_path / "killed", tmp_path / "whole")
 
 
+@NIGHT
 @pytest.mark.parametrize(
     ("fault", "reason", "updates", "scores"),
     [
         ("train-fails", "the teacher fails", 1, [(1, "test"), (1, "validation")]),
-        pytest.param(
-            "scores-fail", "the engine fails at a score", 2, [(1, "validation")],
-            marks=NIGHT,
-        ),
+        ("scores-fail", "the engine fails at a score", 2, [(1, "validation")]),
     ],
-)  # fmt: skip
+)
 def test_a_failure_of_one_leaves_what_the_other_has_done(
     folder, whole, marked, tmp_path, fault, reason, updates, scores
 ):

@@ -156,6 +156,7 @@ def test_a_cascade_judges_beside_the_sampler_too(place):
     assert 0 < beside.count("large") < beside.count("small")
 
 
+@pytest.mark.night
 def test_it_does_so_while_the_round_before_is_trained(place):
     folder, _ = place
     (folder / "server").touch()

@@ -249,6 +249,7 @@ def test_it_listens_on_its_socket_alone_and_ends_with_its_engine(running, folder
     assert not alive and not server.socket.parent.exists()
 
 
+@pytest.mark.night
 @needs_vllm
 @pytest.mark.slow
 def test_no_process_is_left_when_the_parent_is_killed(tmp_path):
@@ -347,6 +348,7 @@ def standing_server(log):
         process.wait(60)
 
 
+@pytest.mark.night
 @needs_vllm
 @pytest.mark.slow
 def test_two_workers_share_a_standing_server(tmp_path):
