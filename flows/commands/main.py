@@ -203,7 +203,7 @@ def rerun(
 
     store = open_store(workspace)
     settings = stored_experiment(store, run)
-    # Before the seconds that servers take to start.
+    _require_no_search(settings)  # and the stage: before the seconds that servers take to start
     require_stage(store, settings, condition, seed, stage, round_)
 
     def move_rows() -> None:
@@ -226,6 +226,23 @@ def rerun(
     run_experiment(settings, workspace, workers=workers, as_json=as_json, first=move_rows)
 
 
+def _require_no_search(settings: Experiment) -> None:
+    """Refuse the run of a search, whose test split has to stay unseen.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if settings.search_of is not None:
+        raise ConfigError(
+            "the run of a search is no run by itself: it would be scored on the test split, which "
+            "the search keeps for its confirmation",
+            got=settings.experiment_id,
+            expected="a run of `sdcore run`",
+            where=f"the search of {settings.search_of}",
+            fix="`sdcore design FILE` continues it",
+        )
+
+
 def run_experiment(
     settings: Experiment,
     root: Path,
@@ -239,15 +256,7 @@ def run_experiment(
     Raises:
         ConfigError: it is a search's run, whose test split has to stay unseen.
     """
-    if settings.search_of is not None:
-        raise ConfigError(
-            "the run of a search is no run by itself: it would be scored on the test split, which "
-            "the search keeps for its confirmation",
-            got=settings.experiment_id,
-            expected="a run of `sdcore run`",
-            where=f"the search of {settings.search_of}",
-            fix="`sdcore design FILE` continues it",
-        )
+    _require_no_search(settings)
     start = time.perf_counter()
     with served(root) as ready:
         from flows.compare_contexts import compare_contexts

@@ -221,14 +221,14 @@ class Experiment(Settings):
                     f"training.steps_per_round exceeds the {rollouts} rollouts per round of "
                     f"conditions.{name}"
                 )
-            refused = condition.refuses_lag(self.sampling.temperature)
+            refused = condition.refuses_lag(self.sampling)
             if self.training.lag and refused:
                 raise ValueError(
                     f"training.lag = 1 gives conditions.{name} a wrong gradient, because of "
                     f"{refused}: change one of the two"
                 )
-            steps, temperature = self.training.steps_per_round, self.sampling.temperature
-            if refused := condition.refuses_rollouts(steps, temperature):
+            steps = self.training.steps_per_round
+            if refused := condition.refuses_rollouts(steps, self.sampling):
                 raise ValueError(
                     f"conditions.{name}: {refused} gives its loss a wrong gradient: change one of "
                     "the two"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from sdcore.config.base import NAMES_CODE, Settings, by_name
+from sdcore.config.sampling import SamplingConfig
 from sdcore.config.weightings import WEIGHTINGS, Weighting, WeightingEntry, WeightingSettings
 from sdcore.errors import ConfigError
 from sdcore.registry import Entry, Registry, about
@@ -64,20 +65,16 @@ class ConditionSettings(Settings):
         """Name of the context in the teacher's prompt; None if the teacher needs no prompt."""
         return getattr(self, "context", None)
 
-    def refuses_lag(self, temperature: float) -> str:
-        """Return why rollouts of older weights would give a wrong gradient; empty if they do not.
-
-        Args:
-            temperature: of sampling.
-        """
+    def refuses_lag(self, sampling: SamplingConfig) -> str:
+        """Return why rollouts of older weights give a wrong gradient; empty if they do not."""
         return ""
 
-    def refuses_rollouts(self, steps: int, temperature: float) -> str:
+    def refuses_rollouts(self, steps: int, sampling: SamplingConfig) -> str:
         """Return which setting makes the rollouts of a round give a wrong gradient; empty if none.
 
         Args:
             steps: per round, all on its rollouts.
-            temperature: of sampling.
+            sampling: of the rollouts.
         """
         return ""
 
@@ -137,18 +134,23 @@ class DistillConfig(ConditionSettings):
         """Name of the objective in reports."""
         return "self-distillation"
 
-    def refuses_lag(self, temperature: float) -> str:
+    def refuses_lag(self, sampling: SamplingConfig) -> str:
         """The policy gradient is that of the divergence on rollouts of the same weights only."""
         return "divergence = policy_gradient" if self.divergence == "policy_gradient" else ""
 
-    def refuses_rollouts(self, steps: int, temperature: float) -> str:
-        """The policy gradient needs rollouts of the weights and the temperature in the loss."""
+    def refuses_rollouts(self, steps: int, sampling: SamplingConfig) -> str:
+        """The policy gradient needs rollouts of the very distribution in the loss."""
         if self.divergence != "policy_gradient":
             return ""
         if steps > 1:
             return f"training.steps_per_round = {steps}"
-        if temperature != self.temperature:
-            return f"sampling.temperature = {temperature:g}, which is {self.temperature:g} in it,"
+        if sampling.temperature != self.temperature:
+            return (
+                f"sampling.temperature = {sampling.temperature:g}, which is {self.temperature:g} "
+                "in it,"
+            )
+        if sampling.top_p < 1:
+            return f"sampling.top_p = {sampling.top_p:g}, which leaves out tokens that it counts,"
         return ""
 
     @property
@@ -180,8 +182,9 @@ class GrpoConfig(ConditionSettings):
         "token", description="average over tokens, or over sequences of their means over tokens"
     )
 
-    def refuses_lag(self, temperature: float) -> str:
+    def refuses_lag(self, sampling: SamplingConfig) -> str:
         """The ratio is at the sampling temperature, the sampler's log-probs are at 1."""
+        temperature = sampling.temperature
         return f"sampling.temperature = {temperature:g}" if temperature != 1 else ""
 
     @property

@@ -34,10 +34,10 @@ SAME = (
 
 
 @pytest.fixture(scope="module")
-def workspaces(tmp_path_factory):
-    """A run that was extended, with its tables before; and one that had everything at its start."""
+def extended(tmp_path_factory):
+    """The workspace of a run that was extended, and its tables before."""
     folder = tmp_path_factory.mktemp("extending")
-    file, whole = folder / "extended.toml", folder / "whole" / "extended.toml"
+    file = folder / "extended.toml"
     file.write_text(FILE)
     sdcore("run", file, "--workspace", folder / "runs")
     before = tables(folder / "runs")
@@ -46,10 +46,12 @@ def workspaces(tmp_path_factory):
     assert refused.returncode == 1 and "--extend` adds step_aligned, seed 3" in refused.stderr
     said = sdcore("run", file, "--extend", "--workspace", folder / "runs").stderr
     assert "added to extended-" in said and "step_aligned, seed 3" in said
-    whole.parent.mkdir()
-    whole.write_text(file.read_text())
-    sdcore("run", whole, "--workspace", folder / "whole")
-    return folder / "runs", before, folder / "whole"
+    return folder / "runs", before
+
+
+def page(workspace):
+    (path,) = (workspace / "reports").glob("extended-*.html")
+    return path.read_text("utf-8")
 
 
 def comparable(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
@@ -57,25 +59,30 @@ def comparable(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
     return frame.select(*keys, *columns).sort(keys)
 
 
-def test_an_extended_run_ends_as_one_that_had_it_all_at_its_start(workspaces):
-    extended, whole = (tables(workspaces[place]) for place in (0, 2))
-    assert extended["experiments"].height == 1
+@pytest.mark.night
+def test_an_extended_run_ends_as_one_that_had_it_all_at_its_start(extended, tmp_path):
+    file = tmp_path / "extended.toml"
+    file.write_text((extended[0].parent / "extended.toml").read_text())
+    sdcore("run", file, "--workspace", tmp_path)
+    found, whole = tables(extended[0]), tables(tmp_path)
+    assert found["experiments"].height == 1
     for name, columns in {
         "rollouts": ("text", "correct", "sampling_seed"),
         "updates": ("loss", "grad_norm"),
         "problem_scores": ("avg_at_k",),
         "comparisons": ("difference", "low", "high"),
     }.items():
-        found, expected = (comparable(run[name], *columns) for run in (extended, whole))
-        assert found.equals(expected) and len(found), name
-    assert {*extended["updates"].select("condition", "seed").rows()} == {
+        left, right = (comparable(run[name], *columns) for run in (found, whole))
+        assert left.equals(right) and len(left), name
+    assert "Added after the start" not in page(tmp_path)
+
+
+def test_what_is_missing_is_trained_and_what_was_there_is_not_done_again(extended):
+    runs, before = extended
+    after = tables(runs)
+    assert {*after["updates"].select("condition", "seed").rows()} == {
         (condition, seed) for condition in ("reference", "step_aligned") for seed in (0, 3)
     }
-
-
-def test_what_was_there_is_not_done_again(workspaces):
-    runs, before, _ = workspaces
-    after = tables(runs)
     for name in ("rollouts", "updates", "policies", "scores", "critiques"):
         assert before[name].join(after[name], on=before[name].columns, nulls_equal=True).height == (
             before[name].height
@@ -83,8 +90,8 @@ def test_what_was_there_is_not_done_again(workspaces):
 
 
 @pytest.mark.night
-def test_the_file_as_it_was_continues_the_run_and_changes_nothing(workspaces):
-    runs = workspaces[0]
+def test_the_file_as_it_was_continues_the_run_and_changes_nothing(extended):
+    runs = extended[0]
     before, logged = tables(runs), metrics(runs)
     file = runs.parent / "extended.toml"
     now = file.read_text()
@@ -98,8 +105,5 @@ def test_the_file_as_it_was_continues_the_run_and_changes_nothing(workspaces):
     assert all(before[name].equals(tables(runs)[name]) for name in before)
 
 
-def test_the_page_says_what_was_added(workspaces):
-    (page,) = (workspaces[0] / "reports").glob("extended-*.html")
-    assert "Added after the start</dt><dd>step_aligned, seed 3" in page.read_text("utf-8")
-    (page,) = (workspaces[2] / "reports").glob("extended-*.html")
-    assert "Added after the start" not in page.read_text("utf-8")
+def test_the_page_says_what_was_added(extended):
+    assert "Added after the start</dt><dd>step_aligned, seed 3" in page(extended[0])

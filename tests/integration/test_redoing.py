@@ -38,7 +38,8 @@ from tests.helpers.tiny import flip
 pytestmark = pytest.mark.usefixtures("prefect")
 
 
-@pytest.mark.parametrize("rollouts", [pytest.param(40, marks=pytest.mark.night), 200])
+@pytest.mark.night  # by day, tests/faults/test_points.py kills a run
+@pytest.mark.parametrize("rollouts", [40, 200])
 def test_killed_and_started_again_it_ends_as_if_never_interrupted(finished, tmp_path, rollouts):
     process = start("run", QUICKSTART, *SMALL, "--workspace", tmp_path)
     wait_for(process, lambda: count(tmp_path, "rollouts") >= rollouts)
@@ -62,6 +63,7 @@ def test_rounds_without_a_checkpoint_are_made_again(tmp_path, updates):
     assert_same(killed, tmp_path / "whole")
 
 
+@pytest.mark.night
 def test_a_lost_checkpoint_is_trained_again_from_the_one_before(finished, tmp_path):
     workspace = shutil.copytree(finished[0], tmp_path / "copy")
     shutil.rmtree(next(workspace.glob("checkpoints/*/reference/seed-3/round-0002")))

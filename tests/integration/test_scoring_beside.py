@@ -150,7 +150,8 @@ def test_a_policy_is_trained_while_a_server_scores_it(folder, whole, marked, tmp
     assert_same(tmp_path, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=NIGHT)])
+@NIGHT
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_between_a_round_and_its_score_loses_neither(
     folder, whole, marked, tmp_path, number
 ):

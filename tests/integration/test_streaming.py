@@ -109,6 +109,7 @@ def test_the_rows_are_those_of_a_critic_that_waits_for_all_rollouts(place, strea
     assert [name for name in STAGES if not after[name].equals(streamed[name])] == []
 
 
+@pytest.mark.night
 def test_a_round_that_fails_after_half_of_it_pays_for_no_critique_twice(place, streamed):
     folder, asked = place
     (folder / "fails").touch()

@@ -173,6 +173,7 @@ def test_too_long_a_request_is_refused_in_vllms_words(running):
         engine.generate(REQUESTS[:1], SamplingConfig(max_new_tokens=600))
 
 
+@pytest.mark.night
 @needs_vllm
 @pytest.mark.slow
 def test_a_server_killed_in_the_middle_costs_the_unfinished_requests_only(running, folders):

@@ -297,11 +297,12 @@ def test_a_critic_is_needed_where_a_context_is_made_of_critiques():
         load_experiment(QUICKSTART, [*others, "critic={kind='llm', model='m', fallback='theirs'}"])
 
 
-def test_a_policy_gradient_needs_rollouts_of_its_weights_and_temperature():
+def test_a_policy_gradient_needs_rollouts_of_the_very_distribution():
     gradient = "conditions.reference.divergence=policy_gradient"
     refused = {
         "training.steps_per_round=2": r"conditions.reference: training.steps_per_round = 2",
         "sampling.temperature=0.7": r"conditions.reference: sampling.temperature = 0.7, which is 1",
+        "sampling.top_p=0.9": r"conditions.reference: sampling.top_p = 0.9, which leaves out",
     }
     for override, message in refused.items():
         assert load_experiment(QUICKSTART, [override])
