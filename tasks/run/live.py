@@ -31,7 +31,7 @@ from sdcore.planning.memory import auto_tokens, logit_bytes, optimizer_bytes
 from sdcore.planning.serving import starts_server
 from sdcore.planning.shapes import Shape
 from sdcore.system import gpus
-from sdcore.system.memory import free_bytes
+from sdcore.system.memory import free_bytes, give_back
 from sdcore.training import checkpoints
 from sdcore.training.head import unwrap_peft
 from sdcore.training.trainer import Trainer
@@ -102,11 +102,13 @@ class LiveModels:
         """
         live = self.trainer(run, round_)
         self._live = None
+        give_back()  # what the sampler has freed
         yield live
         self._live = run.key(), round_ + 1, live
 
     def engine(self, run: ConditionRun, round_: int, policy_id: str) -> Engine:
         """The sampling engine with the weights of a policy loaded."""
+        give_back()  # what the trainer has freed
         sampler = self.sampler(run)
         if self._sampled != (sampler, policy_id):
             self._sampled = None

@@ -26,6 +26,7 @@ learning_rate = 0.005
 """
 
 
+@pytest.mark.night
 def test_a_collapse_ends_a_condition_at_its_last_good_checkpoint_and_a_resumed_run_too(tmp_path):
     file, workspace = tmp_path / "collapsing.toml", tmp_path / "runs"
     file.write_text(COLLAPSING, "utf-8")

@@ -209,6 +209,7 @@ def test_a_tied_head_needs_a_restart_on_cpus(running, folders):
     assert "a head that is tied to the embedding" in log.read_text()
 
 
+@pytest.mark.night
 @needs_vllm
 @pytest.mark.slow
 def test_new_weights_are_read_without_a_restart(tmp_path):
