@@ -203,7 +203,8 @@ def rerun(
 
     store = open_store(workspace)
     settings = stored_experiment(store, run)
-    _require_no_search(settings)  # and the stage: before the seconds that servers take to start
+    # Refused here, before the seconds that servers take to start.
+    _require_no_search(settings)
     require_stage(store, settings, condition, seed, stage, round_)
 
     def move_rows() -> None:

@@ -44,7 +44,7 @@ def extended(tmp_path_factory):
     file.write_text(FILE.replace("[0]", "[0, 3]") + MORE)
     refused = sdcore("run", file, "--workspace", folder / "runs", check=False)
     assert refused.returncode == 1 and "--extend` adds step_aligned, seed 3" in refused.stderr
-    said = sdcore("run", file, "--extend", "--workspace", folder / "runs").stderr
+    said = sdcore("run", file, "--extend", "--workers", 2, "--workspace", folder / "runs").stderr
     assert "added to extended-" in said and "step_aligned, seed 3" in said
     return folder / "runs", before
 
