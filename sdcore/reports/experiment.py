@@ -226,7 +226,7 @@ def _comparisons(rows: pl.DataFrame, by_seed: pl.DataFrame) -> list[Values]:
             budget=row["budget"],
         )
         seeds = [
-            f"{seed}: {100 * difference:+.1f}".replace("-", "−")
+            f"{seed}: {100 * difference:+z.1f}".replace("-", "−")
             for seed, difference in mine.sort("seed").select("seed", "difference").iter_rows()
         ]
         pairs.setdefault((row["condition"], row["baseline"]), {})[row["budget"]] = _difference_cell(

@@ -121,7 +121,7 @@ def _signals(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _signed(points: float) -> str:
-    return f"{points:+.1f}"
+    return f"{points:+z.1f}"
 
 
 def _percent(name: str) -> pl.Expr:
@@ -130,12 +130,12 @@ def _percent(name: str) -> pl.Expr:
 
 def _points(name: str, low: str | None = None, high: str | None = None) -> pl.Expr:
     low, high = low or f"{name}_low", high or f"{name}_high"
-    return _text(name, low, high, 100, "{:+.1f}", "{:+.1f} to {:+.1f}")
+    return _text(name, low, high, 100, "{:+z.1f}", "{:+z.1f} to {:+z.1f}")
 
 
 def _interval(name: str) -> pl.Expr:
     low, high = name.replace("mean", "low"), name.replace("mean", "high")
-    return _text(name, low, high, 1, "{:+.3f}", "{:+.3f} to {:+.3f}")
+    return _text(name, low, high, 1, "{:+z.3f}", "{:+z.3f} to {:+z.3f}")
 
 
 def _text(name: str, low: str, high: str, scale: float, value: str, interval: str) -> pl.Expr:

@@ -193,7 +193,7 @@ def _about_branches(name: str, rows: Measured) -> Iterator[Prospect]:
     gain = "No gain is shown at the first wrong step."
     if at is not None and at["low"] > 0:
         points = 100 * (1 - rows["student"]["value"]) * at["value"]
-        gain = f"Learning it at the first wrong step brings about {points:+.0f} points at most."
+        gain = f"Learning it at the first wrong step brings about {points:+z.0f} points at most."
     yield Prospect(
         "tokens to learn from",
         f"Where {name} disagrees with a token of a wrong rollout, its preferred token was forced "

@@ -18,7 +18,7 @@ SAME = {"paper-1gpu": "paper"}  # files that differ in their use of memory only
 # With what other tests run; gsm8k-critic has the source of gsm8k.
 ALIKE = {
     *SAME, "gsm8k", "laptop-long", "laptop-rates", "predict", "quickstart", "quickstart-rates",
-    "tokens",
+    "tokens", "weightings",
 }  # fmt: skip
 
 

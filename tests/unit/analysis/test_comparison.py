@@ -309,6 +309,16 @@ def test_a_value_without_an_interval_is_printed_alone(store):
     assert cells["before first error"] == "+0.150"
 
 
+def test_what_rounds_to_zero_has_no_minus_sign(store):
+    tables = printed_tables(store)
+    for name in ("comparisons", "seed_differences"):
+        tables[name] = tables[name].with_columns(difference=pl.lit(-0.0004))
+    parts = dict(printing.printable(**tables))
+    (pairs,) = [frame for title, frame in parts.items() if "equal epochs" in title]
+    (pair,) = pairs.filter(pair="step_aligned − reference").to_dicts()
+    assert pair["difference"].startswith("+0.0 (") and pair["by seed"] == "0: +0.0, 1: +0.0"
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """The same run once more under another name, with perfect scores and soon stopped."""
