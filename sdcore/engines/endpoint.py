@@ -15,7 +15,7 @@ from sdcore.keys import Key, redacted
 from sdcore.models.weight_files import ADAPTER_FILE, FULL_FILE
 
 SHOWN = 500  # characters of an answer, in an error
-LONGEST = 3600.0  # seconds that one answer may take
+LONGEST = 3600.0  # seconds without a byte of an answer
 
 
 class Unavailable(EngineError):

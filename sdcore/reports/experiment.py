@@ -15,7 +15,7 @@ from sdcore.config import Experiment, as_toml
 from sdcore.errors import DataError
 from sdcore.reports import heatmaps, plots
 from sdcore.reports.html import Cell, cell, render_page
-from sdcore.reports.printing import BUDGETS, covered
+from sdcore.reports.printing import BUDGETS, checkpoint_choices, covered
 from sdcore.store.database import Store
 from sdcore.store.sql_views import OBJECTION
 
@@ -175,7 +175,7 @@ def _results(store: Store, experiment: Experiment, names: list[str]) -> Values:
             {"condition": row["condition"], "gain": _gain(row), "note": row["note"]}
             for row in chosen.to_dicts()
         ],
-        "result_blocks": [_block(name, summary) for name in _BLOCKS],
+        "result_blocks": [_block(name, summary) for name in checkpoint_choices(summary)],
         "budgets": BUDGETS,
         "comparisons": _comparisons(compared, by_seed),
         "added": _added(store, experiment),

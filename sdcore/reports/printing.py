@@ -30,12 +30,13 @@ def printable(
         yield "WARNING", warnings
     if len(trials):
         yield f"trials, chosen on validation; {trial_counts(trials)}", _trials(trials)
-    for checkpoint, title in _CHECKPOINTS.items():
+    for checkpoint in checkpoint_choices(summary):
         rows = summary.filter(pl.col("checkpoint").is_in(["untrained", checkpoint]))
         if len(rows):
-            yield f"{title}; intervals cover {covered(rows)}", _scores(rows)
-    for budget, title in BUDGETS.items():
-        rows = comparisons.filter(budget=budget, metric="avg_at_k")
+            yield f"{_CHECKPOINTS[checkpoint]}; intervals cover {covered(rows)}", _scores(rows)
+    compared = comparisons.filter(metric="avg_at_k")
+    for budget, title in _budgets(compared).items():
+        rows = compared.filter(budget=budget)
         if len(rows):
             seeds = seed_differences.filter(budget=budget, metric="avg_at_k")
             yield (
@@ -48,6 +49,16 @@ def printable(
             "for the policies of these seeds",
             _signals(signals),
         )
+
+
+def checkpoint_choices(summary: pl.DataFrame) -> list[str]:
+    """Return the ways of choosing checkpoints; the second one only where it makes a difference.
+
+    It makes none where each condition has one scored checkpoint.
+    """
+    choices = list(_CHECKPOINTS)
+    first, second = (summary.filter(checkpoint=each).drop("checkpoint") for each in choices)
+    return choices[:1] if first.equals(second) else choices
 
 
 def covered(rows: pl.DataFrame) -> str:
@@ -108,6 +119,15 @@ def _differences(rows: pl.DataFrame, seeds: pl.DataFrame) -> pl.DataFrame:
         pl.col("by seed").fill_null(""),
         *caveat,
     )
+
+
+def _budgets(compared: pl.DataFrame) -> dict[str, str]:
+    """Titles by budget; one for both where all conditions have sampled as many tokens."""
+    shown = ("condition", "baseline", "difference", "low", "high", "caveat")
+    epochs, tokens = (compared.filter(budget=budget).select(shown) for budget in BUDGETS)
+    if epochs.equals(tokens):
+        return {"epochs": " and ".join(BUDGETS.values())}
+    return BUDGETS
 
 
 def _signals(rows: pl.DataFrame) -> pl.DataFrame:

@@ -107,7 +107,7 @@ def test_with_one_seed_every_interval_says_so(tmp_path):
     covers = summary.filter(pl.col("condition") != "base")["covers"]
     assert set(covers) == {"problems, within this seed only"}
     titles = [title for title, _ in printing.printable(**printed_tables(store))]
-    assert sum("within this seed only" in title for title in titles) == 4
+    assert sum("within this seed only" in title for title in titles) == 3
 
 
 def test_a_condition_that_trained_nothing_is_named_and_never_compared(tmp_path):
@@ -317,6 +317,25 @@ def test_what_rounds_to_zero_has_no_minus_sign(store):
     (pairs,) = [frame for title, frame in parts.items() if "equal epochs" in title]
     (pair,) = pairs.filter(pair="step_aligned − reference").to_dicts()
     assert pair["difference"].startswith("+0.0 (") and pair["by seed"] == "0: +0.0, 1: +0.0"
+
+
+def test_the_optimistic_table_is_left_out_where_it_says_the_same(store):
+    """As where a single checkpoint is scored."""
+    summary = printed_tables(store)["summary"]
+    assert printing.checkpoint_choices(summary) == ["validation", "optimistic"]
+    chosen = summary.filter(pl.col("checkpoint") != "optimistic")
+    twice = chosen.filter(checkpoint="validation").with_columns(checkpoint=pl.lit("optimistic"))
+    assert printing.checkpoint_choices(pl.concat([chosen, twice])) == ["validation"]
+
+
+def test_two_budgets_with_the_same_differences_are_one_table(store):
+    tables = printed_tables(store)
+    (title,) = [title for title, _ in printing.printable(**tables) if "difference" in title]
+    assert "at equal epochs and equal sampled tokens, points" in title
+    of_tokens = pl.when(budget="tokens").then(0.5).otherwise("difference")
+    tables["comparisons"] = tables["comparisons"].with_columns(difference=of_tokens)
+    titles = [title for title, _ in printing.printable(**tables) if "difference" in title]
+    assert ["at equal epochs," in titles[0], "at equal sampled tokens," in titles[1]] == [True] * 2
 
 
 @pytest.fixture(scope="module")
