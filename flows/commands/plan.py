@@ -199,7 +199,7 @@ def _lines(planned: Plan, workers: int) -> list[str]:
         f"teacher's of {planned.lengths.shown:.0f}.",
         f"Memory of the fullest device: {memory.total / gib:.1f} of {machine.memory / gib:.0f} GiB "
         f"({parts}), with micro-batches of at most {planned.tokens_per_microbatch:,} tokens. "
-        f"Checkpoints that stay: {amount(planned.kept)}B.",
+        f"{_holes(planned)}Checkpoints that stay: {amount(planned.kept)}B.",
         *_sampler(planned),
         f"Bound by {planned.bound}.",
         f"One more worker would bring {planned.second_worker}."
@@ -209,6 +209,12 @@ def _lines(planned: Plan, workers: int) -> list[str]:
         *(f"Does not fit: {line}" for line in planned.misfits),
         *([] if planned.misfits else ["It fits."]),
     ]
+
+
+def _holes(planned: Plan) -> str:
+    if planned.machine.gpu:
+        return ""
+    return f"The allocator's holes may add up to {planned.memory.holes / GIB:.1f} GiB. "
 
 
 def _sampler(planned: Plan) -> list[str]:

@@ -35,7 +35,9 @@ CHUNK = {False: 1 << 22, True: 1 << 26}  # elements of a buffer of logits, witho
 HELD = 1 << 29  # elements of the gradients by the logits that a GPU holds for a trained head
 TILE = 128  # rows that a chunk of logits has at least, and on a GPU a multiple of which
 BUFFERS = 6  # of float32 logits that PyTorch's way has alive at a time
-SPARE = 0.9  # share of the free memory that `auto` fills: the allocator leaves holes
+HOLES = 1.1  # bytes that glibc holds beside each byte of activations, at most: see the README
+SPARE = {False: 1 / (1 + HOLES), True: 0.9}
+"""Share of the free memory that `auto` fills, without and with a GPU: allocators leave holes."""
 LEAST_TOKENS = 1024  # of a micro-batch where it is `auto`
 
 
@@ -63,6 +65,11 @@ class Memory:
     def total(self) -> float:
         """Everything at the fullest moment; in a process sampling and training take turns."""
         return self.stays + max(self.activations, self.batch)
+
+    @property
+    def holes(self) -> float:
+        """Return what glibc may hold beside it on a CPU: memory freed between tensors in use."""
+        return HOLES * self.activations
 
     @property
     def stays(self) -> float:
@@ -162,7 +169,7 @@ def auto_tokens(
         The largest power of two whose positions fit, so that a little more or less free memory
         changes nothing; from `LEAST_TOKENS` to `MOST_TOKENS`.
     """
-    room = SPARE * free - chunk_bytes(training, dtype, shape, per_logit, gpu=gpu)
+    room = SPARE[gpu] * free - chunk_bytes(training, dtype, shape, per_logit, gpu=gpu)
     fitting = max(LEAST_TOKENS, room / token_bytes(training, dtype, shape))
     return min(MOST_TOKENS, 1 << int(log2(fitting)))
 
@@ -207,7 +214,7 @@ def cache_room(
             another one. Where `tokens_per_microbatch` is `auto`, its activations get half of what
             is left.
     """
-    left = SPARE * free - fixed_bytes(experiment, shape)
+    left = SPARE[True] * free - fixed_bytes(experiment, shape)
     if beside is None:
         return left
     left -= beside.stays

@@ -21,6 +21,13 @@ def test_a_plan_is_printed():
     assert "656,896 parameters" in lines and "stated defaults" in lines and "It fits." in lines
 
 
+def test_a_plan_for_a_cpu_says_what_holes_may_add():
+    """1.1 times the activations, which are 4.8 GiB."""
+    on_cpu = " ".join(printed("laptop", "--machine", "cpu").split())
+    assert "activations 4.8" in on_cpu and "holes may add up to 5.3 GiB" in on_cpu
+    assert "holes" not in printed("laptop", "--machine", "h100x8")
+
+
 def test_a_plan_as_json_adds_up():
     made = json.loads(printed("laptop", "--machine", "h100x8", "--json"))
     stages = made["stages"].values()
