@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 class Elements(HTMLParser):
     """Collects tags with their attributes, ids, and tags that were never closed."""
 
-    VOID = ("meta", "link", "br", "img", "path", "use", "rect")
+    VOID = ("meta", "link", "br", "wbr", "img", "path", "use", "rect")
 
     def __init__(self, page):
         super().__init__()
