@@ -23,6 +23,10 @@ from sdcore.planning.placement import described, placements
 
 app = typer.Typer()
 LONG = 3600.0  # seconds; a run that takes longer is announced
+TIGHT = (
+    "Memory: it fits only if the allocator leaves few holes. Lower training.tokens_per_microbatch, "
+    'or set it to "auto", which counts with them.'
+)
 
 
 @app.command()
@@ -106,7 +110,7 @@ def planned_on(
 
 
 def announce(settings: Experiment) -> None:
-    """Say in one line what a run takes that takes more than an hour, or that does not fit."""
+    """Say in one line what a run takes that takes more than an hour, or that may not fit."""
     from sdcore.models.folders import SMOKE
     from sdcore.planning import machines
 
@@ -120,6 +124,8 @@ def announce(settings: Experiment) -> None:
     if planned.misfits:
         more = " (`sdcore plan` shows all)" if len(planned.misfits) > 1 else ""
         notes.print(f"May not fit: {planned.misfits[0]}{more}", soft_wrap=True, markup=False)
+    elif planned.tight:
+        notes.print(TIGHT, soft_wrap=True, markup=False)
     if planned.whole.seconds > LONG:
         price = f", {planned.whole.price:,.2f} for the critic" if planned.whole.price else ""
         notes.print(
@@ -148,6 +154,7 @@ def as_dict(planned: Plan, workers: int) -> dict[str, object]:
         "use": planned.use,
         "price": planned.whole.price,
         "memory": asdict(planned.memory) | {"total": planned.memory.total},
+        "holes": planned.holes,
         "tokens_per_microbatch": planned.tokens_per_microbatch,
         "checkpoints_kept": planned.kept,
         "fits": not planned.misfits,
@@ -192,6 +199,8 @@ def _row(planned: Plan, name: str, cost: Cost) -> dict[str, object]:
 def _lines(planned: Plan, workers: int) -> list[str]:
     memory, machine, gib = planned.memory, planned.machine, GIB
     parts = ", ".join(f"{name} {size / gib:.1f}" for name, size in asdict(memory).items())
+    most = f"The allocator's holes may add up to {planned.holes / gib:.1f} GiB. "
+    holes = most if planned.holes else ""
     return [
         f"Model: {planned.shape.parameters:,} parameters. Machine: {machine.name} "
         f"({machine.source}).",
@@ -199,7 +208,7 @@ def _lines(planned: Plan, workers: int) -> list[str]:
         f"teacher's of {planned.lengths.shown:.0f}.",
         f"Memory of the fullest device: {memory.total / gib:.1f} of {machine.memory / gib:.0f} GiB "
         f"({parts}), with micro-batches of at most {planned.tokens_per_microbatch:,} tokens. "
-        f"{_holes(planned)}Checkpoints that stay: {amount(planned.kept)}B.",
+        f"{holes}Checkpoints that stay: {amount(planned.kept)}B.",
         *_sampler(planned),
         f"Bound by {planned.bound}.",
         f"One more worker would bring {planned.second_worker}."
@@ -207,14 +216,8 @@ def _lines(planned: Plan, workers: int) -> list[str]:
         else f"With {workers} workers: {duration(planned.seconds_with(workers))}, devices used "
         f"{planned.use_with(workers):.0%} of the time.",
         *(f"Does not fit: {line}" for line in planned.misfits),
-        *([] if planned.misfits else ["It fits."]),
+        *([] if planned.misfits else [TIGHT if planned.tight else "It fits."]),
     ]
-
-
-def _holes(planned: Plan) -> str:
-    if planned.machine.gpu:
-        return ""
-    return f"The allocator's holes may add up to {planned.memory.holes / GIB:.1f} GiB. "
 
 
 def _sampler(planned: Plan) -> list[str]:

@@ -15,7 +15,7 @@ from sdcore.keys import Key, redacted
 from sdcore.models.weight_files import ADAPTER_FILE, FULL_FILE
 
 SHOWN = 500  # characters of an answer, in an error
-LONGEST = 3600.0  # seconds without a byte of an answer
+QUIET = 3600.0  # seconds without a byte of an answer
 
 
 class Unavailable(EngineError):
@@ -40,7 +40,7 @@ class Endpoint:
                 base_url=url,
                 transport=server.transport() if server else None,
                 headers={"Authorization": f"Bearer {key.text}"} if key else {},
-                timeout=httpx.Timeout(10, read=LONGEST, pool=None),
+                timeout=httpx.Timeout(10, read=QUIET, pool=None),
                 limits=NO_LIMITS,
                 trust_env=follows_environment(httpx.URL(url)),
             )

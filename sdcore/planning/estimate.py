@@ -10,6 +10,7 @@ from sdcore.config import ConditionSettings, Experiment, LlmCriticConfig
 from sdcore.planning.lengths import Lengths
 from sdcore.planning.machines import Machine
 from sdcore.planning.memory import (
+    HOLES,
     Memory,
     allowed_tokens,
     batch_rows,
@@ -121,6 +122,16 @@ class Plan:
     def tokens_per_microbatch(self) -> int:
         """Most positions of a micro-batch, also where the setting is `auto`."""
         return allowed_tokens(self.experiment, self.shape, self.machine, self.memory)
+
+    @property
+    def holes(self) -> float:
+        """Bytes that glibc may hold beside `memory` on a CPU: freed ones between tensors in use."""
+        return 0.0 if self.machine.gpu else HOLES * self.memory.activations
+
+    @property
+    def tight(self) -> bool:
+        """Whether it fits only if the allocator leaves few holes."""
+        return not self.misfits and self.memory.total + self.holes > self.machine.memory
 
     @property
     def device_seconds(self) -> float:

@@ -35,7 +35,7 @@ CHUNK = {False: 1 << 22, True: 1 << 26}  # elements of a buffer of logits, witho
 HELD = 1 << 29  # elements of the gradients by the logits that a GPU holds for a trained head
 TILE = 128  # rows that a chunk of logits has at least, and on a GPU a multiple of which
 BUFFERS = 6  # of float32 logits that PyTorch's way has alive at a time
-HOLES = 1.1  # bytes that glibc holds beside each byte of activations, at most: see the README
+HOLES = 1.15  # bytes that glibc holds beside each byte of activations, at most: see the README
 SPARE = {False: 1 / (1 + HOLES), True: 0.9}
 """Share of the free memory that `auto` fills, without and with a GPU: allocators leave holes."""
 LEAST_TOKENS = 1024  # of a micro-batch where it is `auto`
@@ -65,11 +65,6 @@ class Memory:
     def total(self) -> float:
         """Everything at the fullest moment; in a process sampling and training take turns."""
         return self.stays + max(self.activations, self.batch)
-
-    @property
-    def holes(self) -> float:
-        """Return what glibc may hold beside it on a CPU: memory freed between tensors in use."""
-        return HOLES * self.activations
 
     @property
     def stays(self) -> float:

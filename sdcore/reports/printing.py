@@ -122,7 +122,7 @@ def _differences(rows: pl.DataFrame, seeds: pl.DataFrame) -> pl.DataFrame:
 
 
 def _budgets(compared: pl.DataFrame) -> dict[str, str]:
-    """Titles by budget; one for both where all conditions have sampled as many tokens."""
+    """Titles by budget; one for both where they give the same differences."""
     shown = ("condition", "baseline", "difference", "low", "high", "caveat")
     epochs, tokens = (compared.filter(budget=budget).select(shown) for budget in BUDGETS)
     if epochs.equals(tokens):

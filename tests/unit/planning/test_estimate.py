@@ -92,6 +92,20 @@ def test_memory_is_within_15_percent_of_a_finished_run(name, overrides, gib):
     assert of_the_file(name, CPU, overrides).memory.total / GIB == pytest.approx(gib, rel=0.15)
 
 
+def test_a_plan_is_tight_where_only_the_allocators_holes_do_not_fit():
+    """7.4 GiB and holes of 5.6, 1.15 times the activations."""
+    roomy, tight, small = (
+        of_the_file("laptop", replace(CPU, memory=gib * GIB)) for gib in (13, 12, 7)
+    )
+    assert roomy.holes == pytest.approx(1.15 * roomy.memory.activations)
+    assert [each.tight for each in (roomy, tight, small)] == [False, True, False]
+    assert [bool(each.misfits) for each in (roomy, tight, small)] == [False, False, True]
+    auto = ["training.tokens_per_microbatch=auto"]
+    assert not of_the_file("laptop", replace(CPU, memory=12 * GIB), auto).tight
+    on_gpus = of_the_file("laptop", named("h100x8"))
+    assert (on_gpus.holes, on_gpus.tight) == (0, False)
+
+
 def test_the_engines_batch_is_named_where_it_is_what_does_not_fit():
     sampling = {"batch_size": 100_000, "max_new_tokens": 2048}
     problems = SOURCE | {"test": 10_000}
